@@ -1,0 +1,1 @@
+"""Scripts that a person runs: data sets, networks, and the experiments of the README."""

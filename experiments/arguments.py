@@ -1,0 +1,123 @@
+"""The arguments of `experiments.one_shot`, all of them checked before anything is done."""
+
+import argparse
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import checkpoints, data
+from experiments.models import MODELS, Spec
+
+METHODS = ("fishleg", "fishleg_start", "magnitude")
+DEFAULT_MODELS = {"digits": "cnn", "mnist": "mlpnet", "cifar10": "resnet20"}
+CLASSIFIERS = [name for name, spec in MODELS.items() if spec.dataset in DEFAULT_MODELS]
+
+
+Parser = Callable[[str], Any]
+
+
+def _checked(convert: Parser, valid: Callable[[Any], bool], expected: str) -> Parser:
+    def parse_one(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return parse_one
+
+
+def one_of(names: Collection[str]) -> Parser:
+    """What reads one of some names, for `argparse`'s `type`."""
+    return _checked(str, lambda name: name in names, f"one of {', '.join(names)}")
+
+
+def comma_list(parse_one: Parser) -> Callable[[str], list]:
+    """What reads a comma-separated list; what is given twice is in it once."""
+    return lambda text: list(dict.fromkeys(parse_one(part.strip()) for part in text.split(",")))
+
+
+at_least_1 = _checked(int, lambda n: n >= 1, "a whole number of at least 1")
+_seed = _checked(int, lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)")
+_sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
+_positive = _checked(float, lambda x: 0 < x < math.inf, "a positive number")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.one_shot",
+        description="Prune a trained network in one shot and compare methods.",
+    )
+    add = parser.add_argument
+    add("--dataset", choices=list(DEFAULT_MODELS), help="default: that of --model, else digits")
+    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
+    add("--model", choices=CLASSIFIERS, help="default: the one that belongs to the data set")
+    add("--checkpoint", type=Path, metavar="FILE", help="trained weights; else it is trained")
+    add(
+        "--method",
+        type=comma_list(one_of(METHODS)),
+        default=["fishleg", "magnitude"],
+        metavar="A,B",
+        help=f"of {', '.join(METHODS)}; default: fishleg,magnitude",
+    )
+    add(
+        "--sparsity",
+        type=comma_list(_sparsity),
+        default=[0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
+        metavar="A,B",
+        help="default: 0.5,0.7,0.8,0.9,0.95,0.98",
+    )
+    add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
+    add("--compensation", choices=["independent", "none"], default="independent")
+    add("--damping", type=_positive, help="default: the library's")
+    add("--examples", type=at_least_1, help="training images that the curvature may see")
+    add("--batch-size", type=at_least_1, help="images in one batch of the curvature")
+    add("--updates", type=at_least_1, help="auxiliary updates of FishLeg; default: the library's")
+    add("--epochs", type=at_least_1, help="of training, without --checkpoint")
+    add("--seed", type=comma_list(_seed), default=[0], metavar="A,B", help="default: 0")
+    add("--out", type=Path, default=Path("results/one_shot"), help="default: results/one_shot")
+    return parser
+
+
+def _spec(args: argparse.Namespace) -> Spec:
+    dataset = args.dataset or (MODELS[args.model].dataset if args.model else "digits")
+    spec = MODELS[args.model or DEFAULT_MODELS[dataset]]
+    if spec.dataset != dataset:
+        fitting = ", ".join(name for name in CLASSIFIERS if MODELS[name].dataset == dataset)
+        raise ValueError(
+            f"--model {spec.name} is for {spec.dataset}, --dataset is {dataset}: use {fitting}"
+        )
+    return spec
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Spec, data.Data, Any]:
+    """Reads and checks the arguments, and everything that they name.
+
+    A bad one ends the program with one line on stderr and exit code 2; until all of them are found
+    good nothing is written.  `--out` exists afterwards.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The arguments, the model, its data set, and the parameters and constants of `--checkpoint`
+        or None.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        spec = _spec(args)
+        loaded = checkpoints.load(args.checkpoint, spec) if args.checkpoint else None
+        split = data.load(spec.dataset, args.data_dir)
+        images = len(split.train[0])
+        if args.examples is not None and args.examples > images:
+            raise ValueError(f"--examples {args.examples}: {spec.dataset} has {images} to train on")
+        args.out.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out {args.out} can't be written: {error.strerror}")
+    return args, spec, split, loaded

@@ -1,0 +1,1 @@
+"""Timings, each a script of its own."""

@@ -1,0 +1,130 @@
+"""Times one auxiliary update of FishLeg against one gradient step on the same batch.
+
+    python -m experiments.benchmarks.auxiliary_step
+    python -m experiments.benchmarks.auxiliary_step --case mlpnet --repeats 50
+
+The gradient step is the jitted loss with its gradient, without an optimizer.  The auxiliary step
+is the jitted `update` of the estimator with its defaults, Fisher product and λ update in one, after
+a whole fit, whose relative residual stands beside it.  The two alternate, and medians are compared.
+Weights are those of the shared folder, and random ones where it has none.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import fishleg_jax as flj
+from experiments import cases, tables
+from experiments.arguments import at_least_1, comma_list, one_of
+from experiments.fitting import fit
+
+CASES = ("mlpnet", "resnet20", "autoencoder")
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - begin
+
+
+def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
+    """Fits an estimator, then times its update and a gradient in turn.
+
+    Args:
+        case: the network and its data.
+        repeats: how often each is timed.
+        updates: of the fit; None for the library's default.
+
+    Returns:
+        The medians in milliseconds, their ratio, and the residual of the fit.
+    """
+    model = case.spec.model
+    estimator = flj.inverse.fishleg(model, **({} if updates is None else {"updates": updates}))
+    key = jax.random.key(0)
+    state = fit(estimator, case.params, case.batches, key=key, name=case.spec.name)
+    gradient = jax.jit(lambda params, batch: jax.value_and_grad(flj.loss, 1)(model, params, batch))
+    update = jax.jit(estimator.update)
+    batch = case.batches[0]
+    pair = (
+        lambda: gradient(case.params, batch),
+        lambda: update(state, case.params, batch, key),
+    )
+    for function in pair:
+        _seconds(function)  # compiles
+    times = [[_seconds(function) for function in pair] for _ in range(repeats)]
+    medians = [1000 * statistics.median(column) for column in zip(*times, strict=True)]
+    return {
+        "case": case.spec.name,
+        "weights": "trained" if case.spec.checkpoint else "random",
+        "batch": len(batch[0]),
+        "gradient_ms": medians[0],
+        "update_ms": medians[1],
+        "ratio": medians[1] / medians[0],
+        "relative_residual": float(state.relative_residual),
+    }
+
+
+def show(rows: Sequence[dict]) -> str:
+    """The measurements as a table."""
+    header = ["case", "weights", "batch", "gradient, ms", "update, ms", "ratio", "residual"]
+    cells = [
+        [
+            row["case"],
+            row["weights"],
+            str(row["batch"]),
+            f"{row['gradient_ms']:.2f}",
+            f"{row['update_ms']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['relative_residual']:.3f}",
+        ]
+        for row in rows
+    ]
+    return tables.table(header, cells)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.auxiliary_step",
+        description="Time an auxiliary update of FishLeg against a gradient step.",
+    )
+    add = parser.add_argument
+    add(
+        "--case",
+        type=comma_list(one_of(CASES)),
+        default=list(CASES),
+        metavar="A,B",
+        help=f"of {', '.join(CASES)}; default: all",
+    )
+    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
+    add("--repeats", type=at_least_1, default=30, help="default: 30")
+    add("--updates", type=at_least_1, help="of the fit before; default: the library's")
+    args = parser.parse_args(argv)
+    try:
+        for name in args.case:
+            cases.check(name, args.data_dir)
+    except ValueError as error:
+        parser.error(str(error))
+    rows = []
+    for name in args.case:
+        case = cases.load(name, train_in=None, data_dir=args.data_dir)
+        rows.append(measure(case, repeats=args.repeats, updates=args.updates))
+    print(show(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

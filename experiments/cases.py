@@ -1,0 +1,95 @@
+"""A trained network with its data, for the experiments that go through several models."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import checkpoints, data, files, training
+from experiments.models import MODELS, Spec, as_batch
+
+
+class Case(NamedTuple):
+    """A network at a point, and training data.
+
+    Attributes:
+        spec: the model.
+        params: its parameters.
+        constants: its constants; may be empty.
+        batches: training examples in batches of the model's usual size.
+    """
+
+    spec: Spec
+    params: Any
+    constants: Any
+    batches: list[tuple]
+
+
+def check(name: str, data_dir: Path | None = None) -> None:
+    """Finds out, without reading them, whether a model's data and checkpoint are there.
+
+    Args:
+        name: a name in `MODELS`.
+        data_dir: see `experiments.data.prepared`.
+
+    Raises:
+        ValueError: the data set or the checkpoint is missing.
+    """
+    spec = MODELS[name]
+    data.check(spec.dataset, data_dir)
+    if spec.checkpoint:
+        files.shared(spec.checkpoint)
+
+
+def curvature_batches(
+    train: data.Arrays, constants: Any, *, examples: int, batch_size: int, seed: int
+) -> list[tuple]:
+    """Random training examples in batches of equal size.
+
+    Args:
+        train: the training inputs and targets.
+        constants: the model's constants; may be empty.
+        examples: at most how many are used: as many as fill whole batches.
+        batch_size: how many are in a batch.
+        seed: which ones are chosen.
+
+    Returns:
+        Batches as the library wants them.
+    """
+    size = min(batch_size, examples)
+    chosen = np.random.default_rng(seed).choice(len(train[0]), examples, replace=False)
+    rows = chosen[: examples // size * size].reshape(-1, size)
+    return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in rows]
+
+
+def load(name: str, *, train_in: Path | None, data_dir: Path | None = None, seed: int = 0) -> Case:
+    """A network at the checkpoint of the shared folder, or one that is trained here.
+
+    Args:
+        name: a name in `MODELS`.
+        train_in: where the weights of a network without a checkpoint are kept once it is trained;
+            None leaves it at its random start.
+        data_dir: see `experiments.data.prepared`.
+        seed: for the training and for the choice of examples.
+
+    Returns:
+        The case.
+
+    Raises:
+        ValueError: the data set or the checkpoint is missing.
+    """
+    spec = MODELS[name]
+    train = data.load(spec.dataset, data_dir).train
+    if spec.checkpoint:
+        params, constants = checkpoints.load(files.shared(spec.checkpoint), spec)
+    elif train_in is None:
+        params, constants = jax.jit(spec.init)(jax.random.key(seed))
+    else:
+        path = train_in / f"{name}_seed{seed}.npz"
+        params, constants = training.trained(spec, train, path, seed=seed)
+    batches = curvature_batches(
+        train, constants, examples=spec.examples, batch_size=spec.batch, seed=seed
+    )
+    return Case(spec, params, constants, batches)

@@ -1,0 +1,82 @@
+"""The pictures."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+from experiments import files  # noqa: E402
+from experiments.tables import select  # noqa: E402
+
+
+def _tidy(axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure, path: Path) -> Path:
+    files.write(path, lambda beside: figure.savefig(beside, dpi=150, facecolor="white"))
+    plt.close(figure)
+    return path
+
+
+def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
+    """Draws accuracy against sparsity, a line for each method, and the dense accuracy.
+
+    Args:
+        path: the png file.
+        results: the objects of a `results.json` for one model; over seeds the median is drawn, and
+            the range behind it.
+
+    Returns:
+        `path`.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    axes.set_title(f"{results[0]['model']} on {results[0]['dataset']}, one shot")
+    axes.set(xlabel="sparsity, %", ylabel="test accuracy, %")
+    _tidy(axes)
+    dense = statistics.median(select(results, "dense_accuracy"))
+    axes.axhline(dense, color="black", linestyle="--", linewidth=1, label=f"dense ({dense:.1f})")
+    targets = sorted({result["sparsity_target"] for result in results})
+    percent = [100 * target for target in targets]
+    for method in dict.fromkeys(result["method"] for result in results):
+        found = [select(results, "accuracy", method=method, sparsity_target=t) for t in targets]
+        middle = [statistics.median(values) for values in found]
+        (line,) = axes.plot(percent, middle, marker="o", markersize=4, label=method)
+        low, high = [min(values) for values in found], [max(values) for values in found]
+        axes.fill_between(percent, low, high, color=line.get_color(), alpha=0.2)
+    if len(percent) <= 10:
+        axes.set_xticks(percent, [f"{p:g}" for p in percent])
+    axes.legend(loc="lower left", frameon=False)
+    return _save(figure, path)
+
+
+def convergence(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
+    """Draws the smoothed auxiliary loss over its size at the start, a panel for each model.
+
+    Args:
+        path: the png file.
+        losses: for each model the auxiliary loss after every update; it is negative.
+
+    Returns:
+        `path`.
+    """
+    columns = min(3, len(losses))
+    rows = -(-len(losses) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(losses) :]:
+        axes.set_visible(False)
+    for axes, (name, values) in zip(grid.flat, losses.items(), strict=False):
+        axes.plot([value / abs(values[0]) for value in values], linewidth=1.2)
+        axes.set_title(name)
+        _tidy(axes)
+    figure.supxlabel("auxiliary update")
+    figure.supylabel("auxiliary loss / |at start|")
+    return _save(figure, path)

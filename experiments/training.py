@@ -1,0 +1,125 @@
+"""Plain training and evaluation."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import fishleg_jax as flj
+from experiments import checkpoints
+from experiments.data import Arrays
+from experiments.models import Spec, as_batch
+
+EVALUATION_BATCH = 1000
+
+
+def _make_step(spec: Spec, optimizer: optax.GradientTransformation):
+    def mean_loss(params, constants, inputs, targets):
+        if not constants:
+            return flj.loss(spec.model, params, (inputs, targets)), constants
+        variables = {"params": params, "batch_stats": constants}
+        outputs, new = spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+        losses = spec.model.likelihood.negative_log_likelihood(outputs, targets)
+        return losses.mean(), new["batch_stats"]
+
+    @jax.jit
+    def step(params, constants, state, inputs, targets):
+        gradient = jax.grad(mean_loss, has_aux=True)
+        grads, constants = gradient(params, constants, inputs, targets)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), constants, state
+
+    return step
+
+
+def train(spec: Spec, data: Arrays, *, epochs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+    """Trains a model with AdamW and a cosine schedule, without augmentation.
+
+    Args:
+        spec: the model.
+        data: the training inputs and targets.
+        epochs: how often each example is seen; None for the model's own number.
+        seed: for the initial weights and the order of the examples.
+
+    Returns:
+        The parameters and the constants.
+    """
+    inputs, targets = data
+    batch = min(spec.train_batch, len(inputs))
+    steps = len(inputs) // batch
+    epochs = spec.epochs if epochs is None else epochs
+    schedule = optax.cosine_decay_schedule(spec.learning_rate, epochs * steps)
+    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+    params, constants = jax.jit(spec.init)(jax.random.key(seed))
+    state = optimizer.init(params)
+    step = _make_step(spec, optimizer)
+    order = np.random.default_rng(seed)
+    # one jitted step and a Python loop: in a lax.scan the gradient of a convolution is 30 times
+    # slower on a CPU
+    with tqdm(total=epochs * steps, desc=f"training {spec.name}", disable=None) as bar:
+        for _ in range(epochs):
+            chosen = order.permutation(len(inputs))[: steps * batch].reshape(steps, batch)
+            for rows in chosen:
+                params, constants, state = step(
+                    params, constants, state, inputs[rows], targets[rows]
+                )
+                bar.update()
+    return params, constants
+
+
+def trained(spec: Spec, data: Arrays, path: Path, *, seed: int = 0) -> tuple[Any, Any]:
+    """Trains a model, or reads it where that was done before.
+
+    Args:
+        spec: the model.
+        data: the training inputs and targets.
+        path: the npz file that keeps the weights.
+        seed: see `train`.
+
+    Returns:
+        The parameters and the constants.
+    """
+    if not path.exists():
+        checkpoints.save(path, *train(spec, data, seed=seed))
+    return checkpoints.load(path, spec)
+
+
+@partial(jax.jit, static_argnames="model")
+def _totals(model: flj.Model, params: Any, batch: tuple, weights: jax.Array):
+    outputs = model.predict(params, batch[0], *batch[2:])
+    losses = model.likelihood.negative_log_likelihood(outputs, batch[1])
+    correct = outputs.argmax(axis=-1) == batch[1]
+    accuracies = correct.reshape(len(weights), -1).mean(axis=1)
+    return weights @ accuracies, weights @ losses
+
+
+def evaluate(model: flj.Model, params: Any, data: Arrays, constants: Any) -> tuple[float, float]:
+    """Evaluates a classifier.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        data: the inputs and the integer targets.
+        constants: its constants; may be empty.
+
+    Returns:
+        The accuracy in percent and the mean loss in nats per example.
+    """
+    inputs, targets = data
+    examples = len(inputs)
+    size = min(EVALUATION_BATCH, examples)
+    accuracy = loss = 0.0
+    for begin in range(0, examples, size):
+        # the last batch is filled up with weightless examples: one shape, one compilation
+        rows = np.arange(begin, begin + size)
+        weights = jnp.asarray(rows < examples, jnp.float32)
+        rows = np.minimum(rows, examples - 1)
+        batch = as_batch(inputs[rows], targets[rows], constants)
+        totals = _totals(model, params, batch, weights)
+        accuracy, loss = accuracy + float(totals[0]), loss + float(totals[1])
+    return 100 * accuracy / examples, loss / examples

@@ -1,0 +1,46 @@
+"""Second-order pruning of neural networks in JAX, with a learned inverse Fisher (FishLeg).
+
+Everything is pure functions over pytrees; see the README for the two minutes' tour.
+"""
+
+from fishleg_jax import inverse, likelihoods
+from fishleg_jax.fisher import (
+    Curvature,
+    curvature,
+    fisher_vector_product,
+    per_example_gradients,
+)
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.model import Model, loss, losses
+from fishleg_jax.pruning import compensation
+from fishleg_jax.pruning.files import load_masks, save_masks
+from fishleg_jax.pruning.masks import apply_masks, make_masks, sparsity
+from fishleg_jax.pruning.one_shot import Result, fit, prune_one_shot
+from fishleg_jax.pruning.report import Report
+from fishleg_jax.pruning.saliency import obs_saliency
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Curvature",
+    "InverseFisher",
+    "Model",
+    "Report",
+    "Result",
+    "apply_masks",
+    "compensation",
+    "curvature",
+    "fisher_vector_product",
+    "fit",
+    "inverse",
+    "likelihoods",
+    "load_masks",
+    "loss",
+    "losses",
+    "make_masks",
+    "obs_saliency",
+    "per_example_gradients",
+    "prune_one_shot",
+    "save_masks",
+    "sparsity",
+]

@@ -1,0 +1,77 @@
+"""Sums over the examples of a batch, a chunk at a time, so that memory is bounded by a chunk."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fishleg_jax.model import Batch, split_batch
+
+
+def number_of_examples(batch: Batch) -> int:
+    """The length of the leading axis of a batch's inputs."""
+    return jax.tree.leaves(batch[0])[0].shape[0]
+
+
+def slice_examples(batch: Batch, begin: int, end: int) -> Batch:
+    """Examples `begin` to `end` of a batch; its constants stay whole."""
+    inputs, targets, constants = split_batch(batch)
+    inputs, targets = jax.tree.map(lambda x: x[begin:end], (inputs, targets))
+    return (inputs, targets, *constants)
+
+
+def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Callable]:
+    """Cuts a batch into equal chunks and a smaller rest.
+
+    Returns:
+        The stacked chunks (every leaf `(chunks, chunk, ...)`), the rest as a batch (None where the
+        chunk divides the batch), and a function that makes a batch of one of the stacked chunks.
+    """
+    examples = number_of_examples(batch)
+    whole = examples - examples % chunk
+    inputs, targets, constants = split_batch(slice_examples(batch, 0, whole))
+    stacked = jax.tree.map(
+        lambda x: x.reshape(whole // chunk, chunk, *x.shape[1:]), (inputs, targets)
+    )
+    rest = slice_examples(batch, whole, examples) if whole < examples else None
+    return stacked, rest, lambda pair: (*pair, *constants)
+
+
+def check_chunk(examples_per_chunk: int | None) -> None:
+    """Raises a ValueError for a chunk of no examples."""
+    if examples_per_chunk is not None and examples_per_chunk < 1:
+        raise ValueError(f"examples_per_chunk must be at least 1 or None, got {examples_per_chunk}")
+
+
+def sum_over_chunks(
+    function: Callable[[Batch, jax.Array], Any],
+    batch: Batch,
+    key: jax.Array,
+    examples_per_chunk: int | None,
+) -> Any:
+    """Adds up `function(chunk, key)`, a pytree that is a sum over examples, over a batch's chunks.
+
+    Args:
+        function: maps a batch and a random key to a pytree of arrays.
+        batch: the batch.
+        key: split into one key for each chunk.
+        examples_per_chunk: how many examples are worked on at once; None for all of them.
+    """
+    check_chunk(examples_per_chunk)
+    if examples_per_chunk is None or examples_per_chunk >= number_of_examples(batch):
+        return function(batch, key)
+    stacked, rest, as_batch = split_into_chunks(batch, examples_per_chunk)
+    rest_key, key = jax.random.split(key)
+    keys = jax.random.split(key, jax.tree.leaves(stacked)[0].shape[0])
+    add = lambda total, part: jax.tree.map(jax.numpy.add, total, part)  # noqa: E731
+
+    start = jax.tree.map(
+        lambda x: jax.numpy.zeros(x.shape, x.dtype),
+        jax.eval_shape(lambda: function(as_batch(jax.tree.map(lambda x: x[0], stacked)), key)),
+    )
+    total, _ = jax.lax.scan(
+        lambda total, pair: (add(total, function(as_batch(pair[0]), pair[1])), None),
+        start,
+        (stacked, keys),
+    )
+    return total if rest is None else add(total, function(rest, rest_key))

@@ -1,0 +1,114 @@
+"""Leaves by key path, the one way in which this library tells the leaves of a pytree apart."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Selection = str | Sequence[str] | Callable[[str, Any], bool] | None
+
+
+def leaf_name(path: tuple) -> str:
+    """A key path as text, such as `Dense_0/kernel`; the `/value` of an NNX variable is left out."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their names, in the tree's order."""
+    return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def select(tree: Any, selection: Selection, argument: str) -> list[bool]:
+    """Which leaves of a tree a selection means.
+
+    Args:
+        tree: any pytree.
+        selection: a predicate `(name, leaf) -> bool`; one or several regular expressions, of which
+            any may be found anywhere in the name; or None for leaves of two or more dimensions.
+        argument: what the selection is called where the user gave it, for error messages.
+
+    Returns:
+        A bool for every leaf, in the tree's order.
+
+    Raises:
+        ValueError: an expression that is none or that matches no leaf; nothing selected.
+    """
+    leaves = named_leaves(tree)
+    if selection is None:
+        chosen = [jnp.ndim(leaf) >= 2 for _, leaf in leaves]
+        hint = "by default every leaf of two or more dimensions is"
+    elif callable(selection):
+        chosen = [bool(selection(name, leaf)) for name, leaf in leaves]
+        hint = "the predicate was False for all of them"
+    else:
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        found = [matches(pattern, leaves, argument) for pattern in patterns]
+        chosen = [any(column) for column in zip(*found, strict=True)] if found else []
+        hint = "no expression was given"
+    if not any(chosen):
+        names = ", ".join(name or "(the whole tree)" for name, _ in leaves) or "none at all"
+        raise ValueError(f"{argument} selects no leaf: {hint}; the leaves are: {names}")
+    return chosen
+
+
+def matches(pattern: str, leaves: list[tuple[str, Any]], argument: str) -> list[bool]:
+    """Which of the named leaves a regular expression is found in; at least one, or a ValueError."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{argument}: {pattern!r} is no regular expression: {error}") from None
+    found = [expression.search(name) is not None for name, _ in leaves]
+    if not any(found):
+        names = ", ".join(name for name, _ in leaves)
+        raise ValueError(f"{argument}: {pattern!r} matches no leaf; the leaves are: {names}")
+    return found
+
+
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype for factors and solves: that of the parameters, but at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def widen(tree: Any) -> Any:
+    """Every leaf in float32 or better."""
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.asarray(x).dtype)), tree)
+
+
+def dot(x: Any, y: Any) -> jax.Array:
+    """The inner product of two pytrees."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a pytree is finite: a boolean scalar, jit-compatible."""
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]).all()
+
+
+def keep_where(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where a boolean scalar is true, else `old`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def check_same(params: Any, other: Any, argument: str) -> None:
+    """Raises a ValueError where two pytrees differ in structure or in the shape of a leaf."""
+    if jax.tree.structure(params) != jax.tree.structure(other):
+        raise ValueError(
+            f"{argument} must have the structure of the parameters, {jax.tree.structure(params)}; "
+            f"got {jax.tree.structure(other)}"
+        )
+    for (name, x), y in zip(named_leaves(params), jax.tree.leaves(other), strict=True):
+        if jnp.shape(x) != jnp.shape(y):
+            raise ValueError(
+                f"{argument}: {name!r} must have shape {jnp.shape(x)}, got {jnp.shape(y)}"
+            )
+
+
+def check_names(leaves: list[tuple[str, Any]]) -> None:
+    """Raises a ValueError where two leaves have one name, as `{"a/b": x, "a": {"b": y}}` would."""
+    seen = set()
+    for name, _ in leaves:
+        if name in seen:
+            raise ValueError(f"params: two leaves have the key path {name!r}; rename one of them")
+        seen.add(name)

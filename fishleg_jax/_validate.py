@@ -1,0 +1,80 @@
+"""Checks of what a user hands in, on concrete arrays, before anything is compiled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fishleg_jax import _tree
+
+
+def _is_finite(x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return True  # nothing to look at from here
+    if not jax.numpy.issubdtype(getattr(x, "dtype", np.asarray(x).dtype), np.inexact):
+        return True
+    array = np.asarray(x)
+    if array.dtype.itemsize < 4:
+        array = array.astype(np.float32)  # NumPy does not know what is finite in bfloat16
+    return bool(np.isfinite(array).all())
+
+
+def check_params(params: Any) -> None:
+    """Raises a ValueError unless every leaf is a finite floating-point array and there is one."""
+    leaves = _tree.named_leaves(params)
+    if not leaves:
+        raise ValueError("params has no leaves: there is nothing to prune")
+    for name, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+            raise ValueError(
+                f"params: {name!r} must be a floating-point array, got "
+                f"{dtype or type(leaf).__name__}; what is not trained belongs into the batch's "
+                "constants"
+            )
+        if not _is_finite(leaf):
+            raise ValueError(f"params: {name!r} has NaN or infinite weights")
+
+
+def check_batches(batches: Sequence[Any]) -> None:
+    """Raises a ValueError unless there is a batch and all are sound and of one make."""
+    if not isinstance(batches, Sequence):
+        raise ValueError(
+            f"batches must be a sequence, such as a list, of batches, got {type(batches).__name__}"
+        )
+    if isinstance(batches, tuple) and batches and not isinstance(batches[0], (tuple, list)):
+        raise ValueError(
+            "batches must be a sequence of batches (inputs, targets[, constants]), got what looks "
+            "like one batch: put it into a list"
+        )
+    if len(batches) == 0:
+        raise ValueError("batches is empty: at least one batch is needed")
+    for i, batch in enumerate(batches):
+        _check_batch(batch, f"batches[{i}]")
+
+
+def _check_batch(batch: Any, argument: str) -> None:
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        raise ValueError(
+            f"{argument} must be a tuple (inputs, targets) or (inputs, targets, constants), got "
+            f"{type(batch).__name__}"
+            + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+        )
+    leaves = _tree.named_leaves(tuple(batch[:2]))
+    if not jax.tree.leaves(batch[0]):
+        raise ValueError(f"{argument} has no inputs")
+    for name, leaf in leaves:
+        if np.ndim(leaf) == 0:
+            raise ValueError(f"{argument}: leaf {name!r} has no axis of examples")
+    lengths = {np.shape(leaf)[0] for _, leaf in leaves}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{argument}: inputs and targets must have one number of examples, got "
+            f"{sorted(lengths)}"
+        )
+    if lengths == {0}:
+        raise ValueError(f"{argument} is empty: it has no examples")
+    for name, leaf in _tree.named_leaves(tuple(batch)):
+        if not _is_finite(leaf):
+            raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")

@@ -1,0 +1,264 @@
+"""The Fisher information of a model's weights: products with it, and per-example gradients.
+
+Three Fishers are in use, and they are not the same matrix:
+
+- `exact`: the expectation over the model's own distribution, `E_x[Jᵀ H J]` with `H` the Fisher in
+  output space, which is the generalised Gauss-Newton matrix (Martens 2020, section 9).  No labels.
+- `sampled`: the same expectation with one label drawn from the model for every example.
+- `empirical`: the data's own labels.  It degenerates as the model fits its data (Kunstner et al.
+  2019), and is here because WoodFisher and M-FAC are defined with it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _chunks
+from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
+
+KINDS = ("exact", "sampled", "empirical")
+
+
+def _check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "sampled" and key is None:
+        raise ValueError("key is needed to sample labels: kind='sampled', key=jax.random.key(0)")
+    if kind == "empirical" and split_batch(batch)[1] is None:
+        raise ValueError("kind='empirical' needs labels, but the batch's targets are None")
+
+
+def with_sampled_targets(model: Model, params: Params, batch: Batch, key: jax.Array) -> Batch:
+    """The batch with its targets drawn from the model's own distribution.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: `(inputs, targets[, constants])`; the targets may be None.
+        key: a random key.
+
+    Returns:
+        A batch of the same inputs and constants.
+    """
+    inputs, _, constants = split_batch(batch)
+    targets = model.likelihood.sample(key, jax.lax.stop_gradient(predict(model, params, batch)))
+    return (inputs, targets, *constants)
+
+
+def linearise(model: Model, params: Params, batch: Batch) -> tuple[Any, Callable, Callable]:
+    """Outputs of a batch, their jvp and their vjp, which share one forward pass.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: `(inputs, targets[, constants])`.
+
+    Returns:
+        The outputs, `jvp: tangent of the parameters -> tangent of the outputs`, and `vjp: cotangent
+        of the outputs -> cotangent of the parameters`.
+    """
+    outputs, jvp = jax.linearize(lambda p: predict(model, p, batch), params)
+    transpose = jax.linear_transpose(jvp, params)
+    return outputs, jvp, lambda cotangent: transpose(cotangent)[0]
+
+
+def output_gradient(model: Model, outputs: Any, targets: Any, weights: jax.Array) -> Any:
+    """The gradient with respect to the outputs of the losses, weighted example by example."""
+    _, pull_back = jax.vjp(lambda o: model.likelihood.negative_log_likelihood(o, targets), outputs)
+    return pull_back(weights)[0]
+
+
+def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: str) -> Any:
+    """The Fisher in output space times a tangent: exact, or of rank one for every example.
+
+    Args:
+        model: the model.
+        outputs: what it predicts.
+        targets: labels, the data's or sampled; `exact` does not look at them.
+        tangent: of the outputs' structure.
+        kind: `exact`, `sampled` or `empirical`.
+    """
+    if kind == "exact":
+        return model.likelihood.fisher(outputs, tangent)
+    # δ (δᵀ J v) with δ the gradient at the outputs, so that Jᵀ of it is g (gᵀ v)
+    _, inner = jax.jvp(
+        lambda o: model.likelihood.negative_log_likelihood(o, targets), (outputs,), (tangent,)
+    )
+    return output_gradient(model, outputs, targets, inner)
+
+
+def fisher_vector_product(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    vector: Params,
+    *,
+    kind: str = "exact",
+    key: jax.Array | None = None,
+    examples_per_chunk: int | None = None,
+) -> Params:
+    """The undamped Fisher of a batch times a vector, `F v`, averaged over examples.
+
+    One jvp and one vjp through the model for every chunk; no matrix is formed.
+
+    Args:
+        model: the model.
+        params: its parameters, any pytree of floating-point arrays.
+        batch: `(inputs, targets[, constants])`.  Only the empirical Fisher looks at the targets.
+        vector: a pytree of the parameters' structure, shapes and dtypes.
+        kind: `exact`, `sampled` or `empirical`, see the module.
+        key: a random key, for `sampled`.
+        examples_per_chunk: bounds memory: that many examples are worked on at once (a `lax.scan`).
+
+    Returns:
+        A pytree of the parameters' structure, shapes and dtypes.
+
+    Raises:
+        ValueError: an unknown kind, a missing key, missing labels.
+
+    References:
+        Martens, New insights and perspectives on the natural gradient method, 2020, section 8;
+        Schraudolph, Fast curvature matrix-vector products, 2002.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> inputs = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+        >>> flj.fisher_vector_product(model, jnp.zeros(2), (inputs, None), jnp.ones(2))
+        Array([0.5, 2. ], dtype=float32)
+    """
+    _check_kind(kind, batch, key)
+
+    def product(chunk, chunk_key):
+        outputs, jvp, vjp = linearise(model, params, chunk)
+        targets = split_batch(chunk)[1]
+        if kind == "sampled":
+            targets = model.likelihood.sample(chunk_key, outputs)
+        return vjp(output_fisher(model, outputs, targets, jvp(vector), kind))
+
+    key = jax.random.key(0) if key is None else key
+    total = _chunks.sum_over_chunks(product, batch, key, examples_per_chunk)
+    examples = _chunks.number_of_examples(batch)
+    return jax.tree.map(lambda x: x / examples, total)
+
+
+def per_example_gradients(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    labels: str = "empirical",
+    key: jax.Array | None = None,
+    examples_per_chunk: int | None = None,
+) -> Params:
+    """The gradient of every example's loss.
+
+    Args:
+        model: the model.
+        params: its parameters, `d` numbers in all.
+        batch: `(inputs, targets[, constants])` of `m` examples.
+        labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model.
+        key: a random key, for `sampled`.
+        examples_per_chunk: that many gradients are computed at once.  The result holds `m·d`
+            numbers whatever this is; it bounds the activations beside them.
+
+    Returns:
+        A pytree of the parameters' structure whose leaves have a leading axis of `m`.
+
+    Raises:
+        ValueError: unknown labels, a missing key, missing targets.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([-1.0, 1.0]))
+        >>> flj.per_example_gradients(model, jnp.zeros(2), batch)
+        Array([[ 1.,  0.],
+               [-0., -2.]], dtype=float32)
+    """
+    if labels not in ("empirical", "sampled"):
+        raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
+    _check_kind(labels, batch, key)
+    if labels == "sampled":
+        batch = with_sampled_targets(model, params, batch, key)
+    _chunks.check_chunk(examples_per_chunk)
+    inputs, targets, constants = split_batch(batch)
+
+    def gradient(example):
+        one = jax.tree.map(lambda x: x[None], example)
+        return jax.grad(lambda p: loss(model, p, (*one, *constants)))(params)
+
+    if examples_per_chunk is None:
+        return jax.vmap(gradient)((inputs, targets))
+    return jax.lax.map(gradient, (inputs, targets), batch_size=examples_per_chunk)
+
+
+class Curvature(NamedTuple):
+    """The loss around a point on fixed data.
+
+    Attributes:
+        loss: `(params) -> scalar`, the mean loss in nats per example.
+        gradient: `(params) -> tangent`, its gradient.
+        product: `(params, vector) -> tangent`, the undamped Fisher times a vector.
+    """
+
+    loss: Callable[[Params], jax.Array]
+    gradient: Callable[[Params], Any]
+    product: Callable[[Params, Params], Any]
+
+
+def curvature(
+    model: Model,
+    batches: Sequence[Batch],
+    *,
+    kind: str = "exact",
+    key: jax.Array | None = None,
+) -> Curvature:
+    """Loss, gradient and Fisher products on fixed mini-batches, with the memory of one of them.
+
+    Args:
+        model: the model.
+        batches: a sequence of batches with the same constants; sizes may differ.
+        kind: which Fisher, see the module.
+        key: a random key, for the sampled Fisher; the same labels throughout.
+
+    Returns:
+        Three functions of the parameters, each jit-compatible and a `lax.scan` over the batches.
+
+    Raises:
+        ValueError: no batch, an unknown kind, a missing key, missing labels.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> one, two = jnp.array([[1.0]]), jnp.array([[2.0]])
+        >>> batches = [(one, jnp.array([3.0])), (two, jnp.array([0.0]))]
+        >>> flj.curvature(model, batches).product(jnp.zeros(1), jnp.ones(1))
+        Array([2.5], dtype=float32)
+    """
+    if not batches:
+        raise ValueError("batches is empty: at least one batch is needed")
+    _check_kind(kind, batches[0], key)
+    key = jax.random.key(0) if key is None else key
+    constants = split_batch(batches[0])[2]
+    merged = jax.tree.map(lambda *xs: jnp.concatenate(xs), *[tuple(b[:2]) for b in batches])
+    batch = (*merged, *constants)
+    chunk = max(_chunks.number_of_examples(b) for b in batches)
+    examples = _chunks.number_of_examples(batch)
+
+    def mean(function):
+        total = _chunks.sum_over_chunks(function, batch, key, chunk)
+        return jax.tree.map(lambda x: x / examples, total)
+
+    def total_loss(params, part):
+        return losses(model, params, part).sum()
+
+    return Curvature(
+        loss=lambda params: mean(lambda part, _: total_loss(params, part)),
+        gradient=lambda params: mean(lambda part, _: jax.grad(total_loss)(params, part)),
+        product=lambda params, vector: fisher_vector_product(
+            model, params, batch, vector, kind=kind, key=key, examples_per_chunk=chunk
+        ),
+    )

@@ -1,0 +1,244 @@
+"""FishLeg: the damped inverse Fisher, learned rather than inverted.
+
+`Q(λ)` minimises the auxiliary loss `A(λ) = E_u[½ zᵀF_γ z − uᵀz]`, `z = Q(λ)u`, whose minimiser over
+all Q is `F_γ⁻¹`.  Its gradient is that of `⟨F_γz − u, Q(λ)u⟩` with the first factor held fixed: one
+Fisher product a step, off the tape.
+
+An estimate lives through three phases; in each update one vjp pulls a cotangent back through the
+network, and the phase only decides which:
+
+1. `start` updates: the score of labels sampled from the model, which gives a Fisher sample; second
+   moments of these along every axis make the frames;
+2. `start` updates: the same, squared in the frames, which gives the eigenvalues;
+3. from then on: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
+
+So the model is never differentiated inside a `lax.cond`, where XLA for the CPU runs the gradients
+of convolutions some thirty times slower.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fishleg_jax import _chunks, _tree, fisher
+from fishleg_jax.inverse import _frames, _guard
+from fishleg_jax.inverse import factors as _factors
+from fishleg_jax.inverse._learning import default_optimizer
+from fishleg_jax.inverse._learning import learn as learn_step
+from fishleg_jax.inverse._start import assimilate_sample
+from fishleg_jax.inverse._state import FishLegState, multiply_leaves
+from fishleg_jax.inverse._units import Unit, make_units
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.model import Model, loss, split_batch
+
+PROBES = ("normal", "gradient")
+
+
+def fishleg(
+    model: Model,
+    damping: float | None = None,
+    *,
+    factors: _factors.Constructor | Mapping[str, _factors.Constructor] | None = None,
+    join_bias: str | bool = False,
+    cap: int | None = 128,
+    kind: str = "exact",
+    probe: str = "normal",
+    optimizer: optax.GradientTransformation | None = None,
+    learn: bool = True,
+    start: int = 32,
+    updates: int = 200,
+    preconditioned: int = 0,
+    window: int = 1000,
+    examples_per_chunk: int | None = None,
+) -> InverseFisher:
+    """The FishLeg estimate: `Q(λ) ≈ (F + γI)⁻¹`, positive definite, learned batch by batch.
+
+    Args:
+        model: the model.
+        damping: γ, in units of the Fisher per example (nats per squared weight).  None for
+            twice the mean diagonal of the Fisher, measured during the start.
+        factors: how Q is built for a leaf: a constructor of `fishleg_jax.inverse.factors`, or a
+            mapping of regular expressions over key paths to constructors, of which the first that
+            is found counts.  Leaves without one go by `factors.by_shape`.
+        join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
+            into the factor of the kernel beside it.
+        cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
+            By default leaves of over 131,072 weights get blocks of half of it.
+        kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
+        probe: `normal` for u ~ N(0, I), which pruning needs; `gradient` for the batch's normalised
+            gradient, as in optimisation.
+        optimizer: of the auxiliary loss; by default Adam.
+        learn: False stops at the closed-form start.
+        start: how many updates each of the two phases of the start takes.
+        updates: how many updates a one-shot fit makes in all.
+        preconditioned: how many of the first learning updates use the preconditioned residual
+            `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
+        window: how many updates the running average of λ reaches back at most.
+        examples_per_chunk: bounds the memory of Fisher products.
+
+    Returns:
+        An `InverseFisher` whose state is a `FishLegState`.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    References:
+        Garcia, Vernon, Zheng, Bernacchia, Hennequin: Fisher-Legendre (FishLeg) optimization of deep
+        neural networks, ICLR 2023, equations 12 to 17.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> params, batch = jnp.ones((4, 2)), (jax.random.normal(jax.random.key(0), (50, 4)), None)
+        >>> estimator = flj.inverse.fishleg(model, damping=0.1)
+        >>> state = flj.fit(estimator, params, [batch], key=jax.random.key(1))
+        >>> bool(state.relative_residual < 0.2)
+        True
+    """
+    _check(damping, kind, probe, cap, start, updates, preconditioned, window, examples_per_chunk)
+    optimizer = default_optimizer() if optimizer is None else optimizer
+
+    def units_of(tree) -> tuple[Unit, ...]:
+        return make_units(tree, factors, join_bias, cap)
+
+    def init(params):
+        dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        units = units_of(params)
+        zero = {u.name: _frames.zero_coordinates(u.factor, dtype) for u in units}
+        frames = {u.name: _frames.empty_frame(u.factor, dtype) for u in units}
+        moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
+        nan = jnp.full((), jnp.nan, dtype)
+        return FishLegState(
+            count=jnp.zeros((), jnp.int32),
+            damping=jnp.asarray(1.0 if damping is None else damping, dtype),
+            moments=moments,
+            frames=frames,
+            coordinates=zero,
+            average=jax.tree.map(jnp.copy, zero),
+            optimizer=optimizer.init(zero),
+            guard=_guard.init(dtype),
+            auxiliary_loss=nan,
+            relative_residual=nan,
+        )
+
+    def update(state, params, batch, key, mask=None):
+        if split_batch(batch)[1] is None and (kind == "empirical" or probe == "gradient"):
+            raise ValueError(
+                f"batch: kind={kind!r} with probe={probe!r} needs labels, but its targets are None"
+            )
+        params = _tree.widen(params)
+        units, tree = units_of(params), jax.tree.structure(params)
+        probe_key, label_key = jax.random.split(key)
+        starting = state.count < 2 * start
+
+        def masked(leaves):
+            return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
+
+        u = masked(_probe(probe, model, params, batch, probe_key))
+        z, pull_back = jax.vjp(
+            lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
+        )
+        pulled = masked(
+            _pull(
+                model, params, batch, tree.unflatten(z), label_key, kind, starting,
+                examples_per_chunk,
+            )
+        )  # fmt: skip
+
+        state = assimilate_sample(
+            units, state, pulled, mask, start=start, measure_damping=damping is None
+        )
+        if not learn:
+            return state
+        return learn_step(
+            units, state, u, z, pulled, pull_back, optimizer,
+            active=~starting, step=state.count - 2 * start,
+            preconditioned=preconditioned, window=window,
+        )  # fmt: skip
+
+    def multiply(state, tangent, mask=None):
+        tangent = apply_mask(_tree.widen(tangent), mask)
+        leaves, tree = jax.tree.flatten(tangent)
+        out = multiply_leaves(units_of(tangent), state, state.average, leaves)
+        return apply_mask(tree.unflatten(out), mask)
+
+    def diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit in units_of(params):
+            args = (state.frames[unit.name], state.average[unit.name], state.damping)
+            unit.unpack(_factors.diagonal_of(unit.factor, *args), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    return InverseFisher(init, update, multiply, diagonal, updates=updates if learn else 2 * start)
+
+
+def _pull(
+    model: Model,
+    params: Any,
+    batch: Any,
+    z: Any,
+    key: jax.Array,
+    kind: str,
+    starting: jax.Array,
+    examples_per_chunk: int | None,
+) -> list[jax.Array]:
+    """A Fisher sample while starting, afterwards the Fisher times z: one vjp for either."""
+    examples = _chunks.number_of_examples(batch)
+
+    def pull(chunk, chunk_key):
+        outputs, jvp, vjp = fisher.linearise(model, params, chunk)
+        targets = split_batch(chunk)[1]
+        if kind != "empirical":
+            targets = model.likelihood.sample(chunk_key, outputs)
+        # scores of sampled labels have mean zero and are independent between examples, so that
+        # their sum over a batch has the batch's summed Fisher for its covariance; those of the
+        # data's labels need random signs for that
+        weights = jnp.ones(_chunks.number_of_examples(chunk), jax.tree.leaves(z)[0].dtype)
+        if kind == "empirical":
+            weights = jax.random.rademacher(chunk_key, weights.shape, weights.dtype)
+        score = fisher.output_gradient(model, outputs, targets, weights)
+        product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
+        return vjp(_tree.keep_where(starting, score, product))
+
+    total = _chunks.sum_over_chunks(pull, batch, key, examples_per_chunk)
+    scale = jnp.where(starting, examples**-0.5, 1 / examples)
+    return [x * scale.astype(x.dtype) for x in jax.tree.leaves(total)]
+
+
+def _probe(probe: str, model: Model, params: Any, batch: Any, key: jax.Array) -> list[jax.Array]:
+    """The vector u: standard normal, or the batch's gradient at length one."""
+    if probe == "gradient":
+        gradient = jax.grad(lambda p: loss(model, p, batch))(params)
+        norm = jnp.sqrt(_tree.dot(gradient, gradient))
+        return [g / jnp.maximum(norm, jnp.finfo(g.dtype).tiny) for g in jax.tree.leaves(gradient)]
+    leaves = jax.tree.leaves(params)
+    # one draw for all leaves: a draw for each takes minutes to compile on a network of many
+    sizes = [x.size for x in leaves]
+    flat = jax.random.normal(key, (sum(sizes),), jnp.result_type(*leaves))
+    parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
+    return [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+
+
+def _check(
+    damping, kind, probe, cap, start, updates, preconditioned, window, examples_per_chunk
+) -> None:
+    if damping is not None and not 0 < damping < float("inf"):
+        raise ValueError(f"damping must be a positive finite number or None, got {damping!r}")
+    for name, value, allowed in (("kind", kind, fisher.KINDS), ("probe", probe, PROBES)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    _chunks.check_chunk(examples_per_chunk)
+    for name, value, least in (
+        ("cap", 1 if cap is None else cap, 1),
+        ("start", start, 1),
+        ("updates", updates, 1),
+        ("preconditioned", preconditioned, 0),
+        ("window", window, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -1,0 +1,115 @@
+"""One step down the auxiliary loss of FishLeg, and the guard around it."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse import _frames, _guard
+from fishleg_jax.inverse._state import FishLegState, move, multiply_leaves
+from fishleg_jax.inverse._units import Unit
+
+SMOOTHING = 0.05  # the weight of the newest sample in the smoothed loss and residual
+
+
+def default_optimizer() -> optax.GradientTransformation:
+    """Adam with a step that falls like one over a square root, from 0.7 % of Q to a tenth of that.
+
+    The coordinates are relative, so that these numbers fit every model.
+    """
+
+    def step_size(count):
+        return 7e-3 * jnp.maximum(jax.lax.rsqrt(1 + count / 50), 0.1)
+
+    return optax.chain(
+        optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(step_size)
+    )
+
+
+def learn(
+    units: tuple[Unit, ...],
+    state: FishLegState,
+    u: list[jax.Array],
+    z: list[jax.Array],
+    fisher_z: list[jax.Array],
+    pull_back: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    active: jax.Array,
+    step: jax.Array,
+    preconditioned: int,
+    window: int,
+) -> FishLegState:
+    """The state after one step of the auxiliary optimiser.
+
+    Args:
+        units: the leaves and their factors.
+        state: the state before.
+        u: the probe, leaves of a flattened tree.
+        z: `Q u` at the current coordinates.
+        fisher_z: `F z`, undamped, off the tape.
+        pull_back: the vjp of `coordinates -> Q u`.
+        optimizer: of the auxiliary loss.
+        active: False while the start goes on: the state is handed back as it came.
+        step: how many steps were made before.
+        preconditioned: how many steps use the residual `Q (F_γz − u)`.
+        window: how many steps the running average reaches back at most.
+    """
+    fgz = [f + state.damping * x for f, x in zip(fisher_z, z, strict=True)]
+    residual = [f - x for f, x in zip(fgz, u, strict=True)]
+    uz, zfz = _unit_dots(units, u, z), _unit_dots(units, z, fgz)
+    loss = 0.5 * sum(zfz.values()) - sum(uz.values())
+    relative = jnp.sqrt(_tree.dot(residual, residual) / _tree.dot(u, u))
+
+    first = jnp.isnan(state.auxiliary_loss)
+    finite = jnp.isfinite(loss) & jnp.isfinite(relative)
+    diverged = _guard.has_diverged(loss) & active
+    trusted = active & ~diverged
+    steps = (step + 1).astype(loss.dtype)
+    smoothing = jnp.where(first, 1.0, jnp.maximum(1 / steps, SMOOTHING))
+
+    def smoothed(old, new):
+        return jnp.where(trusted, jnp.where(first, new, old + smoothing * (new - old)), old)
+
+    smooth_relative = smoothed(state.relative_residual, relative)
+
+    # an iterate enters the average, which is what users see, only after it was found sound
+    weight = jnp.maximum(1 / (1 + 0.3 * steps), 1 / window)
+    average = move(state.average, state.coordinates, jnp.where(trusted, weight, 0.0))
+
+    if preconditioned:
+        warm = multiply_leaves(units, state, state.coordinates, residual)
+        residual = _tree.keep_where(step < preconditioned, warm, residual)
+    (gradient,) = pull_back(residual)
+    direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.coordinates)
+    # the residual is what the gradient's noise is made of: where a few stiff directions leak into
+    # everything it is far above one, and steps that Adam made equal would shake whole layers
+    scale = state.guard.step_scale / jnp.maximum(smooth_relative, 1.0)
+    moved = jax.tree.map(lambda c, d: c + scale * d, state.coordinates, direction)
+
+    # back to the average; but where that is itself what was measured, rescale it, unit by unit
+    rescaled = {
+        u.name: _frames.rescale(
+            u.factor, average[u.name], _guard.rescaling(uz[u.name], zfz[u.name])
+        )
+        for u in units
+    }
+    average = _tree.keep_where(diverged & state.guard.at_average & finite, rescaled, average)
+    back = _tree.keep_where(active, average, state.coordinates)
+    fresh = _tree.keep_where(active, optimizer.init(state.coordinates), state.optimizer)
+    return state._replace(
+        count=state.count + active,
+        coordinates=_tree.keep_where(trusted, moved, back),
+        average=average,
+        optimizer=_tree.keep_where(trusted, optimizer_state, fresh),
+        guard=_tree.keep_where(active, _guard.advance(state.guard, diverged, finite), state.guard),
+        auxiliary_loss=smoothed(state.auxiliary_loss, loss),
+        relative_residual=smooth_relative,
+    )
+
+
+def _unit_dots(units: tuple[Unit, ...], x: list, y: list) -> dict[str, jax.Array]:
+    """The inner product of two flattened trees, unit by unit."""
+    return {u.name: sum(jnp.sum(x[i] * y[i]) for i in u.leaves) for u in units}

@@ -1,0 +1,101 @@
+"""The start of FishLeg in closed form: frames and damping from Fisher samples, one a batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse import _frames
+from fishleg_jax.inverse._state import FishLegState, move
+from fishleg_jax.inverse._units import Unit
+
+RELATIVE_DAMPING = 2.0  # times the mean diagonal of the Fisher, where the user names no damping
+
+
+def assimilate_sample(
+    units: tuple[Unit, ...],
+    state: FishLegState,
+    sample: list[jax.Array],
+    mask: Any | None,
+    *,
+    start: int,
+    measure_damping: bool,
+) -> FishLegState:
+    """The state with one more Fisher sample in it; after the start it is handed back as it came.
+
+    The first `start` samples are averaged into second moments along every axis, and the last of
+    them turns these into frames; the next `start` give the eigenvalues in the frames.  A sample
+    that is not finite leaves no trace but a count.
+
+    Args:
+        units: the leaves and their factors.
+        state: the state before.
+        sample: leaves of a flattened tree whose covariance is the Fisher.
+        mask: which weights survive, or None.
+        start: the length of a phase.
+        measure_damping: whether the damping follows the mean diagonal of the Fisher.
+    """
+    finite = _tree.all_finite(sample)
+    starting = state.count < 2 * start
+    usable = starting & finite
+    first_phase = state.count < start
+    weight = 1 / (state.count % start + 1).astype(state.damping.dtype)
+    packed = {unit.name: unit.pack(sample) for unit in units}
+
+    def average_moments(moments, samples):
+        new = {u.name: _frames.moments_of(u.factor, samples[u.name]) for u in units}
+        return move(moments, new, weight)
+
+    moments = jax.lax.cond(
+        usable & first_phase,
+        average_moments,
+        lambda moments, samples: moments,
+        state.moments,
+        packed,
+    )
+    frames = jax.lax.cond(
+        usable & (state.count == start - 1),
+        lambda f, m: {u.name: _frames.decompose(u.factor, f[u.name], m[u.name]) for u in units},
+        lambda f, m: f,
+        state.frames,
+        moments,
+    )
+
+    def average_spectrum(frames, samples):
+        out = {}
+        for u in units:
+            frame = frames[u.name]
+            squares = _frames.spectrum_of(u.factor, frame, samples[u.name])
+            out[u.name] = move(frame.spectrum, squares, weight)
+        return out
+
+    spectra = jax.lax.cond(
+        usable & ~first_phase,
+        average_spectrum,
+        lambda frames, samples: {name: frame.spectrum for name, frame in frames.items()},
+        frames,
+        packed,
+    )
+    frames = {name: frame._replace(spectrum=spectra[name]) for name, frame in frames.items()}
+
+    damping = state.damping
+    if measure_damping:
+        measured = RELATIVE_DAMPING * _mean_square(sample, mask)
+        share = 1 / (state.count + 1).astype(damping.dtype)
+        damping = move(damping, measured, jnp.where(usable, share, 0.0))
+        # a model without any gradient would have none, and nothing to divide by
+        damping = jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)
+    guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
+    return state._replace(
+        count=state.count + usable, damping=damping, moments=moments, frames=frames, guard=guard
+    )
+
+
+def _mean_square(sample: list[jax.Array], mask: Any | None) -> jax.Array:
+    """The mean of the squares of a Fisher sample over the weights that survive."""
+    if mask is None:
+        count = sum(x.size for x in sample)
+    else:
+        count = jnp.maximum(sum(jnp.sum(m) for m in jax.tree.leaves(mask)), 1)
+    return _tree.dot(sample, sample) / count

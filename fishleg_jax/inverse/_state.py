@@ -1,0 +1,58 @@
+"""The state of the FishLeg estimate, and the few things that all of its parts do with it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax.inverse import _guard
+from fishleg_jax.inverse import factors as _factors
+from fishleg_jax.inverse._units import Unit
+
+
+class FishLegState(NamedTuple):
+    """State of `fishleg`.  Dictionaries are by unit: the key path of a leaf.
+
+    Attributes:
+        count: how many batches were assimilated.
+        damping: γ; it may be changed at any time after the start.
+        moments: second moments, of which frames are made.
+        frames: what was set from data.
+        coordinates: λ, the current iterate.
+        average: λ, its running average, which `multiply` and `diagonal` use.
+        optimizer: the state of the auxiliary optimiser.
+        guard: the state of the guard against divergence.
+        auxiliary_loss: A(λ), smoothed; it falls towards −½ tr F_γ⁻¹.  NaN before it is learned.
+        relative_residual: `‖F_γQu − u‖ / ‖u‖`, smoothed; 0 for the exact inverse.  A Q of limited
+            structure has its lowest loss at a residual that need not be below one.
+    """
+
+    count: jax.Array  # shape=(), int32
+    damping: jax.Array  # shape=(), float
+    moments: dict[str, tuple[jax.Array, ...]]
+    frames: dict[str, _factors.Frame]
+    coordinates: dict[str, _factors.Coordinates]
+    average: dict[str, _factors.Coordinates]
+    optimizer: Any
+    guard: _guard.Guard
+    auxiliary_loss: jax.Array  # shape=(), float
+    relative_residual: jax.Array  # shape=(), float
+
+
+def multiply_leaves(
+    units: tuple[Unit, ...],
+    state: FishLegState,
+    coordinates: dict[str, _factors.Coordinates],
+    leaves: list[jax.Array],
+) -> list[jax.Array]:
+    """Q at some coordinates, times the leaves of a flattened tree."""
+    out = list(leaves)
+    for unit in units:
+        args = (state.frames[unit.name], coordinates[unit.name], state.damping)
+        unit.unpack(_factors.multiply(unit.factor, *args, unit.pack(leaves)), out)
+    return out
+
+
+def move(old: Any, new: Any, weight: jax.Array) -> Any:
+    """A running mean: `old + weight (new − old)`; a weight of zero keeps NaNs in `new` out."""
+    return jax.tree.map(lambda o, n: o + weight * jnp.where(weight > 0, n - o, 0), old, new)

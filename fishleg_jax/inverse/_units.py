@@ -1,0 +1,110 @@
+"""Which factor every leaf gets: the tree cut into units, each a leaf or a kernel with its bias."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse import factors as _factors
+
+
+class Unit(NamedTuple):
+    """One leaf, or a dense kernel and its bias, that share a factor.
+
+    Attributes:
+        name: the key path of the leaf, of the kernel where there are two.
+        leaves: their positions in the flattened tree.
+        factor: the structure of Q.
+    """
+
+    name: str
+    leaves: tuple[int, ...]
+    factor: _factors.Factor
+
+    def pack(self, leaves: list[jax.Array]) -> jax.Array:
+        """The unit's tensor from the flattened tree: a bias is one more row of its kernel."""
+        kernel = leaves[self.leaves[0]]
+        if len(self.leaves) == 1:
+            return kernel
+        return jnp.concatenate([kernel, leaves[self.leaves[1]][None]])
+
+    def unpack(self, tensor: jax.Array, leaves: list[jax.Array]) -> None:
+        """Puts the parts of a tensor like `pack`'s into their places of a flattened tree."""
+        if len(self.leaves) == 1:
+            shape = leaves[self.leaves[0]].shape
+            leaves[self.leaves[0]] = tensor.reshape(shape)
+        else:
+            kernel, bias = self.leaves
+            matrix = tensor.reshape(-1, leaves[bias].shape[0])
+            leaves[kernel], leaves[bias] = matrix[:-1], matrix[-1]
+
+
+def make_units(
+    params: Any,
+    choice: _factors.Constructor | Mapping[str, _factors.Constructor] | None,
+    join_bias: str | bool,
+    cap: int | None,
+) -> tuple[Unit, ...]:
+    """Cuts a tree into units and gives each its factor.
+
+    Args:
+        params: the parameters, or their shapes.
+        choice: a constructor for every leaf, or a mapping of regular expressions over key paths to
+            constructors, of which the first that matches counts; the rest go by shape.
+        join_bias: True, or a regular expression over the key paths of dense kernels: these share a
+            factor with the bias beside them.
+        cap: the largest dense block.
+
+    Raises:
+        ValueError: an expression that matches nothing, a kernel without a bias beside it.
+    """
+    leaves = _tree.named_leaves(params)
+    _tree.check_names(leaves)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rules = {} if choice is None else {"": choice} if callable(choice) else dict(choice)
+    found = {pattern: _tree.matches(pattern, leaves, "factors") for pattern in rules}
+    biases = _biases(leaves, paths, join_bias) if join_bias else {}
+    units = []
+    for i, (name, leaf) in enumerate(leaves):
+        if i in biases.values():
+            continue
+        constructor = next((rules[p] for p in rules if found[p][i]), _factors.by_shape)
+        members, shape = (i,), jnp.shape(leaf)
+        if i in biases:
+            members, shape = (i, biases[i]), (shape[0] + 1, shape[1])
+        units.append(Unit(name, members, constructor(shape, cap)))
+    return tuple(units)
+
+
+def _biases(leaves: list, paths: list, join_bias: str | bool) -> dict[int, int]:
+    """For each dense kernel that is meant, the position of the one bias beside it."""
+    wanted = [True] * len(leaves)
+    if isinstance(join_bias, str):
+        wanted = _tree.matches(join_bias, leaves, "join_bias")
+    pairs = {}
+    for i, (name, leaf) in enumerate(leaves):
+        if not wanted[i] or jnp.ndim(leaf) != 2:
+            continue
+        depth = len(paths[i]) - (2 if _has_value(paths[i]) else 1)
+        beside = [
+            j
+            for j, (_, other) in enumerate(leaves)
+            if paths[j][:depth] == paths[i][:depth]
+            and len(paths[j]) == len(paths[i])
+            and jnp.shape(other) == jnp.shape(leaf)[1:]
+        ]
+        if len(beside) == 1 and beside[0] not in pairs.values():
+            pairs[i] = beside[0]
+        elif isinstance(join_bias, str):
+            names = ", ".join(leaves[j][0] for j in beside) or "none"
+            raise ValueError(
+                f"join_bias={join_bias!r} matches {name!r}, which needs one bias of shape "
+                f"{jnp.shape(leaf)[1:]} beside it, and for itself; found: {names}"
+            )
+    return pairs
+
+
+def _has_value(path: tuple) -> bool:
+    return jax.tree_util.keystr(path, simple=True, separator="/").endswith("/value")

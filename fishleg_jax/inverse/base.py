@@ -1,0 +1,64 @@
+"""The one protocol that every estimate of the damped inverse Fisher follows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+
+
+class InverseFisher(NamedTuple):
+    """An estimate of `F_γ⁻¹ = (F + γI)⁻¹` as pure functions, like an optax transformation.
+
+    A state is a pytree of arrays: it goes through `jit`, `vmap`, sharding and checkpoints.  The
+    functions work in float32 or better whatever the parameters are.  Mind that
+    `(F⁻¹)_KK ≠ (F_KK)⁻¹`: `multiply` is an inverse only for the mask that `update` saw.
+
+    Attributes:
+        init: `(params) -> state`, from shapes and dtypes only.
+        update: `(state, params, batch, key, mask=None) -> state`: assimilates one batch.  `mask` is
+            a boolean pytree like the parameters, False for pruned weights.
+        multiply: `(state, tangent, mask=None) -> tangent`: `E_K Q E_Kᵀ v`.
+        diagonal: `(state, params, mask=None) -> tangent`: the diagonal of Q; `params` gives tree
+            and shapes.
+        updates: how many updates a one-shot fit makes; it goes through its batches as often as that
+            needs.  None for one pass.
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[..., Any]
+    multiply: Callable[..., Any]
+    diagonal: Callable[..., Any]
+    updates: int | None = None
+
+
+def apply_mask(tree: Any, mask: Any | None) -> Any:
+    """A pytree with the entries outside a boolean mask set to zero; unchanged where it is None."""
+    if mask is None:
+        return tree
+    return jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
+
+
+def identity() -> InverseFisher:
+    """The inverse Fisher when nothing is known: with it OBS prunes by magnitude.
+
+    Returns:
+        An estimate that needs neither model nor data.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> estimator = flj.inverse.identity()
+        >>> estimator.multiply(estimator.init(jnp.ones(2)), jnp.array([1.0, 2.0]))
+        Array([1., 2.], dtype=float32)
+    """
+    return InverseFisher(
+        init=lambda params: (),
+        update=lambda state, params, batch, key, mask=None: state,
+        multiply=lambda state, tangent, mask=None: apply_mask(_tree.widen(tangent), mask),
+        diagonal=lambda state, params, mask=None: apply_mask(
+            jax.tree.map(lambda x: jnp.ones(x.shape, _tree.wide_dtype(x.dtype)), params), mask
+        ),
+        updates=0,
+    )

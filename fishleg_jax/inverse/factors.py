@@ -1,0 +1,317 @@
+"""Q(λ) for one leaf: a positive definite matrix in a few numbers, learned in relative coordinates.
+
+Every kind of factor is one construction.  The leaf is reshaped to a tensor with some number of
+axes; each axis k may have a block-diagonal matrix `R_k`, a diagonal `E` stands in the middle and a
+diagonal `D` on both sides:
+
+    Q = D (R_1 ⊗ R_2 ⊗ ...) E (R_1 ⊗ R_2 ⊗ ...)ᵀ D
+
+- `diagonal`: no R at all, Q = E;
+- `kronecker`, `convolution`: `R_k = V_k (Λ_k + γ_k)^-½ C_k`, so that `S_k = R_k R_kᵀ` is any
+  positive definite matrix; D is learned, E is the identity;
+- `spectral`: `R_k = V_k` stays, D and all of E are learned, an eigenvalue for every weight
+  (EKFAC, George et al. 2018, with a sandwich);
+- `block_diagonal`, `full`: one axis, the flattened leaf, with `R = V (Λ + γ)^-½ C`.
+
+`V`, `Λ` (the *frame*) are eigenvectors and eigenvalues of gradient second moments, set once from
+data; the damping γ enters afresh at every use, so that a changed damping takes effect at once.  `C`
+is lower triangular with a diagonal `exp(·)`, `D` and `E / E_start` are `exp(·)`.  What is learned
+(the *coordinates*) starts at zero and is relative: a step of 0.01 changes Q by about one per cent
+whatever its scale, so that no optimiser needs to know the damping or the network.  Any finite
+coordinates give a positive definite Q.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+HIGHEST = jax.lax.Precision.HIGHEST
+LARGE = 2**17  # weights of a leaf
+
+
+class Factor(NamedTuple):
+    """The structure of Q for one leaf: hashable, no arrays.
+
+    Attributes:
+        axes: the shape that the leaf is reshaped to.
+        blocks: for each axis, into how many diagonal blocks its matrix R is cut; 0 for an axis
+            that has none.
+        triangles: whether the C are learned.
+        spectrum: whether there is a middle diagonal E, and it is learned.
+        sandwich: whether the outer diagonal D is learned.
+    """
+
+    axes: tuple[int, ...]
+    blocks: tuple[int, ...]
+    triangles: bool
+    spectrum: bool
+    sandwich: bool
+
+    @property
+    def dense_axes(self) -> tuple[int, ...]:
+        """The axes that have a matrix R."""
+        return tuple(k for k, blocks in enumerate(self.blocks) if blocks)
+
+    def block_size(self, axis: int) -> int:
+        """The size of one block of an axis; where blocks do not divide it, the last is padded."""
+        return -(-self.axes[axis] // self.blocks[axis])
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The shape `axes` with every axis rounded up to whole blocks."""
+        return tuple(
+            b * self.block_size(k) if b else self.axes[k] for k, b in enumerate(self.blocks)
+        )
+
+
+class Frame(NamedTuple):
+    """The part of Q that is set from data and then stays.  None where an axis has no matrix.
+
+    Attributes:
+        vectors: for each axis the eigenvectors V, of shape (blocks, size, size), in columns.
+        values: for each axis the eigenvalues Λ, of shape (blocks, size); None with a spectrum.
+        spectrum: the second moments that belong to E, of the shape `padded`; None without one.
+    """
+
+    vectors: tuple[jax.Array | None, ...]
+    values: tuple[jax.Array | None, ...]
+    spectrum: jax.Array | None
+
+
+class Coordinates(NamedTuple):
+    """The learned λ of one leaf, zero at the start.  None where a part is not learned.
+
+    Attributes:
+        triangles: for each axis (blocks, size, size): below the diagonal C itself, on the diagonal
+            its logarithm; what stands above is not used.
+        log_spectrum: the logarithm of E over its start, of the shape `padded`.
+        log_sandwich: the logarithm of D, of the shape `axes`.
+    """
+
+    triangles: tuple[jax.Array | None, ...]
+    log_spectrum: jax.Array | None
+    log_sandwich: jax.Array | None
+
+
+Constructor = Callable[[tuple[int, ...], int | None], Factor]
+
+
+def diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """A diagonal Q: one number a weight.  `cap` is not used."""
+    del cap
+    return Factor((math.prod(shape),), (0,), triangles=False, spectrum=True, sandwich=False)
+
+
+def kronecker(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """`Q = D (S_in ⊗ S_out) D`: the last axis against all others taken together.
+
+    For a dense kernel (in, out); for a convolution the two-factor form (spatial·in, out).
+
+    Args:
+        shape: the leaf's shape, of two or more dimensions.
+        cap: the largest dense block; a longer axis is cut into equal blocks.  None for no cap.
+
+    Returns:
+        The structure.
+
+    Raises:
+        ValueError: the leaf has fewer than two dimensions, or the cap is below one.
+
+    Example:
+        >>> from fishleg_jax.inverse import factors
+        >>> factors.kronecker((784, 40), cap=128).blocks
+        (7, 1)
+    """
+    return _dense(_merge(shape, 2), cap, triangles=True, sandwich=True)
+
+
+def convolution(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """`Q = D (S_spatial ⊗ S_in ⊗ S_out) D` for a leaf (*spatial, in, out).  See `kronecker`."""
+    return _dense(_merge(shape, 3), cap, triangles=True, sandwich=True)
+
+
+def spectral(shape: tuple[int, ...], cap: int | None = None, *, axes: int = 2) -> Factor:
+    """`Q = D (V_in ⊗ V_out) E (V_in ⊗ V_out)ᵀ D`: Kronecker eigenvectors, free eigenvalues.
+
+    Args:
+        shape: the leaf's shape, of two or more dimensions.
+        cap: see `kronecker`.
+        axes: 2 for (everything else, out), 3 for (spatial, in, out).
+
+    Returns:
+        The structure.
+    """
+    return _dense(_merge(shape, axes), cap, spectrum=True, sandwich=True)
+
+
+def block_diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """Dense blocks of at most `cap` along the flattened leaf."""
+    return _dense((math.prod(shape),), cap, triangles=True)
+
+
+def full(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """One dense matrix for the whole leaf: for small leaves.  `cap` is not used."""
+    del cap
+    return _dense((math.prod(shape),), None, triangles=True)
+
+
+def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """The default: diagonal for vectors, `spectral` for all else, with two or three axes.
+
+    A leaf of more than `LARGE` weights gets blocks of half the cap: products with its blocks are
+    what an update of the inverse mostly costs there.
+    """
+    if len(shape) < 2:
+        return diagonal(shape)
+    if cap is not None and math.prod(shape) > LARGE:
+        cap = max(cap // 2, 1)
+    return spectral(shape, cap, axes=min(len(shape), 3))
+
+
+def _merge(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    if len(shape) < axes:
+        raise ValueError(
+            f"shape must have {axes} or more dimensions for this factor, got {shape}; "
+            "use diagonal, block_diagonal or full"
+        )
+    return (math.prod(shape[: len(shape) - axes + 1]), *shape[len(shape) - axes + 1 :])
+
+
+def _dense(
+    axes: tuple[int, ...],
+    cap: int | None,
+    *,
+    triangles: bool = False,
+    spectrum: bool = False,
+    sandwich: bool = False,
+) -> Factor:
+    if cap is not None and cap < 1:
+        raise ValueError(f"cap must be at least 1 or None, got {cap}")
+    # a matrix of size one along one of several axes would only double the scale of another part
+    blocks = tuple(0 if n == 1 and len(axes) > 1 else -(-n // (cap or n)) for n in axes)
+    return Factor(axes, blocks, triangles, spectrum, sandwich)
+
+
+def pad(factor: Factor, x: jax.Array) -> jax.Array:
+    """A tensor of the shape `axes` with zeros up to the shape `padded`."""
+    if factor.padded == factor.axes:
+        return x
+    return jnp.pad(x, [(0, m - n) for n, m in zip(factor.axes, factor.padded, strict=True)])
+
+
+def crop(factor: Factor, x: jax.Array) -> jax.Array:
+    """The inverse of `pad`."""
+    return x[tuple(slice(n) for n in factor.axes)]
+
+
+def to_blocks(factor: Factor, x: jax.Array, axis: int) -> jax.Array:
+    """Unfolds a padded tensor along an axis into (blocks, size, rest)."""
+    x = jnp.moveaxis(x, axis, 0)
+    return x.reshape(factor.blocks[axis], factor.block_size(axis), -1)
+
+
+def from_blocks(factor: Factor, x: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `to_blocks`."""
+    rest = factor.padded[:axis] + factor.padded[axis + 1 :]
+    return jnp.moveaxis(x.reshape(-1, *rest), 0, axis)
+
+
+def _apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
+    """The Kronecker product of the matrices of the dense axes, times a padded tensor."""
+    for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
+        blocks, size, _ = matrix.shape
+        if axis == len(factor.axes) - 1 and axis > 0:
+            # the last axis needs no transposing: a product from the right, block by block
+            parts = [
+                jnp.matmul(part, matrix[i].T, precision=HIGHEST)
+                for i, part in enumerate(jnp.split(x.reshape(-1, blocks * size), blocks, axis=1))
+            ]
+            x = jnp.concatenate(parts, axis=1).reshape(factor.padded)
+        else:
+            product = jnp.matmul(matrix, to_blocks(factor, x, axis), precision=HIGHEST)
+            x = from_blocks(factor, product, axis)
+    return x
+
+
+def rotate(factor: Factor, frame: Frame, x: jax.Array) -> jax.Array:
+    """A tensor of the shape `axes` in the frame's eigenvectors, `(V_1 ⊗ V_2 ⊗ ...)ᵀ x`, padded."""
+    return _apply(factor, [frame.vectors[k].mT for k in factor.dense_axes], pad(factor, x))
+
+
+def axis_damping(factor: Factor, axis: int, damping: jax.Array) -> jax.Array:
+    """The share `π_k γ^(1/n)` of the damping that falls to one of n Kronecker factors.
+
+    `Π π_k = 1`, and π_k balances the mean eigenvalues of the factors (Martens & Grosse 2015,
+    section 6.3).  The unfoldings of one gradient have one trace, so sizes alone decide.
+    """
+    n = len(factor.dense_axes)
+    mean_size = math.prod(factor.axes[k] for k in factor.dense_axes) ** (1 / n)
+    return mean_size / factor.axes[axis] * damping ** (1 / n)
+
+
+def _roots(
+    factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
+) -> list[jax.Array]:
+    """The matrices R of the dense axes."""
+    if not factor.triangles:
+        return [frame.vectors[k] for k in factor.dense_axes]
+
+    def root(axis):
+        triangle = coordinates.triangles[axis]
+        log_diagonal = jnp.diagonal(triangle, axis1=1, axis2=2)
+        lower = jnp.tril(triangle, -1) + jax.vmap(jnp.diag)(jnp.exp(log_diagonal))
+        scale = jax.lax.rsqrt(frame.values[axis] + axis_damping(factor, axis, damping))
+        return jnp.matmul(frame.vectors[axis] * scale[:, None, :], lower, precision=HIGHEST)
+
+    return [root(k) for k in factor.dense_axes]
+
+
+def _spectrum(frame: Frame, coordinates: Coordinates, damping: jax.Array) -> jax.Array:
+    return jnp.exp(coordinates.log_spectrum) / (frame.spectrum + damping)
+
+
+def multiply(
+    factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array, vector: jax.Array
+) -> jax.Array:
+    """`Q v` for one leaf.
+
+    Args:
+        factor: the structure.
+        frame: what was set from data.
+        coordinates: what is learned.
+        damping: γ, a positive scalar.
+        vector: an array of the leaf's size; its shape is kept.
+
+    Returns:
+        An array of the vector's shape.
+    """
+    x = vector.reshape(factor.axes)
+    d = None if coordinates.log_sandwich is None else jnp.exp(coordinates.log_sandwich)
+    x = pad(factor, x if d is None else d * x)
+    roots = _roots(factor, frame, coordinates, damping)
+    if factor.spectrum:
+        x = _apply(factor, [r.mT for r in roots], x)
+        x = _apply(factor, roots, _spectrum(frame, coordinates, damping) * x)
+    else:
+        # S = R Rᵀ is formed first: half the products with the vector
+        x = _apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in roots], x)
+    x = crop(factor, x)
+    x = x if d is None else d * x
+    return x.reshape(vector.shape)
+
+
+def diagonal_of(
+    factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
+) -> jax.Array:
+    """The exact diagonal of Q, of the shape `factor.axes`.  Arguments as in `multiply`."""
+    roots = _roots(factor, frame, coordinates, damping)
+    if factor.spectrum:
+        middle = _spectrum(frame, coordinates, damping)
+    else:
+        middle = jnp.ones(factor.padded, roots[0].dtype)
+    # diag(R E Rᵀ) = (R ∘ R) diag(E), and squares of a Kronecker product are that of the squares
+    out = crop(factor, _apply(factor, [r**2 for r in roots], middle))
+    return out if coordinates.log_sandwich is None else out * jnp.exp(2 * coordinates.log_sandwich)

@@ -1,0 +1,1 @@
+"""From an inverse Fisher to a pruned network: saliency, masks, compensation, one shot."""

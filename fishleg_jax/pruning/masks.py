@@ -1,0 +1,195 @@
+"""Scores to masks: which weights stay, as a pytree of booleans, exactly as many as asked for.
+
+A mask has the parameters' structure and shapes; True keeps.  Leaves that may not be pruned are True
+throughout.  The threshold is found by counting how many scores lie below a candidate, bit by bit of
+the floating-point number, so that nothing is sorted or gathered.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+
+SCOPES = ("global", "layer")
+
+
+def number_to_prune(sparsity: float, weights: int) -> int:
+    """`floor(sparsity · weights)` in decimal: 0.29 of 100 is 29, though 0.29 * 100 is 28.999…
+
+    Args:
+        sparsity: the fraction of zeros, in [0, 1).
+        weights: how many weights there are.
+
+    Returns:
+        How many of them are pruned.
+
+    Raises:
+        ValueError: the sparsity is not a number in [0, 1).
+
+    Example:
+        >>> number_to_prune(0.29, 100)
+        29
+    """
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+    return math.floor(Fraction(repr(float(sparsity))) * weights)
+
+
+def make_masks(
+    scores: Any,
+    sparsity: float,
+    *,
+    scope: str = "global",
+    prunable: _tree.Selection = None,
+    masks: Any | None = None,
+) -> Any:
+    """Prunes the weights of the lowest scores, `floor(sparsity · n)` of the n prunable ones.
+
+    Ties are broken by position: of equal scores the first in the tree's order goes first.
+
+    Args:
+        scores: a pytree of non-negative numbers, such as `obs_saliency` makes.
+        sparsity: the fraction of prunable weights that are zero, in [0, 1).
+        scope: `global` for one threshold over all prunable leaves, `layer` for one in each leaf.
+        prunable: which leaves: regular expressions over key paths, a predicate `(name, leaf)`, or
+            None for those of two or more dimensions.
+        masks: masks of before; what is pruned stays pruned, and counts.
+
+    Returns:
+        A pytree of booleans; False is pruned.
+
+    Raises:
+        ValueError: a sparsity outside [0, 1), an unknown scope, nothing prunable, scores that are
+            negative or NaN, fewer zeros asked for than the masks of before have.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> flj.make_masks({"w": jnp.array([[3.0, 1.0], [1.0, 2.0]])}, 0.5)["w"].tolist()
+        [[True, False], [False, True]]
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    leaves, tree = jax.tree.flatten(scores)
+    chosen = _tree.select(scores, prunable, "prunable")
+    groups = [[i for i, yes in enumerate(chosen) if yes]]
+    if scope == "layer":
+        groups = [[i] for i in groups[0]]
+    counts = [number_to_prune(sparsity, sum(leaves[i].size for i in group)) for group in groups]
+    if masks is not None:
+        _tree.check_same(scores, masks, "masks")
+    old = [jnp.ones(x.shape, bool) for x in leaves] if masks is None else jax.tree.leaves(masks)
+    _check_scores(scores, leaves, chosen)
+    _check_monotone(old, groups, counts)
+    new = [jnp.ones(x.shape, bool) for x in leaves]
+    for group, count in zip(groups, counts, strict=True):
+        kept = _keep([leaves[i] for i in group], [old[i] for i in group], count)
+        for i, mask in zip(group, kept, strict=True):
+            new[i] = mask
+    return tree.unflatten(new)
+
+
+@jax.jit
+def _keep(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax.Array]:
+    """Masks without the `count` lowest scores; what is already pruned counts as lowest of all."""
+    common = _tree.wide_dtype(jnp.result_type(*scores))
+    ranks = [_rank(s.astype(common), m) for s, m in zip(scores, old, strict=True)]
+    dtype = ranks[0].dtype
+
+    def at_most(threshold):
+        return sum(jnp.sum(r <= threshold) for r in ranks)
+
+    # the smallest rank t with at least `count` ranks at or below it, from the highest bit downwards
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = at_most(middle) >= count
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    bits = jnp.iinfo(dtype).bits
+    bounds = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
+    threshold, _ = jax.lax.fori_loop(0, bits, halve, bounds)
+    # all below the threshold go, and of those at it the first ones, until the count is full
+    spare = count - sum(jnp.sum(r < threshold) for r in ranks)
+    kept = []
+    for rank in ranks:
+        tied = rank == threshold
+        place = jnp.cumsum(tied.reshape(-1)).reshape(tied.shape)
+        kept.append((rank > threshold) | (tied & (place > spare)))
+        spare = spare - tied.sum()
+    return kept
+
+
+def _rank(score: jax.Array, mask: jax.Array) -> jax.Array:
+    """An integer in the order of a non-negative score: its own bits; −1 for what is pruned."""
+    integer = jnp.int64 if score.dtype == jnp.float64 else jnp.int32
+    # the bits of −0.0 are those of a negative number
+    return jnp.where(mask, jax.lax.bitcast_convert_type(jnp.abs(score), integer), -1)
+
+
+def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
+    names = [name for name, _ in _tree.named_leaves(scores)]
+    for name, score, yes in zip(names, leaves, chosen, strict=True):
+        if yes and not bool(jnp.all(score >= 0)):
+            raise ValueError(
+                f"scores must be non-negative numbers, but {name!r} has negative or NaN ones"
+            )
+
+
+def _check_monotone(old: list, groups: list, counts: list) -> None:
+    for group, count in zip(groups, counts, strict=True):
+        pruned = sum(int(jnp.sum(~old[i])) for i in group)
+        if pruned > count:
+            raise ValueError(
+                f"masks already prune {pruned} weights where the sparsity asks for {count}: "
+                "a sparsity can only grow"
+            )
+
+
+def apply_masks(params: Any, masks: Any) -> Any:
+    """The parameters with exact zeros where the masks are False.
+
+    Args:
+        params: any pytree of arrays.
+        masks: a pytree of booleans of the same structure and shapes.
+
+    Returns:
+        A pytree like the parameters, of their dtypes.
+
+    Raises:
+        ValueError: the structures or shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> flj.apply_masks(jnp.array([1.0, jnp.inf]), jnp.array([True, False]))
+        Array([1., 0.], dtype=float32)
+    """
+    _tree.check_same(params, masks, "masks")
+    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+
+
+def sparsity(params: Any, prunable: _tree.Selection = None) -> float:
+    """The fraction of the prunable weights that are exactly zero.
+
+    Args:
+        params: weights, any pytree.
+        prunable: which leaves, see `make_masks`.
+
+    Returns:
+        A number in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> flj.sparsity({"kernel": jnp.eye(2), "bias": jnp.zeros(2)})
+        0.5
+    """
+    chosen = _tree.select(params, prunable, "prunable")
+    leaves = [x for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
+    return sum(int(jnp.sum(x == 0)) for x in leaves) / max(sum(x.size for x in leaves), 1)
+
+
+__all__: Sequence[str] = ("apply_masks", "make_masks", "number_to_prune", "sparsity")

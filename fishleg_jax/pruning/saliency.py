@@ -1,0 +1,33 @@
+"""OBS scores: how much the loss is predicted to rise when one weight is removed."""
+
+from typing import Any
+
+import jax
+
+from fishleg_jax import _tree
+
+
+def obs_saliency(params: Any, diagonal: Any) -> Any:
+    """The score of every weight, `ρ = w² / (2 [F⁻¹]_ii)`.
+
+    With an inverse Fisher of ones this is half the squared magnitude; with that of a diagonal
+    Fisher it is the score of Optimal Brain Damage.
+
+    Args:
+        params: weights, any pytree.
+        diagonal: the diagonal of the inverse Fisher, a pytree of the same structure and shapes.
+
+    Returns:
+        A pytree of the same structure in float32 or better: predicted rises of the loss, in nats
+        per example, when that weight alone goes and the others make up for it as they best can.
+
+    References:
+        Hassibi & Stork, Second order derivatives for network pruning: Optimal Brain Surgeon, 1992,
+        equation 5.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> flj.obs_saliency(jnp.array([2.0, 2.0]), jnp.array([1.0, 4.0]))
+        Array([2. , 0.5], dtype=float32)
+    """
+    return jax.tree.map(lambda w, q: w**2 / (2 * q), _tree.widen(params), _tree.widen(diagonal))

@@ -1,0 +1,1 @@
+"""Tests of the experiments: small runs, and what they say to bad input."""

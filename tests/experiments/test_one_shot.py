@@ -1,0 +1,90 @@
+"""The main job, small; and what it says to bad arguments."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments import one_shot
+
+KEYS = {
+    "method",
+    "dataset",
+    "model",
+    "sparsity_target",
+    "sparsity",
+    "accuracy",
+    "dense_accuracy",
+    "loss",
+    "dense_loss",
+    "seconds",
+    "curvature_examples",
+    "seed",
+    "settings",
+}
+
+
+def test_a_small_run_writes_its_results(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = "--model mlp --epochs 1 --sparsity 0.7 --updates 3 --examples 100 --batch-size 30"
+    assert one_shot.main([*arguments.split(), "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert (out / "accuracy_vs_sparsity.png").stat().st_size > 1000
+    assert [row["method"] for row in results] == ["fishleg", "magnitude"]
+    assert [row["curvature_examples"] for row in results] == [90, 0]
+    weights = 64 * 128 + 128 * 64 + 64 * 10
+    for row in results:
+        assert row.keys() == KEYS
+        assert row["sparsity"] == pytest.approx(math.floor(0.7 * weights) / weights, abs=1e-12)
+        assert row["settings"]["prunable_weights"] == weights
+    printed = capsys.readouterr()
+    assert "magnitude" in printed.out and str(out / "results.json") in printed.out
+    assert printed.err == ""  # no progress bars: this is no terminal
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--sparsity", "0.5,1"], "'1' is not a sparsity in [0, 1)"),
+        (["--sparsity", "nan"], "'nan' is not a sparsity in [0, 1)"),
+        (["--sparsity", ""], "'' is not a sparsity"),
+        (["--method", "fishleg,magic"], "'magic' is not one of fishleg"),
+        (["--damping", "0"], "'0' is not a positive number"),
+        (["--examples", "0"], "'0' is not a whole number of at least 1"),
+        (["--examples", "1298"], "--examples 1298: digits has 1297"),
+        (["--seed", "-1"], "'-1' is not a whole number"),
+        (["--dataset", "svhn"], "invalid choice"),
+        (["--dataset", "digits", "--model", "resnet20"], "use cnn, mlp"),
+        (["--dataset", "mnist", "--data-dir", "nowhere"], "--data-dir nowhere has no mnist"),
+        (["--checkpoint", "nowhere.npz"], "nowhere.npz does not exist"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_nothing_is_written(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        one_shot.main([*arguments, "--out", "out"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_the_wrong_shape_is_refused(tmp_path, capsys):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{"fc1.weight": np.ones((3, 64), np.float32)})
+    with pytest.raises(SystemExit) as caught:
+        one_shot.main(["--model", "mlp", "--checkpoint", str(path), "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert "fc1.bias is missing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_out_that_is_a_file_is_refused(tmp_path, capsys):
+    path = tmp_path / "out"
+    path.write_text("mine")
+    with pytest.raises(SystemExit) as caught:
+        one_shot.main(["--out", str(path)])
+    assert caught.value.code == 2 and "can't be written" in capsys.readouterr().err
+    assert path.read_text() == "mine"

@@ -1,0 +1,193 @@
+"""What every `InverseFisher` keeps to, as a table: a new estimate is one more row.
+
+Rows are not multiplied with dtypes and pytrees: some rows go through these (`DTYPE_ROWS` and
+`test_contract_pytrees.py`).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fishleg_jax as flj
+from fishleg_jax.inverse import factors
+from tests import dense
+
+fishleg = functools.partial(flj.inverse.fishleg, damping=0.1, start=2, updates=6)
+
+ROWS = {
+    "identity": lambda model: flj.inverse.identity(),
+    "fishleg": fishleg,
+    "fishleg, automatic damping": functools.partial(fishleg, damping=None),
+    "fishleg, diagonal": functools.partial(fishleg, factors=factors.diagonal),
+    "fishleg, kronecker": functools.partial(fishleg, factors={"kernel": factors.kronecker}),
+    "fishleg, convolution": functools.partial(
+        fishleg, factors={"^b/kernel": factors.convolution}, cap=2
+    ),
+    "fishleg, block_diagonal": functools.partial(fishleg, factors=factors.block_diagonal, cap=5),
+    "fishleg, full": functools.partial(fishleg, factors=factors.full),
+    "fishleg, joined bias": functools.partial(fishleg, join_bias="^d/kernel"),
+}
+DTYPE_ROWS = ("identity", "fishleg", "fishleg, kronecker", "fishleg, full")
+rows = pytest.mark.parametrize("row", ROWS)
+
+
+def predict(params, x):
+    """A layer with a kernel of three axes (spatial, in, out), and a dense one."""
+    hidden = jnp.einsum("nsi,sio->no", x, params["b"]["kernel"]) + params["b"]["bias"]
+    return jnp.tanh(hidden) @ params["d"]["kernel"] + params["d"]["bias"]
+
+
+MODEL = flj.Model(predict, flj.likelihoods.categorical())
+
+
+class Fit(NamedTuple):
+    estimator: flj.InverseFisher
+    params: Any
+    batch: Any
+    update: Any
+    state: Any
+
+
+def problem(dtype):
+    shapes = {"b": {"kernel": (2, 3, 4), "bias": (4,)}, "d": {"kernel": (4, 3), "bias": (3,)}}
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s, dtype), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+    params = dense.random_like(jax.random.key(0), zeros, 0.5)
+    inputs = jax.random.normal(jax.random.key(1), (10, 2, 3), dtype)
+    return params, (inputs, jnp.arange(10) % 3)
+
+
+def keys():
+    return jax.random.split(jax.random.key(3), 7)
+
+
+def fit(row, dtype=jnp.float32):
+    """Seven jitted updates, which go through every phase."""
+    estimator = ROWS[row](MODEL)
+    params, batch = problem(dtype)
+    update, state = jax.jit(estimator.update), estimator.init(params)
+    for key in keys():
+        state = update(state, params, batch, key)
+    return Fit(estimator, params, batch, update, state)
+
+
+cached = functools.lru_cache(fit)
+
+
+def assert_close(x, y, rtol=1e-3):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max()), x, y
+    )
+
+
+@rows
+def test_state_is_a_pytree_of_arrays(row):
+    estimator, params, _, _, state = cached(row)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    start = estimator.init(params)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (start, state)]
+    assert shapes[0] == shapes[1]
+    # from shapes only
+    abstract = jax.eval_shape(estimator.init, params)
+    assert jax.tree.structure(abstract) == jax.tree.structure(start)
+
+
+@rows
+def test_jit_changes_nothing(row):
+    """One update from the same state, in every phase and where frames are made.
+
+    Not several: eigenvectors of equal eigenvalues are arbitrary, and what is learned is in them.
+    """
+    estimator, params, batch, update, state = cached(row)
+    state = estimator.init(params)
+    for i, key in enumerate(keys()):
+        after = update(state, params, batch, key)
+        if i in (0, 1, 2, 5):
+            plain = estimator.update(state, params, batch, key)
+            assert_close(estimator.multiply(plain, params), estimator.multiply(after, params))
+            assert_close(estimator.diagonal(plain, params), estimator.diagonal(after, params))
+        state = after
+    functions = estimator.multiply, estimator.diagonal
+    assert_close(
+        [jax.jit(f)(state, params) for f in functions], [f(state, params) for f in functions]
+    )
+
+
+@rows
+def test_no_recompilation(row):
+    """Nor for another key, another state, another batch of the shape, or another damping."""
+    estimator, params, batch, update, state = cached(row)
+    assert update._cache_size() == 1
+    if hasattr(state, "damping"):
+        state = state._replace(damping=state.damping * 2)
+    other = jax.tree.map(lambda x: x[::-1], batch)
+    update(state, jax.tree.map(lambda x: 2 * x, params), other, jax.random.key(9))
+    assert update._cache_size() == 1
+    multiply = jax.jit(estimator.multiply)
+    for s in (state, estimator.init(params)):
+        multiply(s, params)
+    assert multiply._cache_size() == 1
+
+
+@rows
+def test_vmap_over_seeds(row):
+    estimator, params, batch, update, state = cached(row)
+    seeds = jax.random.split(jax.random.key(5), 3)
+
+    def product(key):
+        return estimator.multiply(update(state, params, batch, key), params)
+
+    together = jax.vmap(product)(seeds)
+    for i, key in enumerate(seeds):
+        assert_close(jax.tree.map(lambda x: x[i], together), product(key))  # noqa: B023
+
+
+@rows
+def test_multiply_is_a_positive_definite_matrix(row):
+    """And linear: a matrix of columns of the identity stands for it; `diagonal` is its diagonal."""
+    estimator, params, _, _, state = cached(row)
+    matrix = dense.matrix_of(lambda v: estimator.multiply(state, v), params)
+    scale = np.abs(matrix).max()
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-5 * scale)
+    assert np.linalg.eigvalsh(matrix).min() > 1e-5 * scale
+    diagonal = dense.ravel(estimator.diagonal(state, params))
+    np.testing.assert_allclose(diagonal, np.diag(matrix), rtol=1e-4)
+    v = dense.random_like(jax.random.key(6), params)
+    product = dense.ravel(estimator.multiply(state, v))
+    np.testing.assert_allclose(product, matrix @ dense.ravel(v), atol=1e-4 * scale)
+
+
+@rows
+def test_masks_cut_rows_and_columns(row):
+    """`E_K Q E_Kᵀ`, and a diagonal that is zero elsewhere."""
+    estimator, params, _, _, state = cached(row)
+    mask = jax.tree.map(
+        lambda p: jax.random.bernoulli(jax.random.key(p.size), 0.6, p.shape), params
+    )
+    kept = dense.ravel(mask).astype(bool)
+    matrix = dense.matrix_of(lambda v: estimator.multiply(state, v), params)
+    matrix = matrix * np.outer(kept, kept)
+    found = dense.matrix_of(lambda v: estimator.multiply(state, v, mask), params)
+    np.testing.assert_allclose(found, matrix, atol=1e-5 * np.abs(matrix).max())
+    diagonal = dense.ravel(estimator.diagonal(state, params, mask))
+    np.testing.assert_allclose(diagonal, np.diag(matrix), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("row", DTYPE_ROWS)
+def test_dtypes(row, dtype):
+    """Factors and products are in float32 or better whatever the weights are."""
+    with jax.enable_x64(dtype == "float64"):
+        estimator, params, _, _, state = fit(row, jnp.dtype(dtype))
+        wide = {jnp.dtype("float64" if dtype == "float64" else "float32")}
+        floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert {x.dtype for x in floats} <= wide
+        for out in (estimator.multiply(state, params), estimator.diagonal(state, params)):
+            assert {x.dtype for x in jax.tree.leaves(out)} == wide
+            assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(out))
+            assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, params)

@@ -1,0 +1,82 @@
+"""Any pytree goes through the whole of one-shot pruning, and its leaves are found by key path."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fishleg_jax as flj
+from tests.inverse.test_contract import ROWS
+
+TREE_ROWS = ("identity", "fishleg")
+
+
+class Pair(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def flax_linen():
+    linen = pytest.importorskip("flax.linen")
+    module = linen.Dense(3)
+    return module.init(jax.random.key(0), jnp.ones((1, 4))), module.apply
+
+
+def flax_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+    graph, params = nnx.split(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    return params, lambda params, x: nnx.merge(graph, params)(x)
+
+
+def equinox():
+    eqx = pytest.importorskip("equinox")
+    module = eqx.nn.MLP(4, 3, 5, 1, key=jax.random.key(0))
+    params, static = eqx.partition(module, eqx.is_array)
+    return params, lambda params, x: jax.vmap(eqx.combine(params, static))(x)
+
+
+KERNEL, BIAS = jnp.eye(4, 3), jnp.ones(3)
+TREES = {
+    "dict": lambda: ({"k": KERNEL, "b": BIAS}, lambda p, x: x @ p["k"] + p["b"]),
+    "list": lambda: ([KERNEL, BIAS], lambda p, x: x @ p[0] + p[1]),
+    "NamedTuple": lambda: (Pair(KERNEL, BIAS), lambda p, x: x @ p.kernel + p.bias),
+    "array": lambda: (KERNEL, lambda p, x: x @ p),
+    "flax linen": flax_linen,
+    "flax nnx": flax_nnx,
+    "equinox": equinox,
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("row", TREE_ROWS)
+def test_any_pytree(row, tree):
+    """Through the whole of one-shot pruning, so that masks and reports go through it too."""
+    params, predict = TREES[tree]()
+    model = flj.Model(predict, flj.likelihoods.categorical())
+    batch = (jax.random.normal(jax.random.key(1), (10, 4)), jnp.arange(10) % 3)
+    estimator = ROWS[row](model)
+    result = flj.prune_one_shot(model, params, estimator, [batch], sparsity=0.5)
+    for out in (result.params, result.masks, estimator.multiply(result.state, params)):
+        assert jax.tree.structure(out) == jax.tree.structure(params)
+        assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, params)
+    weights = result.report.total.weights
+    assert weights == sum(x.size for x in jax.tree.leaves(params) if x.ndim >= 2)
+    assert weights - result.report.total.kept == weights // 2
+    assert jnp.isfinite(predict(result.params, batch[0])).all()
+
+
+@pytest.mark.parametrize("tree", ["dict", "flax nnx", "equinox"])
+@pytest.mark.parametrize("row", TREE_ROWS)
+def test_selection_by_key_path(row, tree):
+    """Only the leaf whose key path is named is pruned, a bias here, in any kind of tree."""
+    params, predict = TREES[tree]()
+    model = flj.Model(predict, flj.likelihoods.categorical())
+    batch = (jax.random.normal(jax.random.key(1), (10, 4)), jnp.arange(10) % 3)
+    name = {"dict": "^b$", "flax nnx": "^bias$", "equinox": "layers/1/bias"}[tree]
+    result = flj.prune_one_shot(
+        model, params, ROWS[row](model), [batch], sparsity=0.7, prunable=name
+    )
+    zeros = [int((~m).sum()) for m in jax.tree.leaves(result.masks)]
+    assert sorted(zeros)[-1] == 2 and sum(zeros) == 2
+    assert [r.shape for r in result.report.rows] == [(3,)]

@@ -1,0 +1,66 @@
+"""The package itself: what it needs, what it ships, what it documents."""
+
+import importlib.resources
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import fishleg_jax as flj
+
+NOT_NEEDED = ("flax", "equinox", "haiku", "tensorflow", "matplotlib", "sklearn", "experiments")
+
+
+def test_import_needs_jax_and_optax_only():
+    code = "import sys, fishleg_jax; print(*sorted(m.partition('.')[0] for m in sys.modules))"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules = set(run.stdout.split())
+    assert {"jax", "optax", "fishleg_jax"} <= modules
+    assert not modules & set(NOT_NEEDED)
+
+
+def test_import_neither_computes_nor_changes_settings():
+    """No device is looked for and no flag of jax is set, which is for the user's program to do."""
+    code = (
+        "import jax; before = dict(jax.config.values)\n"
+        "import fishleg_jax\n"
+        "assert dict(jax.config.values) == before\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_types_are_shipped():
+    assert (importlib.resources.files("fishleg_jax") / "py.typed").is_file()
+
+
+def public():
+    for module in (flj, flj.inverse):
+        for name in module.__all__:
+            yield pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
+    for module in (flj.inverse.factors, flj.likelihoods, flj.compensation):
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and inspect.isroutine(value) and not name.startswith("_"):
+                yield pytest.param(value, id=f"{module.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", public())
+def test_public_names_have_docstrings(thing):
+    """Of its own: a NamedTuple is given one like `Row(name, shape)` when it has none."""
+    text = thing.__doc__ or ""
+    assert text.strip() and not text.startswith(f"{getattr(thing, '__name__', '')}(")
+
+
+def test_all_lists_what_exists_and_no_more():
+    assert sorted(flj.__all__) == flj.__all__ and len(set(flj.__all__)) == len(flj.__all__)
+    own = {
+        name
+        for name, value in vars(flj).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert own <= set(flj.__all__)
+    assert flj.__version__.count(".") == 2
