@@ -9,6 +9,7 @@ Three Fishers are in use, and they are not the same matrix:
   2019), and is here because WoodFisher and M-FAC are defined with it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -243,13 +244,17 @@ def curvature(
     _check_kind(kind, batches[0], key)
     key = jax.random.key(0) if key is None else key
     constants = split_batch(batches[0])[2]
-    merged = jax.tree.map(lambda *xs: jnp.concatenate(xs), *[tuple(b[:2]) for b in batches])
-    batch = (*merged, *constants)
     chunk = max(_chunks.number_of_examples(b) for b in batches)
-    examples = _chunks.number_of_examples(batch)
+    examples = sum(_chunks.number_of_examples(b) for b in batches)
+
+    @functools.cache
+    def merged():  # only when it is asked for: many compensations never do
+        with jax.ensure_compile_time_eval():
+            pairs = [tuple(b[:2]) for b in batches]
+            return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)
 
     def mean(function):
-        total = _chunks.sum_over_chunks(function, batch, key, chunk)
+        total = _chunks.sum_over_chunks(function, merged(), key, chunk)
         return jax.tree.map(lambda x: x / examples, total)
 
     def total_loss(params, part):
@@ -259,6 +264,6 @@ def curvature(
         loss=lambda params: mean(lambda part, _: total_loss(params, part)),
         gradient=lambda params: mean(lambda part, _: jax.grad(total_loss)(params, part)),
         product=lambda params, vector: fisher_vector_product(
-            model, params, batch, vector, kind=kind, key=key, examples_per_chunk=chunk
+            model, params, merged(), vector, kind=kind, key=key, examples_per_chunk=chunk
         ),
     )

@@ -1,4 +1,4 @@
-"""A smoke test of the library alone, with jax and optax and nothing else: `python tests/smoke.py`."""
+"""A smoke test of the library with jax and optax alone: `python tests/smoke.py`."""
 
 import sys
 

@@ -48,7 +48,7 @@ def public():
                 yield pytest.param(value, id=f"{module.__name__}.{name}")
 
 
-@pytest.mark.parametrize("thing", public())
+@pytest.mark.parametrize("thing", list(public()))
 def test_public_names_have_docstrings(thing):
     """Of its own: a NamedTuple is given one like `Row(name, shape)` when it has none."""
     text = thing.__doc__ or ""

@@ -24,26 +24,25 @@ def test_sound_weights_pass(params):
     _validate.check_params(params)
 
 
-@pytest.mark.parametrize(
-    "batches",
-    [
-        [(X, Y)],
-        [(X, None)],
-        [(X, Y, {"mean": np.ones(7)})],
-        [({"a": X, "b": X[:, :1]}, {"y": Y})],
-        [(X, Y), (X[:2], Y[:2])],
-        ((X, Y), (X, Y)),
-        ((X, Y), (X, Y), (X, Y)),
-        [[X, Y]],
-        [(np.ones((4, 2), np.uint8), Y)],
-        [(jnp.ones((4, 2), jnp.bfloat16), Y)],
-        [(X, Y, 3)],
-        [(X, Y, jax.random.key(0))],
-        [(np.full((4, 2), 1e300), Y)],
-        ([X, Y], [X, Y]),
-    ],
-    ids=str,
-)
+SOUND_BATCHES = {
+    "arrays": [(X, Y)],
+    "no targets": [(X, None)],
+    "constants": [(X, Y, {"mean": np.ones(7)})],
+    "trees": [({"a": X, "b": X[:, :1]}, {"y": Y})],
+    "ragged": [(X, Y), (X[:2], Y[:2])],
+    "tuple of two": ((X, Y), (X, Y)),
+    "tuple of three": ((X, Y), (X, Y), (X, Y)),
+    "batch as a list": [[X, Y]],
+    "integers": [(np.ones((4, 2), np.uint8), Y)],
+    "bfloat16": [(jnp.ones((4, 2), jnp.bfloat16), Y)],
+    "constant number": [(X, Y, 3)],
+    "constant key": [(X, Y, jax.random.key(0))],
+    "double": [(np.full((4, 2), 1e300), Y)],
+    "tuple of lists": ([X, Y], [X, Y]),
+}
+
+
+@pytest.mark.parametrize("batches", SOUND_BATCHES.values(), ids=SOUND_BATCHES)
 def test_sound_batches_pass(batches):
     _validate.check_batches(batches)
 

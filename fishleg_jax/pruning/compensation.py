@@ -5,6 +5,7 @@ info)`: a change of the parameters that makes the newly pruned ones exactly zero
 of what is worth telling.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,16 +80,22 @@ def independent() -> Compensation:
         state: Any,
     ) -> tuple[Any, dict]:
         del curvature
-        params = _tree.widen(params)
-        diagonal = estimator.diagonal(state, params, old_mask)
-        multipliers = jax.tree.map(
-            lambda w, q, old, new: jnp.where(old & ~new, w / jnp.where(old, q, 1), 0),
-            params,
-            diagonal,
-            old_mask,
-            new_mask,
-        )
-        delta = jax.tree.map(jnp.negative, estimator.multiply(state, multipliers, old_mask))
-        return _to_zero(params, delta, new_mask), {}
+        return _independent(estimator, state, _tree.widen(params), old_mask, new_mask), {}
 
     return compensate
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _independent(
+    estimator: InverseFisher, state: Any, params: Any, old_mask: Any, new_mask: Any
+) -> Any:
+    diagonal = estimator.diagonal(state, params, old_mask)
+    multipliers = jax.tree.map(
+        lambda w, q, old, new: jnp.where(old & ~new, w / jnp.where(old, q, 1), 0),
+        params,
+        diagonal,
+        old_mask,
+        new_mask,
+    )
+    delta = jax.tree.map(jnp.negative, estimator.multiply(state, multipliers, old_mask))
+    return _to_zero(params, delta, new_mask)

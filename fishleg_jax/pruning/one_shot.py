@@ -32,7 +32,7 @@ class Result(NamedTuple):
     state: Any
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _jitted(function: Callable) -> Callable:
     # one jit for one function, so that fits of one estimator share their compilation
     return jax.jit(function)

@@ -232,7 +232,10 @@ def test_bad_batches_are_refused_before_any_work(batches, message):
         ({"prunable": "convolution"}, "prunable: 'convolution' matches no leaf"),
         ({"prunable": lambda name, leaf: False}, "prunable selects no leaf"),
     ],
-    ids=str,
+    ids=[
+        "negative", "one", "nan", "text", "scope", "prunable matches nothing",
+        "prunable selects nothing",
+    ],
 )
 def test_bad_arguments_are_refused_before_any_work(arguments, message):
     with pytest.raises(ValueError, match=message):
