@@ -3,6 +3,20 @@
 import jax
 import pytest
 
+FULL_OPTIMISATION = ("experiments", "test_end_to_end_digits")  # modules that run for longer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request):
+    """Half the time to compile; small models run for so short that it is most of the time."""
+    if any(part in request.module.__name__ for part in FULL_OPTIMISATION):
+        yield
+        return
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
 
 @pytest.fixture
 def x64():

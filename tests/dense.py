@@ -17,8 +17,8 @@ def ravel(tree):
 def matrix_of(linear, like):
     """The matrix of a linear function of pytrees, column by column."""
     flat, unravel = ravel_pytree(like)
-    columns = jax.lax.map(lambda v: ravel_pytree(linear(unravel(v)))[0], jnp.eye(flat.size))
-    return np.asarray(columns).T
+    product = lambda v: ravel_pytree(linear(unravel(v)))[0]
+    return np.asarray(jax.jit(lambda vs: jax.lax.map(product, vs))(jnp.eye(flat.size))).T
 
 
 def random_like(key, tree, scale=1.0):
@@ -65,7 +65,7 @@ def jacobian(model, params, batch):
         out = model.predict(unravel(w), batch[0], *batch[2:])
         return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(out)], axis=1)
 
-    return np.asarray(outputs(flat)), np.asarray(jax.jacrev(outputs)(flat))
+    return tuple(map(np.asarray, jax.jit(lambda w: (outputs(w), jax.jacrev(outputs)(w)))(flat)))
 
 
 def softmax(x):
@@ -88,11 +88,13 @@ def exact_fisher(model, params, batch, information=categorical_information):
 def gradients(model, params, batch):
     """The gradient of every example's loss, in a loop: (examples, d)."""
     inputs, targets, *constants = batch
-    rows = []
-    for i in range(jax.tree.leaves(inputs)[0].shape[0]):
-        one = jax.tree.map(lambda x: x[i : i + 1], (inputs, targets))  # noqa: B023
-        rows.append(ravel(jax.grad(lambda p: flj.loss(model, p, (*one, *constants)))(params)))  # noqa: B023
-    return np.stack(rows)
+
+    def row(example):
+        one = jax.tree.map(lambda x: x[None], example)
+        gradient = jax.grad(lambda p: flj.loss(model, p, (*one, *constants)))(params)
+        return ravel_pytree(gradient)[0]
+
+    return np.asarray(jax.jit(lambda pairs: jax.lax.map(row, pairs))((inputs, targets)))
 
 
 def gram(rows):

@@ -10,7 +10,7 @@ from fishleg_jax.inverse import _frames
 from fishleg_jax.inverse._state import FishLegState, move
 from fishleg_jax.inverse._units import Unit
 
-RELATIVE_DAMPING = 2.0  # times the mean diagonal of the Fisher, where the user names no damping
+RELATIVE_DAMPING = 0.75  # times the RMS diagonal of the Fisher, where the user names no damping
 
 
 def assimilate_sample(
@@ -81,9 +81,10 @@ def assimilate_sample(
 
     damping = state.damping
     if measure_damping:
-        measured = RELATIVE_DAMPING * _mean_square(sample, mask)
+        # the mean square is what is averaged over samples
+        measured = RELATIVE_DAMPING**2 * _mean_square_diagonal(units, sample, mask)
         share = 1 / (state.count + 1).astype(damping.dtype)
-        damping = move(damping, measured, jnp.where(usable, share, 0.0))
+        damping = jnp.sqrt(move(damping**2, measured, jnp.where(usable, share, 0.0)))
         # a model without any gradient would have none, and nothing to divide by
         damping = jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)
     guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
@@ -92,10 +93,18 @@ def assimilate_sample(
     )
 
 
-def _mean_square(sample: list[jax.Array], mask: Any | None) -> jax.Array:
-    """The mean of the squares of a Fisher sample over the weights that survive."""
-    if mask is None:
-        count = sum(x.size for x in sample)
-    else:
-        count = jnp.maximum(sum(jnp.sum(m) for m in jax.tree.leaves(mask)), 1)
-    return _tree.dot(sample, sample) / count
+def _mean_square_diagonal(
+    units: tuple[Unit, ...], sample: list[jax.Array], mask: Any | None
+) -> jax.Array:
+    """The mean square of the Fisher's diagonal over surviving weights, from one Fisher sample.
+
+    A sample M of a batch is a sum over its examples, nearly normal, so that `E[M⁴] = 3 E[M²]²`.
+    Matrices and tensors alone are counted where there are any: they are what is pruned, and vectors
+    (biases, normalisation scales) have Fishers far above theirs.
+    """
+    survivors = [jnp.ones_like(x) for x in sample] if mask is None else jax.tree.leaves(mask)
+    wanted = {i for u in units for i in u.leaves if sample[u.leaves[0]].ndim > 1}
+    wanted = wanted or set(range(len(sample)))
+    total = sum(jnp.sum(sample[i] ** 4) for i in wanted)
+    count = sum(jnp.sum(survivors[i]) for i in wanted)
+    return total / (3 * jnp.maximum(count, 1))

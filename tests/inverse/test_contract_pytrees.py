@@ -1,6 +1,7 @@
 """Any pytree goes through the whole of one-shot pruning, and its leaves are found by key path."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,34 +49,47 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("row", TREE_ROWS)
-def test_any_pytree(row, tree):
-    """Through the whole of one-shot pruning, so that masks and reports go through it too."""
+class Fit(NamedTuple):
+    model: flj.Model
+    params: Any
+    batch: Any
+    estimator: flj.InverseFisher
+    result: flj.Result
+
+
+@functools.cache
+def pruned(row, tree):
+    """One fit for all tests of a row and a tree."""
     params, predict = TREES[tree]()
     model = flj.Model(predict, flj.likelihoods.categorical())
     batch = (jax.random.normal(jax.random.key(1), (10, 4)), jnp.arange(10) % 3)
     estimator = ROWS[row](model)
     result = flj.prune_one_shot(model, params, estimator, [batch], sparsity=0.5)
+    return Fit(model, params, batch, estimator, result)
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("row", TREE_ROWS)
+def test_any_pytree(row, tree):
+    """Through the whole of one-shot pruning, so that masks and reports go through it too."""
+    model, params, batch, estimator, result = pruned(row, tree)
     for out in (result.params, result.masks, estimator.multiply(result.state, params)):
         assert jax.tree.structure(out) == jax.tree.structure(params)
         assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, params)
     weights = result.report.total.weights
     assert weights == sum(x.size for x in jax.tree.leaves(params) if x.ndim >= 2)
     assert weights - result.report.total.kept == weights // 2
-    assert jnp.isfinite(predict(result.params, batch[0])).all()
+    assert jnp.isfinite(model.predict(result.params, batch[0])).all()
 
 
 @pytest.mark.parametrize("tree", ["dict", "flax nnx", "equinox"])
 @pytest.mark.parametrize("row", TREE_ROWS)
 def test_selection_by_key_path(row, tree):
     """Only the leaf whose key path is named is pruned, a bias here, in any kind of tree."""
-    params, predict = TREES[tree]()
-    model = flj.Model(predict, flj.likelihoods.categorical())
-    batch = (jax.random.normal(jax.random.key(1), (10, 4)), jnp.arange(10) % 3)
+    model, params, batch, estimator, result = pruned(row, tree)
     name = {"dict": "^b$", "flax nnx": "^bias$", "equinox": "layers/1/bias"}[tree]
     result = flj.prune_one_shot(
-        model, params, ROWS[row](model), [batch], sparsity=0.7, prunable=name
+        model, params, estimator, [batch], sparsity=0.7, prunable=name, state=result.state
     )
     zeros = [int((~m).sum()) for m in jax.tree.leaves(result.masks)]
     assert sorted(zeros)[-1] == 2 and sum(zeros) == 2

@@ -114,13 +114,15 @@ def test_stationary_points(x64, key, kind):
     assert -0.5 * np.trace(inverse) <= after < before
 
 
-def test_defaults_do_not_lose_to_their_start(key):
+@pytest.mark.parametrize("arguments", [{}, {"cap": 2}], ids=["defaults", "small blocks"])
+def test_learning_does_not_lose_to_its_start(key, arguments):
+    """With all defaults, and where blocks cut every axis so that little is left to gain."""
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (4, 6, 3))
     batch = dense.classification_batch(key, 60, inputs=4)
     fisher, _ = fisher_matrices(model, params, batch)
-    estimator = flj.inverse.fishleg(model, DAMPING)
+    estimator = flj.inverse.fishleg(model, DAMPING, **arguments)
     start = dense.run(estimator, params, batch, 64, key)
-    state = dense.run(estimator, params, batch, 336, key, state=start)
+    state = dense.run(estimator, params, batch, 136, key, state=start)
     losses = [auxiliary_loss(matrix(estimator, s, params), fisher) for s in (start, state)]
     assert losses[1] < losses[0]
     assert state.guard.back_offs == 0 and state.guard.skipped == 0
@@ -130,17 +132,20 @@ def test_infinite_damping_prunes_by_magnitude(key):
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (4, 6, 3))
     batches = [dense.classification_batch(key, 20, inputs=4)]
 
-    def masks(estimator, sparsity):
-        result = flj.prune_one_shot(model, params, estimator, batches, sparsity=sparsity)
+    def masks(estimator, sparsity, state):
+        result = flj.prune_one_shot(
+            model, params, estimator, batches, sparsity=sparsity, state=state
+        )
         return dense.ravel(result.masks)
 
     estimator = flj.inverse.fishleg(model, 1e9, start=4, updates=20)
-    usual = flj.inverse.fishleg(model, 1e-3, start=4, updates=20)
+    state = flj.fit(estimator, params, batches, key=key)
+    usual = state._replace(damping=state.damping * 1e-12)  # of the same frames
     differs = False
     for sparsity in (0.3, 0.5, 0.8):
-        by_magnitude = masks(flj.inverse.identity(), sparsity)
-        np.testing.assert_array_equal(masks(estimator, sparsity), by_magnitude)
-        differs |= (masks(usual, sparsity) != by_magnitude).any()
+        by_magnitude = masks(flj.inverse.identity(), sparsity, ())
+        np.testing.assert_array_equal(masks(estimator, sparsity, state), by_magnitude)
+        differs |= (masks(estimator, sparsity, usual) != by_magnitude).any()
     assert differs
 
 
@@ -170,24 +175,28 @@ def test_automatic_damping_counts_only_what_survives(key):
     [
         ("kronecker", optax.sgd(1e3)),
         ("spectral", optax.adam(3.0)),
-        ("full", optax.sgd(1e3)),
         ("full", optax.adam(3.0)),
     ],
+    ids=["kronecker, sgd", "spectral, adam", "full, adam"],
 )
 def test_absurd_learning_rates_do_no_harm(x64, key, kind, optimizer):
-    """After every 40 updates what users see is finite and no worse than the start, by 10 %."""
+    """What users see stays finite, positive definite, and not too large by a factor of two.
+
+    The last is what a negative auxiliary loss says, here in exact expectation.
+    """
     model, params, batch = logistic(key, jnp.float64)
     estimator = flj.inverse.fishleg(
         model, DAMPING, factors=getattr(factors, kind), optimizer=optimizer, start=16
     )
     fisher, _ = fisher_matrices(model, params, batch)
     state = dense.run(estimator, params, batch, 32, key)
-    start = auxiliary_loss(matrix(estimator, state, params), fisher)
-    for i in range(5):
-        state = dense.run(estimator, params, batch, 40, jax.random.fold_in(key, i), state=state)
+    for i in range(10):
+        state = dense.run(estimator, params, batch, 20, jax.random.fold_in(key, i), state=state)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.average))
-        assert auxiliary_loss(matrix(estimator, state, params), fisher) < 0.9 * start
-    assert start < 0 and state.guard.back_offs > 0
+        q = matrix(estimator, state, params)
+        assert np.linalg.eigvalsh(q).min() > 0
+        assert auxiliary_loss(q, fisher) < 0
+    assert state.guard.back_offs > 0
     assert 0 < state.guard.step_scale < 1
 
 
@@ -254,13 +263,9 @@ def test_masks_give_the_inverse_on_the_kept_weights(x64, key):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"probe": "gradient"},
-        {"kind": "sampled"},
+        {"kind": "sampled", "examples_per_chunk": 7},
         {"kind": "empirical"},
-        {"preconditioned": 50},
-        {"examples_per_chunk": 7},
-        {"join_bias": True},
-        {"cap": 2},
+        {"preconditioned": 50, "join_bias": True},
     ],
     ids=str,
 )
@@ -273,14 +278,13 @@ def test_variants_learn(key, arguments):
     diagonal = dense.ravel(estimator.diagonal(state, params))
     assert np.isfinite(diagonal).all() and (diagonal > 0).all()
     assert state.auxiliary_loss < 0 and state.guard.skipped == 0
-    if arguments.get("probe") != "gradient":
-        fisher, inverse = fisher_matrices(model, params, batch)
-        if arguments.get("kind") == "empirical":
-            fisher = dense.gram(dense.gradients(model, params, batch)) + DAMPING * np.eye(12)
-            inverse = np.linalg.inv(fisher)
-        q = matrix(estimator, state, params)
-        # at least half of what an unrestricted Q could gain
-        assert auxiliary_loss(q, fisher) < 0.5 * (-0.5 * np.trace(inverse))
+    fisher, inverse = fisher_matrices(model, params, batch)
+    if arguments.get("kind") == "empirical":
+        fisher = dense.gram(dense.gradients(model, params, batch)) + DAMPING * np.eye(12)
+        inverse = np.linalg.inv(fisher)
+    # at least six tenths of what an unrestricted Q could gain
+    loss = auxiliary_loss(matrix(estimator, state, params), fisher)
+    assert loss < 0.6 * (-0.5 * np.trace(inverse))
 
 
 def test_the_gradient_probe_solves_for_the_gradient(x64, key):
@@ -359,7 +363,7 @@ def test_a_state_says_when_it_has_converged(key):
         ({"updates": 0}, "updates must be at least 1, got 0"),
         ({"preconditioned": -1}, "preconditioned must be at least 0, got -1"),
         ({"window": 0}, "window must be at least 1, got 0"),
-        ({"cap": 0}, "cap must be at least 1 or None, got 0"),
+        ({"cap": 0}, "cap must be at least 1, got 0"),
         ({"examples_per_chunk": 0}, "examples_per_chunk must be at least 1"),
     ],
     ids=str,
