@@ -12,7 +12,8 @@ from fishleg_jax import _tree
 def _is_finite(x: Any) -> bool:
     if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return True  # nothing to look at from here
-    if not jax.numpy.issubdtype(getattr(x, "dtype", np.asarray(x).dtype), np.inexact):
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    if not jax.numpy.issubdtype(dtype, np.inexact):
         return True
     array = np.asarray(x)
     if array.dtype.itemsize < 4:

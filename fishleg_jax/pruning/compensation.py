@@ -80,12 +80,17 @@ def independent() -> Compensation:
         state: Any,
     ) -> tuple[Any, dict]:
         del curvature
-        return _independent(estimator, state, _tree.widen(params), old_mask, new_mask), {}
+        correct = _jitted_independent(estimator)
+        return correct(state, _tree.widen(params), old_mask, new_mask), {}
 
     return compensate
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.lru_cache(maxsize=64)
+def _jitted_independent(estimator: InverseFisher) -> Callable:
+    return jax.jit(functools.partial(_independent, estimator))
+
+
 def _independent(
     estimator: InverseFisher, state: Any, params: Any, old_mask: Any, new_mask: Any
 ) -> Any:
