@@ -68,7 +68,7 @@ def fishleg(
         join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
             into the factor of the kernel beside it.
         cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
-            By default leaves of over 131,072 weights get blocks of half of it.
+            By default leaves of over 131,072 weights get blocks of half of it, and no sandwich.
         kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
         probe: `normal` for u ~ N(0, I), which pruning needs; `gradient` for the batch's normalised
             gradient, as in optimisation.

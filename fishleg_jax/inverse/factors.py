@@ -161,14 +161,16 @@ def full(shape: tuple[int, ...], cap: int | None = None) -> Factor:
 def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     """The default: diagonal for vectors, `spectral` for all else, with two or three axes.
 
-    A leaf of more than `LARGE` weights gets blocks of half the cap: products with its blocks are
-    what an update of the inverse mostly costs there.
+    A leaf of more than `LARGE` weights gets blocks of half the cap and no sandwich, without which
+    the gradient of its coordinates needs half the products with blocks: these are what an update of
+    the inverse mostly costs there.
     """
     if len(shape) < 2:
         return diagonal(shape)
+    axes = min(len(shape), 3)
     if cap is not None and math.prod(shape) > LARGE:
-        cap = max(cap // 2, 1)
-    return spectral(shape, cap, axes=min(len(shape), 3))
+        return spectral(shape, max(cap // 2, 1), axes=axes)._replace(sandwich=False)
+    return spectral(shape, cap, axes=axes)
 
 
 def _merge(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
