@@ -110,6 +110,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Spec, data.Da
     args = parser.parse_args(argv)
     try:
         spec = _spec(args)
+        if args.data_dir is not None and not args.data_dir.is_dir():
+            raise ValueError(f"--data-dir {args.data_dir} is no folder")
         loaded = checkpoints.load(args.checkpoint, spec) if args.checkpoint else None
         split = data.load(spec.dataset, args.data_dir)
         images = len(split.train[0])

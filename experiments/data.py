@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def _split(name: str, folder: Path, split: str) -> Arrays:
     try:
         with np.load(cache) as arrays:
             return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         images, labels = _decode(name, folder, split)
     # where the folder may only be read, the next run decodes again
     with contextlib.suppress(OSError):

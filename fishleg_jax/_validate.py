@@ -53,6 +53,19 @@ def check_batches(batches: Sequence[Any]) -> None:
         raise ValueError("batches is empty: at least one batch is needed")
     for i, batch in enumerate(batches):
         _check_batch(batch, f"batches[{i}]")
+        if _make(batch) != _make(batches[0]):
+            raise ValueError(
+                f"batches[{i}] must be like batches[0] but for the number of examples: "
+                f"{_make(batches[0])}; got {_make(batch)}"
+            )
+
+
+def _make(batch: Any) -> tuple:
+    """What batches of one model have in common: structure, and shapes behind the examples."""
+    inputs, targets, *constants = batch
+    shapes = [tuple(np.shape(x)[1:]) for x in jax.tree.leaves((inputs, targets))]
+    shapes += [tuple(np.shape(x)) for x in jax.tree.leaves(constants)]
+    return str(jax.tree.structure(tuple(batch))), shapes
 
 
 def _check_batch(batch: Any, argument: str) -> None:

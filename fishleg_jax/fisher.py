@@ -28,7 +28,9 @@ def _check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
     if kind == "sampled" and key is None:
         raise ValueError("key is needed to sample labels: kind='sampled', key=jax.random.key(0)")
     if kind == "empirical" and split_batch(batch)[1] is None:
-        raise ValueError("kind='empirical' needs labels, but the batch's targets are None")
+        raise ValueError("'empirical' needs labels, but the batch's targets are None")
+    if _chunks.number_of_examples(batch) == 0:
+        raise ValueError("batch is empty: it has no examples")
 
 
 def with_sampled_targets(model: Model, params: Params, batch: Batch, key: jax.Array) -> Batch:
@@ -217,7 +219,7 @@ def curvature(
     kind: str = "exact",
     key: jax.Array | None = None,
 ) -> Curvature:
-    """Loss, gradient and Fisher products on fixed mini-batches, with the memory of one of them.
+    """Loss, gradient and Fisher products on fixed mini-batches, with the activations of one.
 
     Args:
         model: the model.

@@ -35,6 +35,13 @@ def _sum_per_example(values: jax.Array) -> jax.Array:
     return values.reshape(values.shape[0], -1).sum(axis=1)
 
 
+def _check_shape(targets: Any, outputs: jax.Array) -> None:
+    if jnp.shape(targets) != outputs.shape:
+        raise ValueError(
+            f"targets must have the shape of the outputs, {outputs.shape}, got {jnp.shape(targets)}"
+        )
+
+
 def categorical() -> Likelihood:
     """Classes with the outputs as logits: `p = softmax(outputs)`.
 
@@ -53,6 +60,7 @@ def categorical() -> Likelihood:
     """
 
     def negative_log_likelihood(logits, targets):
+        _check_shape(targets, logits[..., 0])
         log_p = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_p, targets[..., None].astype(jnp.int32), axis=-1)
         return -_sum_per_example(chosen)
@@ -85,6 +93,7 @@ def bernoulli() -> Likelihood:
     """
 
     def negative_log_likelihood(logits, targets):
+        _check_shape(targets, logits)
         # softplus(x) - t x, which is -t log p - (1 - t) log(1 - p) without forming p
         return _sum_per_example(jax.nn.softplus(logits) - targets * logits)
 
@@ -132,6 +141,7 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
 
     def negative_log_likelihood(outputs, targets):
         mean, log_scale = broadcast(outputs)
+        _check_shape(targets, mean)
         error = (targets - mean) * jnp.exp(-log_scale)
         return _sum_per_example(0.5 * error**2 + log_scale + 0.5 * jnp.log(2 * jnp.pi))
 

@@ -13,7 +13,7 @@ network, and the phase only decides which:
 3. from then on: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
 
 So the model is never differentiated inside a `lax.cond`, where XLA for the CPU runs the gradients
-of convolutions some thirty times slower.
+of convolutions many times slower (jax issue 12868).
 """
 
 import itertools
@@ -73,9 +73,10 @@ def fishleg(
         probe: `normal` for u ~ N(0, I), which pruning needs; `gradient` for the batch's normalised
             gradient, as in optimisation.
         optimizer: of the auxiliary loss; by default Adam.
-        learn: False stops at the closed-form start.
-        start: how many updates each of the two phases of the start takes.
-        updates: how many updates a one-shot fit makes in all.
+        learn: False stops at the closed-form start; `updates` is then twice `start`.
+        start: how many updates each of the two phases of the start takes, but no more than a third
+            of `updates` where there is learning.
+        updates: how many updates a one-shot fit makes in all, three or more.
         preconditioned: how many of the first learning updates use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
         window: how many updates the running average of λ reaches back at most.
@@ -102,6 +103,7 @@ def fishleg(
     """
     _check(damping, kind, probe, cap, start, updates, preconditioned, window, examples_per_chunk)
     optimizer = default_optimizer() if optimizer is None else optimizer
+    start = min(start, updates // 3) if learn else start
 
     def units_of(tree) -> tuple[Unit, ...]:
         return make_units(tree, factors, join_bias, cap)
@@ -237,7 +239,7 @@ def _check(
     for name, value, least in (
         ("cap", 1 if cap is None else cap, 1),
         ("start", start, 1),
-        ("updates", updates, 1),
+        ("updates", updates, 3),
         ("preconditioned", preconditioned, 0),
         ("window", window, 1),
     ):

@@ -65,6 +65,9 @@ def learn(
 
     first = jnp.isnan(state.auxiliary_loss)
     finite = jnp.isfinite(loss) & jnp.isfinite(relative)
+    # while Q is finite, so is Q u, and what is not is the batch's doing: as if it had not been
+    batch_failed = active & ~_tree.all_finite(fisher_z) & _tree.all_finite(z)
+    active = active & ~batch_failed
     diverged = _guard.has_diverged(loss) & active
     trusted = active & ~diverged
     steps = (step + 1).astype(loss.dtype)
@@ -104,7 +107,11 @@ def learn(
         coordinates=_tree.keep_where(trusted, moved, back),
         average=average,
         optimizer=_tree.keep_where(trusted, optimizer_state, fresh),
-        guard=_tree.keep_where(active, _guard.advance(state.guard, diverged, finite), state.guard),
+        guard=_tree.keep_where(
+            active,
+            _guard.advance(state.guard, diverged, finite),
+            state.guard._replace(skipped=state.guard.skipped + batch_failed),
+        ),
         auxiliary_loss=smoothed(state.auxiliary_loss, loss),
         relative_residual=smooth_relative,
     )

@@ -34,7 +34,7 @@ def assimilate_sample(
         sample: leaves of a flattened tree whose covariance is the Fisher.
         mask: which weights survive, or None.
         start: the length of a phase.
-        measure_damping: whether the damping follows the mean diagonal of the Fisher.
+        measure_damping: whether the damping follows the RMS of the diagonal of the Fisher.
     """
     finite = _tree.all_finite(sample)
     starting = state.count < 2 * start
@@ -82,7 +82,7 @@ def assimilate_sample(
     damping = state.damping
     if measure_damping:
         # the mean square is what is averaged over samples
-        measured = RELATIVE_DAMPING**2 * _mean_square_diagonal(units, sample, mask)
+        measured = RELATIVE_DAMPING**2 * _mean_square_diagonal(sample, mask)
         share = 1 / (state.count + 1).astype(damping.dtype)
         damping = jnp.sqrt(move(damping**2, measured, jnp.where(usable, share, 0.0)))
         # a model without any gradient would have none, and nothing to divide by
@@ -93,9 +93,7 @@ def assimilate_sample(
     )
 
 
-def _mean_square_diagonal(
-    units: tuple[Unit, ...], sample: list[jax.Array], mask: Any | None
-) -> jax.Array:
+def _mean_square_diagonal(sample: list[jax.Array], mask: Any | None) -> jax.Array:
     """The mean square of the Fisher's diagonal over surviving weights, from one Fisher sample.
 
     A sample M of a batch is a sum over its examples, nearly normal, so that `E[M⁴] = 3 E[M²]²`.
@@ -103,8 +101,7 @@ def _mean_square_diagonal(
     (biases, normalisation scales) have Fishers far above theirs.
     """
     survivors = [jnp.ones_like(x) for x in sample] if mask is None else jax.tree.leaves(mask)
-    wanted = {i for u in units for i in u.leaves if sample[u.leaves[0]].ndim > 1}
-    wanted = wanted or set(range(len(sample)))
+    wanted = [i for i, x in enumerate(sample) if x.ndim > 1] or range(len(sample))
     total = sum(jnp.sum(sample[i] ** 4) for i in wanted)
     count = sum(jnp.sum(survivors[i]) for i in wanted)
     return total / (3 * jnp.maximum(count, 1))

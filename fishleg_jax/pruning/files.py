@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def load_masks(path: str | os.PathLike, like: Any) -> Any:
     try:
         with np.load(path) as file:
             arrays = dict(file)
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"path: {str(path)!r} is no file of masks: {error}") from None
     named = _tree.named_leaves(like)
     found = {name.rpartition(":")[0] for name in arrays}

@@ -6,12 +6,14 @@ the floating-point number, so that nothing is sorted or gathered.
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fishleg_jax import _tree
 
@@ -35,9 +37,9 @@ def number_to_prune(sparsity: float, weights: int) -> int:
         >>> number_to_prune(0.29, 100)
         29
     """
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, (numbers.Real, np.generic, jax.Array)) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
-    return math.floor(Fraction(repr(float(sparsity))) * weights)
+    return math.floor(Fraction(str(sparsity)) * weights)
 
 
 def make_masks(
@@ -82,6 +84,8 @@ def make_masks(
     counts = [number_to_prune(sparsity, sum(leaves[i].size for i in group)) for group in groups]
     if masks is not None:
         _tree.check_same(scores, masks, "masks")
+        if any(m.dtype != bool for m in jax.tree.leaves(masks)):
+            raise ValueError("masks must be booleans, True for weights that are kept")
     old = [jnp.ones(x.shape, bool) for x in leaves] if masks is None else jax.tree.leaves(masks)
     _check_scores(scores, leaves, chosen)
     _check_monotone(old, groups, counts)

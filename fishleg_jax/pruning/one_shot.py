@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree, _validate, fisher
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model
+from fishleg_jax.model import Batch, Model, predict
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning.report import Report, make_report
@@ -100,7 +100,7 @@ def prune_one_shot(
     """Prunes a trained model once, by Optimal Brain Surgeon with an estimate of the inverse Fisher.
 
     Args:
-        model: the model.
+        model: the model; the curvature of the loss that it makes is handed to the compensation.
         params: its trained weights, any pytree of floating-point arrays.
         estimator: the inverse Fisher; `inverse.identity()` makes this magnitude pruning.
         batches: batches of training data for the curvature, never of the data reported on.
@@ -119,7 +119,7 @@ def prune_one_shot(
     Raises:
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing.
-        FloatingPointError: the fitted inverse or the pruned weights are not finite.
+        FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -142,6 +142,8 @@ def prune_one_shot(
         raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
     compensation = _compensation.independent() if compensation is None else compensation
     key = jax.random.key(0) if key is None else key
+    if estimator.updates != 0:
+        _check_model(model, params, batches[0])
     if state is None:
         state = fit(estimator, params, batches, key=key, on_update=on_update)
 
@@ -155,6 +157,16 @@ def prune_one_shot(
     pruned = _masks.apply_masks(pruned, new_masks)
     _require_finite(pruned, "the compensated weights")
     return Result(pruned, new_masks, make_report(scores, everything, new_masks, chosen), state)
+
+
+def _check_model(model: Model, params: Any, batch: Batch) -> None:
+    """Raises where a model can't predict a batch, or predicts NaN or infinity."""
+    try:
+        outputs = jax.jit(lambda p, b: predict(model, p, b))(params, batch)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"batches[0] does not fit the model: {error}") from error
+    if not bool(_tree.all_finite(outputs)):
+        raise FloatingPointError("the model predicts NaN or infinity on batches[0]")
 
 
 def _require_finite(tree: Any, what: str) -> None:
