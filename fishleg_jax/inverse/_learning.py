@@ -65,8 +65,10 @@ def learn(
 
     first = jnp.isnan(state.auxiliary_loss)
     finite = jnp.isfinite(loss) & jnp.isfinite(relative)
-    # while Q is finite, so is Q u, and what is not is the batch's doing: as if it had not been
-    batch_failed = active & ~_tree.all_finite(fisher_z) & _tree.all_finite(z)
+    # where Q is as it was (at the minimum uᵀz = −2A), what is not finite is the batch's doing, and
+    # it shall be as if the batch had not been
+    calm = jnp.abs(sum(uz.values())) < 20 * jnp.abs(state.auxiliary_loss)
+    batch_failed = active & ~_tree.all_finite(fisher_z) & (state.guard.at_average | calm)
     active = active & ~batch_failed
     diverged = _guard.has_diverged(loss) & active
     trusted = active & ~diverged
