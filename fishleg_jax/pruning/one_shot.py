@@ -146,6 +146,10 @@ def prune_one_shot(
         _check_model(model, params, batches[0])
     if state is None:
         state = fit(estimator, params, batches, key=key, on_update=on_update)
+    elif not _alike(state, jax.eval_shape(estimator.init, params)):
+        raise ValueError(
+            "state must be one of this estimator for these params; it has other shapes"
+        )
 
     everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     scores = obs_saliency(params, _jitted(estimator.diagonal)(state, params))
@@ -157,6 +161,14 @@ def prune_one_shot(
     pruned = _masks.apply_masks(pruned, new_masks)
     _require_finite(pruned, "the compensated weights")
     return Result(pruned, new_masks, make_report(scores, everything, new_masks, chosen), state)
+
+
+def _alike(state: Any, expected: Any) -> bool:
+    """Whether two states have one structure and the same shapes."""
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        return False
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
+    return all(jnp.shape(a) == b.shape for a, b in pairs)
 
 
 def _check_model(model: Model, params: Any, batch: Batch) -> None:

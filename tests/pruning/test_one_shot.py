@@ -255,3 +255,12 @@ def test_nothing_prunable():
 def test_fit_checks_masks():
     with pytest.raises(ValueError, match="masks must have the structure"):
         flj.fit(untouchable(), PARAMS, BATCHES, key=jax.random.key(0), masks={})
+
+
+def test_a_state_of_other_parameters_is_refused():
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    estimator = flj.inverse.fishleg(model)
+    state = estimator.init(jnp.ones((3, 2)))
+    batch = (jnp.ones((4, 5)), None)
+    with pytest.raises(ValueError, match="state must be one of this estimator"):
+        flj.prune_one_shot(model, jnp.ones((5, 2)), estimator, [batch], sparsity=0.5, state=state)
