@@ -110,8 +110,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Spec, data.Da
     args = parser.parse_args(argv)
     try:
         spec = _spec(args)
-        if args.data_dir is not None and not args.data_dir.is_dir():
-            raise ValueError(f"--data-dir {args.data_dir} is no folder")
+        if spec.dataset == "digits" and args.data_dir is not None:
+            raise ValueError("--data-dir is for mnist and cifar10; digits come with scikit-learn")
+        if args.updates is not None and args.updates < 3:
+            raise ValueError(f"--updates must be at least 3, got {args.updates}")
         loaded = checkpoints.load(args.checkpoint, spec) if args.checkpoint else None
         split = data.load(spec.dataset, args.data_dir)
         images = len(split.train[0])

@@ -359,7 +359,7 @@ def test_a_state_says_when_it_has_converged(key):
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
         ({"probe": "uniform"}, "probe must be one of normal, gradient, got 'uniform'"),
         ({"start": 0}, "start must be at least 1, got 0"),
-        ({"updates": 0}, "updates must be at least 1, got 0"),
+        ({"updates": 0}, "updates must be at least 3, got 0"),
         ({"preconditioned": -1}, "preconditioned must be at least 0, got -1"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"cap": 0}, "cap must be at least 1, got 0"),
