@@ -78,19 +78,19 @@ def converge(case: cases.Case, seed: int) -> tuple[dict, list[float]]:
     """
     estimator = flj.inverse.fishleg(case.spec.model)
     begin_learning = flj.inverse.fishleg(case.spec.model, learn=False).updates
-    losses, kept = [], {}
+    losses, started = [], []
 
     def watch(state):
         losses.append(state.auxiliary_loss)
-        kept[len(losses)] = state
-        kept.pop(len(losses) - 1 if len(losses) - 1 != begin_learning else None, None)
+        if len(losses) == begin_learning:
+            started.append(state)
 
     begin = time.perf_counter()
     key, name = jax.random.key(seed), case.spec.name
     state = fit(estimator, case.params, case.batches, key=key, name=name, watch=watch)
     seconds = time.perf_counter() - begin
     nothing = estimator.init(case.params)._replace(damping=state.damping)
-    identity, start, learned = measure(case, estimator, [nothing, kept[begin_learning], state])
+    identity, start, learned = measure(case, estimator, [nothing, *started, state])
     row = {
         "model": name,
         "weights": sum(leaf.size for leaf in jax.tree.leaves(case.params)),

@@ -5,7 +5,6 @@ info)`: a change of the parameters that makes the newly pruned ones exactly zero
 of what is worth telling.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 
@@ -80,15 +80,10 @@ def independent() -> Compensation:
         state: Any,
     ) -> tuple[Any, dict]:
         del curvature
-        correct = _jitted_independent(estimator)
+        correct = jitted(_independent, estimator)
         return correct(state, _tree.widen(params), old_mask, new_mask), {}
 
     return compensate
-
-
-@functools.lru_cache(maxsize=64)
-def _jitted_independent(estimator: InverseFisher) -> Callable:
-    return jax.jit(functools.partial(_independent, estimator))
 
 
 def _independent(

@@ -1,6 +1,5 @@
 """One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree, _validate, fisher
+from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model, predict
 from fishleg_jax.pruning import compensation as _compensation
@@ -30,12 +30,6 @@ class Result(NamedTuple):
     masks: Any
     report: Report
     state: Any
-
-
-@functools.lru_cache(maxsize=64)
-def _jitted(function: Callable) -> Callable:
-    # one jit for one function, so that fits of one estimator share their compilation
-    return jax.jit(function)
 
 
 def fit(
@@ -74,7 +68,7 @@ def fit(
     if masks is not None:
         _tree.check_same(params, masks, "masks")
     total = len(batches) if estimator.updates is None else estimator.updates
-    update = _jitted(estimator.update)
+    update = jitted(estimator.update)
     state = estimator.init(params)
     for i in range(total):
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
@@ -152,7 +146,7 @@ def prune_one_shot(
         )
 
     everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    scores = obs_saliency(params, _jitted(estimator.diagonal)(state, params))
+    scores = obs_saliency(params, jitted(estimator.diagonal)(state, params))
     _require_finite(scores, "the diagonal of the inverse Fisher")
     new_masks = _masks.make_masks(scores, sparsity, scope=scope, prunable=prunable)
     curvature = fisher.curvature(model, batches)
@@ -174,7 +168,7 @@ def _alike(state: Any, expected: Any) -> bool:
 def _check_model(model: Model, params: Any, batch: Batch) -> None:
     """Raises where a model can't predict a batch, or predicts NaN or infinity."""
     try:
-        outputs = jax.jit(lambda p, b: predict(model, p, b))(params, batch)
+        outputs = jitted(predict, model)(params, batch)
     except (TypeError, ValueError) as error:
         raise ValueError(f"batches[0] does not fit the model: {error}") from error
     if not bool(_tree.all_finite(outputs)):

@@ -1,0 +1,17 @@
+"""Compiled functions that are found again, so that equal calls share their compilation."""
+
+import functools
+from collections.abc import Callable, Hashable
+
+import jax
+
+
+@functools.lru_cache(maxsize=64)
+def jitted(function: Callable, *static: Hashable) -> Callable:
+    """`function` with its first arguments held fixed, compiled: one and the same for equal calls.
+
+    Args:
+        function: what is compiled.
+        *static: models, estimators and other things that are no arrays.
+    """
+    return jax.jit(functools.partial(function, *static))
