@@ -40,8 +40,12 @@ def comma_list(parse_one: Parser) -> Callable[[str], list]:
     return lambda text: list(dict.fromkeys(parse_one(part.strip()) for part in text.split(",")))
 
 
-at_least_1 = _checked(int, lambda n: n >= 1, "a whole number of at least 1")
-_seed = _checked(int, lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)")
+def at_least(least: int) -> Parser:
+    """What reads a whole number that is not below another."""
+    return _checked(int, lambda n: n >= least, f"a whole number of at least {least}")
+
+
+seed = _checked(int, lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)")
 _sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
 _positive = _checked(float, lambda x: 0 < x < math.inf, "a positive number")
 
@@ -73,11 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
     add("--compensation", choices=["independent", "none"], default="independent")
     add("--damping", type=_positive, help="default: the library's")
-    add("--examples", type=at_least_1, help="training images that the curvature may see")
-    add("--batch-size", type=at_least_1, help="images in one batch of the curvature")
-    add("--updates", type=at_least_1, help="auxiliary updates of FishLeg; default: the library's")
-    add("--epochs", type=at_least_1, help="of training, without --checkpoint")
-    add("--seed", type=comma_list(_seed), default=[0], metavar="A,B", help="default: 0")
+    add("--examples", type=at_least(1), help="training images that the curvature may see")
+    add("--batch-size", type=at_least(1), help="images in one batch of the curvature")
+    add("--updates", type=at_least(3), help="auxiliary updates of FishLeg; default: the library's")
+    add("--epochs", type=at_least(1), help="of training, without --checkpoint")
+    add("--seed", type=comma_list(seed), default=[0], metavar="A,B", help="default: 0")
     add("--out", type=Path, default=Path("results/one_shot"), help="default: results/one_shot")
     return parser
 
@@ -112,8 +116,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Spec, data.Da
         spec = _spec(args)
         if spec.dataset == "digits" and args.data_dir is not None:
             raise ValueError("--data-dir is for mnist and cifar10; digits come with scikit-learn")
-        if args.updates is not None and args.updates < 3:
-            raise ValueError(f"--updates must be at least 3, got {args.updates}")
         loaded = checkpoints.load(args.checkpoint, spec) if args.checkpoint else None
         split = data.load(spec.dataset, args.data_dir)
         images = len(split.train[0])

@@ -24,7 +24,7 @@ import optax
 
 import fishleg_jax as flj
 from experiments import cases, files, plots, tables
-from experiments.arguments import comma_list, one_of
+from experiments.arguments import comma_list, one_of, seed
 from experiments.fitting import fit
 from experiments.models import MODELS
 
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(MODELS)}; default: all",
     )
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--out", type=Path, default=Path("results/convergence"))
     args = parser.parse_args(argv)
     try:

@@ -22,7 +22,7 @@ def main() -> None:
     }
     model = flj.Model(predict, flj.likelihoods.categorical())
     batch = (jax.random.normal(keys[2], (64, 8)), None)
-    estimator = flj.inverse.fishleg(model, start=8, updates=40)
+    estimator = flj.inverse.fishleg(model, start=16, updates=40)
     result = flj.prune_one_shot(model, params, estimator, [batch], sparsity=0.5)
     assert flj.sparsity(result.params) == 0.5
     assert jnp.isfinite(result.state.auxiliary_loss)

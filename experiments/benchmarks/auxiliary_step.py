@@ -21,7 +21,7 @@ import jax
 
 import fishleg_jax as flj
 from experiments import cases, tables
-from experiments.arguments import at_least_1, comma_list, one_of
+from experiments.arguments import at_least, comma_list, one_of
 from experiments.fitting import fit
 
 CASES = ("mlpnet", "resnet20", "autoencoder")
@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(CASES)}; default: all",
     )
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
-    add("--repeats", type=at_least_1, default=30, help="default: 30")
-    add("--updates", type=at_least_1, help="of the fit before; default: the library's")
+    add("--repeats", type=at_least(1), default=30, help="default: 30")
+    add("--updates", type=at_least(3), help="of the fit before; default: the library's")
     args = parser.parse_args(argv)
     try:
         for name in args.case:

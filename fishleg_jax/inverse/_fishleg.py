@@ -7,9 +7,9 @@ Fisher product a step, off the tape.
 An estimate lives through three phases; in each update one vjp pulls a cotangent back through the
 network, and the phase only decides which:
 
-1. `start` updates: the score of labels sampled from the model, which gives a Fisher sample; second
-   moments of these along every axis make the frames;
-2. `start` updates: the same, squared in the frames, which gives the eigenvalues;
+1. half of the start: the score of labels sampled from the model, which gives a Fisher sample;
+   second moments of these along every axis make the frames;
+2. the other half: the same, squared in the frames, which gives the eigenvalues;
 3. from then on: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
 
 So the model is never differentiated inside a `lax.cond`, where XLA for the CPU runs the gradients
@@ -49,8 +49,8 @@ def fishleg(
     probe: str = "normal",
     optimizer: optax.GradientTransformation | None = None,
     learn: bool = True,
-    start: int = 32,
-    updates: int = 200,
+    start: int = 256,
+    updates: int = 400,
     preconditioned: int = 0,
     window: int = 1000,
     examples_per_chunk: int | None = None,
@@ -59,8 +59,8 @@ def fishleg(
 
     Args:
         model: the model.
-        damping: γ, in units of the Fisher per example (nats per squared weight).  None for three
-            quarters of the root mean square of the Fisher's diagonal over the leaves of two or more
+        damping: γ, in units of the Fisher per example (nats per squared weight).  None for 0.7
+            times the root mean square of the Fisher's diagonal over the leaves of two or more
             dimensions, measured during the start.
         factors: how Q is built for a leaf: a constructor of `fishleg_jax.inverse.factors`, or a
             mapping of regular expressions over key paths to constructors, of which the first that
@@ -68,13 +68,13 @@ def fishleg(
         join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
             into the factor of the kernel beside it.
         cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
-            By default leaves of over 131,072 weights get blocks of half of it, and no sandwich.
+            By default leaves of over 131,072 weights get blocks of half of it.
         kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
         probe: `normal` for u ~ N(0, I), which pruning needs; `gradient` for the batch's normalised
             gradient, as in optimisation.
         optimizer: of the auxiliary loss; by default Adam.
-        learn: False stops at the closed-form start; `updates` is then twice `start`.
-        start: how many updates each of the two phases of the start takes, but no more than a third
+        learn: False stops at the closed-form start; `updates` is then `start`.
+        start: how many updates the start takes, one Fisher sample each, but no more than two thirds
             of `updates` where there is learning.
         updates: how many updates a one-shot fit makes in all, three or more.
         preconditioned: how many of the first learning updates use the preconditioned residual
@@ -103,7 +103,7 @@ def fishleg(
     """
     _check(damping, kind, probe, cap, start, updates, preconditioned, window, examples_per_chunk)
     optimizer = default_optimizer() if optimizer is None else optimizer
-    start = min(start, updates // 3) if learn else start
+    start = min(start, 2 * updates // 3) if learn else start
 
     def units_of(tree) -> tuple[Unit, ...]:
         return make_units(tree, factors, join_bias, cap)
@@ -136,7 +136,7 @@ def fishleg(
         params = _tree.widen(params)
         units, tree = units_of(params), jax.tree.structure(params)
         probe_key, label_key = jax.random.split(key)
-        starting = state.count < 2 * start
+        starting = state.count < start
 
         def masked(leaves):
             return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
@@ -159,7 +159,7 @@ def fishleg(
             return state
         return learn_step(
             units, state, u, z, pulled, pull_back, optimizer,
-            active=~starting, step=state.count - 2 * start,
+            active=~starting, step=state.count - start,
             preconditioned=preconditioned, window=window,
         )  # fmt: skip
 
@@ -177,7 +177,7 @@ def fishleg(
             unit.unpack(_factors.diagonal_of(unit.factor, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(init, update, multiply, diagonal, updates=updates if learn else 2 * start)
+    return InverseFisher(init, update, multiply, diagonal, updates=updates if learn else start)
 
 
 def _pull(
@@ -238,7 +238,7 @@ def _check(
     _chunks.check_chunk(examples_per_chunk)
     for name, value, least in (
         ("cap", 1 if cap is None else cap, 1),
-        ("start", start, 1),
+        ("start", start, 2),
         ("updates", updates, 3),
         ("preconditioned", preconditioned, 0),
         ("window", window, 1),

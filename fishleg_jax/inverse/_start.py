@@ -10,7 +10,7 @@ from fishleg_jax.inverse import _frames
 from fishleg_jax.inverse._state import FishLegState, move
 from fishleg_jax.inverse._units import Unit
 
-RELATIVE_DAMPING = 0.75  # times the RMS diagonal of the Fisher, where the user names no damping
+RELATIVE_DAMPING = 0.7  # times the RMS diagonal of the Fisher, where the user names no damping
 
 
 def assimilate_sample(
@@ -24,8 +24,8 @@ def assimilate_sample(
 ) -> FishLegState:
     """The state with one more Fisher sample in it; after the start it is handed back as it came.
 
-    The first `start` samples are averaged into second moments along every axis, and the last of
-    them turns these into frames; the next `start` give the eigenvalues in the frames.  A sample
+    The first half of the samples is averaged into second moments along every axis, and the last
+    of it turns these into frames; the others give the eigenvalues in the frames.  A sample
     that is not finite leaves no trace but a count.
 
     Args:
@@ -33,14 +33,16 @@ def assimilate_sample(
         state: the state before.
         sample: leaves of a flattened tree whose covariance is the Fisher.
         mask: which weights survive, or None.
-        start: the length of a phase.
+        start: how many samples there are in all, two or more.
         measure_damping: whether the damping follows the RMS of the diagonal of the Fisher.
     """
     finite = _tree.all_finite(sample)
-    starting = state.count < 2 * start
+    for_frames = max(start // 2, 1)
+    starting = state.count < start
     usable = starting & finite
-    first_phase = state.count < start
-    weight = 1 / (state.count % start + 1).astype(state.damping.dtype)
+    first_phase = state.count < for_frames
+    seen = jnp.where(first_phase, state.count, state.count - for_frames)
+    weight = 1 / (seen + 1).astype(state.damping.dtype)
     packed = {unit.name: unit.pack(sample) for unit in units}
 
     def average_moments(moments, samples):
@@ -55,7 +57,7 @@ def assimilate_sample(
         packed,
     )
     frames = jax.lax.cond(
-        usable & (state.count == start - 1),
+        usable & (state.count == for_frames - 1),
         lambda f, m: {u.name: _frames.decompose(u.factor, f[u.name], m[u.name]) for u in units},
         lambda f, m: f,
         state.frames,

@@ -74,7 +74,10 @@ def make_units(
         members, shape = (i,), jnp.shape(leaf)
         if i in biases:
             members, shape = (i, biases[i]), (shape[0] + 1, shape[1])
-        units.append(Unit(name, members, constructor(shape, cap)))
+        try:
+            units.append(Unit(name, members, constructor(shape, cap)))
+        except ValueError as error:
+            raise ValueError(f"factors, for leaf {name!r}: {error}") from error
     return tuple(units)
 
 

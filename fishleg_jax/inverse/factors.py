@@ -9,8 +9,8 @@ diagonal `D` on both sides:
 - `diagonal`: no R at all, Q = E;
 - `kronecker`, `convolution`: `R_k = V_k (Λ_k + γ_k)^-½ C_k`, so that `S_k = R_k R_kᵀ` is any
   positive definite matrix; D is learned, E is the identity;
-- `spectral`: `R_k = V_k` stays, D and all of E are learned, an eigenvalue for every weight
-  (EKFAC, George et al. 2018, with a sandwich);
+- `spectral`: `R_k = V_k` stays, all of E is learned, an eigenvalue for every weight (EKFAC, George
+  et al. 2018), and D where there is a sandwich;
 - `block_diagonal`, `full`: one axis, the flattened leaf, with `R = V (Λ + γ)^-½ C`.
 
 `V`, `Λ` (the *frame*) are eigenvectors and eigenvalues of gradient second moments, set once from
@@ -133,18 +133,21 @@ def convolution(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     return _dense(_merge(shape, 3), cap, triangles=True, sandwich=True)
 
 
-def spectral(shape: tuple[int, ...], cap: int | None = None, *, axes: int = 2) -> Factor:
+def spectral(
+    shape: tuple[int, ...], cap: int | None = None, *, axes: int = 2, sandwich: bool = True
+) -> Factor:
     """`Q = D (V_in ⊗ V_out) E (V_in ⊗ V_out)ᵀ D`: Kronecker eigenvectors, free eigenvalues.
 
     Args:
         shape: the leaf's shape, of two or more dimensions.
         cap: see `kronecker`.
         axes: 2 for (everything else, out), 3 for (spatial, in, out).
+        sandwich: whether there is an outer diagonal D.
 
     Returns:
         The structure.
     """
-    return _dense(_merge(shape, axes), cap, spectrum=True, sandwich=True)
+    return _dense(_merge(shape, axes), cap, spectrum=True, sandwich=sandwich)
 
 
 def block_diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
@@ -159,18 +162,18 @@ def full(shape: tuple[int, ...], cap: int | None = None) -> Factor:
 
 
 def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """The default: diagonal for vectors, `spectral` for all else, with two or three axes.
+    """The default: diagonal for vectors, `spectral` without its sandwich for all else.
 
-    A leaf of more than `LARGE` weights gets blocks of half the cap and no sandwich, without which
-    the gradient of its coordinates needs half the products with blocks: these are what an update of
-    the inverse mostly costs there.
+    The eigenvalues start at their best values, up to the noise of the samples, and no outer
+    diagonal that was learned beside them pruned better (see the README).  Without one the gradient
+    of the coordinates needs half the products with blocks, which are what an update mostly costs;
+    a leaf of more than `LARGE` weights gets blocks of half the cap as well.
     """
     if len(shape) < 2:
         return diagonal(shape)
-    axes = min(len(shape), 3)
     if cap is not None and math.prod(shape) > LARGE:
-        return spectral(shape, max(cap // 2, 1), axes=axes)._replace(sandwich=False)
-    return spectral(shape, cap, axes=axes)
+        cap = max(cap // 2, 1)
+    return spectral(shape, cap, axes=min(len(shape), 3), sandwich=False)
 
 
 def _merge(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:

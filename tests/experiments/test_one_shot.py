@@ -58,7 +58,7 @@ def test_a_small_run_writes_its_results(tmp_path, capsys):
         (["--dataset", "digits", "--model", "resnet20"], "use cnn, mlp"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "--data-dir nowhere has no mnist"),
         (["--data-dir", "nowhere"], "--data-dir is for mnist and cifar10"),
-        (["--updates", "2"], "--updates must be at least 3, got 2"),
+        (["--updates", "2"], "--updates: '2' is not a whole number of at least 3"),
         (["--checkpoint", "nowhere.npz"], "nowhere.npz does not exist"),
     ],
 )

@@ -50,7 +50,7 @@ def test_full_factor_finds_the_exact_inverse(x64, key):
     """Within one per cent, from a start that is much further away; and its loss is the least."""
     model, params, batch = logistic(key, jnp.float64)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=16, window=100
+        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=32, window=100
     )
     fisher, inverse = fisher_matrices(model, params, batch)
     state = dense.run(estimator, params, batch, 32, key)
@@ -75,7 +75,7 @@ def test_every_leaf_gets_the_inverse_of_its_own_block(x64, key):
         DAMPING,
         factors=factors.full,
         optimizer=decaying_adam(3500),
-        start=16,
+        start=32,
         window=1000,
     )
     state = dense.run(estimator, params, batch, 3532, key)
@@ -102,7 +102,7 @@ def test_stationary_points(x64, key, kind):
     """E[uᵀz] = E[zᵀF_γz] once converged, so that A = −½ tr Q; and learning has lowered A."""
     model, params, batch = logistic(key, jnp.float64)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=KINDS[kind], optimizer=decaying_adam(2000), start=16, window=300
+        model, DAMPING, factors=KINDS[kind], optimizer=decaying_adam(2000), start=32, window=300
     )
     fisher, inverse = fisher_matrices(model, params, batch)
     start = dense.run(estimator, params, batch, 32, key)
@@ -138,7 +138,7 @@ def test_infinite_damping_prunes_by_magnitude(key):
         )
         return dense.ravel(result.masks)
 
-    estimator = flj.inverse.fishleg(model, 1e9, start=4, updates=20)
+    estimator = flj.inverse.fishleg(model, 1e9, start=8, updates=20)
     state = flj.fit(estimator, params, batches, key=key)
     usual = state._replace(damping=state.damping * 1e-12)  # of the same frames
     differs = False
@@ -163,7 +163,7 @@ def test_automatic_damping(key, kept):
     mean_square = np.mean(diagonal**2)
     variance = np.mean(72 * np.outer(diagonal, diagonal) * fisher**2 + 24 * fisher**4) / 9
     spread = 0.5 * np.sqrt(variance / 4000) / mean_square  # relative, of the root
-    estimator = flj.inverse.fishleg(model, start=2000, learn=False)
+    estimator = flj.inverse.fishleg(model, start=4000, learn=False)
     state = dense.run(estimator, params, batch, 4000, key, mask=mask)
     expected = RELATIVE_DAMPING * np.sqrt(mean_square)
     assert float(state.damping) == pytest.approx(float(expected), rel=5 * float(spread))
@@ -185,7 +185,7 @@ def test_absurd_learning_rates_do_no_harm(x64, key, kind, optimizer):
     """
     model, params, batch = logistic(key, jnp.float64)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=getattr(factors, kind), optimizer=optimizer, start=16
+        model, DAMPING, factors=getattr(factors, kind), optimizer=optimizer, start=32
     )
     fisher, _ = fisher_matrices(model, params, batch)
     state = dense.run(estimator, params, batch, 32, key)
@@ -204,7 +204,7 @@ def test_recovers_from_a_changed_damping(x64, key, factor):
     """The damping is an array of the state; Q follows it, and goes on learning."""
     model, params, batch = logistic(key, jnp.float64)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, start=16, window=100, optimizer=optax.adam(1e-2)
+        model, DAMPING, factors=factors.full, start=32, window=100, optimizer=optax.adam(1e-2)
     )
     state = dense.run(estimator, params, batch, 300, key)
     state = state._replace(damping=state.damping * factor)
@@ -218,7 +218,7 @@ def test_recovers_from_a_changed_damping(x64, key, factor):
 @functools.cache
 def logistic_estimator():
     """One estimator for several tests, so that it is compiled once."""
-    return flj.inverse.fishleg(logistic(jax.random.key(0))[0], start=8)
+    return flj.inverse.fishleg(logistic(jax.random.key(0))[0], start=16)
 
 
 @pytest.mark.parametrize("when", [3, 11, 40])
@@ -246,7 +246,7 @@ def test_masks_give_the_inverse_on_the_kept_weights(x64, key):
     mask = jax.random.bernoulli(jax.random.key(7), 0.6, (4, 3))
     kept = np.asarray(mask).reshape(-1)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=16, window=100
+        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=32, window=100
     )
     state = dense.run(estimator, params, batch, 2032, key, mask=mask)
     q = matrix(estimator, state, params, mask)
@@ -272,7 +272,7 @@ def test_variants_learn(key, arguments):
     """Each has a finite, positive diagonal and a loss below that of Q = 0, which is zero."""
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (3, 3))
     batch = dense.classification_batch(key, 30)
-    estimator = flj.inverse.fishleg(model, DAMPING, start=16, **arguments)
+    estimator = flj.inverse.fishleg(model, DAMPING, start=32, **arguments)
     state = dense.run(estimator, params, batch, 300, key)
     diagonal = dense.ravel(estimator.diagonal(state, params))
     assert np.isfinite(diagonal).all() and (diagonal > 0).all()
@@ -291,7 +291,7 @@ def test_the_gradient_probe_solves_for_the_gradient(x64, key):
     model, params, (inputs, _) = logistic(key, jnp.float64)
     batch = inputs, jax.random.randint(key, (len(inputs),), 0, 3)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, probe="gradient", start=16, window=100
+        model, DAMPING, factors=factors.full, probe="gradient", start=32, window=100
     )
     state = dense.run(estimator, params, batch, 1000, key)
     fisher, _ = fisher_matrices(model, params, batch)
@@ -308,7 +308,7 @@ def test_preconditioning_is_a_warm_up_of_so_many_steps(x64, key):
         model,
         DAMPING,
         factors=factors.full,
-        start=4,
+        start=8,
         optimizer=optax.sgd(1e-3),
     )
     plain, warm = make(), make(preconditioned=2)
@@ -325,7 +325,7 @@ def test_preconditioning_is_a_warm_up_of_so_many_steps(x64, key):
 
 def test_without_learning_it_stays_at_the_start(key):
     model, params, batch = logistic(key)
-    closed = flj.inverse.fishleg(model, DAMPING, start=8, learn=False)
+    closed = flj.inverse.fishleg(model, DAMPING, start=16, learn=False)
     assert closed.updates == 16
     state = dense.run(closed, params, batch, 16, key)
     assert all((x == 0).all() for x in jax.tree.leaves(state.average))
@@ -358,7 +358,7 @@ def test_a_state_says_when_it_has_converged(key):
         ({"damping": float("inf")}, "damping must be"),
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
         ({"probe": "uniform"}, "probe must be one of normal, gradient, got 'uniform'"),
-        ({"start": 0}, "start must be at least 1, got 0"),
+        ({"start": 0}, "start must be at least 2, got 0"),
         ({"updates": 0}, "updates must be at least 3, got 0"),
         ({"preconditioned": -1}, "preconditioned must be at least 0, got -1"),
         ({"window": 0}, "window must be at least 1, got 0"),
