@@ -81,9 +81,9 @@ def converge(case: cases.Case, seed: int) -> tuple[dict, list[float]]:
     losses, started = [], []
 
     def watch(state):
-        losses.append(state.auxiliary_loss)
+        losses.append(jnp.copy(state.auxiliary_loss))  # the next update takes the state's memory
         if len(losses) == begin_learning:
-            started.append(state)
+            started.append(jax.tree.map(jnp.copy, state))
 
     begin = time.perf_counter()
     key, name = jax.random.key(seed), case.spec.name

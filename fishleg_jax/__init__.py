@@ -13,11 +13,14 @@ from fishleg_jax.fisher import (
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, loss, losses
 from fishleg_jax.pruning import compensation
+from fishleg_jax.pruning.costs import weight_costs
 from fishleg_jax.pruning.files import load_masks, save_masks
 from fishleg_jax.pruning.masks import apply_masks, make_masks, sparsity
 from fishleg_jax.pruning.one_shot import Result, fit, prune_one_shot
 from fishleg_jax.pruning.report import Report
 from fishleg_jax.pruning.saliency import obs_saliency
+from fishleg_jax.pruning.schedules import stage_sparsities
+from fishleg_jax.pruning.trust import Trust, trust
 
 __version__ = "0.1.0"
 
@@ -27,6 +30,7 @@ __all__ = [
     "Model",
     "Report",
     "Result",
+    "Trust",
     "apply_masks",
     "compensation",
     "curvature",
@@ -43,4 +47,7 @@ __all__ = [
     "prune_one_shot",
     "save_masks",
     "sparsity",
+    "stage_sparsities",
+    "trust",
+    "weight_costs",
 ]

@@ -7,11 +7,12 @@ import jax
 
 
 @functools.lru_cache(maxsize=64)
-def jitted(function: Callable, *static: Hashable) -> Callable:
+def jitted(function: Callable, *static: Hashable, donate: int | tuple = ()) -> Callable:
     """`function` with its first arguments held fixed, compiled: one and the same for equal calls.
 
     Args:
         function: what is compiled.
         *static: models, estimators and other things that are no arrays.
+        donate: which of the other arguments are given up, so that results may take their memory.
     """
-    return jax.jit(functools.partial(function, *static))
+    return jax.jit(functools.partial(function, *static), donate_argnums=donate)

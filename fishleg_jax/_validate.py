@@ -92,3 +92,21 @@ def _check_batch(batch: Any, argument: str) -> None:
     for name, leaf in _tree.named_leaves(tuple(batch)):
         if not _is_finite(leaf):
             raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")
+
+
+def check_costs(params: Any, costs: Any, chosen: Sequence[bool]) -> None:
+    """Raises a ValueError unless every prunable leaf has positive costs, one or one a weight."""
+    if jax.tree.structure(params) != jax.tree.structure(costs):
+        raise ValueError(
+            f"costs must have the structure of the parameters, {jax.tree.structure(params)}; got "
+            f"{jax.tree.structure(costs)}"
+        )
+    leaves = zip(_tree.named_leaves(params), jax.tree.leaves(costs), chosen, strict=True)
+    for (name, leaf), cost, prunable in leaves:
+        if np.shape(cost) not in ((), np.shape(leaf)):
+            raise ValueError(
+                f"costs: {name!r} must be a number or have shape {np.shape(leaf)}, got "
+                f"{np.shape(cost)}"
+            )
+        if prunable and not (_is_finite(cost) and (np.asarray(cost) > 0).all()):
+            raise ValueError(f"costs: {name!r} is prunable, so its costs must be positive numbers")

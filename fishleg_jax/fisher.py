@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _chunks
+from fishleg_jax._jit import jitted
 from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
 
 KINDS = ("exact", "sampled", "empirical")
@@ -154,9 +155,10 @@ def per_example_gradients(
     *,
     labels: str = "empirical",
     key: jax.Array | None = None,
+    examples_per_gradient: int = 1,
     examples_per_chunk: int | None = None,
 ) -> Params:
-    """The gradient of every example's loss.
+    """The gradient of every example's loss, or of the mean loss of every few examples.
 
     Args:
         model: the model.
@@ -164,14 +166,19 @@ def per_example_gradients(
         batch: `(inputs, targets[, constants])` of `m` examples.
         labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model.
         key: a random key, for `sampled`.
-        examples_per_chunk: that many gradients are computed at once.  The result holds `m·d`
-            numbers whatever this is; it bounds the activations beside them.
+        examples_per_gradient: how many examples in a row share a gradient, that of their mean loss;
+            it divides `m`.
+        examples_per_chunk: about that many examples are worked on at once, whole gradients and at
+            least one.  The result holds all gradients whatever this is; it bounds the activations
+            beside them.
 
     Returns:
-        A pytree of the parameters' structure whose leaves have a leading axis of `m`.
+        A pytree of the parameters' structure whose leaves have a leading axis of
+        `m / examples_per_gradient`.
 
     Raises:
-        ValueError: unknown labels, a missing key, missing targets.
+        ValueError: unknown labels, a missing key, missing targets, a number of examples for each
+            gradient that does not divide theirs.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -188,14 +195,23 @@ def per_example_gradients(
         batch = with_sampled_targets(model, params, batch, key)
     _chunks.check_chunk(examples_per_chunk)
     inputs, targets, constants = split_batch(batch)
+    examples = _chunks.number_of_examples(batch)
+    if examples_per_gradient < 1 or examples % examples_per_gradient:
+        raise ValueError(
+            f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
+            f"got {examples_per_gradient}"
+        )
+    groups = jax.tree.map(
+        lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
+    )
 
-    def gradient(example):
-        one = jax.tree.map(lambda x: x[None], example)
-        return jax.grad(lambda p: loss(model, p, (*one, *constants)))(params)
+    def gradient(group):
+        return jax.grad(lambda p: loss(model, p, (*group, *constants)))(params)
 
-    if examples_per_chunk is None:
-        return jax.vmap(gradient)((inputs, targets))
-    return jax.lax.map(gradient, (inputs, targets), batch_size=examples_per_chunk)
+    if examples_per_chunk is None or examples_per_chunk >= examples:
+        return jax.vmap(gradient)(groups)
+    at_once = max(examples_per_chunk // examples_per_gradient, 1)
+    return jax.lax.map(gradient, groups, batch_size=at_once)
 
 
 class Curvature(NamedTuple):
@@ -228,7 +244,7 @@ def curvature(
         key: a random key, for the sampled Fisher; the same labels throughout.
 
     Returns:
-        Three functions of the parameters, each jit-compatible and a `lax.scan` over the batches.
+        Three functions of the parameters: a loop over the batches, or under `jit` a `lax.scan`.
 
     Raises:
         ValueError: no batch, an unknown kind, a missing key, missing labels.
@@ -255,17 +271,35 @@ def curvature(
             pairs = [tuple(b[:2]) for b in batches]
             return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)
 
-    def mean(function):
-        total = _chunks.sum_over_chunks(function, merged(), key, chunk)
+    def mean(part_sum, *arguments):
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
+            one = lambda part, part_key: part_sum(model, kind, part, part_key, *arguments)  # noqa: E731
+            total = _chunks.sum_over_chunks(one, merged(), key, chunk)
+        else:
+            # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
+            compiled = jitted(part_sum, model, kind)
+            total = None
+            for i, batch in enumerate(batches):
+                part = compiled(tuple(batch), jax.random.fold_in(key, i), *arguments)
+                total = part if total is None else jax.tree.map(jnp.add, total, part)
         return jax.tree.map(lambda x: x / examples, total)
 
-    def total_loss(params, part):
-        return losses(model, params, part).sum()
-
     return Curvature(
-        loss=lambda params: mean(lambda part, _: total_loss(params, part)),
-        gradient=lambda params: mean(lambda part, _: jax.grad(total_loss)(params, part)),
-        product=lambda params, vector: fisher_vector_product(
-            model, params, merged(), vector, kind=kind, key=key, examples_per_chunk=chunk
-        ),
+        loss=lambda params: mean(_loss_sum, params),
+        gradient=lambda params: mean(_gradient_sum, params),
+        product=lambda params, vector: mean(_product_sum, params, vector),
     )
+
+
+def _loss_sum(model, kind, batch, key, params):
+    del kind, key
+    return losses(model, params, batch).sum()
+
+
+def _gradient_sum(model, kind, batch, key, params):
+    return jax.grad(lambda p: _loss_sum(model, kind, batch, key, p))(params)
+
+
+def _product_sum(model, kind, batch, key, params, vector):
+    product = fisher_vector_product(model, params, batch, vector, kind=kind, key=key)
+    return jax.tree.map(lambda x: x * _chunks.number_of_examples(batch), product)

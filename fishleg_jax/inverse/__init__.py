@@ -1,8 +1,26 @@
 """Estimates of the damped inverse Fisher, all behind the protocol of `InverseFisher`."""
 
 from fishleg_jax.inverse import factors
+from fishleg_jax.inverse._diagonal import DiagonalState, diagonal
 from fishleg_jax.inverse._fishleg import fishleg
+from fishleg_jax.inverse._kfac import KfacState, kfac
+from fishleg_jax.inverse._mfac import MfacState, mfac
 from fishleg_jax.inverse._state import FishLegState
+from fishleg_jax.inverse._woodfisher import WoodFisherState, woodfisher
 from fishleg_jax.inverse.base import InverseFisher, identity
 
-__all__ = ["FishLegState", "InverseFisher", "factors", "fishleg", "identity"]
+__all__ = [
+    "DiagonalState",
+    "FishLegState",
+    "InverseFisher",
+    "KfacState",
+    "MfacState",
+    "WoodFisherState",
+    "diagonal",
+    "factors",
+    "fishleg",
+    "identity",
+    "kfac",
+    "mfac",
+    "woodfisher",
+]

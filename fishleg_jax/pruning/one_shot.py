@@ -1,4 +1,4 @@
-"""One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate."""
+"""One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate, stage by stage."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,9 @@ from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model, predict
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
-from fishleg_jax.pruning.report import Report, make_report
+from fishleg_jax.pruning.report import Report, make_report, removed_scores
 from fishleg_jax.pruning.saliency import obs_saliency
+from fishleg_jax.pruning.schedules import stage_sparsities
 
 
 class Result(NamedTuple):
@@ -23,13 +24,16 @@ class Result(NamedTuple):
         params: the pruned and compensated weights, of the dtypes that came in; pruned ones are 0.0.
         masks: a pytree of booleans, False for pruned weights.
         report: a row for every prunable leaf and a total; print it.
-        state: the state of the inverse Fisher, to use again at another sparsity.
+        state: the state of the inverse Fisher (of the last stage), to use again at another
+            sparsity.
+        stages: for every stage a dictionary of its `sparsity` and what the compensation tells.
     """
 
     params: Any
     masks: Any
     report: Report
     state: Any
+    stages: tuple[dict, ...]
 
 
 def fit(
@@ -49,7 +53,8 @@ def fit(
         batches: batches of training data; equal shapes save compilations.
         key: a random key.
         masks: which weights survive; None for all.
-        on_update: called as `on_update(updates done, updates in all, state)` after every update.
+        on_update: called as `on_update(updates done, updates in all, state)` after every update;
+            the next update takes the state's memory, so what is to be kept has to be copied.
 
     Returns:
         The estimator's state.
@@ -68,8 +73,10 @@ def fit(
     if masks is not None:
         _tree.check_same(params, masks, "masks")
     total = len(batches) if estimator.updates is None else estimator.updates
-    update = jitted(estimator.update)
-    state = estimator.init(params)
+    # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
+    # gives every leaf memory of its own
+    update = jitted(estimator.update, donate=0)
+    state = jitted(estimator.init)(params)
     for i in range(total):
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
         if on_update is not None:
@@ -84,8 +91,12 @@ def prune_one_shot(
     batches: Sequence[Batch],
     *,
     sparsity: float,
+    stages: int = 1,
+    schedule: str = "geometric",
     scope: str = "global",
     compensation: _compensation.Compensation | None = None,
+    first_order: bool = False,
+    costs: Any | None = None,
     prunable: _tree.Selection = None,
     key: jax.Array | None = None,
     state: Any | None = None,
@@ -99,20 +110,29 @@ def prune_one_shot(
         estimator: the inverse Fisher; `inverse.identity()` makes this magnitude pruning.
         batches: batches of training data for the curvature, never of the data reported on.
         sparsity: the fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`.
+        stages: in how many stages; each fits the inverse anew, from nothing, at the weights and
+            masks of the one before.
+        schedule: how sparsity grows from stage to stage: `geometric` in density, `linear` or
+            `polynomial`; see `stage_sparsities`.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
-        compensation: what kept weights do about it; `compensation.independent()` by default.
+        compensation: what kept weights do about it; `compensation.independent()` by default, with
+            the gradient where the scores have it.
+        first_order: whether scores take the gradient into account, `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.
+        costs: what a weight costs, a pytree of positive numbers or arrays such as `weight_costs`
+            makes: scores are divided by it, so that of equal scores the dearer weight goes first.
         prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
             default every leaf of two or more dimensions.
         key: a random key; `jax.random.key(0)` by default.
-        state: a fitted state of the estimator at these weights, to skip the fit.
+        state: a fitted state of the estimator at these weights, to skip the fit of a single stage.
         on_update: see `fit`.
 
     Returns:
-        Weights, masks, a report and the estimator's state.
+        Weights, masks, a report, the estimator's state, and what each stage has to tell.
 
     Raises:
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
-            mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing.
+            mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
+            costs that are not positive.
         FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite.
 
     References:
@@ -134,27 +154,59 @@ def prune_one_shot(
     chosen = _tree.select(params, prunable, "prunable")
     if scope not in _masks.SCOPES:
         raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
-    compensation = _compensation.independent() if compensation is None else compensation
+    targets = stage_sparsities(sparsity, stages, schedule=schedule)
+    if compensation is None:
+        compensation = _compensation.independent(first_order=first_order)
+    if costs is not None:
+        _validate.check_costs(params, costs, chosen)
     key = jax.random.key(0) if key is None else key
     if estimator.updates != 0:
         _check_model(model, params, batches[0])
-    if state is None:
-        state = fit(estimator, params, batches, key=key, on_update=on_update)
-    elif not _alike(state, jax.eval_shape(estimator.init, params)):
+    if state is not None and stages > 1:
+        raise ValueError(f"state is for a single stage, which needs no other fit; stages={stages}")
+    if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
         raise ValueError(
             "state must be one of this estimator for these params; it has other shapes"
         )
 
-    everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    scores = obs_saliency(params, jitted(estimator.diagonal)(state, params))
-    _require_finite(scores, "the diagonal of the inverse Fisher")
-    new_masks = _masks.make_masks(scores, sparsity, scope=scope, prunable=prunable)
     curvature = fisher.curvature(model, batches)
-    delta, _ = compensation(params, everything, new_masks, curvature, estimator, state)
-    pruned = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, delta)
-    pruned = _masks.apply_masks(pruned, new_masks)
-    _require_finite(pruned, "the compensated weights")
-    return Result(pruned, new_masks, make_report(scores, everything, new_masks, chosen), state)
+    masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    removed, told = None, []
+    for stage, target in enumerate(targets):
+        stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
+        if state is None or stage > 0:
+            seen = masks if stage > 0 else None
+            state = fit(
+                estimator, params, batches, key=stage_key, masks=seen, on_update=on_update
+            )  # fmt: skip
+        scores = _scores(params, estimator, state, masks, curvature if first_order else None)
+        ranked = scores if costs is None else jax.tree.map(jnp.divide, scores, costs)
+        new_masks = _masks.make_masks(ranked, target, scope=scope, prunable=prunable, masks=masks)
+        delta, info = compensation(params, masks, new_masks, curvature, estimator, state)
+        pruned = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, delta)
+        params = _masks.apply_masks(pruned, new_masks)
+        _require_finite(params, "the compensated weights")
+        gone = removed_scores(scores, masks, new_masks)
+        removed = gone if removed is None else jax.tree.map(jnp.add, removed, gone)
+        told.append({"sparsity": target} | info)
+        masks = new_masks
+    return Result(params, masks, make_report(removed, masks, chosen), state, tuple(told))
+
+
+def _scores(
+    params: Any, estimator: InverseFisher, state: Any, masks: Any, curvature: Any | None
+) -> Any:
+    """OBS scores of the surviving weights, with the gradient's part where a curvature is given."""
+    step = None
+    if curvature is not None:
+        gradient = curvature.gradient(_tree.widen(params))
+        step = jitted(estimator.multiply)(state, gradient, masks)
+    diagonal = jitted(estimator.diagonal)(state, params, masks)
+    # pruned weights have no curvature, and need no score
+    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, masks)
+    scores = obs_saliency(params, safe, step)
+    _require_finite(scores, "the diagonal of the inverse Fisher")
+    return scores
 
 
 def _alike(state: Any, expected: Any) -> bool:

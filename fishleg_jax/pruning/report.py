@@ -57,18 +57,21 @@ class Report(NamedTuple):
         return "\n".join([render(head), rule, *map(render, lines[1:-1]), rule, render(lines[-1])])
 
 
-def make_report(scores: Any, old_masks: Any, masks: Any, chosen: list[bool]) -> Report:
-    """Counts what masks keep, and adds up the scores of what they newly prune.
-
-    Args:
-        scores: a pytree of saliencies.
-        old_masks: masks before the pruning.
-        masks: masks after it.
-        chosen: which leaves are prunable.
-    """
-    removed = jax.tree.map(
+def removed_scores(scores: Any, old_masks: Any, masks: Any) -> Any:
+    """For every leaf the sum of the scores of the weights that masks newly prune."""
+    return jax.tree.map(
         lambda s, old, new: jnp.sum(jnp.where(old & ~new, s, 0)), scores, old_masks, masks
     )
+
+
+def make_report(removed: Any, masks: Any, chosen: list[bool]) -> Report:
+    """Counts what masks keep, beside the scores of what was pruned.
+
+    Args:
+        removed: a number for every leaf, of one `removed_scores` or the sum of several.
+        masks: masks after the pruning.
+        chosen: which leaves are prunable.
+    """
     kept = jax.tree.map(jnp.sum, masks)
     parts = zip(
         _tree.named_leaves(masks), jax.tree.leaves(kept), jax.tree.leaves(removed), chosen,

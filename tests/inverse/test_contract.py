@@ -31,14 +31,28 @@ ROWS = {
         fishleg, factors=factors.block_diagonal, cap=5, join_bias="^d/kernel"
     ),
     "fishleg, full": functools.partial(fishleg, factors=factors.full),
+    "woodfisher": lambda model: flj.inverse.woodfisher(model, 0.1, gradients=60),
+    "woodfisher, blocks": lambda model: flj.inverse.woodfisher(
+        model, 0.1, gradients=70, block_size=5
+    ),
+    "mfac": lambda model: flj.inverse.mfac(model, 0.1, window=30),
+    "mfac, leaves": lambda model: flj.inverse.mfac(
+        model, 0.1, window=10, block_size="leaf", examples_per_gradient=2
+    ),
+    "kfac": lambda model: flj.inverse.kfac(model, 0.1),
+    "diagonal": lambda model: flj.inverse.diagonal(model, 0.1),
 }
 # what takes long to compile goes by few rows
-FEW_ROWS = ("identity", "fishleg")
+FEW_ROWS = ("identity", "fishleg", "woodfisher, blocks", "mfac")
 DTYPE_ROWS = [
     ("identity", "bfloat16"),
     ("identity", "float64"),
     ("fishleg", "bfloat16"),
     ("fishleg, kronecker, small blocks", "float64"),
+    ("woodfisher, blocks", "bfloat16"),
+    ("mfac", "float64"),
+    ("kfac", "bfloat16"),
+    ("diagonal", "float64"),
 ]
 rows = pytest.mark.parametrize("row", ROWS)
 few_rows = pytest.mark.parametrize("row", FEW_ROWS)

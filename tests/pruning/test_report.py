@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from fishleg_jax.pruning.report import make_report
+from fishleg_jax.pruning.report import make_report, removed_scores
 
 SCORES = {
     "a": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.ones(3), "c": jnp.array([[5.0, 10.0]])
@@ -17,20 +17,20 @@ CHOSEN = [True, False, True]
 
 def test_rows_and_total():
     """Only what is newly pruned in prunable leaves adds to the predicted increase."""
-    a, c = make_report(SCORES, OLD, NEW, CHOSEN).rows
+    a, c = make_report(removed_scores(SCORES, OLD, NEW), NEW, CHOSEN).rows
     assert a == ("a", (2, 2), 4, 2, 0.5, 2.0, pytest.approx(2 / 7))
     assert c == ("c", (1, 2), 2, 1, 0.5, 5.0, pytest.approx(5 / 7))
-    total = make_report(SCORES, OLD, NEW, CHOSEN).total
+    total = make_report(removed_scores(SCORES, OLD, NEW), NEW, CHOSEN).total
     assert total == ("total", (), 6, 3, 0.5, 7.0, 1.0)
 
 
 def test_nothing_pruned_divides_by_nothing():
-    report = make_report(SCORES, OLD, OLD, CHOSEN)
+    report = make_report(removed_scores(SCORES, OLD, OLD), OLD, CHOSEN)
     assert [r.share for r in (*report.rows, report.total)] == [0, 0, 0]
 
 
 def test_table_has_a_line_a_leaf():
-    lines = str(make_report(SCORES, OLD, NEW, CHOSEN)).splitlines()
+    lines = str(make_report(removed_scores(SCORES, OLD, NEW), NEW, CHOSEN)).splitlines()
     assert len({len(line.rstrip()) for line in lines}) == 1  # columns end together
     assert lines[2].split() == ["a", "2×2", "4", "2", "50.00%", "28.57%"]
     assert lines[-1].split() == ["total", "6", "3", "50.00%", "100.00%"]

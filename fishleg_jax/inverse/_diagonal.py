@@ -1,0 +1,94 @@
+"""The diagonal of the Fisher: with it OBS is Optimal Brain Damage."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.model import Model
+
+
+class DiagonalState(NamedTuple):
+    """State of `diagonal`.
+
+    Attributes:
+        count: how many gradients have come.
+        skipped: how many of them were not finite, and count for nothing.
+        damping: γ; it may be changed at any time.
+        squares: the sum of their squares, a tree like the parameters.
+    """
+
+    count: jax.Array  # shape=(), int32
+    skipped: jax.Array  # shape=(), int32
+    damping: jax.Array  # shape=(), float
+    squares: Any
+
+
+def diagonal(
+    model: Model,
+    damping: float = 1e-3,
+    *,
+    labels: str = "sampled",
+    examples_per_gradient: int = 1,
+    examples_per_chunk: int | None = None,
+) -> InverseFisher:
+    """The estimate `1 / (diag F + γ)`, from mean squares of per-example gradients.
+
+    Args:
+        model: the model.
+        damping: γ, in units of the Fisher per example.
+        labels: `sampled` from the model for the true Fisher, or `empirical`.
+        examples_per_gradient: how many examples of a batch a gradient is the mean of.
+        examples_per_chunk: bounds the memory of making gradients.
+
+    Returns:
+        An `InverseFisher` whose state is a `DiagonalState`.  A fit makes one pass over its batches.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    References:
+        LeCun, Denker & Solla, Optimal brain damage, NIPS 1989.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> batch = jnp.array([[1.0, 0.0]]), jnp.ones(1)  # one gradient, (-1, 0)
+        >>> estimator = flj.inverse.diagonal(model, damping=1.0, labels="empirical")
+        >>> state = flj.fit(estimator, jnp.zeros(2), [batch], key=jax.random.key(0))
+        >>> estimator.diagonal(state, jnp.zeros(2)).round(5)
+        Array([0.5, 1. ], dtype=float32)
+    """
+    check_damping(damping)
+    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+
+    def init(params):
+        wide = _tree.widen(params)
+        dtype = jnp.result_type(*jax.tree.leaves(wide))
+        zero = jnp.zeros((), jnp.int32)
+        squares = jax.tree.map(jnp.zeros_like, wide)
+        return DiagonalState(zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), squares)
+
+    def update(state, params, batch, key, mask=None):
+        leaves, finite = rows_of(params, batch, key, mask)
+        new = jax.tree.structure(params).unflatten([jnp.sum(x**2, axis=0) for x in leaves])
+        return state._replace(
+            count=state.count + len(finite),
+            skipped=state.skipped + jnp.sum(~finite),
+            squares=jax.tree.map(jnp.add, state.squares, new),
+        )
+
+    def inverse(state, mask):
+        count = jnp.maximum(state.count - state.skipped, 1)
+        values = jax.tree.map(lambda s: 1 / (s / count + state.damping), state.squares)
+        return apply_mask(values, mask)
+
+    def multiply(state, tangent, mask=None):
+        return jax.tree.map(jnp.multiply, inverse(state, mask), _tree.widen(tangent))
+
+    return InverseFisher(
+        init, update, multiply, lambda state, params, mask=None: inverse(state, mask)
+    )

@@ -1,0 +1,74 @@
+"""Gradient rows: what the estimates that are no FishLeg are made of."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _chunks, _tree, fisher
+from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.model import Model
+
+LABELS = ("empirical", "sampled")
+
+
+class Rows(NamedTuple):
+    """Gradients of a batch, one after the other.
+
+    Attributes:
+        leaves: those of the parameters, in float32 or better, with a leading axis of gradients;
+            zero outside the mask, and where the gradient is not finite.
+        finite: which gradients are, of shape (gradients,).
+    """
+
+    leaves: list[jax.Array]
+    finite: jax.Array
+
+
+def gradient_rows(
+    model: Model, labels: str, examples_per_gradient: int, examples_per_chunk: int | None
+) -> Callable[..., Rows]:
+    """Checks how gradients are to be made, and makes the function that does.
+
+    Args:
+        model: the model.
+        labels: `empirical` for the batch's own targets, `sampled` for ones drawn from the model.
+        examples_per_gradient: how many examples a gradient is the mean of.
+        examples_per_chunk: see `fisher.per_example_gradients`.
+
+    Returns:
+        `(params, batch, key, mask) -> Rows`.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    if labels not in LABELS:
+        raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    if examples_per_gradient < 1:
+        raise ValueError(f"examples_per_gradient must be at least 1, got {examples_per_gradient}")
+    _chunks.check_chunk(examples_per_chunk)
+
+    def rows(params: Any, batch: Any, key: jax.Array, mask: Any | None) -> Rows:
+        gradients = fisher.per_example_gradients(
+            model,
+            _tree.widen(params),
+            batch,
+            labels=labels,
+            key=key,
+            examples_per_gradient=examples_per_gradient,
+            examples_per_chunk=examples_per_chunk,
+        )
+        leaves = jax.tree.leaves(apply_mask(gradients, mask))
+        finite = jnp.stack([jnp.isfinite(x.reshape(len(x), -1)).all(axis=1) for x in leaves])
+        finite = finite.all(axis=0)
+        keep = lambda x: jnp.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x, 0)  # noqa: E731
+        return Rows([keep(x) for x in leaves], finite)
+
+    return rows
+
+
+def check_damping(damping: float) -> None:
+    """Raises a ValueError unless the damping is positive and finite."""
+    if not 0 < damping < float("inf"):
+        raise ValueError(f"damping must be a positive finite number, got {damping!r}")

@@ -1,0 +1,157 @@
+"""K-FAC: a Kronecker product for every matrix, from second moments of its gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse import _frames
+from fishleg_jax.inverse import factors as _factors
+from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse._units import Unit, make_units
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.model import Model
+
+
+class KfacState(NamedTuple):
+    """State of `kfac`.  Dictionaries are by the key path of a leaf.
+
+    Attributes:
+        count: how many gradients have come.
+        skipped: how many of them were not finite, and count for nothing.
+        damping: γ; it may be changed at any time.
+        moments: sums of second moments along every axis of a matrix.
+        squares: sums of squares of leaves with fewer than two dimensions.
+    """
+
+    count: jax.Array  # shape=(), int32
+    skipped: jax.Array  # shape=(), int32
+    damping: jax.Array  # shape=(), float
+    moments: dict[str, tuple[jax.Array, ...]]
+    squares: dict[str, jax.Array | None]
+
+
+def kfac(
+    model: Model,
+    damping: float = 1e-2,
+    *,
+    labels: str = "sampled",
+    cap: int | None = None,
+    examples_per_gradient: int = 1,
+    examples_per_chunk: int | None = None,
+) -> InverseFisher:
+    """The K-FAC estimate: `(a + π√γ I)⁻¹ ⊗ (b + √γ/π I)⁻¹` for every matrix, diagonal for the rest.
+
+    The factors are second moments of per-example gradients M of the leaf as a matrix (everything
+    else, out): `a = E[M Mᵀ]/√t`, `b = E[Mᵀ M]/√t`, `t = E‖M‖²`.  So no layer has to be tagged, and
+    shared weights need no rule of their own.  For a dense layer and one example these are K-FAC's
+    second moments of activations and of back-propagated gradients where the two are uncorrelated.
+
+    Args:
+        model: the model.
+        damping: γ; each factor gets its root, balanced by π (the mean eigenvalue of one over that
+            of the other, under the root).
+        labels: `sampled` from the model for the true Fisher, or `empirical`.
+        cap: the largest block of a factor; None for whole factors.
+        examples_per_gradient: how many examples of a batch a gradient is the mean of.
+        examples_per_chunk: bounds the memory of making gradients.
+
+    Returns:
+        An `InverseFisher` whose state is a `KfacState`.  A fit makes one pass over its batches.
+        Products decompose the factors anew, `O(in³ + out³)` a leaf.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    References:
+        Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature,
+        ICML 2015, sections 3 and 6.3.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> batch = (jax.random.normal(jax.random.key(0), (100, 3)), None)
+        >>> estimator, params = flj.inverse.kfac(model, damping=1e-2), jnp.ones((3, 2))
+        >>> state = flj.fit(estimator, params, [batch], key=jax.random.key(1))
+        >>> bool(jnp.all(estimator.diagonal(state, params) > 0))
+        True
+    """
+    check_damping(damping)
+    if cap is not None and cap < 1:
+        raise ValueError(f"cap must be at least 1 or None, got {cap}")
+    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+
+    def rule(shape, cap):
+        return _factors.kronecker(shape, cap) if len(shape) > 1 else _factors.diagonal(shape)
+
+    def units_of(tree) -> tuple[Unit, ...]:
+        return make_units(tree, rule, False, cap)
+
+    def init(params):
+        dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        units = units_of(params)
+        empty = {u.name: _frames.empty_frame(u.factor, dtype).spectrum for u in units}
+        moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
+        zero = jnp.zeros((), jnp.int32)
+        return KfacState(
+            zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), moments, empty
+        )  # fmt: skip
+
+    def update(state, params, batch, key, mask=None):
+        leaves, finite = rows_of(params, batch, key, mask)
+        moments, squares = {}, {}
+        for unit in units_of(params):
+            name, rows = unit.name, leaves[unit.leaves[0]]
+            if unit.factor.spectrum:
+                new = jnp.sum(rows.reshape(len(rows), -1) ** 2, axis=0)
+                squares[name] = state.squares[name] + new
+                moments[name] = ()
+            else:
+                squares[name] = None
+                moments[name] = _add_moments(unit.factor, state.moments[name], rows)
+        return state._replace(
+            count=state.count + len(finite),
+            skipped=state.skipped + jnp.sum(~finite),
+            moments=moments,
+            squares=squares,
+        )
+
+    def with_frames(state, tree):
+        """Every unit with its frame and the coordinates at which nothing is learned."""
+        count = jnp.maximum(state.count - state.skipped, 1).astype(state.damping.dtype)
+        for unit in units_of(tree):
+            frame = _frames.empty_frame(unit.factor, state.damping.dtype)
+            if unit.factor.spectrum:
+                frame = frame._replace(spectrum=state.squares[unit.name] / count)
+            else:
+                means = tuple(m / count for m in state.moments[unit.name])
+                frame = _frames.decompose(unit.factor, frame, means)
+            yield unit, frame, _frames.zero_coordinates(unit.factor, state.damping.dtype)
+
+    def multiply(state, tangent, mask=None):
+        tangent = apply_mask(_tree.widen(tangent), mask)
+        leaves, tree = jax.tree.flatten(tangent)
+        out = list(leaves)
+        for unit, frame, zero in with_frames(state, tangent):
+            product = _factors.multiply(unit.factor, frame, zero, state.damping, unit.pack(leaves))
+            unit.unpack(product, out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    def diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit, frame, zero in with_frames(state, params):
+            unit.unpack(_factors.diagonal_of(unit.factor, frame, zero, state.damping), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    return InverseFisher(init, update, multiply, diagonal)
+
+
+def _add_moments(factor: _factors.Factor, moments: Any, rows: jax.Array) -> Any:
+    """Second moments with those of more gradients, one at a time: none has a matrix of its own."""
+
+    def add(total, row):
+        return jax.tree.map(jnp.add, total, _frames.moments_of(factor, row)), None
+
+    return jax.lax.scan(add, moments, rows)[0]

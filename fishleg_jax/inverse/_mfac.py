@@ -1,0 +1,142 @@
+"""M-FAC: the same estimate as WoodFisher, from a window of the last m gradients, matrix-free."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse import _memory, _window
+from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse._groups import check_block_size, make_groups
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.model import Model
+
+
+class MfacState(NamedTuple):
+    """State of `mfac`.
+
+    Attributes:
+        count: how many gradients have come.
+        skipped: how many of them were not finite, and count for nothing.
+        used: which places of the window hold a gradient, of shape (m,).
+        damping: γ; it may be changed at any time.
+        windows: by group, the last m gradients.
+    """
+
+    count: jax.Array  # shape=(), int32
+    skipped: jax.Array  # shape=(), int32
+    used: jax.Array  # shape=(m,), bool
+    damping: jax.Array  # shape=(), float
+    windows: dict[str, _window.Window]
+
+
+def mfac(
+    model: Model,
+    damping: float = 1e-5,
+    *,
+    window: int = 1000,
+    block_size: int | str | None = None,
+    labels: str = "empirical",
+    examples_per_gradient: int = 1,
+    examples_per_chunk: int | None = None,
+) -> InverseFisher:
+    """The M-FAC estimate: `(γI + Σ g gᵀ / n)⁻¹` of the last n ≤ m gradients, without a matrix.
+
+    Up to m gradients this is the static form; after that each takes the place of the oldest, which
+    is the dynamic form: `O(d m)` for a gradient, `O(d m + m³)` for a product, `m d` numbers.
+
+    Args:
+        model: the model.
+        damping: γ, see `woodfisher`.
+        window: m, how many gradients are remembered.
+        block_size: how many weights of a leaf share a block; `leaf` for one block a leaf, None for
+            one of everything.  Blocks of no more weights than m are solved as matrices of their
+            size, larger ones as m×m systems.
+        labels: `empirical` for the data's own, `sampled` for ones drawn from the model.
+        examples_per_gradient: how many examples of a batch a gradient is the mean of.
+        examples_per_chunk: bounds the memory of making gradients.
+
+    Returns:
+        An `InverseFisher` whose state is an `MfacState`.  A fit makes one pass over its batches.
+        Gradients of before a mask was extended are cut to it by the next update.
+
+    Raises:
+        ValueError: an argument out of its range; from `init`, a window that does not fit into
+            memory; from `update`, more gradients in a batch than the window holds.
+
+    References:
+        Frantar, Kurtic & Alistarh, M-FAC: efficient matrix-free approximations of second-order
+        information, NeurIPS 2021, sections 3.1 and 3.2.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> batch = jnp.array([[1.0, 0.0]]), jnp.ones(1)  # one gradient, (-1, 0)
+        >>> estimator = flj.inverse.mfac(model, damping=1.0)
+        >>> state = flj.fit(estimator, jnp.zeros(2), [batch], key=jax.random.key(0))
+        >>> estimator.diagonal(state, jnp.zeros(2)).round(5)
+        Array([0.5, 1. ], dtype=float32)
+    """
+    check_damping(damping)
+    check_block_size(block_size)
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+
+    def init(params):
+        groups = make_groups(params, block_size)
+        dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        weights = sum(g.weights for g in groups)
+        what = f"window={window} for {weights:,} weights"
+        per_gradient = weights * dtype.itemsize
+        _memory.check(window * per_gradient, what, "window", per_gradient)
+        zero = jnp.zeros((), jnp.int32)
+        return MfacState(
+            count=zero,
+            skipped=jnp.zeros_like(zero),
+            used=jnp.zeros(window, bool),
+            damping=jnp.asarray(damping, dtype),
+            windows={g.name: _window.empty(g.blocks, window, g.size, dtype) for g in groups},
+        )
+
+    def update(state, params, batch, key, mask=None):
+        leaves, finite = rows_of(params, batch, key, mask)
+        if len(finite) > window:
+            raise ValueError(
+                f"window must hold the {len(finite)} gradients of a batch, got {window}: hand in "
+                "smaller batches, or a larger examples_per_gradient"
+            )
+        slots = (state.count + jnp.arange(len(finite))) % window
+        windows = {}
+        for group in make_groups(params, block_size):
+            pushed = _window.push(state.windows[group.name], group.pack_rows(leaves), slots)
+            if mask is not None:
+                pushed = _window.mask(pushed, group.pack(jax.tree.leaves(mask)))
+            windows[group.name] = pushed
+        return MfacState(
+            count=state.count + len(finite),
+            skipped=state.skipped + jnp.sum(~finite),
+            used=state.used.at[slots].set(finite, unique_indices=True),
+            damping=state.damping,
+            windows=windows,
+        )
+
+    def multiply(state, tangent, mask=None):
+        tangent = apply_mask(_tree.widen(tangent), mask)
+        leaves, tree = jax.tree.flatten(tangent)
+        out, count = list(leaves), state.used.sum()
+        for group in make_groups(tangent, block_size):
+            args = state.windows[group.name], count, state.damping, group.pack(leaves)
+            group.unpack(_window.multiply(*args), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    def diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out, count = list(leaves), state.used.sum()
+        for group in make_groups(params, block_size):
+            args = state.windows[group.name], count, state.damping
+            group.unpack(_window.diagonal(*args), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    return InverseFisher(init, update, multiply, diagonal)

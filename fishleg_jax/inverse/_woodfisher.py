@@ -1,0 +1,168 @@
+"""WoodFisher: the damped inverse of the Fisher of m gradients, in blocks, as they stream in."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse import _memory, _square_root, _window
+from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.model import Model
+
+
+class WoodFisherState(NamedTuple):
+    """State of `woodfisher`.
+
+    Attributes:
+        count: how many gradients have come; those after the m-th are left out.
+        skipped: how many of them were not finite, and count for nothing.
+        damping: γ; for blocks that are kept as a square root it is in them from the start, and a
+            change has no effect any more.
+        blocks: by group, a square root of `F_γ⁻¹` of shape (blocks, c, c), or for blocks of more
+            weights than there are gradients the gradients themselves, a `Window`.
+    """
+
+    count: jax.Array  # shape=(), int32
+    skipped: jax.Array  # shape=(), int32
+    damping: jax.Array  # shape=(), float
+    blocks: dict[str, Any]
+
+
+def woodfisher(
+    model: Model,
+    damping: float = 1e-5,
+    *,
+    gradients: int = 1000,
+    block_size: int | str | None = None,
+    labels: str = "empirical",
+    examples_per_gradient: int = 1,
+    examples_per_chunk: int | None = None,
+) -> InverseFisher:
+    """The WoodFisher estimate: `(γI + Σ g gᵀ / m)⁻¹` of m gradients, in blocks.
+
+    Args:
+        model: the model.
+        damping: γ, in units of the Fisher of the gradients used: that of means over B examples is
+            about B times smaller than that of single ones.
+        gradients: m, how many gradients will come in all; later ones are left out.  It is what is
+            divided by from the first gradient on: of n < m gradients the estimate is that at a
+            damping of `γ m / n`, times `m / n`.
+        block_size: how many weights share a dense block, c: `6 m c d` operations and `c d` numbers
+            for d weights.  `leaf` for one block a leaf, None for one of everything; of these,
+            blocks of more weights than there are gradients keep the gradients instead, `m d`
+            numbers.
+        labels: `empirical` for the data's own, `sampled` for ones drawn from the model.
+        examples_per_gradient: how many examples of a batch a gradient is the mean of.
+        examples_per_chunk: bounds the memory of making gradients.
+
+    Returns:
+        An `InverseFisher` whose state is a `WoodFisherState`.  A fit makes one pass over its
+        batches, and all of it has to see the same mask.
+
+    Raises:
+        ValueError: an argument out of its range; from `init`, blocks that do not fit into memory.
+
+    References:
+        Singh & Alistarh, WoodFisher: efficient second-order approximation for neural network
+        compression, NeurIPS 2020, equations 3 and 9.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> batch = jnp.array([[1.0, 0.0]]), jnp.ones(1)  # one gradient, (-1, 0)
+        >>> estimator = flj.inverse.woodfisher(model, damping=1.0, gradients=1)
+        >>> state = flj.fit(estimator, jnp.zeros(2), [batch], key=jax.random.key(0))
+        >>> estimator.diagonal(state, jnp.zeros(2)).round(5)
+        Array([0.5, 1. ], dtype=float32)
+    """
+    check_damping(damping)
+    check_block_size(block_size)
+    if gradients < 1:
+        raise ValueError(f"gradients must be at least 1, got {gradients}")
+    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+
+    def has_root(group: Group) -> bool:
+        return isinstance(block_size, int) or group.size <= gradients
+
+    def init(params):
+        groups = make_groups(params, block_size)
+        dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        _check_memory(groups, has_root, gradients, block_size, dtype)
+        gamma = jnp.asarray(damping, dtype)
+        blocks = {
+            g.name: _square_root.start(g.blocks, g.size, gamma)
+            if has_root(g)
+            else _window.empty(g.blocks, gradients, g.size, dtype)
+            for g in groups
+        }
+        zero = jnp.zeros((), jnp.int32)
+        return WoodFisherState(zero, jnp.zeros_like(zero), gamma, blocks)
+
+    def update(state, params, batch, key, mask=None):
+        leaves, finite = rows_of(params, batch, key, mask)
+        slots = state.count + jnp.arange(len(finite))
+        wanted = (slots < gradients).astype(state.damping.dtype)
+
+        def extended(group, old):
+            rows = group.pack_rows(leaves)
+            if has_root(group):
+                return _square_root.extend(old, rows * (wanted / gradients**0.5)[:, None])
+            return _window.push(old, rows, slots)
+
+        blocks = {
+            g.name: extended(g, state.blocks[g.name]) for g in make_groups(params, block_size)
+        }
+        return WoodFisherState(
+            state.count + len(finite), state.skipped + jnp.sum(~finite), state.damping, blocks
+        )
+
+    def multiply(state, tangent, mask=None):
+        tangent = apply_mask(_tree.widen(tangent), mask)
+        leaves, tree = jax.tree.flatten(tangent)
+        out = list(leaves)
+        for group in make_groups(tangent, block_size):
+            old, x = state.blocks[group.name], group.pack(leaves)
+            if has_root(group):
+                group.unpack(_square_root.multiply(old, x), out)
+            else:
+                group.unpack(_window.multiply(old, jnp.asarray(gradients), state.damping, x), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    def diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for group in make_groups(params, block_size):
+            old = state.blocks[group.name]
+            if has_root(group):
+                group.unpack(_square_root.diagonal(old), out)
+            else:
+                group.unpack(_window.diagonal(old, jnp.asarray(gradients), state.damping), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    return InverseFisher(init, update, multiply, diagonal)
+
+
+def _check_memory(groups, has_root, gradients, block_size, dtype) -> None:
+    numbers = sum(
+        g.blocks * g.size * (g.size if has_root(g) else gradients) for g in groups
+    )  # fmt: skip
+    weights = sum(g.weights for g in groups)
+    if isinstance(block_size, int):
+        # full blocks: what the last, smaller ones save is not worth a second figure
+        needed = min(block_size, max(g.size for g in groups)) * weights * dtype.itemsize
+        _memory.check(
+            max(needed, numbers * dtype.itemsize),
+            f"block_size={block_size} for {weights:,} weights",
+            "block_size",
+            weights * dtype.itemsize,
+        )
+    else:
+        _memory.check(
+            numbers * dtype.itemsize,
+            f"gradients={gradients} for {weights:,} weights",
+            "gradients",
+            weights * dtype.itemsize,
+        )

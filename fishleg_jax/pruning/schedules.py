@@ -1,0 +1,102 @@
+"""Sparsity as a function of the stage."""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _geometric(initial: float, final: float, part: float) -> float:
+    # expm1 and log1p, or what is lost next to 1 shows in small sparsities
+    start, end = math.log1p(-initial), math.log1p(-final)
+    return -math.expm1(start + (end - start) * part)
+
+
+def _linear(initial: float, final: float, part: float) -> float:
+    return initial + (final - initial) * part
+
+
+def _polynomial(initial: float, final: float, part: float) -> float:
+    return final + (initial - final) * (1 - part) ** 3
+
+
+# (initial, final, part of the way) -> sparsity
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+    "geometric": _geometric,
+    "linear": _linear,
+    "polynomial": _polynomial,
+}
+
+
+def stage_sparsities(
+    sparsity: float, stages: int, *, schedule: str = "geometric", initial: float = 0.0
+) -> list[float]:
+    """The sparsities at which pruning in several stages stops to look again.
+
+    With `s_0` the initial sparsity, `s` the final one and `n` stages, stage `k = 1…n` prunes to
+
+    - `geometric`: `1 - (1 - s_0) · ((1 - s) / (1 - s_0))^(k/n)`: every stage keeps the same
+      fraction of the weights that are left;
+    - `linear`: `s_0 + (s - s_0) · k/n`: every stage prunes as many weights;
+    - `polynomial`: `s + (s_0 - s) · (1 - k/n)³` (Zhu and Gupta 2017, equation 1): many at
+      first, few at the end.
+
+    Args:
+        sparsity: the final fraction of zeros, in [0, 1).
+        stages: how many stages there are, at least 1.
+        schedule: `geometric`, `linear` or `polynomial`.
+        initial: the fraction of zeros before the first stage, from 0 to the final one.
+
+    Returns:
+        A list of as many numbers as there are stages, none smaller than the one before, the last
+        one exactly the final sparsity.
+
+    Raises:
+        ValueError: a sparsity outside [0, 1), an initial one below 0 or above the final one, stages
+            that are no positive integer, an unknown schedule.
+
+    Example:
+        >>> from fishleg_jax.pruning.schedules import stage_sparsities
+        >>> stage_sparsities(0.875, 3)
+        [0.5, 0.75, 0.875]
+        >>> stage_sparsities(0.75, 3, schedule="linear")
+        [0.25, 0.5, 0.75]
+    """
+    if schedule not in tuple(SCHEDULES):
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if isinstance(stages, bool) or not isinstance(stages, numbers.Integral) or stages < 1:
+        raise ValueError(f"stages must be an integer of at least 1, got {stages!r}")
+    if not _is_sparsity(sparsity):
+        raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+    final = _as_float(sparsity)
+    if not _is_sparsity(initial) or _as_float(initial) > final:
+        raise ValueError(
+            f"initial must be a number from 0 to the final sparsity, {final}, got {initial!r}"
+        )
+    start = _as_float(initial)
+    parts = (k / int(stages) for k in range(1, stages))
+    between = [_rounded(SCHEDULES[schedule](start, final, x)) for x in parts]
+    # rounding must not lead beyond either end
+    return [*(min(max(x, start), final) for x in between), final]
+
+
+def _is_sparsity(x: Any) -> bool:
+    number = isinstance(x, (numbers.Real, np.generic, jax.Array)) and np.ndim(x) == 0
+    return number and bool(0 <= x < 1)
+
+
+def _rounded(x: float) -> float:
+    """To fifteen digits: 0.5 less one bit would prune one weight of ten less than a half does."""
+    return float(f"{x:.15g}")
+
+
+def _as_float(x: Any) -> float:
+    """A number as it is printed, as `make_masks` reads it: 0.9 in float32 is 0.9."""
+    return float(Fraction(str(x)))
+
+
+__all__: Sequence[str] = ("stage_sparsities",)

@@ -1,0 +1,102 @@
+"""How far an estimate from limited data can be trusted: two halves of the data asked separately."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree, fisher
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.model import Batch, Model
+from fishleg_jax.pruning.one_shot import Result, prune_one_shot
+
+
+class Trust(NamedTuple):
+    """What `trust` returns.
+
+    Attributes:
+        agreement: how much of the pruned set two halves of the data agree on, beyond what two
+            random sets would: 1 for the same masks, 0 for unrelated ones.
+        inflation: `½ δᵀFδ` of a pruning by the Fisher of the half of the data that it has not
+            seen, over that by the Fisher of the half that it was made from; the mean of both ways.
+            1 where the data suffice; far above it where the estimate fits its own examples.
+    """
+
+    agreement: float
+    inflation: float
+
+
+def trust(
+    model: Model,
+    params: Any,
+    estimator: InverseFisher,
+    batches: Sequence[Batch],
+    *,
+    sparsity: float,
+    scope: str = "global",
+    prunable: _tree.Selection = None,
+    key: jax.Array | None = None,
+) -> Trust:
+    """Prunes with either half of the data, and says how much the two differ.
+
+    It tells of half the data: all of them can be trusted somewhat more.  An estimate that divides
+    by a fixed number of gradients (`woodfisher`) should be given that of one half here.
+
+    Args:
+        model: the model.
+        params: its trained weights.
+        estimator: the inverse Fisher.
+        batches: two or more batches; every other one makes a half.
+        sparsity: see `prune_one_shot`.
+        scope: see `prune_one_shot`.
+        prunable: see `prune_one_shot`.
+        key: a random key, the same for both halves; `jax.random.key(0)` by default.
+
+    Returns:
+        Two numbers.
+
+    Raises:
+        ValueError: fewer than two batches, a sparsity that prunes nothing, and all that
+            `prune_one_shot` refuses.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> weights = jnp.array([[3.0], [0.1], [2.0], [0.2]])
+        >>> batches = [(jax.random.normal(jax.random.key(i), (100, 4)), None) for i in range(2)]
+        >>> flj.trust(model, weights, flj.inverse.diagonal(model), batches, sparsity=0.5).agreement
+        1.0
+    """
+    if len(batches) < 2:
+        raise ValueError(f"batches must be two or more to be halved, got {len(batches)}")
+    halves = batches[::2], batches[1::2]
+    results = [
+        prune_one_shot(
+            model, params, estimator, half, sparsity=sparsity, scope=scope, prunable=prunable,
+            key=key,
+        )
+        for half in halves
+    ]  # fmt: skip
+    chosen = _tree.select(params, prunable, "prunable")
+    agreement = _agreement(*[_pruned(result, chosen) for result in results])
+    curvatures = [fisher.curvature(model, half) for half in halves]
+    ratios = []
+    for i, result in enumerate(results):
+        delta = jax.tree.map(jnp.subtract, _tree.widen(result.params), _tree.widen(params))
+        costs = [_tree.dot(delta, c.product(_tree.widen(params), delta)) for c in curvatures]
+        ratios.append(float(costs[1 - i] / costs[i]))
+    return Trust(agreement, sum(ratios) / len(ratios))
+
+
+def _pruned(result: Result, chosen: list[bool]) -> list[jax.Array]:
+    return [~m for m, yes in zip(jax.tree.leaves(result.masks), chosen, strict=True) if yes]
+
+
+def _agreement(one: list[jax.Array], other: list[jax.Array]) -> float:
+    pruned, total = sum(int(x.sum()) for x in one), sum(x.size for x in one)
+    if pruned == 0:
+        raise ValueError("sparsity prunes no weight, so that there is nothing to agree on")
+    both = sum(int(jnp.sum(x & y)) for x, y in zip(one, other, strict=True))
+    by_chance = pruned**2 / total
+    return (both - by_chance) / (pruned - by_chance)

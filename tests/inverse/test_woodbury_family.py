@@ -1,0 +1,328 @@
+"""WoodFisher and M-FAC against dense algebra, and against each other: one estimate, two ways."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fishleg_jax as flj
+from fishleg_jax.inverse import _memory, _square_root, _window
+from tests import dense
+
+MODEL = dense.categorical_mlp()
+DAMPING = 0.02
+SIZES = (3, 6, 3)  # 45 weights
+
+
+def problem(key, examples=30, dtype=jnp.float64):
+    params = dense.mlp_params(key, SIZES, dtype)
+    return params, dense.classification_batch(key, examples, dtype=dtype)
+
+
+def cut(batch, size):
+    return [tuple(x[i : i + size] for x in batch) for i in range(0, len(batch[0]), size)]
+
+
+def fitted(estimator, params, batches, mask=None):
+    return flj.fit(estimator, params, batches, key=jax.random.key(0), masks=mask)
+
+
+def blocks_of(params, block_size):
+    """Where the blocks of each leaf begin and end in the flat vector of weights."""
+    edges, begin = [], 0
+    for leaf in jax.tree.leaves(params):
+        blocks = 1 if block_size == "leaf" else -(-leaf.size // block_size)
+        size = -(-leaf.size // blocks)
+        edges += [(begin + i, min(begin + i + size, begin + leaf.size))
+                  for i in range(0, leaf.size, size)]  # fmt: skip
+        begin += leaf.size
+    return edges
+
+
+def exact_inverse(gradients, params, block_size, damping=DAMPING):
+    fisher = dense.gram(gradients)
+    kept = np.ones_like(fisher)
+    if block_size is not None:
+        kept[...] = 0
+        for begin, end in blocks_of(params, block_size):
+            kept[begin:end, begin:end] = 1
+    return np.linalg.inv(fisher * kept + damping * np.eye(len(fisher)))
+
+
+ESTIMATORS = {
+    "woodfisher": lambda n, **kw: flj.inverse.woodfisher(MODEL, DAMPING, gradients=n, **kw),
+    "mfac": lambda n, **kw: flj.inverse.mfac(MODEL, DAMPING, window=n, **kw),
+}
+methods = pytest.mark.parametrize("method", ESTIMATORS)
+
+
+@methods
+@pytest.mark.parametrize("block_size", [None, "leaf", 4, 12, 100])
+@pytest.mark.parametrize("examples", [10, 60])  # fewer and more gradients than weights
+def test_inverse_product_and_diagonal(x64, key, method, block_size, examples):
+    params, batch = problem(key, examples)
+    estimator = ESTIMATORS[method](examples, block_size=block_size)
+    state = fitted(estimator, params, cut(batch, 5))
+    expected = exact_inverse(dense.gradients(MODEL, params, batch), params, block_size)
+    found = dense.inverse_matrix(estimator, state, params)
+    np.testing.assert_allclose(found, expected, atol=1e-9 * np.abs(expected).max())
+    diagonal = dense.ravel(estimator.diagonal(state, params))
+    np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-9)
+
+
+@methods
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_streaming_equals_batch(x64, key, method, block_size):
+    """However the gradients are cut into batches."""
+    params, batch = problem(key, 24)
+    estimator = ESTIMATORS[method](24, block_size=block_size)
+    diagonals = [
+        dense.ravel(estimator.diagonal(fitted(estimator, params, cut(batch, size)), params))
+        for size in (24, 8, 1)
+    ]
+    for diagonal in diagonals[1:]:
+        np.testing.assert_allclose(diagonal, diagonals[0], rtol=1e-9)
+
+
+def test_one_block_is_the_full_form(x64, key):
+    """A leaf alone in the tree, in one block of its size, in one as a leaf, and without blocks."""
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.categorical())
+    params = jax.random.normal(key, (4, 3))
+    batch = dense.classification_batch(key, 20, inputs=4)
+    found = []
+    for block_size in (None, "leaf", 12, 500):
+        for make in (
+            functools.partial(flj.inverse.woodfisher, gradients=20),
+            functools.partial(flj.inverse.mfac, window=20),
+        ):
+            estimator = make(model, DAMPING, block_size=block_size)
+            state = fitted(estimator, params, cut(batch, 10))
+            found.append(dense.inverse_matrix(estimator, state, params))
+    for matrix in found[1:]:
+        np.testing.assert_allclose(matrix, found[0], atol=1e-9 * np.abs(found[0]).max())
+
+
+@methods
+def test_means_of_examples_and_sampled_labels(x64, key, method):
+    params, (inputs, labels) = problem(key, 20)
+    estimator = ESTIMATORS[method](5, examples_per_gradient=4)
+    state = fitted(estimator, params, [(inputs, labels)])
+    means = dense.gradients(MODEL, params, (inputs, labels)).reshape(5, 4, -1).mean(axis=1)
+    expected = exact_inverse(means, params, None)
+    np.testing.assert_allclose(dense.inverse_matrix(estimator, state, params), expected, atol=1e-7)
+    # of many labels drawn from the model, its true Fisher
+    sampling = ESTIMATORS[method](20 * 400, labels="sampled", block_size=45)
+    state = fitted(sampling, params, [(inputs, None)] * 400)
+    found = np.linalg.inv(dense.inverse_matrix(sampling, state, params))
+    kept = np.ones((45, 45))
+    kept[...] = 0
+    for begin, end in blocks_of(params, 45):
+        kept[begin:end, begin:end] = 1
+    exact = dense.exact_fisher(MODEL, params, (inputs, labels)) * kept + DAMPING * np.eye(45)
+    assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
+
+
+@methods
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_masked_weights_are_left_out(x64, key, method, block_size):
+    """`multiply` under a mask inverts the Fisher of the weights that are kept."""
+    params, batch = problem(key, 20)
+    mask = jax.tree.map(lambda p: jax.random.bernoulli(key, 0.6, p.shape), params)
+    estimator = ESTIMATORS[method](20, block_size=block_size)
+    state = fitted(estimator, params, cut(batch, 10), mask)
+    kept = dense.ravel(mask).astype(bool)
+    gradients = dense.gradients(MODEL, params, batch) * kept
+    expected = exact_inverse(gradients, params, block_size) * np.outer(kept, kept)
+    found = dense.inverse_matrix(estimator, state, params, mask)
+    np.testing.assert_allclose(found, expected, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("window", [12, 60])
+def test_dynamic_equals_static_on_the_same_window(x64, key, window):
+    """After some replacements, a part of a turn of the ring; and with a mask that came later."""
+    params, batch = problem(key, 3 * window)
+    estimator = ESTIMATORS["mfac"](window)
+    batches = cut(batch, window // 4)
+    dynamic = fitted(estimator, params, batches[:7])
+    static = fitted(estimator, params, batches[3:7])
+    matrices = [dense.inverse_matrix(estimator, s, params) for s in (dynamic, static)]
+    np.testing.assert_allclose(*matrices, atol=1e-9 * np.abs(matrices[1]).max())
+    assert int(dynamic.count) == 7 * (window // 4)
+
+    mask = jax.tree.map(lambda p: jax.random.bernoulli(key, 0.6, p.shape), params)
+    later = estimator.update(dynamic, params, batches[7], key, mask)
+    masked = fitted(estimator, params, batches[4:8], mask)
+    matrices = [dense.inverse_matrix(estimator, s, params, mask) for s in (later, masked)]
+    np.testing.assert_allclose(*matrices, atol=1e-9 * np.abs(matrices[1]).max())
+
+
+def test_fewer_gradients_than_were_announced(x64, key):
+    """M-FAC divides by what came; WoodFisher by what was announced, as its recursion does."""
+    params, batch = problem(key, 10)
+    gradients = dense.gradients(MODEL, params, batch)
+    for method, share in (("mfac", 1.0), ("woodfisher", 0.25)):
+        estimator = ESTIMATORS[method](40)
+        state = fitted(estimator, params, [batch])
+        expected = np.linalg.inv(share * dense.gram(gradients) + DAMPING * np.eye(45))
+        found = dense.inverse_matrix(estimator, state, params)
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_gradients_after_the_last_are_left_out(x64, key, block_size):
+    params, batch = problem(key, 20)
+    estimator = ESTIMATORS["woodfisher"](12, block_size=block_size)
+    whole = fitted(estimator, params, cut(batch, 5))
+    first = fitted(estimator, params, [tuple(x[:12] for x in batch)])
+    diagonals = [dense.ravel(estimator.diagonal(s, params)) for s in (whole, first)]
+    np.testing.assert_allclose(*diagonals, rtol=1e-9)
+
+
+def graded(seed, number, size, largest):
+    """Gradients whose second moment has eigenvalues over eight decades; some twice, one zero."""
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.normal(size=(number, number)))[0]
+    right = np.linalg.qr(rng.normal(size=(max(size, number), number)))[0][:size]
+    scales = np.sqrt(number * largest * 10.0 ** (-8 * np.arange(number) / number))
+    rows = ((left * scales) @ right.T).astype(np.float32)
+    rows[number // 2 : number // 2 + 3] = rows[:3]
+    rows[3] = 0
+    return rows
+
+
+@pytest.mark.parametrize("size", [20, 70, 300])
+@pytest.mark.parametrize("largest", [1.0, 100.0])
+def test_float32_is_sound_at_a_damping_of_1e_7(size, largest):
+    """Where the m×m system as it stands, and the textbook recursion, give NaN or less than zero."""
+    rows, damping = graded(0, 60, size, largest), 1e-7
+    exact = np.linalg.inv(dense.gram(rows.astype(np.float64)) + damping * np.eye(size))
+    x = np.random.default_rng(1).normal(size=size).astype(np.float32)
+
+    def check(diagonal, product, tolerance):
+        assert (np.asarray(diagonal) > 0).all()
+        np.testing.assert_allclose(np.asarray(diagonal, np.float64), np.diag(exact), rtol=tolerance)
+        error = np.linalg.norm(np.asarray(product) - exact @ x)
+        assert error < tolerance * np.linalg.norm(exact @ x)
+
+    gamma = jnp.float32(damping)
+    window = _window.empty(1, 60, size, jnp.float32)
+    window = _window.push(window, jnp.asarray(rows)[None], jnp.arange(60))
+    check(
+        _window.diagonal(window, jnp.asarray(60), gamma)[0],
+        _window.multiply(window, jnp.asarray(60), gamma, x[None])[0],
+        2e-3,
+    )
+    root = _square_root.start(1, size, gamma)
+    root = _square_root.extend(root, jnp.asarray(rows)[None] / 60**0.5)
+    check(_square_root.diagonal(root)[0], _square_root.multiply(root, x[None])[0], 2e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    damping=st.floats(-7, 3).map(lambda e: 10.0**e),
+    size=st.sampled_from([4, 25]),
+)
+def test_laws_of_the_diagonal(seed, damping, size):
+    """`1 / (F_ii + γ) ≤ [F_γ⁻¹]_ii ≤ 1 / γ`, whatever the gradients are."""
+    rows = jnp.asarray(graded(seed, 12, size, 1.0))
+    gamma = jnp.float32(damping)
+    window = _window.push(_window.empty(1, 12, size, jnp.float32), rows[None], jnp.arange(12))
+    root = _square_root.extend(_square_root.start(1, size, gamma), rows[None] / 12**0.5)
+    lowest = 1 / (np.mean(np.asarray(rows, np.float64) ** 2, axis=0) + damping)
+    for diagonal in (
+        _window.diagonal(window, jnp.asarray(12), gamma)[0],
+        _square_root.diagonal(root)[0],
+    ):
+        diagonal = np.asarray(diagonal, np.float64)
+        assert (diagonal >= lowest * 0.98).all()
+        assert (diagonal <= 1.001 / damping).all()
+
+
+@methods
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_gradients_that_are_not_finite_count_for_nothing(key, method, block_size):
+    """A NaN in one example: the estimate is that of the others, and the state says how many."""
+    params, (inputs, labels) = problem(key, 12, jnp.float32)
+    bad = inputs.at[4, 0].set(jnp.nan)
+    estimator = ESTIMATORS[method](12, block_size=block_size)
+    state = estimator.update(estimator.init(params), params, (bad, labels), key)
+    assert int(state.skipped) == 1
+    gradients = np.delete(dense.gradients(MODEL, params, (inputs, labels)), 4, axis=0)
+    share = 1.0 if method == "mfac" else 11 / 12
+    expected = exact_inverse(gradients * share**0.5, params, block_size)
+    found = dense.inverse_matrix(estimator, state, params)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@methods
+def test_no_curvature_at_all(key, method):
+    """Gradients of zero give the inverse of the damping alone, and pruning by magnitude."""
+    model = flj.Model(lambda w, x: 0 * (x @ w), flj.likelihoods.categorical())
+    params = jax.random.normal(key, (4, 3))
+    batch = dense.classification_batch(key, 8, inputs=4)
+    make = {"woodfisher": flj.inverse.woodfisher, "mfac": flj.inverse.mfac}[method]
+    estimator = make(model, 0.5)
+    state = fitted(estimator, params, [batch])
+    np.testing.assert_allclose(estimator.diagonal(state, params), jnp.full((4, 3), 2.0), rtol=1e-6)
+    result = flj.prune_one_shot(model, params, estimator, [batch], sparsity=0.5)
+    by_magnitude = flj.prune_one_shot(model, params, flj.inverse.identity(), [batch], sparsity=0.5)
+    np.testing.assert_array_equal(result.masks, by_magnitude.masks)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: flj.inverse.woodfisher(MODEL, 0.0), "damping must be a positive finite number"),
+        (lambda: flj.inverse.woodfisher(MODEL, gradients=0), "gradients must be at least 1, got 0"),
+        (lambda: flj.inverse.woodfisher(MODEL, block_size=0), "block_size must be at least 1"),
+        (
+            lambda: flj.inverse.woodfisher(MODEL, block_size="row"),
+            "block_size must be .* got 'row'",
+        ),
+        (lambda: flj.inverse.woodfisher(MODEL, labels="true"), "labels must be one of empirical"),
+        (
+            lambda: flj.inverse.mfac(MODEL, examples_per_gradient=0),
+            "examples_per_gradient must be at least 1, got 0",
+        ),
+        (lambda: flj.inverse.mfac(MODEL, window=0), "window must be at least 1, got 0"),
+        (lambda: flj.inverse.mfac(MODEL, float("nan")), "damping must be a positive"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@methods
+def test_bad_batches_are_refused(key, method):
+    params, (inputs, labels) = problem(key, 12, jnp.float32)
+    with pytest.raises(ValueError, match="'empirical' needs labels"):
+        fitted(ESTIMATORS[method](12), params, [(inputs, None)])
+    with pytest.raises(ValueError, match="must .* divide the batch's 12 examples, got 5"):
+        fitted(ESTIMATORS[method](12, examples_per_gradient=5), params, [(inputs, labels)])
+
+
+def test_a_window_must_hold_a_batch(key):
+    params, batch = problem(key, 12, jnp.float32)
+    with pytest.raises(ValueError, match="window must hold the 12 gradients of a batch, got 7"):
+        fitted(ESTIMATORS["mfac"](7), params, [batch])
+
+
+def test_memory_is_said_before_it_is_used(monkeypatch):
+    """ResNet-50 in blocks of 2000 needs 204 GB: refused, with the largest block that fits."""
+    monkeypatch.setattr(_memory, "available", lambda: 24 * 10**9)
+    params = {"kernel": jax.ShapeDtypeStruct((25_500_000,), jnp.float32)}
+    with pytest.raises(ValueError, match="needs 204 GB.* largest block_size that fits is 141"):
+        jax.eval_shape(flj.inverse.woodfisher(MODEL, block_size=2000).init, params)
+    with pytest.raises(ValueError, match="window=1000 .* needs 102 GB.* window that fits is 141"):
+        jax.eval_shape(flj.inverse.mfac(MODEL).init, params)
+    with pytest.raises(ValueError, match="gradients=1000 .* needs 102 GB"):
+        jax.eval_shape(flj.inverse.woodfisher(MODEL).init, params)
+    fits = flj.inverse.woodfisher(MODEL, block_size=141)
+    state = jax.eval_shape(fits.init, params)
+    assert state.blocks["kernel"].shape == (180_852, 141, 141)
