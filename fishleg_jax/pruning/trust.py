@@ -17,7 +17,9 @@ class Trust(NamedTuple):
 
     Attributes:
         agreement: how much of the pruned set two halves of the data agree on, beyond what two
-            random sets would: 1 for the same masks, 0 for unrelated ones.
+            random sets would: 1 for the same masks, 0 for unrelated ones.  Where there are so few
+            data that the damping decides, both halves agree on pruning by magnitude: then it is
+            the inflation that tells.
         inflation: `½ δᵀFδ` of a pruning by the Fisher of the half of the data that it has not
             seen, over that by the Fisher of the half that it was made from; the mean of both ways.
             1 where the data suffice; far above it where the estimate fits its own examples.
