@@ -1,4 +1,4 @@
-"""The arguments of `experiments.one_shot`, all of them checked before anything is done."""
+"""The arguments of experiments that prune one network, all checked before anything is done."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from experiments import checkpoints, data
 from experiments.models import MODELS, Spec
 
-METHODS = ("fishleg", "fishleg_start", "magnitude")
+SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
 DEFAULT_MODELS = {"digits": "cnn", "mnist": "mlpnet", "cifar10": "resnet20"}
 CLASSIFIERS = [name for name, spec in MODELS.items() if spec.dataset in DEFAULT_MODELS]
 
@@ -46,43 +46,86 @@ def at_least(least: int) -> Parser:
 
 
 seed = _checked(int, lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)")
-_sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
-_positive = _checked(float, lambda x: 0 < x < math.inf, "a positive number")
+positive = _checked(float, lambda x: 0 < x < math.inf, "a positive number")
+share = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.one_shot",
-        description="Prune a trained network in one shot and compare methods.",
-    )
+def block_size(text: str) -> int | str | None:
+    """Reads how many weights share a block, as `fishleg_jax.inverse.woodfisher` wants it."""
+    if text in ("none", "leaf"):
+        return None if text == "none" else text
+    return _checked(int, lambda n: n >= 1, "a whole number of at least 1, leaf or none")(text)
+
+
+def by_name(names: Collection[str], parse_one: Parser) -> Callable[[str], dict]:
+    """What reads one value for all of some names, or `name=value` pairs with commas between."""
+
+    def parse_pairs(text: str) -> dict:
+        if "=" not in text:
+            return dict.fromkeys(names, parse_one(text))
+        values = {}
+        for pair in text.split(","):
+            name, _, value = (part.strip() for part in pair.partition("="))
+            if one_of(names)(name) in values:
+                raise argparse.ArgumentTypeError(f"{name} is given twice in {text!r}")
+            values[name] = parse_one(value)
+        return values
+
+    return parse_pairs
+
+
+def pruning_parser(
+    prog: str,
+    description: str,
+    *,
+    methods: Collection[str],
+    default: Sequence[str],
+    several: bool = True,
+) -> argparse.ArgumentParser:
+    """A parser with the options that all experiments have that prune one network.
+
+    Args:
+        prog: the name of the module.
+        description: what it does.
+        methods: the names of the methods.
+        default: those that are used unless a user says otherwise.
+        several: whether there may be more than one sparsity and seed.
+
+    Returns:
+        The parser, for `parse`.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     add = parser.add_argument
     add("--dataset", choices=list(DEFAULT_MODELS), help="default: that of --model, else digits")
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
     add("--model", choices=CLASSIFIERS, help="default: the one that belongs to the data set")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights; else it is trained")
+    add("--epochs", type=at_least(1), help="of training, without --checkpoint")
     add(
         "--method",
-        type=comma_list(one_of(METHODS)),
-        default=["fishleg", "magnitude"],
+        type=comma_list(one_of(methods)),
+        default=list(default),
         metavar="A,B",
-        help=f"of {', '.join(METHODS)}; default: fishleg,magnitude",
+        help=f"of {', '.join(methods)}; default: {','.join(default)}",
     )
-    add(
-        "--sparsity",
-        type=comma_list(_sparsity),
-        default=[0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
-        metavar="A,B",
-        help="default: 0.5,0.7,0.8,0.9,0.95,0.98",
-    )
+    if several:
+        add(
+            "--sparsity",
+            type=comma_list(sparsity),
+            default=SPARSITIES,
+            metavar="A,B",
+            help=f"default: {','.join(map(str, SPARSITIES))}",
+        )
+        add("--seed", type=comma_list(seed), default=[0], metavar="A,B", help="default: 0")
+    else:
+        add("--sparsity", type=sparsity, default=0.9, help="default: 0.9")
+        add("--seed", type=seed, default=0, help="default: 0")
     add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
     add("--compensation", choices=["independent", "none"], default="independent")
-    add("--damping", type=_positive, help="default: the library's")
     add("--examples", type=at_least(1), help="training images that the curvature may see")
-    add("--batch-size", type=at_least(1), help="images in one batch of the curvature")
-    add("--updates", type=at_least(3), help="auxiliary updates of FishLeg; default: the library's")
-    add("--epochs", type=at_least(1), help="of training, without --checkpoint")
-    add("--seed", type=comma_list(seed), default=[0], metavar="A,B", help="default: 0")
-    add("--out", type=Path, default=Path("results/one_shot"), help="default: results/one_shot")
+    out = Path("results") / prog.rpartition(".")[2]
+    add("--out", type=Path, default=out, help=f"default: {out}")
     return parser
 
 
@@ -97,20 +140,25 @@ def _spec(args: argparse.Namespace) -> Spec:
     return spec
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Spec, data.Data, Any]:
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    check: Callable[[argparse.Namespace, Spec, data.Data], None] = lambda *_: None,
+) -> tuple[argparse.Namespace, Spec, data.Data, Any]:
     """Reads and checks the arguments, and everything that they name.
 
     A bad one ends the program with one line on stderr and exit code 2; until all of them are found
     good nothing is written.  `--out` exists afterwards.
 
     Args:
+        parser: see `pruning_parser`.
         argv: the arguments; None for those of the command line.
+        check: raises a ValueError where they do not fit together.
 
     Returns:
         The arguments, the model, its data set, and the parameters and constants of `--checkpoint`
         or None.
     """
-    parser = _parser()
     args = parser.parse_args(argv)
     try:
         spec = _spec(args)
@@ -121,6 +169,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Spec, data.Da
         images = len(split.train[0])
         if args.examples is not None and args.examples > images:
             raise ValueError(f"--examples {args.examples}: {spec.dataset} has {images} to train on")
+        check(args, spec, split)
         args.out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         parser.error(str(error))

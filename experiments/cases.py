@@ -44,23 +44,31 @@ def check(name: str, data_dir: Path | None = None) -> None:
 
 
 def curvature_batches(
-    train: data.Arrays, constants: Any, *, examples: int, batch_size: int, seed: int
+    train: data.Arrays,
+    constants: Any,
+    *,
+    examples: int,
+    batch_size: int,
+    seed: int,
+    fill: bool = True,
 ) -> list[tuple]:
     """Random training examples in batches of equal size.
 
     Args:
         train: the training inputs and targets.
         constants: the model's constants; may be empty.
-        examples: at most how many are used: as many as fill whole batches.
+        examples: how many are used, the same ones whatever the size of a batch.
         batch_size: how many are in a batch.
         seed: which ones are chosen.
+        fill: whether those that do not fill a batch are left out; else the last one is smaller.
 
     Returns:
         Batches as the library wants them.
     """
     size = min(batch_size, examples)
     chosen = np.random.default_rng(seed).choice(len(train[0]), examples, replace=False)
-    rows = chosen[: examples // size * size].reshape(-1, size)
+    used = examples // size * size if fill else examples
+    rows = [chosen[begin : begin + size] for begin in range(0, used, size)]
     return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in rows]
 
 

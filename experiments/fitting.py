@@ -1,12 +1,37 @@
 """Fitting an inverse Fisher in sight of a user."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
+
+OnUpdate = Callable[[int, int, Any], None]
+
+
+@contextlib.contextmanager
+def progress(name: str, watch: OnUpdate = lambda done, total, state: None) -> Iterator[OnUpdate]:
+    """A progress bar for one fit, or for one after the other.
+
+    Args:
+        name: what the bar says.
+        watch: called after every update like what is yielded.
+
+    Yields:
+        An `on_update` for `fishleg_jax.fit`.
+    """
+    with tqdm(desc=f"fitting {name}", disable=None) as bar:
+
+        def on_update(done, total, state):
+            bar.total = total
+            bar.update(done - bar.n)
+            watch(done, total, state)
+
+        yield on_update
 
 
 def fit(
@@ -31,12 +56,37 @@ def fit(
     Returns:
         The fitted state.
     """
-    with tqdm(desc=f"fitting {name}", disable=None) as bar:
-
-        def on_update(i, total, state):
-            bar.total = total
-            bar.update()
-            watch(state)
-
+    with progress(name, lambda done, total, state: watch(state)) as on_update:
         state = flj.fit(estimator, params, batches, key=key, on_update=on_update)
     return jax.block_until_ready(state)
+
+
+class FitClock:
+    """Adds up the seconds of the fits inside of `prune_one_shot`, from when it is made.
+
+    A fit ends with its last update, and begins where the stage before ends, with its compensation.
+
+    Attributes:
+        seconds: of all fits until now.
+    """
+
+    def __init__(self):
+        """Starts the clock."""
+        self.seconds = 0.0
+        self._begin = time.perf_counter()
+
+    def on_update(self, done: int, total: int, state: Any) -> None:
+        """Looks on while a fit goes on, as `prune_one_shot` wants it."""
+        if done == total:
+            jax.block_until_ready(state)
+            self.seconds += time.perf_counter() - self._begin
+
+    def after(self, compensation: Callable) -> Callable:
+        """A compensation with whose end the next fit begins."""
+
+        def compensate(*args):
+            out = jax.block_until_ready(compensation(*args))
+            self._begin = time.perf_counter()
+            return out
+
+        return compensate

@@ -12,53 +12,28 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import checkpoints, data, files, plots, tables, training
-from experiments.arguments import parse
+from experiments import arguments, checkpoints, data, files, plots, results, tables, training
 from experiments.cases import curvature_batches
 from experiments.fitting import fit
+from experiments.methods import make_estimator
 from experiments.models import Spec
 
-
-class Dense(NamedTuple):
-    """A trained network and how good it is: accuracy in percent, loss in nats per example."""
-
-    params: Any
-    constants: Any
-    accuracy: float
-    loss: float
-
-
-def make_estimator(method: str, spec: Spec, args: argparse.Namespace) -> flj.inverse.InverseFisher:
-    """The inverse Fisher of a method, with the settings that a user gave.
-
-    Args:
-        method: `fishleg`, `fishleg_start` (its closed-form start, nothing learned) or `magnitude`.
-        spec: the model.
-        args: the arguments; a damping or number of updates of None is the library's default.
-    """
-    if method == "magnitude":
-        return flj.inverse.identity()
-    given = {"damping": args.damping, "updates": args.updates}
-    if method == "fishleg_start":
-        given = {"damping": args.damping, "learn": False}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return flj.inverse.fishleg(spec.model, **chosen)
-
-
-def _measured(state: Any) -> dict[str, float]:
-    # only the learned inverse has these
-    names = ("damping", "auxiliary_loss", "relative_residual")
-    return {name: float(getattr(state, name)) for name in names if hasattr(state, name)}
+METHODS = ("fishleg", "fishleg_start", "magnitude")
 
 
 def prune(
-    method: str, spec: Spec, dense: Dense, split: data.Data, args: argparse.Namespace, seed: int
+    method: str,
+    spec: Spec,
+    dense: results.Dense,
+    split: data.Data,
+    args: argparse.Namespace,
+    seed: int,
 ) -> list[dict]:
     """Prunes a network with one method to every sparsity.
 
@@ -86,7 +61,7 @@ def prune(
     if magnitude:
         batches = batches[:1]  # the engine asks for data, the identity does not look at them
     key = jax.random.key(seed)
-    estimator = make_estimator(method, spec, args)
+    estimator = make_estimator(method, spec.model, damping=args.damping, updates=args.updates)
     begin = time.perf_counter()
     state = fit(estimator, dense.params, batches, key=key, name=method)
     fit_seconds = time.perf_counter() - begin
@@ -95,10 +70,10 @@ def prune(
         "compensation": compensation,
         "updates": 0 if magnitude else estimator.updates,
         "batch_size": 0 if magnitude else len(batches[0][0]),
-        "prunable": spec.prunable or "leaves with two or more dimensions",
-        **_measured(state),
+        "prunable": results.prunable(spec),
+        **results.measured(state),
     }
-    results = []
+    rows = []
     for target in tqdm(args.sparsity, desc=f"pruning, {method}", disable=None):
         begin = time.perf_counter()
         result = flj.prune_one_shot(
@@ -113,27 +88,23 @@ def prune(
             key=key,
             state=state,
         )
-        params = jax.block_until_ready(result.params)
+        jax.block_until_ready(result.params)
         seconds = fit_seconds + time.perf_counter() - begin
-        accuracy, loss = training.evaluate(spec.model, params, split.test, dense.constants)
-        results.append(
-            {
-                "method": method,
-                "dataset": spec.dataset,
-                "model": spec.name,
-                "sparsity_target": target,
-                "sparsity": flj.sparsity(params, spec.prunable),
-                "accuracy": accuracy,
-                "dense_accuracy": dense.accuracy,
-                "loss": loss,
-                "dense_loss": dense.loss,
-                "seconds": seconds,
-                "curvature_examples": 0 if magnitude else len(batches) * len(batches[0][0]),
-                "seed": seed,
-                "settings": settings | {"prunable_weights": result.report.total.weights},
-            }
+        rows.append(
+            results.made(
+                result,
+                spec,
+                dense,
+                split,
+                settings=settings,
+                method=method,
+                sparsity_target=target,
+                seconds=seconds,
+                curvature_examples=0 if magnitude else len(batches) * len(batches[0][0]),
+                seed=seed,
+            )
         )
-    return results
+    return rows
 
 
 def run(args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any) -> list[dict]:
@@ -148,18 +119,35 @@ def run(args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any) -> 
     Returns:
         The objects of `results.json`.
     """
-    results = []
+    rows = []
     for seed in args.seed:
         params, constants = loaded or training.train(
             spec, split.train, epochs=args.epochs, seed=seed
         )
         if loaded is None:
             print(checkpoints.save(args.out / f"{spec.name}_seed{seed}.npz", params, constants))
-        score = training.evaluate(spec.model, params, split.test, constants)
-        dense = Dense(params, constants, *score)
+        dense = results.evaluated(spec, split, params, constants)
         for method in args.method:
-            results += prune(method, spec, dense, split, args, seed)
-    return results
+            rows += prune(method, spec, dense, split, args, seed)
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.pruning_parser(
+        "experiments.one_shot",
+        "Prune a trained network in one shot and compare methods.",
+        methods=METHODS,
+        default=("fishleg", "magnitude"),
+    )
+    add = parser.add_argument
+    add("--damping", type=arguments.positive, help="default: the library's")
+    add("--batch-size", type=arguments.at_least(1), help="images in one batch of the curvature")
+    add(
+        "--updates",
+        type=arguments.at_least(3),
+        help="auxiliary updates of FishLeg; default: the library's",
+    )
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,11 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args, spec, split, loaded = parse(argv)
-    results = run(args, spec, split, loaded)
-    print(tables.accuracies(results))
-    print(files.write_json(args.out / "results.json", results))
-    print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", results))
+    args, spec, split, loaded = arguments.parse(_parser(), argv)
+    rows = run(args, spec, split, loaded)
+    print(tables.accuracies(rows))
+    print(files.write_json(args.out / "results.json", rows))
+    print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
     return 0
 
 

@@ -25,6 +25,10 @@ def _save(figure, path: Path) -> Path:
     return path
 
 
+def _close(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(abs(a - b) < 0.5 for a, b in zip(one, other, strict=True))
+
+
 def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
     """Draws accuracy against sparsity, a line for each method, and the dense accuracy.
 
@@ -37,19 +41,27 @@ def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
         `path`.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    axes.set_title(f"{results[0]['model']} on {results[0]['dataset']}, one shot")
+    stages = max(result["settings"].get("stages", 1) for result in results)
+    how = "one shot" if stages == 1 else f"{stages} stages"
+    axes.set_title(f"{results[0]['model']} on {results[0]['dataset']}, {how}")
     axes.set(xlabel="sparsity, %", ylabel="test accuracy, %")
     _tidy(axes)
     dense = statistics.median(select(results, "dense_accuracy"))
     axes.axhline(dense, color="black", linestyle="--", linewidth=1, label=f"dense ({dense:.1f})")
     targets = sorted({result["sparsity_target"] for result in results})
     percent = [100 * target for target in targets]
+    drawn = []
     for method in dict.fromkeys(result["method"] for result in results):
-        found = [select(results, "accuracy", method=method, sparsity_target=t) for t in targets]
-        middle = [statistics.median(values) for values in found]
-        (line,) = axes.plot(percent, middle, marker="o", markersize=4, label=method)
-        low, high = [min(values) for values in found], [max(values) for values in found]
-        axes.fill_between(percent, low, high, color=line.get_color(), alpha=0.2)
+        found = {t: select(results, "accuracy", method=method, sparsity_target=t) for t in targets}
+        found = {100 * target: values for target, values in found.items() if values}
+        middle = [statistics.median(values) for values in found.values()]
+        # woodfisher and mfac are one estimate: a line that would hide another is dashed
+        hiding = any(_close(middle, other) for other in drawn)
+        drawn.append(middle)
+        style = {"linestyle": (0, (3, 3)) if hiding else "-", "marker": "o", "markersize": 4}
+        (line,) = axes.plot(list(found), middle, label=method, **style)
+        low, high = ([pick(values) for values in found.values()] for pick in (min, max))
+        axes.fill_between(list(found), low, high, color=line.get_color(), alpha=0.2)
     if len(percent) <= 10:
         axes.set_xticks(percent, [f"{p:g}" for p in percent])
     axes.legend(loc="lower left", frameon=False)

@@ -1,7 +1,8 @@
 """Plain text tables."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -41,6 +42,56 @@ def select(results: Sequence[dict], field: str, **fields) -> list:
     ]
 
 
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
+    """The median, and the least and the largest value where they differ; – for no value.
+
+    Args:
+        values: the values; what is no number (None in a file) is left out.
+        digits: how many there are after the point.
+    """
+    sound = [value for value in values if value is not None and math.isfinite(value)]
+    if not sound:
+        return "–"
+    numbers = statistics.median(sound), min(sound), max(sound)
+    middle, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def by_sparsity(
+    results: Sequence[dict],
+    field: str,
+    title: str,
+    show: Callable[[Sequence], str],
+    further: Mapping[str, Callable[[Sequence[dict]], str]] = {},
+) -> str:
+    """A table of one field: a row per method, a column per sparsity.
+
+    Args:
+        results: the objects of a `results.json` for one model.
+        field: the field; where there is its `dense_` counterpart, that is the first row.
+        title: what the field is.
+        show: makes a cell of its values over seeds.
+        further: further columns: what makes a cell of the results of a method.
+
+    Returns:
+        The table.
+    """
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    targets = sorted({result["sparsity_target"] for result in results})
+    header = [title, *(f"{100 * target:g} %" for target in targets), *further]
+    rows = []
+    if f"dense_{field}" in results[0]:
+        # one value a seed, however many results it has
+        dense = {result["seed"]: result[f"dense_{field}"] for result in results}
+        cells = [show(list(dense.values()))] * len(targets)
+        rows.append(["dense", *cells, *[""] * len(further)])
+    for method in methods:
+        found = [select(results, field, method=method, sparsity_target=t) for t in targets]
+        own = [result for result in results if result["method"] == method]
+        rows.append([method, *map(show, found), *(make(own) for make in further.values())])
+    return table(header, rows)
+
+
 def accuracies(results: Sequence[dict]) -> str:
     """A table of test accuracies in percent: a row per method, a column per sparsity.
 
@@ -50,12 +101,5 @@ def accuracies(results: Sequence[dict]) -> str:
     Returns:
         The table, with the dense accuracy as its first row.
     """
-    methods = list(dict.fromkeys(result["method"] for result in results))
-    targets = sorted({result["sparsity_target"] for result in results})
-    header = ["test accuracy, %", *(f"{100 * target:g} %" for target in targets)]
-    dense = statistics.median(select(results, "dense_accuracy"))
-    rows = [["dense", *[f"{dense:.2f}"] * len(targets)]]
-    for method in methods:
-        found = [select(results, "accuracy", method=method, sparsity_target=t) for t in targets]
-        rows.append([method, *(f"{statistics.median(values):.2f}" for values in found)])
-    return table(header, rows)
+    median = lambda values: f"{statistics.median(values):.2f}"  # noqa: E731
+    return by_sparsity(results, "accuracy", "test accuracy, %", median)

@@ -72,20 +72,23 @@ def train(spec: Spec, data: Arrays, *, epochs: int | None = None, seed: int = 0)
     return params, constants
 
 
-def trained(spec: Spec, data: Arrays, path: Path, *, seed: int = 0) -> tuple[Any, Any]:
+def trained(
+    spec: Spec, data: Arrays, path: Path, *, epochs: int | None = None, seed: int = 0
+) -> tuple[Any, Any]:
     """Trains a model, or reads it where that was done before.
 
     Args:
         spec: the model.
         data: the training inputs and targets.
         path: the npz file that keeps the weights.
+        epochs: see `train`.
         seed: see `train`.
 
     Returns:
         The parameters and the constants.
     """
     if not path.exists():
-        checkpoints.save(path, *train(spec, data, seed=seed))
+        checkpoints.save(path, *train(spec, data, epochs=epochs, seed=seed))
     return checkpoints.load(path, spec)
 
 

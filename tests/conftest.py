@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-FULL_OPTIMISATION = ("experiments", "test_end_to_end_digits")  # modules that run for longer
+# modules that run for longer
+FULL_OPTIMISATION = ("test_checkpoints", "test_training", "test_end_to_end_digits")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,22 +7,40 @@ import pytest
 from experiments import files, tables
 
 
-def result(method, target, accuracy):
+def result(method, target, accuracy, seed):
     return {
         "method": method,
         "sparsity_target": target,
         "accuracy": accuracy,
         "dense_accuracy": 98.0,
+        "seed": seed,
     }
 
 
+def over_seeds(*accuracies):
+    return [result("fishleg", 0.5, accuracy, seed) for seed, accuracy in enumerate(accuracies)]
+
+
 def test_table_shows_medians_over_seeds():
-    results = [result("fishleg", 0.5, accuracy) for accuracy in (90.0, 97.0, 91.0)]
+    results = over_seeds(90.0, 97.0, 91.0)
     assert tables.accuracies(results).splitlines() == [
         "test accuracy, %   50 %",
         "----------------  -----",
         "dense             98.00",
         "fishleg           91.00",
+    ]
+
+
+def test_table_shows_the_spread_and_further_columns():
+    results = [*over_seeds(90.0, 97.0, 91.0), result("kfac", 0.9, 20.0, 0)]
+    results[0]["accuracy"] = None
+    table = tables.by_sparsity(
+        results, "accuracy", "%", tables.spread, {"results": lambda own: str(len(own))}
+    )
+    assert [line.split() for line in table.splitlines()[2:]] == [
+        ["dense", "98.00", "98.00"],
+        ["fishleg", "94.00", "(91.00–97.00)", "–", "3"],
+        ["kfac", "–", "20.00", "1"],
     ]
 
 

@@ -1,0 +1,249 @@
+"""Compares all methods on one network, with the same data for the curvature of each.
+
+    python -m experiments.compare
+    python -m experiments.compare --model mlpnet --checkpoint mlpnet_mnist.npz --seed 0,1,2
+
+Every method × sparsity × seed goes into `results.json` of `--out`, in the objects that
+`experiments.one_shot` writes, with three fields more: `fit_seconds`, `prune_seconds` and
+`peak_memory_bytes`, see `experiments.memory`.  Prints tables of accuracy and loss with the median
+and the range over seeds, and draws `accuracy_vs_sparsity.png`.  The same command goes on after it
+was stopped; see `--help`.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+import fishleg_jax as flj
+from experiments import arguments, comparing, data, methods, plots, results, tables, training
+from experiments.models import Spec, as_batch
+
+DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
+RESUMING = """
+The results of a method and seed are written as soon as they are there.  What --out has already is
+not computed again: results of the same method, settings, sparsity, seed, images and weights.
+Results of other settings stay in its results.json beside the new ones, and out of the tables and
+of the picture.  Weights that were trained are kept in --out and used again.  To start afresh,
+delete --out or name another.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.pruning_parser(
+        "experiments.compare",
+        "Compare methods of pruning on one network, with the same training images for all.",
+        methods=methods.METHODS,
+        default=DEFAULT,
+    )
+    parser.epilog = RESUMING
+    add = parser.add_argument
+    damped = [name for name, method in methods.METHODS.items() if "damping" in method.takes]
+    add(
+        "--damping",
+        type=arguments.by_name(damped, arguments.positive),
+        default={},
+        metavar="X|A=X,B=Y",
+        help="of all methods, or by name; default: each method's own",
+    )
+    add(
+        "--gradients",
+        type=arguments.at_least(1),
+        metavar="M",
+        help="how many gradients woodfisher and mfac make of the images, all means over as many; "
+        "what does not divide no method sees; default: 1000, or one for each image",
+    )
+    add(
+        "--block-size",
+        type=arguments.block_size,
+        metavar="none|leaf|N",
+        help="weights in a block of woodfisher and mfac; default: none, one block of all",
+    )
+    add("--labels", choices=["empirical", "sampled"], help="default: each method's own")
+    add("--scale", type=arguments.share, help="of the update of kept weights, in [0, 1]; default 1")
+    add("--first-order", action="store_true", help="the gradient takes part (WoodTaylor)")
+    add("--stages", type=arguments.at_least(1), default=1, help="default: 1, one shot")
+    add(
+        "--schedule",
+        choices=["geometric", "linear", "polynomial"],
+        default="geometric",
+        help="of the sparsity over stages",
+    )
+    add("--costs", choices=["none", "flops", "bytes"], default="none", help="that divide scores")
+    add(
+        "--trust",
+        action="store_true",
+        help="measure how far two halves of the images agree "
+        "on a pruning in one shot, without --first-order and --costs",
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
+    """Raises a ValueError where arguments do not fit together, or what they ask for can't be."""
+    del split
+    results.load(args.out / "results.json")
+    if args.compensation == "none" and args.scale is not None:
+        raise ValueError("--scale is that of an update, --compensation none makes none")
+    args.scale = 1.0 if args.scale is None else args.scale
+    part = _part(args, spec)
+    if args.trust and part.gradients < 2:
+        raise ValueError("--trust halves the gradients, and there is only one")
+    params, constants = _shapes(spec)
+    _costs(args, spec, params, constants)
+    for method in args.method:
+        try:
+            estimator = comparing.make_estimator(method, args, spec, part)
+            jax.eval_shape(estimator.init, params)
+        except ValueError as error:
+            raise ValueError(f"{method}: {error}") from error
+
+
+def _part(args: argparse.Namespace, spec: Spec) -> methods.Share:
+    return methods.share(args.examples or spec.examples, args.gradients)
+
+
+def _shapes(spec: Spec) -> tuple[Any, Any]:
+    return jax.eval_shape(spec.init, jax.random.key(0))
+
+
+def _costs(args: argparse.Namespace, spec: Spec, params: Any, constants: Any) -> Any:
+    if args.costs == "none":
+        return None
+    inputs = jax.ShapeDtypeStruct((1, *spec.input_shape), spec.input_dtype)
+    batch = as_batch(inputs, None, constants)
+    return flj.weight_costs(spec.model, params, batch, unit=args.costs)
+
+
+def _weights(job: comparing.Job, loaded: Any, seed: int) -> tuple[Any, Any]:
+    """The parameters and constants: those of the checkpoint, or trained and kept in `--out`."""
+    if loaded is not None:
+        return loaded
+    args, spec = job.args, job.spec
+    path = args.out / f"{spec.name}_{args.epochs or spec.epochs}epochs_seed{seed}.npz"
+    if not path.exists():
+        print(path)
+    return training.trained(spec, job.split.train, path, epochs=args.epochs, seed=seed)
+
+
+def run(
+    args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any
+) -> tuple[list[dict], list[str]]:
+    """All methods, sparsities and seeds, without those that `results.json` has already.
+
+    Args:
+        args: the arguments.
+        spec: the model.
+        split: the data set.
+        loaded: trained parameters and constants; None to train.
+
+    Returns:
+        The objects of `results.json` that belong to the arguments, and what failed in words.
+    """
+    costs = _costs(args, spec, *_shapes(spec))
+    job = comparing.Job(args, spec, split, _part(args, spec), costs)
+    path = args.out / "results.json"
+    rows, failures, cold = [], [], True
+    for seed in args.seed:
+        params, constants = _weights(job, loaded, seed)
+        weights, dense = results.fingerprint((params, constants)), None
+        for method in args.method:
+            settings = comparing.settings_of(method, job, weights)
+            identity = {
+                "method": method,
+                "dataset": spec.dataset,
+                "model": spec.name,
+                "curvature_examples": comparing.examples_of(method, job),
+                "seed": seed,
+                "settings": settings,
+            }
+            stored = results.load(path)
+            there = {
+                target: results.find(stored, sparsity_target=target, **identity)
+                for target in args.sparsity
+            }
+            missing = [target for target, row in there.items() if row is None]
+            rows += [row for row in there.values() if row is not None]
+            if len(missing) < len(there):
+                known = f"{len(there) - len(missing)} of {len(there)} sparsities"
+                print(f"seed {seed}, {method}: {known} are in {path} already")
+            if not missing:
+                continue
+            dense = dense or results.evaluated(spec, split, params, constants)
+            if cold:
+                comparing.warm_up(job, dense)
+                cold = False
+            new = []
+            try:
+                for row in comparing.prune(method, job, dense, missing, settings, seed):
+                    new.append(row)
+            except FloatingPointError as error:
+                failures.append(f"seed {seed}, {method}: {error}")
+            results.add(path, new)
+            rows += new
+    return rows, failures
+
+
+def show(rows: Sequence[dict]) -> str:
+    """Tables of accuracy and loss, and of trust where it was measured.
+
+    Seconds are medians over sparsities and seeds, the peak of memory is the highest.
+
+    Args:
+        rows: the objects of a `results.json`.
+    """
+
+    def column(field, unit, digits, of=statistics.median):
+        def cell(own):
+            values = [row[field] for row in own if row[field] is not None]
+            return f"{of(values) / unit:.{digits}f}" if values else "–"
+
+        return cell
+
+    further = {
+        "fit, s": column("fit_seconds", 1, 1),
+        "prune, s": column("prune_seconds", 1, 1),
+        "peak, MB": column("peak_memory_bytes", 1e6, 0, max),
+    }
+    shown = [
+        tables.by_sparsity(rows, "accuracy", "test accuracy, %", tables.spread, further),
+        tables.by_sparsity(
+            rows, "loss", "test loss, nats", lambda values: tables.spread(values, 3)
+        ),
+    ]
+    asked = [row for row in rows if "agreement" in row]
+    if asked:
+        shown += [
+            tables.by_sparsity(asked, "agreement", "agreement of halves", tables.spread),
+            tables.by_sparsity(asked, "inflation", "inflation, other half", tables.spread),
+        ]
+    return "\n\n".join(shown)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    args, spec, split, loaded = arguments.parse(_parser(), argv, _check)
+    rows, failures = run(args, spec, split, loaded)
+    if rows:
+        print(show(rows))
+        path = args.out / "results.json"
+        others = len(results.load(path)) - len(rows)
+        print(f"{path} ({others} results of other settings too)" if others else path)
+        print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

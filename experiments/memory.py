@@ -1,0 +1,90 @@
+"""The highest memory of a stretch of a program."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+INTERVAL = 0.02  # seconds
+
+
+def in_use() -> int | None:
+    """Bytes that are taken on the first device; on the CPU the resident size of the process.
+
+    Returns:
+        The bytes; None on a CPU where there is no `/proc`.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return int(stats["bytes_in_use"])
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _high_water() -> int:
+    # of the whole run; where this rises, it is by what is going on now
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use", 0))
+
+
+def _give_back() -> None:
+    # what earlier work has freed would be used again unseen; only glibc can be told to return it
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Callable[[], int | None]]:
+    """Watches the memory, by looking at it every 20 ms.
+
+    The system's own high-water mark is that of the whole run, and would hide all that is smaller
+    than what came before.  What is seen on a CPU is the whole process: compilation counts too (tens
+    of megabytes, more where something is used for the first time), and what is over in less than
+    20 ms may be missed.
+
+    Yields:
+        A function that gives the most bytes that were taken since it was last called, or since the
+        beginning, above those that were taken at the beginning; None where that can't be known.
+    """
+    _give_back()
+    before = in_use()
+    if before is None:
+        yield lambda: None
+        return
+    highest, water = before, _high_water()
+    lock, stop = threading.Lock(), threading.Event()
+
+    def look() -> None:
+        nonlocal highest
+        with lock:
+            highest = max(highest, in_use())
+
+    def keep_looking() -> None:
+        while not stop.wait(INTERVAL):
+            look()
+
+    def peak() -> int:
+        nonlocal highest, water
+        look()
+        with lock:
+            new_water = _high_water()
+            found = max(highest, new_water) if new_water > water else highest
+            highest, water = in_use(), new_water
+        return max(found - before, 0)
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()

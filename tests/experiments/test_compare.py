@@ -1,0 +1,252 @@
+"""All methods on one network: what is written, what a second run does not do again."""
+
+import contextlib
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import fishleg_jax as flj
+from experiments import compare, comparing
+from tests.experiments.test_one_shot import KEYS
+
+NETWORK = ["--model", "mlp", "--epochs", "1", "--examples", "65", "--gradients", "30"]
+METHODS = ["magnitude", "woodfisher", "mfac"]
+WEIGHTS = 64 * 128 + 128 * 64 + 64 * 10
+
+
+def run(out, *arguments, methods=METHODS, seeds="0,1"):
+    named = ["--method", ",".join(methods), "--seed", seeds, "--out", str(out)]
+    return compare.main([*NETWORK, *named, "--sparsity", "0.5,0.9", *arguments])
+
+
+def rows_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def no_fit(*args, **kwargs):
+    pytest.fail("a fit, of what was there already")
+
+
+@contextlib.contextmanager
+def counted():
+    """The names of the methods that are fitted meanwhile."""
+    names, fit = [], comparing.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            comparing, "fit", lambda *a, name, **k: names.append(name) or fit(*a, name=name, **k)
+        )
+        yield names
+
+
+def killed_at(killing_method, killing_seed):
+    """`comparing.prune`, killed as it comes to a method and seed."""
+    prune = comparing.prune
+
+    def one(method, *args):
+        if (method, args[-1]) == (killing_method, killing_seed):
+            raise KeyboardInterrupt
+        return prune(method, *args)
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed, and what was in its results then."""
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(comparing, "prune", killed_at("woodfisher", 1))
+        run(folder)
+    return folder, rows_of(folder)
+
+
+@pytest.fixture(scope="module")
+def resumed(killed):
+    """The methods that the same command then fitted."""
+    with counted() as names:
+        assert run(killed[0]) == 0
+    return names
+
+
+@pytest.fixture(scope="module")
+def finished(killed, resumed):
+    """The folder of a run that came to its end."""
+    return killed[0]
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+def test_a_killed_run_goes_on(killed, resumed, finished):
+    assert len(killed[1]) == 8  # all of seed 0, and the first method of seed 1
+    assert resumed == ["woodfisher", "mfac"]
+    assert rows_of(finished)[:8] == killed[1]
+
+
+def test_results_have_all_fields(finished):
+    rows = rows_of(finished)
+    keys = [(row["method"], row["sparsity_target"], row["seed"]) for row in rows]
+    assert sorted(keys) == sorted((m, s, i) for m in METHODS for s in (0.5, 0.9) for i in (0, 1))
+    for row in rows:
+        assert row.keys() == KEYS | {"fit_seconds", "prune_seconds", "peak_memory_bytes"}
+        target = row["sparsity_target"]
+        assert row["sparsity"] == pytest.approx(math.floor(target * WEIGHTS) / WEIGHTS, abs=1e-12)
+        assert row["seconds"] == pytest.approx(row["fit_seconds"] + row["prune_seconds"])
+        assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] >= 0
+        assert row["curvature_examples"] == (0 if row["method"] == "magnitude" else 60)
+        assert row["settings"]["prunable_weights"] == WEIGHTS
+    settings = {row["method"]: row["settings"] for row in rows}
+    assert settings["woodfisher"]["gradients"] == settings["mfac"]["window"] == 30
+    assert settings["woodfisher"]["examples_per_gradient"] == 2
+    assert (finished / "accuracy_vs_sparsity.png").stat().st_size > 1000
+
+
+def test_woodfisher_and_mfac_prune_alike(finished):
+    losses = {
+        (row["method"], row["seed"], row["sparsity_target"]): row["loss"]
+        for row in rows_of(finished)
+    }
+    for (method, *rest), loss in losses.items():
+        if method == "woodfisher":
+            assert losses["mfac", *rest] == pytest.approx(loss, rel=1e-3)
+
+
+def test_all_methods_see_the_same_images(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def fail(estimator, params, batches, *, name, **others):
+        seen[name] = np.concatenate([inputs.reshape(len(inputs), -1) for inputs, _ in batches])
+        raise FloatingPointError(f"no inverse of {name}")
+
+    monkeypatch.setattr(comparing, "fit", fail)
+    assert run(tmp_path, methods=["diagonal", *METHODS[1:], "kfac", "fishleg"], seeds="0") == 1
+    assert {name: len(images) for name, images in seen.items()} == dict.fromkeys(seen, 60)
+    for images in seen.values():
+        np.testing.assert_array_equal(images, seen["kfac"])
+    # one that fails keeps none of the others from their turn
+    assert "failed: seed 0, diagonal: no inverse of diagonal" in capsys.readouterr().err
+    assert rows_of(tmp_path) == []
+
+
+def test_what_is_there_is_not_computed_again(out, monkeypatch, capsys):
+    before = (out / "results.json").read_bytes()
+    monkeypatch.setattr(comparing, "fit", no_fit)
+    assert run(out) == 0
+    assert (out / "results.json").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert "seed 1, mfac: 2 of 2 sparsities are in" in printed and "test loss" in printed
+    assert len(list(out.iterdir())) == 4  # results, picture, and two networks
+
+
+def test_a_new_sparsity_is_added_to_what_is_there(out, monkeypatch):
+    before = rows_of(out)
+    assert run(out, "--sparsity", "0.9,0.7", methods=["magnitude"], seeds="1") == 0
+    rows = rows_of(out)
+    assert rows[:-1] == before
+    assert (rows[-1]["method"], rows[-1]["sparsity_target"], rows[-1]["seed"]) == (
+        "magnitude", 0.7, 1,
+    )  # fmt: skip
+
+
+def test_settings_of_other_methods_make_no_difference(out, monkeypatch):
+    monkeypatch.setattr(comparing, "fit", no_fit)
+    assert run(out, "--damping", "kfac=3") == 0
+    assert run(out, "--labels", "sampled", "--stages", "2", methods=["magnitude"]) == 0
+
+
+def test_other_settings_are_kept_apart(out, capsys):
+    before = rows_of(out)
+    with counted() as names:
+        assert run(out, "--scope", "layer", methods=["magnitude"], seeds="0") == 0
+    assert names == ["magnitude"]
+    rows = rows_of(out)
+    assert rows[: len(before)] == before
+    new = rows[len(before) :]
+    assert [row["settings"]["scope"] for row in new] == ["layer", "layer"]
+    printed = capsys.readouterr().out
+    assert f"results.json ({len(before)} results of other settings too)" in printed
+    shown = next(line for line in printed.splitlines() if line.startswith("magnitude  "))
+    assert [f"{row['accuracy']:.2f}" for row in new] == shown.split()[1:3]
+
+
+def test_other_weights_are_other_results(out):
+    path = next(out.glob("*_seed1.npz"))
+    with counted() as names:
+        assert run(out, "--checkpoint", str(path), methods=["magnitude"], seeds="0,1") == 0
+    assert names == ["magnitude"]  # these weights were those of seed 1
+
+
+def test_options_reach_the_pruning(tmp_path, monkeypatch, capsys):
+    calls, prune_one_shot = [], flj.prune_one_shot
+    monkeypatch.setattr(
+        flj, "prune_one_shot", lambda *a, **k: calls.append(k) or prune_one_shot(*a, **k)
+    )
+    options = "--stages 2 --schedule linear --first-order --costs flops --trust --sparsity 0.5"
+    more = "--scale 0.5 --scope layer --labels sampled --damping 0.1"
+    arguments = [*options.split(), *more.split()]
+    assert run(tmp_path, *arguments, methods=["magnitude", "diagonal"], seeds="0") == 0
+    magnitude, diagonal = rows_of(tmp_path)
+    assert magnitude["settings"]["stages"] == 1 and "agreement" not in magnitude
+    expected = {"stages": 2, "schedule": "linear", "first_order": True, "costs": "flops"}
+    expected |= {"scope": "layer", "scale": 0.5, "labels": "sampled", "damping_given": 0.1}
+    assert expected.items() <= diagonal["settings"].items()
+    assert 0 < diagonal["agreement"] <= 1 and diagonal["inflation"] > 0
+    assert diagonal["fit_seconds"] > 0 and diagonal["prune_seconds"] > 0
+    given = [call for call in calls if call.get("stages") == 2]
+    assert len(given) == 1 and given[0]["first_order"] and given[0]["scope"] == "layer"
+    assert jax.tree.leaves(given[0]["costs"]) == [1.0, 2.0] * 3  # a bias adds, a kernel adds too
+    assert "agreement of halves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--method", "magic"], "'magic' is not one of magnitude, diagonal"),
+        (["--damping", "0"], "'0' is not a positive number"),
+        (["--damping", "magnitude=1"], "'magnitude' is not one of diagonal"),
+        (["--damping", "mfac=1,mfac=2"], "mfac is given twice"),
+        (["--block-size", "all"], "'all' is not a whole number of at least 1, leaf or none"),
+        (["--gradients", "66"], "--gradients 66: there are only 65 images"),
+        (["--scale", "1.1"], "'1.1' is not a number in [0, 1]"),
+        (["--scale", "1", "--compensation", "none"], "--compensation none makes none"),
+        (["--trust", "--gradients", "1"], "there is only one"),
+        (["--stages", "0"], "'0' is not a whole number of at least 1"),
+        (["--schedule", "cubic"], "invalid choice: 'cubic'"),
+        (["--examples", "1298"], "--examples 1298: digits has 1297"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_nothing_is_written(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        compare.main([*NETWORK, *arguments, "--out", "out"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_into_memory_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fishleg_jax.inverse._memory.available", lambda: 1_000_000)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "out")
+    assert caught.value.code == 2
+    assert "error: woodfisher: gradients=30 for 17,226 weights" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[{", "{}", "[1]", '[{"method": "mfac"}]'])
+def test_results_that_are_none_are_left_alone(text, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path)
+    assert caught.value.code == 2 and str(path) in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_text() == text and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,45 @@
+"""Peaks of memory: those of a stretch, not those of the whole run."""
+
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import memory
+
+MB = 10**6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_a_peak_is_that_since_the_last_one():
+    with memory.watch() as peak:
+        large = np.ones(40 * MB, np.uint8)
+        time.sleep(5 * memory.INTERVAL)
+        del large
+        kept = np.ones(20 * MB, np.uint8)
+        assert 38 * MB < peak() < 60 * MB
+        assert 18 * MB < peak() < 30 * MB
+        del kept
+        peak()
+        assert peak() < 15 * MB
+
+
+def test_the_device_has_its_own(monkeypatch):
+    stats = {"bytes_in_use": 100, "peak_bytes_in_use": 1000}
+    device = types.SimpleNamespace(memory_stats=lambda: dict(stats))
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    with memory.watch() as peak:
+        stats["bytes_in_use"] = 300
+        assert peak() == 200  # the 1000 were before
+        stats["peak_bytes_in_use"] = 1100
+        assert peak() == 1000
+        assert peak() == 200
+
+
+def test_where_nothing_is_known_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "in_use", lambda: None)
+    with memory.watch() as peak:
+        assert peak() is None
