@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fishleg_jax.inverse.factors import HIGHEST
 
 COLUMNS_AT_ONCE = 8192
+TILE = 250, 2048  # rows and columns of G whose products stay in the cache
 ROWS_AT_ONCE = 50  # QR factorisations of wider blocks cost more an entry
 # relative errors of the m×m system are about 0.1 eps ‖F‖ / γ; above 1e-3 at this ratio
 TRUSTED_RATIO = 8  # γ over eps ‖F‖
@@ -45,10 +46,38 @@ def push(window: Window, rows: jax.Array, slots: jax.Array) -> Window:
     stored = window.rows.at[:, slots].set(rows, unique_indices=True)
     if window.gram is None:
         return Window(stored, None)
-    products = jnp.matmul(stored, rows.mT, precision=HIGHEST)
+    # rows that hold no gradient yet are zero, and so is the diagonal of G Gᵀ
+    used = jnp.any(window.gram.diagonal(axis1=1, axis2=2) > 0, axis=0)
+    last = jnp.max(jnp.where(used, jnp.arange(len(used)), -1))
+    products = _products(stored, rows, jnp.maximum(last, jnp.max(slots)) + 1)
     gram = window.gram.at[:, :, slots].set(products, unique_indices=True)
     gram = gram.at[:, slots].set(products.mT, unique_indices=True)
     return Window(stored, gram)
+
+
+def _products(stored: jax.Array, rows: jax.Array, filled: jax.Array) -> jax.Array:
+    """Products (blocks, m, rows) of the first `filled` of m rows with others; 0 for the rest."""
+    blocks, window, size = stored.shape
+    height, width = min(TILE[0], window), min(TILE[1], size)
+    whole = size // width
+
+    def by_rows(i, out):
+        top = jnp.minimum(i * height, window - height)
+
+        def tile(left, width):
+            a = jax.lax.dynamic_slice(stored, (0, top, left), (blocks, height, width))
+            b = jax.lax.dynamic_slice_in_dim(rows, left, width, axis=2)
+            return jnp.matmul(a, b.mT, precision=HIGHEST)
+
+        start = jnp.zeros((blocks, height, rows.shape[1]), rows.dtype)
+        total = jax.lax.fori_loop(0, whole, lambda j, t: t + tile(j * width, width), start)
+        if size % width:
+            total += tile(whole * width, size % width)
+        return jax.lax.dynamic_update_slice_in_dim(out, total, top, axis=1)
+
+    start = jnp.zeros((blocks, window, rows.shape[1]), rows.dtype)
+    filled = jnp.minimum(filled, window)
+    return jax.lax.fori_loop(0, -(-filled // height), by_rows, start)
 
 
 def mask(window: Window, kept: jax.Array) -> Window:
@@ -94,7 +123,11 @@ def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
         inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
 
         def part(g):
-            norms = jnp.sum(jnp.matmul(inverse, g, precision=HIGHEST) ** 2, axis=0)
+            norms = jnp.zeros(g.shape[1], g.dtype)
+            for top in range(0, len(g), TILE[0]):  # the inverse is lower triangular
+                end = min(top + TILE[0], len(g))
+                products = jnp.matmul(inverse[top:end, :end], g[:end], precision=HIGHEST)
+                norms += jnp.sum(products**2, axis=0)
             return (1 - norms) / damping
 
         return _by_columns(part, rows)

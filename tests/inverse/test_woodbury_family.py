@@ -61,7 +61,7 @@ methods = pytest.mark.parametrize("method", ESTIMATORS)
 
 
 @methods
-@pytest.mark.parametrize("block_size", [None, "leaf", 4, 12, 100])
+@pytest.mark.parametrize("block_size", [None, "leaf", 4])
 @pytest.mark.parametrize("examples", [10, 60])  # fewer and more gradients than weights
 def test_inverse_product_and_diagonal(x64, key, method, block_size, examples):
     params, batch = problem(key, examples)
@@ -82,7 +82,7 @@ def test_streaming_equals_batch(x64, key, method, block_size):
     estimator = ESTIMATORS[method](24, block_size=block_size)
     diagonals = [
         dense.ravel(estimator.diagonal(fitted(estimator, params, cut(batch, size)), params))
-        for size in (24, 8, 1)
+        for size in (24, 8)
     ]
     for diagonal in diagonals[1:]:
         np.testing.assert_allclose(diagonal, diagonals[0], rtol=1e-9)
@@ -107,22 +107,21 @@ def test_one_block_is_the_full_form(x64, key):
 
 
 @methods
-def test_means_of_examples_and_sampled_labels(x64, key, method):
+def test_means_of_examples(x64, key, method):
     params, (inputs, labels) = problem(key, 20)
     estimator = ESTIMATORS[method](5, examples_per_gradient=4)
     state = fitted(estimator, params, [(inputs, labels)])
     means = dense.gradients(MODEL, params, (inputs, labels)).reshape(5, 4, -1).mean(axis=1)
     expected = exact_inverse(means, params, None)
     np.testing.assert_allclose(dense.inverse_matrix(estimator, state, params), expected, atol=1e-7)
-    # of many labels drawn from the model, its true Fisher
-    sampling = ESTIMATORS[method](20 * 400, labels="sampled", block_size=45)
-    state = fitted(sampling, params, [(inputs, None)] * 400)
-    found = np.linalg.inv(dense.inverse_matrix(sampling, state, params))
-    kept = np.ones((45, 45))
-    kept[...] = 0
-    for begin, end in blocks_of(params, 45):
-        kept[begin:end, begin:end] = 1
-    exact = dense.exact_fisher(MODEL, params, (inputs, labels)) * kept + DAMPING * np.eye(45)
+
+
+def test_of_many_sampled_labels_it_is_the_true_fisher(x64, key):
+    params, (inputs, labels) = problem(key, 20)
+    estimator = ESTIMATORS["woodfisher"](20 * 300, labels="sampled")
+    state = fitted(estimator, params, [(inputs, None)] * 300)
+    found = np.linalg.inv(dense.inverse_matrix(estimator, state, params))
+    exact = dense.exact_fisher(MODEL, params, (inputs, labels)) + DAMPING * np.eye(45)
     assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
 
 
@@ -221,7 +220,7 @@ def test_float32_is_sound_at_a_damping_of_1e_7(size, largest):
     check(_square_root.diagonal(root)[0], _square_root.multiply(root, x[None])[0], 2e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     damping=st.floats(-7, 3).map(lambda e: 10.0**e),

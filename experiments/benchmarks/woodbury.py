@@ -1,0 +1,299 @@
+"""Times building the inverse Fisher of m gradients, with its diagonal, against the textbook way.
+
+    python -m experiments.benchmarks.woodbury
+    python -m experiments.benchmarks.woodbury --weights 30000 --gradients 500 --repeats 3
+
+The textbook way is one update of rank one for every gradient, `F⁻¹ ← F⁻¹ − vvᵀ / (m + gᵀv)` with
+`v = F⁻¹g`: in one block without a matrix, each v being made of all v before it (Singh & Alistarh
+2020, equation 3; Frantar et al. 2021, section 3.1), and in blocks of c with matrices of c×c.  Both
+are kept here as the reference, compiled and in place, beside `flj.inverse.mfac` and `woodfisher`.
+
+The gradients are those of a linear model at zero weights and targets of -1, which are its inputs:
+normal, of a falling scale.  They are made batch by batch, which is not timed, so that there is one
+matrix of them at most.  Every case runs in a process of its own, whose largest resident size less
+that before is the memory; the cases take turns, and medians are compared.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fishleg_jax as flj
+from experiments import memory, tables
+from experiments.arguments import at_least, positive
+
+# case -> what it is compared with
+CASES = {
+    "textbook": "textbook",
+    "mfac": "textbook",
+    "woodfisher": "textbook",
+    "textbook_blocks": "textbook_blocks",
+    "woodfisher_blocks": "textbook_blocks",
+}
+BATCH = 50
+SMALL = {"weights": 1000, "gradients": 100}
+VECTORS_AT_ONCE = 8  # so few stay in the cache between the two products: fastest of 1, 4, 8, ..., m
+
+
+class Recursion(NamedTuple):
+    """The textbook recursion for one block of all weights.
+
+    Attributes:
+        count: how many gradients have come, i.
+        vectors: `v_j / √(m + g_jᵀ v_j)` in rows, (m, d).
+        diagonal: that of `F⁻¹`, (d,).
+    """
+
+    count: jax.Array  # shape=(), int32
+    vectors: jax.Array
+    diagonal: jax.Array
+
+
+def start(weights: int, gradients: int, damping: float) -> Recursion:
+    """The recursion before the first of m gradients of d weights, at damping γ."""
+    rows = -(-gradients // VECTORS_AT_ONCE) * VECTORS_AT_ONCE
+    count = jnp.zeros((), jnp.int32)
+    return Recursion(count, jnp.zeros((rows, weights)), jnp.full(weights, 1 / damping))
+
+
+def recursion(state: Recursion, rows: jax.Array, *, gradients: int, damping: float) -> Recursion:
+    """The recursion with more gradients: 4 i d operations for the i-th.
+
+    Args:
+        state: the recursion so far.
+        rows: gradients, (rows, d).
+        gradients: m.
+        damping: γ.
+    """
+
+    def add(row, state):
+        g = rows[row]
+
+        def subtract(part, v):
+            u = jax.lax.dynamic_slice_in_dim(state.vectors, part * VECTORS_AT_ONCE, VECTORS_AT_ONCE)
+            return v - (u @ g) @ u
+
+        # those after the i-th are zero, and only as many as share its part are looked at
+        v = jax.lax.fori_loop(0, -(-state.count // VECTORS_AT_ONCE), subtract, g / damping)
+        u = v * jax.lax.rsqrt(gradients + g @ v)
+        return Recursion(
+            state.count + 1, state.vectors.at[state.count].set(u), state.diagonal - u**2
+        )
+
+    return jax.lax.fori_loop(0, len(rows), add, state)
+
+
+def start_blocks(weights: int, block_size: int, damping: float) -> jax.Array:
+    """`F⁻¹` of no gradients in blocks of one size, at most c: (blocks, size, size)."""
+    blocks = -(-weights // block_size)
+    eye = jnp.eye(-(-weights // blocks)) / damping
+    return jnp.tile(eye, (blocks, 1, 1))
+
+
+def block_recursion(inverse: jax.Array, rows: jax.Array, *, gradients: int) -> jax.Array:
+    """The textbook recursion in blocks, with more gradients: 4 c d operations for each.
+
+    Args:
+        inverse: `F⁻¹` so far, (blocks, size, size).
+        rows: gradients, (rows, d).
+        gradients: m.
+    """
+    blocks, size, _ = inverse.shape
+    padded = jnp.pad(rows, [(0, 0), (0, blocks * size - rows.shape[1])])
+
+    def add(row, inverse):
+        g = padded[row].reshape(blocks, size)
+        v = jnp.einsum("bij,bj->bi", inverse, g)
+        u = v * jax.lax.rsqrt(gradients + jnp.sum(g * v, axis=1, keepdims=True))
+        return inverse - u[:, :, None] * u[:, None, :]
+
+    return jax.lax.fori_loop(0, len(rows), add, inverse)
+
+
+class Batches(Sequence):
+    """Batches that are made when they are asked for.
+
+    Attributes:
+        seconds: how long it took to make them, all in all.
+    """
+
+    def __init__(self, weights: int, gradients: int):
+        """Batches of `BATCH` examples and a smaller last one: `gradients` examples in all."""
+        self.sizes = [min(BATCH, gradients - i) for i in range(0, gradients, BATCH)]
+        self.seconds = 0.0
+        scale = (1 + jnp.arange(weights)) ** -0.25
+        self._make = jax.jit(
+            lambda key, size: (jax.random.normal(key, (size, weights)) * scale, -jnp.ones(size)),
+            static_argnums=1,
+        )
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> tuple:
+        """The batch, made anew."""
+        begin = time.perf_counter()
+        batch = jax.block_until_ready(self._make(jax.random.key(index), self.sizes[index]))
+        self.seconds += time.perf_counter() - begin
+        return batch
+
+
+def make_build(
+    case: str, *, weights: int, gradients: int, damping: float, block_size: int
+) -> Callable[[Sequence[tuple]], jax.Array]:
+    """What builds an estimate from batches and returns its diagonal.
+
+    Args:
+        case: a name in `CASES`.
+        weights: d.
+        gradients: m.
+        damping: γ.
+        block_size: c, of the cases with blocks.
+    """
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    params = jnp.zeros(weights)
+    if case == "textbook":
+        step = partial(recursion, gradients=gradients, damping=damping)
+        begin = partial(start, weights, gradients, damping)
+        diagonal = lambda state: state.diagonal
+    elif case == "textbook_blocks":
+        step = partial(block_recursion, gradients=gradients)
+        begin = partial(start_blocks, weights, block_size, damping)
+        diagonal = lambda state: jnp.diagonal(state, axis1=1, axis2=2).reshape(-1)[:weights]
+    else:
+        if case == "mfac":
+            estimator = flj.inverse.mfac(model, damping, window=gradients)
+        else:
+            size = block_size if case == "woodfisher_blocks" else None
+            estimator = flj.inverse.woodfisher(model, damping, gradients=gradients, block_size=size)
+        wait = lambda done, total, state: jax.block_until_ready(state)
+        key, inverse_diagonal = jax.random.key(0), jax.jit(estimator.diagonal)
+        return lambda batches: inverse_diagonal(
+            flj.fit(estimator, params, batches, key=key, on_update=wait), params
+        )
+
+    update = jax.jit(
+        lambda state, batch: step(state, flj.per_example_gradients(model, params, batch)),
+        donate_argnums=0,
+    )
+    diagonal = jax.jit(diagonal)
+
+    def build(batches):
+        state = begin()
+        for i in range(len(batches)):
+            state = jax.block_until_ready(update(state, batches[i]))
+        return diagonal(state)
+
+    return build
+
+
+def measure(case: str, problem: dict[str, Any]) -> tuple[dict[str, float], np.ndarray]:
+    """Builds an estimate in this process, once to compile and once for the time.
+
+    Args:
+        case: a name in `CASES`.
+        problem: the arguments of `make_build`.
+
+    Returns:
+        `seconds` without making the batches, and `bytes`, by which this process was larger at its
+        largest than before: gradients, estimate and all; and the diagonal.
+    """
+    # so that jax and its compiler are in the size before
+    make_build(case, **problem | SMALL)(Batches(SMALL["weights"], SMALL["gradients"]))
+    before = memory.in_use()
+    build = make_build(case, **problem)
+    batches = Batches(problem["weights"], problem["gradients"])
+    jax.block_until_ready(build([batches[i] for i in sorted({0, len(batches) - 1})]))
+    batches.seconds, begin = 0.0, time.perf_counter()
+    diagonal = jax.block_until_ready(build(batches))
+    seconds = time.perf_counter() - begin - batches.seconds
+    largest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "bytes": largest - before}, np.asarray(diagonal)
+
+
+def compare(problem: dict[str, Any], repeats: int) -> list[dict]:
+    """All cases in turn, each time in a fresh process.
+
+    Args:
+        problem: the arguments of `make_build`.
+        repeats: how often each is measured.
+
+    Returns:
+        For each case the medians, and the largest relative difference of its diagonal from that of
+        what it is compared with.
+    """
+    found: dict[str, list[dict]] = {case: [] for case in CASES}
+    diagonals = {}
+    for _ in range(repeats):
+        for case in CASES:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                row, diagonals[case] = process.submit(measure, case, problem).result()
+            found[case].append(row)
+    return [
+        {
+            "case": case,
+            "seconds": statistics.median(row["seconds"] for row in found[case]),
+            "bytes": statistics.median(row["bytes"] for row in found[case]),
+            "difference": float(np.max(np.abs(diagonals[case] / diagonals[reference] - 1))),
+        }
+        for case, reference in CASES.items()
+    ]
+
+
+def show(rows: Sequence[dict], gradient_bytes: int) -> str:
+    """What `compare` found as a table; `gradient_bytes` is the size of the matrix of gradients."""
+    seconds = {row["case"]: row["seconds"] for row in rows}
+    header = ["case", "seconds", "times as fast", "memory, MB", "over gradients", "difference"]
+    cells = [
+        [
+            row["case"],
+            f"{row['seconds']:.2f}",
+            f"{seconds[CASES[row['case']]] / row['seconds']:.2f}",
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['bytes'] / gradient_bytes:.2f}",
+            f"{row['difference']:.1e}",
+        ]
+        for row in rows
+    ]
+    return tables.table(header, cells)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.woodbury",
+        description="Time WoodFisher and M-FAC against the textbook recursion.",
+    )
+    add = parser.add_argument
+    add("--weights", type=at_least(1), default=270_000, help="default: 270000")
+    add("--gradients", type=at_least(1), default=1000, help="default: 1000")
+    add("--damping", type=positive, default=1e-3, help="default: 1e-3")
+    add("--block-size", type=at_least(1), default=128, help="of the cases with blocks")
+    add("--repeats", type=at_least(1), default=1, help="default: 1")
+    args = parser.parse_args(argv)
+    problem = {name: value for name, value in vars(args).items() if name != "repeats"}
+    print(show(compare(problem, args.repeats), 4 * args.gradients * args.weights))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

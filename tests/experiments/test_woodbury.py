@@ -1,0 +1,81 @@
+"""The textbook recursions against dense algebra, the cases against each other, the command."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import woodbury
+
+WEIGHTS, GRADIENTS, DAMPING = 30, 21, 1e-2
+PROBLEM = {"weights": 500, "gradients": 60, "damping": 1e-3, "block_size": 128}
+
+
+def rows():
+    return jax.random.normal(jax.random.key(0), (GRADIENTS, WEIGHTS))
+
+
+def inverse(g):
+    return np.linalg.inv(DAMPING * np.eye(g.shape[1]) + g.T @ g / GRADIENTS)
+
+
+def test_the_recursion_of_one_block_is_the_dense_inverse(x64):
+    g = rows()
+    state = woodbury.start(WEIGHTS, GRADIENTS, DAMPING)
+    for part in (g[:9], g[9:]):
+        state = woodbury.recursion(state, part, gradients=GRADIENTS, damping=DAMPING)
+    expected = inverse(np.asarray(g))
+    np.testing.assert_allclose(state.diagonal, np.diag(expected), rtol=1e-9)
+    found = np.eye(WEIGHTS) / DAMPING - state.vectors.T @ state.vectors
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert int(state.count) == GRADIENTS
+
+
+def test_the_recursion_in_blocks_is_the_dense_inverse_of_each(x64):
+    g = rows()
+    blocks = woodbury.start_blocks(WEIGHTS, 8, DAMPING)
+    assert blocks.shape == (4, 8, 8)  # the last one has two weights that are none
+    for part in (g[:9], g[9:]):
+        blocks = woodbury.block_recursion(blocks, part, gradients=GRADIENTS)
+    padded = np.pad(np.asarray(g), [(0, 0), (0, 2)])
+    for i, block in enumerate(blocks):
+        expected = inverse(padded[:, 8 * i : 8 * i + 8])
+        np.testing.assert_allclose(block, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_all_cases_find_the_same_diagonal():
+    batches = woodbury.Batches(PROBLEM["weights"], PROBLEM["gradients"])
+    assert [len(batch[0]) for batch in batches] == [50, 10]
+    found = {case: woodbury.make_build(case, **PROBLEM)(batches) for case in woodbury.CASES}
+    for case, reference in woodbury.CASES.items():
+        np.testing.assert_allclose(found[case], found[reference], rtol=1e-3)
+    gradients = np.concatenate([np.asarray(inputs, np.float64) for inputs, _ in batches])
+    matrix = gradients.T @ gradients / len(gradients) + 1e-3 * np.eye(PROBLEM["weights"])
+    np.testing.assert_allclose(found["mfac"], np.diag(np.linalg.inv(matrix)), rtol=1e-3)
+    assert batches.seconds > 0 and jnp.all(batches[0][1] == -1)
+
+
+def test_a_small_run_prints_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(woodbury, "CASES", {"mfac": "mfac"})
+    assert woodbury.main(["--weights", "500", "--gradients", "40"]) == 0
+    header, rule, row = capsys.readouterr().out.splitlines()
+    assert "times as fast" in header and "over gradients" in header
+    name, seconds, ratio, *memory, difference = row.split()
+    assert (name, float(ratio), float(difference)) == ("mfac", 1, 0)
+    assert float(seconds) > 0 and all(float(value) >= 0 for value in memory)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--weights", "0"], "'0' is not a whole number of at least 1"),
+        (["--gradients", "1.5"], "'1.5' is not a whole number of at least 1"),
+        (["--damping", "0"], "'0' is not a positive number"),
+        (["--repeats", "no"], "'no' is not a whole number of at least 1"),
+    ],
+)
+def test_bad_arguments_get_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        woodbury.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
