@@ -62,7 +62,7 @@ def test_a_small_run_prints_a_table(monkeypatch, capsys):
     assert "times as fast" in header and "over gradients" in header
     name, seconds, ratio, *memory, difference = row.split()
     assert (name, float(ratio), float(difference)) == ("mfac", 1, 0)
-    assert float(seconds) > 0 and all(float(value) >= 0 for value in memory)
+    assert all(float(value) >= 0 for value in (seconds, *memory))  # rounded to tenths
 
 
 @pytest.mark.parametrize(
