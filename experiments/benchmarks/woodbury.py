@@ -32,6 +32,7 @@ import numpy as np
 import fishleg_jax as flj
 from experiments import memory, tables
 from experiments.arguments import at_least, positive
+from experiments.methods import AT_ONCE
 
 # case -> what it is compared with
 CASES = {
@@ -41,7 +42,6 @@ CASES = {
     "textbook_blocks": "textbook_blocks",
     "woodfisher_blocks": "textbook_blocks",
 }
-BATCH = 50
 SMALL = {"weights": 1000, "gradients": 100}
 VECTORS_AT_ONCE = 8  # so few stay in the cache between the two products: fastest of 1, 4, 8, ..., m
 
@@ -129,8 +129,8 @@ class Batches(Sequence):
     """
 
     def __init__(self, weights: int, gradients: int):
-        """Batches of `BATCH` examples and a smaller last one: `gradients` examples in all."""
-        self.sizes = [min(BATCH, gradients - i) for i in range(0, gradients, BATCH)]
+        """Batches of `AT_ONCE` examples and a smaller last one: `gradients` examples in all."""
+        self.sizes = [min(AT_ONCE, gradients - i) for i in range(0, gradients, AT_ONCE)]
         self.seconds = 0.0
         scale = (1 + jnp.arange(weights)) ** -0.25
         self._make = jax.jit(

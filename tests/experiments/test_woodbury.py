@@ -8,7 +8,7 @@ import pytest
 from experiments.benchmarks import woodbury
 
 WEIGHTS, GRADIENTS, DAMPING = 30, 21, 1e-2
-PROBLEM = {"weights": 500, "gradients": 60, "damping": 1e-3, "block_size": 128}
+PROBLEM = {"weights": 500, "gradients": 120, "damping": 1e-3, "block_size": 128}
 
 
 def rows():
@@ -45,7 +45,7 @@ def test_the_recursion_in_blocks_is_the_dense_inverse_of_each(x64):
 
 def test_all_cases_find_the_same_diagonal():
     batches = woodbury.Batches(PROBLEM["weights"], PROBLEM["gradients"])
-    assert [len(batch[0]) for batch in batches] == [50, 10]
+    assert [len(batch[0]) for batch in batches] == [100, 20]
     found = {case: woodbury.make_build(case, **PROBLEM)(batches) for case in woodbury.CASES}
     for case, reference in woodbury.CASES.items():
         np.testing.assert_allclose(found[case], found[reference], rtol=1e-3)
