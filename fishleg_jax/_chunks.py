@@ -1,5 +1,6 @@
 """Sums over the examples of a batch, a chunk at a time, so that memory is bounded by a chunk."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,23 @@ def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Call
     )
     rest = slice_examples(batch, whole, examples) if whole < examples else None
     return stacked, rest, lambda pair: (*pair, *constants)
+
+
+def deal(batch: Batch, parts: int) -> list[Batch]:
+    """Deals the examples of a batch out in turn, to equal parts.
+
+    In turn, so that where a batch is spread over devices every part is.
+
+    Args:
+        batch: the batch.
+        parts: how many parts at most; fewer, or one, where that does not divide the batch.
+    """
+    parts = math.gcd(parts, number_of_examples(batch))
+    inputs, targets, constants = split_batch(batch)
+    return [
+        (*jax.tree.map(lambda x: x[k::parts], (inputs, targets)), *constants)  # noqa: B023
+        for k in range(parts)
+    ]
 
 
 def check_chunk(examples_per_chunk: int | None) -> None:

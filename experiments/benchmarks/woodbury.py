@@ -129,7 +129,12 @@ class Batches(Sequence):
     """
 
     def __init__(self, weights: int, gradients: int):
-        """Batches of `AT_ONCE` examples and a smaller last one: `gradients` examples in all."""
+        """Batches of `AT_ONCE` examples and a smaller last one: `gradients` examples in all.
+
+        Args:
+            weights: d.
+            gradients: m.
+        """
         self.sizes = [min(AT_ONCE, gradients - i) for i in range(0, gradients, AT_ONCE)]
         self.seconds = 0.0
         scale = (1 + jnp.arange(weights)) ** -0.25

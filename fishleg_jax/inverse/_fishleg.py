@@ -29,7 +29,7 @@ from fishleg_jax.inverse import _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
 from fishleg_jax.inverse._learning import learn as learn_step
-from fishleg_jax.inverse._start import assimilate_sample
+from fishleg_jax.inverse._start import assimilate_samples
 from fishleg_jax.inverse._state import FishLegState, multiply_leaves
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
@@ -50,6 +50,7 @@ def fishleg(
     optimizer: optax.GradientTransformation | None = None,
     learn: bool = True,
     start: int = 256,
+    samples: int = 4,
     updates: int = 400,
     preconditioned: int = 0,
     window: int = 1000,
@@ -59,8 +60,8 @@ def fishleg(
 
     Args:
         model: the model.
-        damping: γ, in units of the Fisher per example (nats per squared weight).  None for 0.7
-            times the root mean square of the Fisher's diagonal over the leaves of two or more
+        damping: γ, in units of the Fisher per example (nats per squared weight).  None for half
+             the root mean square of the Fisher's diagonal over the leaves of two or more
             dimensions, measured during the start.
         factors: how Q is built for a leaf: a constructor of `fishleg_jax.inverse.factors`, or a
             mapping of regular expressions over key paths to constructors, of which the first that
@@ -68,14 +69,17 @@ def fishleg(
         join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
             into the factor of the kernel beside it.
         cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
-            By default leaves of over 131,072 weights get blocks of half of it.
+            `factors.by_shape` gives dense kernels blocks of a half and a quarter of it.
         kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
         probe: `normal` for u ~ N(0, I), which pruning needs; `gradient` for the batch's normalised
             gradient, as in optimisation.
         optimizer: of the auxiliary loss; by default Adam.
         learn: False stops at the closed-form start; `updates` is then `start`.
-        start: how many updates the start takes, one Fisher sample each, but no more than two thirds
-            of `updates` where there is learning.
+        start: how many updates the start takes, but no more than two thirds of `updates` where
+            there is learning.
+        samples: how many Fisher samples are taken of every batch of the start, one of each of as
+            many equal parts (fewer parts where that does not divide the batch).  More cost memory,
+            a gradient each, but hardly time.
         updates: how many updates a one-shot fit makes in all, three or more.
         preconditioned: how many of the first learning updates use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
@@ -101,7 +105,10 @@ def fishleg(
         >>> bool(state.relative_residual < 0.2)
         True
     """
-    _check(damping, kind, probe, cap, start, updates, preconditioned, window, examples_per_chunk)
+    _check(
+        damping, kind, probe, cap, start, samples, updates, preconditioned, window,
+        examples_per_chunk,
+    )  # fmt: skip
     optimizer = default_optimizer() if optimizer is None else optimizer
     start = min(start, 2 * updates // 3) if learn else start
 
@@ -145,20 +152,22 @@ def fishleg(
         z, pull_back = jax.vjp(
             lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
         )
-        pulled = masked(
-            _pull(
-                model, params, batch, tree.unflatten(z), label_key, kind, starting,
+        pulled = [
+            masked(x)
+            for x in _pull(
+                model, params, batch, tree.unflatten(z), label_key, kind, starting, samples,
                 examples_per_chunk,
             )
-        )  # fmt: skip
+        ]  # fmt: skip
 
-        state = assimilate_sample(
+        state = assimilate_samples(
             units, state, pulled, mask, start=start, measure_damping=damping is None
         )
         if not learn:
             return state
+        product = [sum(parts) / len(parts) for parts in zip(*pulled, strict=True)]
         return learn_step(
-            units, state, u, z, pulled, pull_back, optimizer,
+            units, state, u, z, product, pull_back, optimizer,
             active=~starting, step=state.count - start,
             preconditioned=preconditioned, window=window,
         )  # fmt: skip
@@ -188,10 +197,14 @@ def _pull(
     key: jax.Array,
     kind: str,
     starting: jax.Array,
+    samples: int,
     examples_per_chunk: int | None,
-) -> list[jax.Array]:
-    """A Fisher sample while starting, afterwards the Fisher times z: one vjp for either."""
-    examples = _chunks.number_of_examples(batch)
+) -> list[list[jax.Array]]:
+    """A Fisher sample of each part of the batch while starting, afterwards the Fisher times z.
+
+    One vjp for either.  The parts are written out: under `vmap` the weights' gradients of
+    convolutions take twice as long on the CPU.
+    """
 
     def pull(chunk, chunk_key):
         outputs, jvp, vjp = fisher.linearise(model, params, chunk)
@@ -208,9 +221,18 @@ def _pull(
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))
 
-    total = _chunks.sum_over_chunks(pull, batch, key, examples_per_chunk)
+    parts = _chunks.deal(batch, samples)
+    examples = _chunks.number_of_examples(parts[0])
     scale = jnp.where(starting, examples**-0.5, 1 / examples)
-    return [x * scale.astype(x.dtype) for x in jax.tree.leaves(total)]
+    return [
+        [
+            x * scale.astype(x.dtype)
+            for x in jax.tree.leaves(
+                _chunks.sum_over_chunks(pull, part, part_key, examples_per_chunk)
+            )
+        ]
+        for part, part_key in zip(parts, jax.random.split(key, len(parts)), strict=True)
+    ]
 
 
 def _probe(probe: str, model: Model, params: Any, batch: Any, key: jax.Array) -> list[jax.Array]:
@@ -228,7 +250,7 @@ def _probe(probe: str, model: Model, params: Any, batch: Any, key: jax.Array) ->
 
 
 def _check(
-    damping, kind, probe, cap, start, updates, preconditioned, window, examples_per_chunk
+    damping, kind, probe, cap, start, samples, updates, preconditioned, window, examples_per_chunk
 ) -> None:
     if damping is not None and not 0 < damping < float("inf"):
         raise ValueError(f"damping must be a positive finite number or None, got {damping!r}")
@@ -239,6 +261,7 @@ def _check(
     for name, value, least in (
         ("cap", 1 if cap is None else cap, 1),
         ("start", start, 2),
+        ("samples", samples, 1),
         ("updates", updates, 3),
         ("preconditioned", preconditioned, 0),
         ("window", window, 1),

@@ -1,5 +1,7 @@
-"""The start of FishLeg in closed form: frames and damping from Fisher samples, one a batch."""
+"""The start of FishLeg in closed form: frames and damping from Fisher samples."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,43 +12,43 @@ from fishleg_jax.inverse import _frames
 from fishleg_jax.inverse._state import FishLegState, move
 from fishleg_jax.inverse._units import Unit
 
-RELATIVE_DAMPING = 0.7  # times the RMS diagonal of the Fisher, where the user names no damping
+RELATIVE_DAMPING = 0.5  # times the RMS diagonal of the Fisher, where the user names no damping
 
 
-def assimilate_sample(
+def assimilate_samples(
     units: tuple[Unit, ...],
     state: FishLegState,
-    sample: list[jax.Array],
+    samples: list[list[jax.Array]],
     mask: Any | None,
     *,
     start: int,
     measure_damping: bool,
 ) -> FishLegState:
-    """The state with one more Fisher sample in it; after the start it is handed back as it came.
+    """The state with a batch's Fisher samples in it; after the start it is handed back as it came.
 
-    The first half of the samples is averaged into second moments along every axis, and the last
-    of it turns these into frames; the others give the eigenvalues in the frames.  A sample
-    that is not finite leaves no trace but a count.
+    The first half of the batches is averaged into second moments along every axis, and the last
+    of it turns these into frames; the others give the eigenvalues in the frames.  A batch of which
+    a sample is not finite leaves no trace but a count.
 
     Args:
         units: the leaves and their factors.
         state: the state before.
-        sample: leaves of a flattened tree whose covariance is the Fisher.
+        samples: of one batch, each the leaves of a flattened tree whose covariance is the Fisher.
         mask: which weights survive, or None.
-        start: how many samples there are in all, two or more.
+        start: how many batches there are in all, two or more.
         measure_damping: whether the damping follows the RMS of the diagonal of the Fisher.
     """
-    finite = _tree.all_finite(sample)
+    finite = _tree.all_finite(samples)
     for_frames = max(start // 2, 1)
     starting = state.count < start
     usable = starting & finite
     first_phase = state.count < for_frames
     seen = jnp.where(first_phase, state.count, state.count - for_frames)
     weight = 1 / (seen + 1).astype(state.damping.dtype)
-    packed = {unit.name: unit.pack(sample) for unit in units}
+    packed = {u.name: jnp.stack([u.pack(sample) for sample in samples]) for u in units}
 
     def average_moments(moments, samples):
-        new = {u.name: _frames.moments_of(u.factor, samples[u.name]) for u in units}
+        new = {u.name: _mean(partial(_frames.moments_of, u.factor), samples[u.name]) for u in units}
         return move(moments, new, weight)
 
     moments = jax.lax.cond(
@@ -68,7 +70,7 @@ def assimilate_sample(
         out = {}
         for u in units:
             frame = frames[u.name]
-            squares = _frames.spectrum_of(u.factor, frame, samples[u.name])
+            squares = _mean(partial(_frames.spectrum_of, u.factor, frame), samples[u.name])
             out[u.name] = move(frame.spectrum, squares, weight)
         return out
 
@@ -84,7 +86,8 @@ def assimilate_sample(
     damping = state.damping
     if measure_damping:
         # the mean square is what is averaged over samples
-        measured = RELATIVE_DAMPING**2 * _mean_square_diagonal(sample, mask)
+        squares = [_mean_square_diagonal(sample, mask) for sample in samples]
+        measured = RELATIVE_DAMPING**2 * sum(squares) / len(squares)
         share = 1 / (state.count + 1).astype(damping.dtype)
         damping = jnp.sqrt(move(damping**2, measured, jnp.where(usable, share, 0.0)))
         # a model without any gradient would have none, and nothing to divide by
@@ -93,6 +96,11 @@ def assimilate_sample(
     return state._replace(
         count=state.count + usable, damping=damping, moments=moments, frames=frames, guard=guard
     )
+
+
+def _mean(function: Callable[[jax.Array], Any], stack: jax.Array) -> Any:
+    """The mean of a function, an array or a tree of them, over the leading axis of its argument."""
+    return jax.tree.map(lambda x: x.mean(0), jax.vmap(function)(stack))
 
 
 def _mean_square_diagonal(sample: list[jax.Array], mask: Any | None) -> jax.Array:

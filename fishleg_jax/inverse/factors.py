@@ -125,16 +125,21 @@ def kronecker(shape: tuple[int, ...], cap: int | None = None) -> Factor:
         >>> factors.kronecker((784, 40), cap=128).blocks
         (7, 1)
     """
-    return _dense(_merge(shape, 2), cap, triangles=True, sandwich=True)
+    return _dense(_merge(shape, 2), (cap,) * 2, triangles=True, sandwich=True)
 
 
 def convolution(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     """`Q = D (S_spatial ⊗ S_in ⊗ S_out) D` for a leaf (*spatial, in, out).  See `kronecker`."""
-    return _dense(_merge(shape, 3), cap, triangles=True, sandwich=True)
+    return _dense(_merge(shape, 3), (cap,) * 3, triangles=True, sandwich=True)
 
 
 def spectral(
-    shape: tuple[int, ...], cap: int | None = None, *, axes: int = 2, sandwich: bool = True
+    shape: tuple[int, ...],
+    cap: int | None = None,
+    *,
+    axes: int = 2,
+    sandwich: bool = True,
+    cap_out: int | None = None,
 ) -> Factor:
     """`Q = D (V_in ⊗ V_out) E (V_in ⊗ V_out)ᵀ D`: Kronecker eigenvectors, free eigenvalues.
 
@@ -143,22 +148,24 @@ def spectral(
         cap: see `kronecker`.
         axes: 2 for (everything else, out), 3 for (spatial, in, out).
         sandwich: whether there is an outer diagonal D.
+        cap_out: the largest dense block along the last axis, where it is another than `cap`.
 
     Returns:
         The structure.
     """
-    return _dense(_merge(shape, axes), cap, spectrum=True, sandwich=sandwich)
+    caps = (cap,) * (axes - 1) + (cap if cap_out is None else cap_out,)
+    return _dense(_merge(shape, axes), caps, spectrum=True, sandwich=sandwich)
 
 
 def block_diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     """Dense blocks of at most `cap` along the flattened leaf."""
-    return _dense((math.prod(shape),), cap, triangles=True)
+    return _dense((math.prod(shape),), (cap,), triangles=True)
 
 
 def full(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     """One dense matrix for the whole leaf: for small leaves.  `cap` is not used."""
     del cap
-    return _dense((math.prod(shape),), None, triangles=True)
+    return _dense((math.prod(shape),), (None,), triangles=True)
 
 
 def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
@@ -166,14 +173,24 @@ def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
 
     The eigenvalues start at their best values, up to the noise of the samples, and no outer
     diagonal that was learned beside them pruned better (see the README).  Without one the gradient
-    of the coordinates needs half the products with blocks, which are what an update mostly costs;
-    a leaf of more than `LARGE` weights gets blocks of half the cap as well.
+    of the coordinates needs half the products with blocks, which are what an update mostly costs.
+
+    A dense kernel gets blocks of half the cap along its inputs and of a quarter along its outputs:
+    the outputs of a layer are correlated through the layers that follow, of which Q knows nothing,
+    and one that is exact in every leaf prunes worse (see the README).  A convolution gets blocks of
+    the cap, and of half of it if it has more than `LARGE` weights.
     """
     if len(shape) < 2:
         return diagonal(shape)
-    if cap is not None and math.prod(shape) > LARGE:
-        cap = max(cap // 2, 1)
-    return spectral(shape, cap, axes=min(len(shape), 3), sandwich=False)
+    if len(shape) == 2:
+        return spectral(shape, _share(cap, 2), cap_out=_share(cap, 4), sandwich=False)
+    return spectral(
+        shape, _share(cap, 2 if math.prod(shape) > LARGE else 1), axes=3, sandwich=False
+    )
+
+
+def _share(cap: int | None, divisor: int) -> int | None:
+    return None if cap is None else max(cap // divisor, min(cap, 1))
 
 
 def _merge(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
@@ -187,16 +204,20 @@ def _merge(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 def _dense(
     axes: tuple[int, ...],
-    cap: int | None,
+    caps: tuple[int | None, ...],
     *,
     triangles: bool = False,
     spectrum: bool = False,
     sandwich: bool = False,
 ) -> Factor:
-    if cap is not None and cap < 1:
-        raise ValueError(f"cap must be at least 1 or None, got {cap}")
+    for cap in caps:
+        if cap is not None and cap < 1:
+            raise ValueError(f"cap must be at least 1 or None, got {cap}")
     # a matrix of size one along one of several axes would only double the scale of another part
-    blocks = tuple(0 if n == 1 and len(axes) > 1 else -(-n // (cap or n)) for n in axes)
+    blocks = tuple(
+        0 if n == 1 and len(axes) > 1 else -(-n // (cap or n))
+        for n, cap in zip(axes, caps, strict=True)
+    )
     return Factor(axes, blocks, triangles, spectrum, sandwich)
 
 

@@ -50,10 +50,10 @@ def test_full_factor_finds_the_exact_inverse(x64, key):
     """Within one per cent, from a start that is much further away; and its loss is the least."""
     model, params, batch = logistic(key, jnp.float64)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=32, window=100
+        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=16, window=100
     )
     fisher, inverse = fisher_matrices(model, params, batch)
-    state = dense.run(estimator, params, batch, 32, key)
+    state = dense.run(estimator, params, batch, 16, key)
     assert relative_error(matrix(estimator, state, params), inverse) > 0.05
     state = dense.run(estimator, params, batch, 2000, key, state=state)
     found = matrix(estimator, state, params)
@@ -246,7 +246,7 @@ def test_masks_give_the_inverse_on_the_kept_weights(x64, key):
     mask = jax.random.bernoulli(jax.random.key(7), 0.6, (4, 3))
     kept = np.asarray(mask).reshape(-1)
     estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=32, window=100
+        model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=16, window=100
     )
     state = dense.run(estimator, params, batch, 2032, key, mask=mask)
     q = matrix(estimator, state, params, mask)

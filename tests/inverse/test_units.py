@@ -28,12 +28,12 @@ def names_of_members(params, units):
 
 
 def test_rule_by_shape_for_every_leaf():
-    units = by_name(two_layers(), cap=3)
+    units = by_name(two_layers(), cap=8)
     assert {n: u.factor for n, u in units.items()} == {
         "a/bias": factors.diagonal((4,)),
-        "a/kernel": factors.spectral((3, 4), 3, sandwich=False),
+        "a/kernel": factors.spectral((3, 4), 4, cap_out=2, sandwich=False),
         "b/bias": factors.diagonal((2,)),
-        "b/kernel": factors.spectral((4, 2), 3, sandwich=False),
+        "b/kernel": factors.spectral((4, 2), 4, cap_out=2, sandwich=False),
     }
 
 
