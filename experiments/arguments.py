@@ -82,6 +82,7 @@ def pruning_parser(
     methods: Collection[str],
     default: Sequence[str],
     several: bool = True,
+    compensations: Sequence[str] = ("independent", "none"),
 ) -> argparse.ArgumentParser:
     """A parser with the options that all experiments have that prune one network.
 
@@ -91,6 +92,7 @@ def pruning_parser(
         methods: the names of the methods.
         default: those that are used unless a user says otherwise.
         several: whether there may be more than one sparsity and seed.
+        compensations: what `--compensation` may be.
 
     Returns:
         The parser, for `parse`.
@@ -122,7 +124,7 @@ def pruning_parser(
         add("--sparsity", type=sparsity, default=0.9, help="default: 0.9")
         add("--seed", type=seed, default=0, help="default: 0")
     add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
-    add("--compensation", choices=["independent", "none"], default="independent")
+    add("--compensation", choices=compensations, default="independent")
     add("--examples", type=at_least(1), help="training images that the curvature may see")
     out = Path("results") / prog.rpartition(".")[2]
     add("--out", type=Path, default=out, help=f"default: {out}")

@@ -51,6 +51,7 @@ def curvature_batches(
     batch_size: int,
     seed: int,
     fill: bool = True,
+    beside: int = 0,
 ) -> list[tuple]:
     """Random training examples in batches of equal size.
 
@@ -61,12 +62,24 @@ def curvature_batches(
         batch_size: how many are in a batch.
         seed: which ones are chosen.
         fill: whether those that do not fill a batch are left out; else the last one is smaller.
+        beside: none of the examples is among those of a call with the same seed for this many.
 
     Returns:
         Batches as the library wants them.
+
+    Raises:
+        ValueError: there are not so many examples.
     """
+    if examples + beside > len(train[0]):
+        raise ValueError(
+            f"{examples + beside} training images are wanted, and there are {len(train[0])}"
+        )
     size = min(batch_size, examples)
-    chosen = np.random.default_rng(seed).choice(len(train[0]), examples, replace=False)
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(train[0]), beside or examples, replace=False)
+    if beside:
+        others = np.setdiff1d(np.arange(len(train[0])), chosen)
+        chosen = rng.choice(others, examples, replace=False)
     used = examples // size * size if fill else examples
     rows = [chosen[begin : begin + size] for begin in range(0, used, size)]
     return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in rows]

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "Compare methods of pruning on one network, with the same training images for all.",
         methods=methods.METHODS,
         default=DEFAULT,
+        compensations=["independent", "group", "none"],
     )
     parser.epilog = RESUMING
     add = parser.add_argument
@@ -72,6 +73,21 @@ def _parser() -> argparse.ArgumentParser:
         default="geometric",
         help="of the sparsity over stages",
     )
+    add("--fresh", action="store_true", help="every stage sees --examples images of its own")
+    add(
+        "--held-out",
+        type=arguments.at_least(1),
+        metavar="N",
+        help="further training images, by whose loss steps are checked",
+    )
+    add(
+        "--solve-damping",
+        type=arguments.positive,
+        metavar="X",
+        help="of the solves of --compensation group; default: that of the estimate",
+    )
+    add("--iterations", type=arguments.at_least(1), default=25, help="of a solve; default: 25")
+    add("--adapt-damping", action="store_true", help="from stage to stage, with group")
     add("--costs", choices=["none", "flops", "bytes"], default="none", help="that divide scores")
     add(
         "--trust",
@@ -84,12 +100,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
     """Raises a ValueError where arguments do not fit together, or what they ask for can't be."""
-    del split
     results.load(args.out / "results.json")
     if args.compensation == "none" and args.scale is not None:
         raise ValueError("--scale is that of an update, --compensation none makes none")
     args.scale = 1.0 if args.scale is None else args.scale
     part = _part(args, spec)
+    if args.compensation != "group" and (args.adapt_damping or args.solve_damping):
+        raise ValueError("--adapt-damping and --solve-damping are for --compensation group")
+    if args.compensation == "group" and args.scale != 1:
+        raise ValueError("--scale is for --compensation independent")
+    comparing.check_images(args, part, len(split.train[0]))
     if args.trust and part.gradients < 2:
         raise ValueError("--trust halves the gradients, and there is only one")
     params, constants = _shapes(spec)

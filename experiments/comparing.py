@@ -68,7 +68,8 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
     """
     args, part = job.args, job.part
     informed = method != "magnitude"  # it needs no data, and neither an update nor stages
-    updated = informed and args.compensation == "independent"
+    updated = informed and args.compensation != "none"
+    grouped = updated and args.compensation == "group"
     stages = args.stages if informed else 1
     own = methods.settings_of(method, **_given(method, args, part))
     return {
@@ -76,17 +77,42 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         "prunable": results.prunable(job.spec),
         "scope": args.scope,
         "costs": args.costs,
-        "compensation": "independent" if updated else "none",
-        "scale": args.scale if updated else None,
+        "compensation": args.compensation if updated else "none",
+        "scale": args.scale if updated and not grouped else None,
         "first_order": args.first_order and informed,
         "stages": stages,
         "schedule": args.schedule if stages > 1 else None,
+        **(_group_settings(args) if grouped else {}),
+        **({"fresh": True} if args.fresh and stages > 1 else {}),
+        **({"held_out": args.held_out} if args.held_out and informed else {}),
         "trust": args.trust and informed,
         "batch_size": methods.batch_size(method, part, job.spec.batch) if informed else 0,
         # not the `damping` that a state tells of: FishLeg measures it where none is given
         "damping_given": own.pop("damping", None),
         **own,
     }
+
+
+def _group_settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("solve_damping", "iterations", "adapt_damping")
+    return {name: getattr(args, name) for name in names}
+
+
+def images_of(method: str, job: Job) -> int:
+    """How many images a method sees in all its stages, without the held-out ones."""
+    stages = job.args.stages if job.args.fresh else 1
+    return examples_of(method, job) * stages
+
+
+def check_images(args: argparse.Namespace, part: methods.Share, available: int) -> None:
+    """Raises a ValueError where more training images are asked for than there are."""
+    fresh = args.stages if args.fresh else 1
+    wanted = part.examples * fresh + (args.held_out or 0)
+    if wanted > available and (fresh > 1 or args.held_out):
+        raise ValueError(
+            f"{part.examples} images in {fresh} stage(s) and {args.held_out or 0} held out are "
+            f"{wanted} images, and the training data has {available}"
+        )
 
 
 def warm_up(job: Job, dense: results.Dense) -> None:
@@ -134,13 +160,28 @@ def prune(
         FloatingPointError: the inverse or the pruned weights are not finite.
     """
     batches = _batches(method, job, dense, job.part.examples, job.part, seed)
+    per_stage, held_out = len(batches), None
+    if settings.get("fresh"):
+        # stage by stage, so that none has a batch of another's images
+        batches = _fresh_batches(method, job, dense, seed)
+    if "held_out" in settings:
+        held_out = curvature_batches(
+            job.split.train, dense.constants, examples=job.args.held_out,
+            batch_size=job.spec.batch, seed=seed, fill=False, beside=images_of(method, job),
+        )  # fmt: skip
     estimator = make_estimator(method, job.args, job.spec, job.part)
     compensation = flj.compensation.none()
     if settings["compensation"] == "independent":
         compensation = flj.compensation.independent(
             scale=settings["scale"], first_order=settings["first_order"]
         )
-    updates = len(batches) if estimator.updates is None else estimator.updates
+    if settings["compensation"] == "group":
+        compensation = flj.compensation.group(
+            damping=settings["solve_damping"],
+            first_order=settings["first_order"],
+            iterations=settings["iterations"],
+        )
+    updates = per_stage if estimator.updates is None else estimator.updates
     key, once = jax.random.key(seed), settings["stages"] == 1
     trust = _truster(method, job, dense, seed) if settings["trust"] else lambda result, target: {}
 
@@ -157,6 +198,9 @@ def prune(
                 sparsity=target,
                 stages=settings["stages"],
                 schedule=job.args.schedule,
+                batches_per_stage=per_stage,
+                held_out=held_out,
+                adapt_damping=settings.get("adapt_damping", False),
                 scope=settings["scope"],
                 compensation=clock.after(compensation),
                 first_order=settings["first_order"],
@@ -180,7 +224,7 @@ def prune(
             fit_seconds=fit_seconds + clock.seconds,
             prune_seconds=seconds - clock.seconds,
             peak_memory_bytes=None if highest is None else max(highest, fit_peak),
-            curvature_examples=examples_of(method, job),
+            curvature_examples=images_of(method, job),
             seed=seed,
             **trust(result, target),
         )
@@ -208,6 +252,20 @@ def _batches(
         seed=seed,
         fill=False,
     )
+
+
+def _fresh_batches(method: str, job: Job, dense: results.Dense, seed: int) -> list[tuple]:
+    # every stage's images are equally many, and are cut into batches like those of a single stage
+    size = methods.batch_size(method, job.part, job.spec.batch)
+    every = curvature_batches(
+        job.split.train, dense.constants, examples=images_of(method, job),
+        batch_size=job.part.examples, seed=seed,
+    )  # fmt: skip
+    return [
+        (inputs[i : i + size], targets[i : i + size], *constants)
+        for inputs, targets, *constants in every
+        for i in range(0, job.part.examples, size)
+    ]
 
 
 def _truster(

@@ -1,5 +1,6 @@
 """One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate, stage by stage."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning.report import Report, make_report, removed_scores
 from fishleg_jax.pruning.saliency import obs_saliency
 from fishleg_jax.pruning.schedules import stage_sparsities
+
+GOOD, POOR = 0.25, 1.0  # ratios of a prediction's error, see `_adapted`
 
 
 class Result(NamedTuple):
@@ -93,6 +96,9 @@ def prune_one_shot(
     sparsity: float,
     stages: int = 1,
     schedule: str = "geometric",
+    batches_per_stage: int | None = None,
+    held_out: Sequence[Batch] | None = None,
+    adapt_damping: bool = False,
     scope: str = "global",
     compensation: _compensation.Compensation | None = None,
     first_order: bool = False,
@@ -114,6 +120,12 @@ def prune_one_shot(
             masks of the one before.
         schedule: how sparsity grows from stage to stage: `geometric` in density, `linear` or
             `polynomial`; see `stage_sparsities`.
+        batches_per_stage: each stage takes the next so many batches, around and around, for its
+            curvature; None for all of them in every stage.
+        held_out: batches of training data that the curvature does not see: what steps are checked
+            by, and what the loss before and after every stage is measured on.
+        adapt_damping: whether a stage takes over a damping that the compensation of the one before
+            had to raise, and halves one that predicted well; it needs `group`.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
         compensation: what kept weights do about it; `compensation.independent()` by default, with
             the gradient where the scores have it.
@@ -169,16 +181,31 @@ def prune_one_shot(
             "state must be one of this estimator for these params; it has other shapes"
         )
 
-    curvature = fisher.curvature(model, batches)
+    if held_out is not None:
+        _validate.check_batches(held_out)
+    if batches_per_stage is not None and not 1 <= batches_per_stage <= len(batches):
+        raise ValueError(
+            f"batches_per_stage must be from 1 to {len(batches)}, the number of batches, "
+            f"got {batches_per_stage}"
+        )
+    per_stage = len(batches) if batches_per_stage is None else batches_per_stage
+    held_out_loss = None if held_out is None else fisher.curvature(model, held_out).loss
+    factor = 1.0  # of the damping
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     removed, told = None, []
     for stage, target in enumerate(targets):
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
+        seen_batches = [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
+        curvature = fisher.curvature(model, seen_batches)
+        if held_out_loss is not None:
+            curvature = curvature._replace(loss=held_out_loss)
         if state is None or stage > 0:
             seen = masks if stage > 0 else None
             state = fit(
-                estimator, params, batches, key=stage_key, masks=seen, on_update=on_update
+                estimator, params, seen_batches, key=stage_key, masks=seen, on_update=on_update
             )  # fmt: skip
+        if adapt_damping:
+            state = _with_damping(state, factor)
         scores = _scores(params, estimator, state, masks, curvature if first_order else None)
         ranked = scores if costs is None else jax.tree.map(jnp.divide, scores, costs)
         new_masks = _masks.make_masks(ranked, target, scope=scope, prunable=prunable, masks=masks)
@@ -189,6 +216,8 @@ def prune_one_shot(
         gone = removed_scores(scores, masks, new_masks)
         removed = gone if removed is None else jax.tree.map(jnp.add, removed, gone)
         told.append({"sparsity": target} | info)
+        if adapt_damping:
+            factor *= _adapted(info, state)
         masks = new_masks
     return Result(params, masks, make_report(removed, masks, chosen), state, tuple(told))
 
@@ -207,6 +236,27 @@ def _scores(
     scores = obs_saliency(params, safe, step)
     _require_finite(scores, "the diagonal of the inverse Fisher")
     return scores
+
+
+def _with_damping(state: Any, factor: float) -> Any:
+    """A state at a multiple of its damping."""
+    if not hasattr(state, "damping"):
+        raise ValueError("adapt_damping needs an estimator whose state has a damping")
+    return state if factor == 1 else state._replace(damping=state.damping * factor)
+
+
+def _adapted(info: dict, state: Any) -> float:
+    """What the damping is to be multiplied with after a stage: Levenberg and Marquardt's rule.
+
+    The loss rises when weights are pruned, so that the textbook's ratio of actual to predicted
+    decrease says nothing; how far the prediction is off, in units of the damped quadratic, does.
+    """
+    if "ratio" not in info:
+        raise ValueError("adapt_damping needs a compensation that predicts: compensation.group()")
+    raised = info["damping"] / float(state.damping)
+    if not math.isfinite(info["ratio"]) or info["ratio"] > POOR:
+        return 2 * raised
+    return raised if raised > 1.5 or info["ratio"] > GOOD else 0.5
 
 
 def _alike(state: Any, expected: Any) -> bool:

@@ -1,0 +1,150 @@
+"""The kept weights do nothing, or make the sum of single-weight corrections."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax._jit import jitted
+from fishleg_jax.fisher import Curvature
+from fishleg_jax.inverse.base import InverseFisher
+
+Compensation = Callable[..., tuple[Any, dict]]
+STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step tries
+
+
+def _to_zero(params: Any, delta: Any, new_mask: Any) -> Any:
+    """The delta with `-w` for every pruned weight."""
+    return jax.tree.map(lambda w, d, m: jnp.where(m, d, -w), params, delta, new_mask)
+
+
+def none() -> Compensation:
+    """The kept weights stay as they are.
+
+    Returns:
+        A compensation.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> keep = flj.compensation.none()
+        >>> mask = jnp.array([True, False])
+        >>> keep(jnp.array([1.0, 2.0]), jnp.array([True, True]), mask, None, None, None)[0]
+        Array([ 0., -2.], dtype=float32)
+    """
+
+    def compensate(
+        params: Any,
+        old_mask: Any,
+        new_mask: Any,
+        curvature: Curvature | None,
+        estimator: InverseFisher,
+        state: Any,
+    ) -> tuple[Any, dict]:
+        del old_mask, curvature, estimator, state
+        params = _tree.widen(params)
+        return _to_zero(params, jax.tree.map(jnp.zeros_like, params), new_mask), {}
+
+    return compensate
+
+
+def independent(
+    scale: float = 1.0, first_order: bool = False, check_step: bool | None = None
+) -> Compensation:
+    """The corrections of Optimal Brain Surgeon for every pruned weight by itself, added up.
+
+    `δ = −F⁻¹ (1_S ⊙ w / diag F⁻¹)`, and then the pruned set S is put to zero exactly: what
+    WoodFisher, M-FAC and FLS do (Singh & Alistarh 2020, section 4).  With the identity for an
+    inverse it changes no kept weight.
+
+    Args:
+        scale: how much of the change of kept weights is made: 1 is Optimal Brain Surgeon, 0
+            Optimal Brain Damage, which leaves them as they are.
+        first_order: whether the gradient takes part (WoodTaylor): the weights head for
+            `t = w − F⁻¹g`, and `δ = −F⁻¹ (g + 1_S ⊙ t / diag F⁻¹)`.
+        check_step: whether all, a half, a quarter or nothing of the change of kept weights is
+            made, whichever gives the lowest loss, on held-out batches where `prune_one_shot` has
+            them, else on the curvature's; by default where the
+            gradient takes part, without which check it can destroy a model.
+
+    Returns:
+        A compensation.  With a check its `info` has the `step` that was made, a share of `scale`,
+        and the `losses` of all of `STEPS`, in nats per example.
+
+    Raises:
+        ValueError: a scale outside [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> identity, correct = flj.inverse.identity(), flj.compensation.independent()
+        >>> old, new = jnp.array([True, True]), jnp.array([True, False])
+        >>> correct(jnp.array([1.0, 2.0]), old, new, None, identity, ())[0]
+        Array([-0., -2.], dtype=float32)
+    """
+    if not 0 <= scale <= 1:
+        raise ValueError(f"scale must be a number in [0, 1], got {scale!r}")
+    check_step = first_order if check_step is None else check_step
+
+    def compensate(
+        params: Any,
+        old_mask: Any,
+        new_mask: Any,
+        curvature: Curvature | None,
+        estimator: InverseFisher,
+        state: Any,
+    ) -> tuple[Any, dict]:
+        params = _tree.widen(params)
+        if curvature is None and (first_order or check_step):
+            raise ValueError("curvature is needed for the gradient and for the check of the step")
+        gradient = curvature.gradient(params) if first_order else None
+        correct = jitted(_independent, estimator)
+        delta = correct(state, params, old_mask, new_mask, gradient)
+        if not check_step:
+            return _scaled(params, delta, new_mask, scale), {}
+        candidates = [_scaled(params, delta, new_mask, scale * step) for step in STEPS]
+        best, losses = lowest_loss(curvature, params, candidates)
+        return candidates[best], {"step": STEPS[best], "losses": losses}
+
+    return compensate
+
+
+def lowest_loss(
+    curvature: Curvature, params: Any, deltas: Sequence[Any]
+) -> tuple[int, list[float]]:
+    """Which of some changes gives the lowest loss, and the losses of all; NaN is the highest."""
+    losses = [float(curvature.loss(jax.tree.map(jnp.add, params, d))) for d in deltas]
+    worst_last = [math.inf if math.isnan(x) else x for x in losses]
+    return worst_last.index(min(worst_last)), losses
+
+
+def _scaled(params: Any, delta: Any, new_mask: Any, scale: float) -> Any:
+    """A share of the change of kept weights, and all of that of pruned ones."""
+    return _to_zero(params, jax.tree.map(lambda d: scale * d, delta), new_mask)
+
+
+def _independent(
+    estimator: InverseFisher,
+    state: Any,
+    params: Any,
+    old_mask: Any,
+    new_mask: Any,
+    gradient: Any | None,
+) -> Any:
+    diagonal = estimator.diagonal(state, params, old_mask)
+    target = params
+    if gradient is not None:
+        target = jax.tree.map(
+            jnp.subtract, params, estimator.multiply(state, gradient, old_mask)
+        )  # fmt: skip
+    multipliers = jax.tree.map(
+        lambda t, q, old, new: jnp.where(old & ~new, t / jnp.where(old, q, 1), 0),
+        target,
+        diagonal,
+        old_mask,
+        new_mask,
+    )
+    if gradient is not None:
+        multipliers = jax.tree.map(jnp.add, multipliers, gradient)
+    return jax.tree.map(jnp.negative, estimator.multiply(state, multipliers, old_mask))

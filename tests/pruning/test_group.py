@@ -1,0 +1,227 @@
+"""The group update against dense algebra: the exact minimiser on the kept weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+import fishleg_jax as flj
+from fishleg_jax.pruning._solver import conjugate_gradients
+from tests import dense
+
+DAMPING = 0.03
+
+
+def quadratic(fisher, gradient, params):
+    """A curvature that is a quadratic around `params`, of dense matrices."""
+    flat, unravel = ravel_pytree(params)
+
+    def loss(p):
+        delta = ravel_pytree(p)[0] - flat
+        return gradient @ delta + delta @ fisher @ delta / 2
+
+    return flj.Curvature(
+        loss=loss,
+        gradient=lambda p: unravel(gradient + fisher @ (ravel_pytree(p)[0] - flat)),
+        product=lambda p, v: unravel(fisher @ ravel_pytree(v)[0]),
+    )
+
+
+def problem(seed, size=9):
+    """Weights (a matrix and a vector), a Fisher, a gradient, and masks before and after."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(size, size + 2))
+    w = rng.normal(size=size)
+    old = rng.random(size) < 0.8
+    new = old & (rng.random(size) < 0.6)
+    tree = lambda x: {"a": jnp.asarray(x[:6]).reshape(2, 3), "b": jnp.asarray(x[6:])}
+    fisher = jnp.asarray(root @ root.T / root.shape[1])
+    return tree(w * old), fisher, jnp.asarray(rng.normal(size=size)), tree(old), tree(new)
+
+
+def dense_inverse(fisher, damping=DAMPING):
+    """An estimator that knows the damped inverse exactly, and cuts it to a mask."""
+    inverse = jnp.linalg.inv(fisher + damping * jnp.eye(len(fisher)))
+
+    def masked(v, mask):
+        return v if mask is None else jax.tree.map(lambda x, m: jnp.where(m, x, 0), v, mask)
+
+    def multiply(state, v, mask=None):
+        flat, unravel = ravel_pytree(masked(v, mask))
+        return masked(unravel(inverse @ flat), mask)
+
+    return flj.InverseFisher(
+        init=lambda params: (),
+        update=lambda state, *_: state,
+        multiply=multiply,
+        diagonal=lambda state, params, mask=None: masked(
+            ravel_pytree(params)[1](jnp.diag(inverse)), mask
+        ),
+    )
+
+
+def solved(seed, *, first_order=False, **options):
+    params, fisher, gradient, old, new = problem(seed)
+    curvature = quadratic(fisher, gradient, params)
+    group = flj.compensation.group(
+        damping=DAMPING, first_order=first_order, check_step=False, **options
+    )
+    delta, info = group(params, old, new, curvature, dense_inverse(fisher), ())
+    return params, fisher, gradient, old, new, delta, info
+
+
+@pytest.mark.parametrize("first_order", [False, True], ids=["zero gradient", "gradient"])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_is_the_minimiser_on_the_kept_weights(x64, seed, first_order):
+    params, fisher, gradient, _, new, delta, info = solved(
+        seed, first_order=first_order, iterations=50, tolerance=1e-12
+    )
+    w, g, kept = dense.ravel(params), np.asarray(gradient), dense.ravel(new).astype(bool)
+    damped = np.asarray(fisher) + DAMPING * np.eye(len(w))
+    right = damped[np.ix_(kept, ~kept)] @ w[~kept] - first_order * g[kept]
+    expected = -w
+    expected[kept] = np.linalg.solve(damped[np.ix_(kept, kept)], right)
+    np.testing.assert_allclose(dense.ravel(delta), expected, atol=1e-9)
+    assert info["residual"] < 1e-9
+    predicted = g @ expected + expected @ np.asarray(fisher) @ expected / 2
+    assert info["predicted"] == pytest.approx(predicted, rel=1e-8)
+    assert info["actual"] == pytest.approx(predicted, rel=1e-8)  # the loss is this quadratic
+    assert info["ratio"] < 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.booleans())
+def test_the_quadratic_cost_is_never_above_that_of_independent(seed, iterations, first_order):
+    with jax.enable_x64(True):
+        params, fisher, gradient, old, new, delta, _ = solved(
+            seed, first_order=first_order, iterations=iterations, tolerance=0.0
+        )
+        curvature = quadratic(fisher, gradient, params)
+        single, _ = flj.compensation.independent(first_order=first_order, check_step=False)(
+            params, old, new, curvature, dense_inverse(fisher), ()
+        )
+
+        def cost(d):
+            d = dense.ravel(d)
+            damped = np.asarray(fisher) + DAMPING * np.eye(len(d))
+            return first_order * np.asarray(gradient) @ d + d @ damped @ d / 2
+
+        assert cost(delta) <= cost(single) + 1e-9 * abs(cost(single))
+        assert np.all(dense.ravel(params)[~dense.ravel(new).astype(bool)]
+                      == -dense.ravel(delta)[~dense.ravel(new).astype(bool)])  # fmt: skip
+
+
+def test_of_one_weight_it_is_optimal_brain_surgeon(x64):
+    """`δ = −(w_q / [F⁻¹]_qq) F⁻¹ e_q`, Hassibi and Stork's equation 5."""
+    params, fisher, gradient, *_ = problem(3)
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.ones_like, params))
+    old = unravel(flat > 0)
+    new = unravel((flat > 0).at[4].set(False))
+    params = unravel(jnp.arange(1.0, 10.0))
+    curvature = quadratic(fisher, gradient, params)
+    group = flj.compensation.group(damping=DAMPING, check_step=False, tolerance=1e-12)
+    delta, info = group(params, old, new, curvature, dense_inverse(fisher), ())
+    inverse = np.linalg.inv(np.asarray(fisher) + DAMPING * np.eye(9))
+    np.testing.assert_allclose(dense.ravel(delta), -5.0 / inverse[4, 4] * inverse[:, 4], atol=1e-9)
+    assert info["iterations"] == 0  # where it starts, `independent`, is this already
+
+
+def test_a_diagonal_fisher_changes_no_kept_weight(x64):
+    params, _, gradient, old, new = problem(5)
+    fisher = jnp.diag(jnp.arange(1.0, 10.0))
+    curvature = quadratic(fisher, gradient, params)
+    group = flj.compensation.group(damping=DAMPING, check_step=False)
+    delta, _ = group(params, old, new, curvature, dense_inverse(fisher), ())
+    expected = np.where(dense.ravel(new), 0, -dense.ravel(params))
+    np.testing.assert_array_equal(dense.ravel(delta), expected)
+
+
+def test_what_starts_badly_still_arrives(x64):
+    """A preconditioner and a start that have nothing to do with the Fisher cost iterations only."""
+    params, fisher, gradient, old, new = problem(6)
+    _, other, *_ = problem(7)
+    curvature = quadratic(fisher, gradient, params)
+    group = flj.compensation.group(
+        damping=DAMPING, check_step=False, tolerance=1e-11, iterations=60
+    )
+    exact, few = group(params, old, new, curvature, dense_inverse(fisher), ())
+    wrong, many = group(params, old, new, curvature, dense_inverse(other), ())
+    np.testing.assert_allclose(dense.ravel(wrong), dense.ravel(exact), atol=1e-7)
+    assert few["iterations"] <= many["iterations"]
+
+
+def test_a_long_step_raises_the_damping(x64):
+    """Where the loss is no quadratic and all of the step is too much, a shorter one is taken."""
+    params, fisher, gradient, old, new = problem(8)
+    model = quadratic(fisher, gradient, params)
+    flat = ravel_pytree(params)[0]
+    kept = jnp.asarray(dense.ravel(new))
+
+    def loss(p):
+        delta = (ravel_pytree(p)[0] - flat) * kept
+        return model.loss(p) + 1e4 * jnp.sum(delta**2)
+
+    group = flj.compensation.group(damping=DAMPING, attempts=3)
+    delta, info = group(params, old, new, model._replace(loss=loss), dense_inverse(fisher), ())
+    assert info["step"] < 1
+    assert min(info["losses"]) == pytest.approx(
+        float(loss(jax.tree.map(jnp.add, params, delta))), rel=1e-12
+    )
+
+
+def test_a_singular_fisher_and_one_that_is_no_number(x64):
+    params, fisher, gradient, old, new = problem(9)
+    group = flj.compensation.group(damping=1e-12, check_step=False)
+    singular = jnp.outer(gradient, gradient)
+    curvature = quadratic(singular, gradient, params)
+    delta, _ = group(params, old, new, curvature, dense_inverse(singular, 1e-2), ())
+    assert np.isfinite(dense.ravel(delta)).all()
+    broken = quadratic(fisher * jnp.nan, gradient, params)
+    checked = flj.compensation.group(damping=DAMPING)
+    delta, info = checked(
+        params, old, new, curvature._replace(product=broken.product), dense_inverse(fisher), ()
+    )
+    assert info["iterations"] == 0
+    assert np.isfinite(dense.ravel(delta)).all()
+
+
+def test_the_solver_under_jit_is_that_on_the_host(x64):
+    _, fisher, gradient, *_ = problem(10)
+
+    def precondition(scale, r):
+        return scale * r
+
+    def solve(b):
+        return conjugate_gradients(
+            lambda v: fisher @ v + v, precondition, (2.0,), b, jnp.zeros_like(b),
+            iterations=7, tolerance=1e-6,
+        )  # fmt: skip
+
+    host, compiled = solve(gradient), jax.jit(solve)(gradient)
+    np.testing.assert_allclose(host.x, compiled.x, rtol=1e-10)
+    assert int(host.iterations) == int(compiled.iterations) > 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"damping": 0.0}, "damping must be a positive finite number or None, got 0.0"),
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"attempts": 0}, "attempts must be at least 1, got 0"),
+        ({"tolerance": 1.0}, "tolerance must be in \\[0, 1\\), got 1.0"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        flj.compensation.group(**options)
+
+
+def test_no_damping_anywhere_is_refused(x64):
+    params, fisher, gradient, old, new = problem(0)
+    with pytest.raises(ValueError, match="damping must be given"):
+        flj.compensation.group()(
+            params, old, new, quadratic(fisher, gradient, params), dense_inverse(fisher), ()
+        )

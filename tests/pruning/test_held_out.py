@@ -1,0 +1,102 @@
+"""Stages of the group update: fresh data for each, steps checked on held-out data, damping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fishleg_jax as flj
+from fishleg_jax.pruning import one_shot
+from tests import dense
+from tests.pruning.test_stages import MODEL, problem
+
+GROUP = flj.compensation.group()
+
+
+def prune(key, batches=4, **options):
+    params, data = problem(key, batches=batches)
+    defaults = {"sparsity": 0.7, "stages": 3, "compensation": GROUP}
+    return params, data, flj.prune_one_shot(
+        MODEL, params, flj.inverse.diagonal(MODEL, 1e-2), data, **defaults | options
+    )  # fmt: skip
+
+
+def test_every_stage_has_batches_of_its_own(key, monkeypatch):
+    seen = []
+    fit = one_shot.fit
+
+    def noting(estimator, params, batches, **options):
+        seen.append([float(b[0][0, 0]) for b in batches])
+        return fit(estimator, params, batches, **options)
+
+    monkeypatch.setattr(one_shot, "fit", noting)
+    _, data, _ = prune(key, stages=3, batches_per_stage=2)
+    first = [float(b[0][0, 0]) for b in data]
+    assert seen == [first[:2], first[2:], first[:2]]  # and around again
+
+
+def test_held_out_data_decides_on_the_step(key):
+    params, data = problem(key)
+    held_out = [dense.classification_batch(jax.random.key(7), 30)]
+    result = flj.prune_one_shot(
+        MODEL, params, flj.inverse.diagonal(MODEL, 1e-2), data, sparsity=0.7, stages=2,
+        compensation=GROUP, held_out=held_out,
+    )  # fmt: skip
+    loss = flj.curvature(MODEL, held_out).loss
+    before = float(loss(params))
+    for stage in result.stages:
+        assert stage["step"] == flj.compensation.STEPS[int(np.argmin(stage["losses"]))]
+        before += stage["actual"]
+    assert float(loss(result.params)) == pytest.approx(before, rel=1e-5)
+
+
+def test_the_group_update_beats_single_corrections(key):
+    """On the curvature's own data, in the median of several networks."""
+    gains = []
+    for seed in range(5):
+        losses = []
+        for compensation in (flj.compensation.independent(), GROUP):
+            _, data, result = prune(
+                jax.random.fold_in(key, seed), stages=1, compensation=compensation
+            )
+            losses.append(float(flj.curvature(MODEL, data).loss(result.params)))
+            assert flj.sparsity(result.params) == int(0.7 * 36) / 36
+        gains.append(losses[0] - losses[1])
+    assert np.median(gains) > 0
+
+
+def test_the_damping_follows_the_errors_of_the_prediction():
+    state = flj.inverse.diagonal(MODEL, 0.1).init({"w": jnp.ones((2, 2))})
+    told = {"damping": 0.1}
+    assert one_shot._adapted(told | {"ratio": 0.1}, state) == 0.5
+    assert one_shot._adapted(told | {"ratio": 0.5}, state) == pytest.approx(1.0)
+    assert one_shot._adapted(told | {"ratio": 3.0}, state) == pytest.approx(2.0)
+    assert one_shot._adapted(told | {"ratio": float("nan")}, state) == pytest.approx(2.0)
+    assert one_shot._adapted({"damping": 0.4, "ratio": 0.1}, state) == pytest.approx(4.0)
+
+
+def test_a_stage_takes_over_the_damping(key):
+    _, _, result = prune(key, adapt_damping=True, stages=4)
+    dampings = [stage["damping"] for stage in result.stages]
+    for before, after, stage in zip(dampings, dampings[1:], result.stages, strict=False):
+        grown = after / before  # by what the rule says, and by what the next stage had to raise
+        assert grown == pytest.approx(2.0 ** round(np.log2(grown)), rel=1e-4)
+        if stage["ratio"] > one_shot.POOR:
+            assert grown >= 2 - 1e-4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batches_per_stage": 0}, "batches_per_stage must be from 1 to 4, .* got 0"),
+        ({"batches_per_stage": 5}, "batches_per_stage must be from 1 to 4, .* got 5"),
+        ({"held_out": []}, "batches"),
+        (
+            {"adapt_damping": True, "compensation": flj.compensation.independent()},
+            "adapt_damping needs a compensation that predicts",
+        ),
+    ],
+)
+def test_bad_arguments(key, options, message):
+    with pytest.raises(ValueError, match=message):
+        prune(key, **options)
