@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from fishleg_jax import _chunks, _tree, fisher
-from fishleg_jax.inverse import _frames, _guard
+from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
 from fishleg_jax.inverse._learning import learn as learn_step
@@ -183,7 +183,7 @@ def fishleg(
         out = list(leaves)
         for unit in units_of(params):
             args = (state.frames[unit.name], state.average[unit.name], state.damping)
-            unit.unpack(_factors.diagonal_of(unit.factor, *args), out)
+            unit.unpack(_algebra.diagonal_of(unit.factor, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return InverseFisher(init, update, multiply, diagonal, updates=updates if learn else start)

@@ -7,7 +7,8 @@ the gradient of a batch's loss at labels drawn from the model, times the root of
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.inverse.factors import HIGHEST, Coordinates, Factor, Frame, pad, rotate, to_blocks
+from fishleg_jax.inverse._algebra import HIGHEST, pad, rotate, to_blocks
+from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 
 def empty_frame(factor: Factor, dtype: jnp.dtype) -> Frame:

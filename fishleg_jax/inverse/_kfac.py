@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax.inverse import _frames
+from fishleg_jax.inverse import _algebra, _frames
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._units import Unit, make_units
@@ -134,7 +134,7 @@ def kfac(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for unit, frame, zero in with_frames(state, tangent):
-            product = _factors.multiply(unit.factor, frame, zero, state.damping, unit.pack(leaves))
+            product = _algebra.multiply(unit.factor, frame, zero, state.damping, unit.pack(leaves))
             unit.unpack(product, out)
         return apply_mask(tree.unflatten(out), mask)
 
@@ -142,7 +142,7 @@ def kfac(
         leaves, tree = jax.tree.flatten(params)
         out = list(leaves)
         for unit, frame, zero in with_frames(state, params):
-            unit.unpack(_factors.diagonal_of(unit.factor, frame, zero, state.damping), out)
+            unit.unpack(_algebra.diagonal_of(unit.factor, frame, zero, state.damping), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return InverseFisher(init, update, multiply, diagonal)

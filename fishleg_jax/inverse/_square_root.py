@@ -13,7 +13,7 @@ as many digits, and is positive semi-definite whatever is rounded.
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.inverse.factors import HIGHEST
+from fishleg_jax.inverse._algebra import HIGHEST
 
 # Few rows beside the size of a block have a well-conditioned I + V Vᵀ.  In blocks of 20, at
 # eigenvalues from 0 to 1 and γ = 1e-7, one row at once is right to 2e-5 and 16 are to 6e-3.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.inverse import _guard
+from fishleg_jax.inverse import _algebra, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._units import Unit
 
@@ -49,7 +49,7 @@ def multiply_leaves(
     out = list(leaves)
     for unit in units:
         args = (state.frames[unit.name], coordinates[unit.name], state.damping)
-        unit.unpack(_factors.multiply(unit.factor, *args, unit.pack(leaves)), out)
+        unit.unpack(_algebra.multiply(unit.factor, *args, unit.pack(leaves)), out)
     return out
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.inverse.factors import HIGHEST
+from fishleg_jax.inverse._algebra import HIGHEST
 
 COLUMNS_AT_ONCE = 8192
 TILE = 250, 2048  # rows and columns of G whose products stay in the cache

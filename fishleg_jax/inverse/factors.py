@@ -26,9 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-HIGHEST = jax.lax.Precision.HIGHEST
 LARGE = 2**17  # weights of a leaf
 
 
@@ -177,8 +175,8 @@ def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
 
     A dense kernel gets blocks of half the cap along its inputs and of a quarter along its outputs:
     the outputs of a layer are correlated through the layers that follow, of which Q knows nothing,
-    and one that is exact in every leaf prunes worse (see the README).  A convolution gets blocks of
-    the cap, and of half of it if it has more than `LARGE` weights.
+    and larger blocks prune worse.  A convolution gets blocks of the cap, and of half of it if it
+    has more than `LARGE` weights.
     """
     if len(shape) < 2:
         return diagonal(shape)
@@ -219,125 +217,3 @@ def _dense(
         for n, cap in zip(axes, caps, strict=True)
     )
     return Factor(axes, blocks, triangles, spectrum, sandwich)
-
-
-def pad(factor: Factor, x: jax.Array) -> jax.Array:
-    """A tensor of the shape `axes` with zeros up to the shape `padded`."""
-    if factor.padded == factor.axes:
-        return x
-    return jnp.pad(x, [(0, m - n) for n, m in zip(factor.axes, factor.padded, strict=True)])
-
-
-def crop(factor: Factor, x: jax.Array) -> jax.Array:
-    """The inverse of `pad`."""
-    return x[tuple(slice(n) for n in factor.axes)]
-
-
-def to_blocks(factor: Factor, x: jax.Array, axis: int) -> jax.Array:
-    """Unfolds a padded tensor along an axis into (blocks, size, rest)."""
-    x = jnp.moveaxis(x, axis, 0)
-    return x.reshape(factor.blocks[axis], factor.block_size(axis), -1)
-
-
-def from_blocks(factor: Factor, x: jax.Array, axis: int) -> jax.Array:
-    """The inverse of `to_blocks`."""
-    rest = factor.padded[:axis] + factor.padded[axis + 1 :]
-    return jnp.moveaxis(x.reshape(-1, *rest), 0, axis)
-
-
-def _apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
-    """The Kronecker product of the matrices of the dense axes, times a padded tensor."""
-    for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
-        blocks, size, _ = matrix.shape
-        if axis == len(factor.axes) - 1 and axis > 0:
-            # the last axis needs no transposing: a product from the right, block by block
-            parts = [
-                jnp.matmul(part, matrix[i].T, precision=HIGHEST)
-                for i, part in enumerate(jnp.split(x.reshape(-1, blocks * size), blocks, axis=1))
-            ]
-            x = jnp.concatenate(parts, axis=1).reshape(factor.padded)
-        else:
-            product = jnp.matmul(matrix, to_blocks(factor, x, axis), precision=HIGHEST)
-            x = from_blocks(factor, product, axis)
-    return x
-
-
-def rotate(factor: Factor, frame: Frame, x: jax.Array) -> jax.Array:
-    """A tensor of the shape `axes` in the frame's eigenvectors, `(V_1 ⊗ V_2 ⊗ ...)ᵀ x`, padded."""
-    return _apply(factor, [frame.vectors[k].mT for k in factor.dense_axes], pad(factor, x))
-
-
-def axis_damping(factor: Factor, axis: int, damping: jax.Array) -> jax.Array:
-    """The share `π_k γ^(1/n)` of the damping that falls to one of n Kronecker factors.
-
-    `Π π_k = 1`, and π_k balances the mean eigenvalues of the factors (Martens & Grosse 2015,
-    section 6.3).  The unfoldings of one gradient have one trace, so sizes alone decide.
-    """
-    n = len(factor.dense_axes)
-    mean_size = math.prod(factor.axes[k] for k in factor.dense_axes) ** (1 / n)
-    return mean_size / factor.axes[axis] * damping ** (1 / n)
-
-
-def _roots(
-    factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
-) -> list[jax.Array]:
-    """The matrices R of the dense axes."""
-    if not factor.triangles:
-        return [frame.vectors[k] for k in factor.dense_axes]
-
-    def root(axis):
-        triangle = coordinates.triangles[axis]
-        log_diagonal = jnp.diagonal(triangle, axis1=1, axis2=2)
-        lower = jnp.tril(triangle, -1) + jax.vmap(jnp.diag)(jnp.exp(log_diagonal))
-        scale = jax.lax.rsqrt(frame.values[axis] + axis_damping(factor, axis, damping))
-        return jnp.matmul(frame.vectors[axis] * scale[:, None, :], lower, precision=HIGHEST)
-
-    return [root(k) for k in factor.dense_axes]
-
-
-def _spectrum(frame: Frame, coordinates: Coordinates, damping: jax.Array) -> jax.Array:
-    return jnp.exp(coordinates.log_spectrum) / (frame.spectrum + damping)
-
-
-def multiply(
-    factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array, vector: jax.Array
-) -> jax.Array:
-    """`Q v` for one leaf.
-
-    Args:
-        factor: the structure.
-        frame: what was set from data.
-        coordinates: what is learned.
-        damping: γ, a positive scalar.
-        vector: an array of the leaf's size; its shape is kept.
-
-    Returns:
-        An array of the vector's shape.
-    """
-    x = vector.reshape(factor.axes)
-    d = None if coordinates.log_sandwich is None else jnp.exp(coordinates.log_sandwich)
-    x = pad(factor, x if d is None else d * x)
-    roots = _roots(factor, frame, coordinates, damping)
-    if factor.spectrum:
-        x = _apply(factor, [r.mT for r in roots], x)
-        x = _apply(factor, roots, _spectrum(frame, coordinates, damping) * x)
-    else:
-        # S = R Rᵀ is formed first: half the products with the vector
-        x = _apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in roots], x)
-    x = crop(factor, x)
-    x = x if d is None else d * x
-    return x.reshape(vector.shape)
-
-
-def diagonal_of(
-    factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
-) -> jax.Array:
-    """The exact diagonal of Q, of the shape `factor.axes`.  Arguments as in `multiply`."""
-    roots = _roots(factor, frame, coordinates, damping)
-    if factor.spectrum:
-        middle = _spectrum(frame, coordinates, damping)
-    else:
-        middle = jnp.ones(factor.padded, roots[0].dtype)
-    # diag(R E Rᵀ) = (R ∘ R) diag(E), and squares of a Kronecker product are that of the squares
-    out = crop(factor, _apply(factor, [r**2 for r in roots], middle))
-    return out if coordinates.log_sandwich is None else out * jnp.exp(2 * coordinates.log_sandwich)

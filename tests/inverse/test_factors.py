@@ -11,7 +11,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fishleg_jax.inverse import _frames, factors
+from fishleg_jax.inverse import _algebra, _frames, factors
 
 spectral_of_three = functools.partial(factors.spectral, axes=3)
 
@@ -55,10 +55,10 @@ def random_parts(factor, seed, scale):
 def dense_and_diagonal(factor, frame, coordinates, damping):
     """Q from its products with the columns of the identity, and what it says is its diagonal."""
     identity = jnp.eye(math.prod(factor.axes))
-    multiply = functools.partial(factors.multiply, factor, frame, coordinates, damping)
+    multiply = functools.partial(_algebra.multiply, factor, frame, coordinates, damping)
     return (
         jax.vmap(multiply)(identity).T,
-        factors.diagonal_of(factor, frame, coordinates, damping).reshape(-1),
+        _algebra.diagonal_of(factor, frame, coordinates, damping).reshape(-1),
     )
 
 
@@ -73,7 +73,7 @@ def documented(factor, frame, coordinates, damping):
         root = np.asarray(frame.vectors[axis])
         if factor.triangles:
             triangle = np.asarray(coordinates.triangles[axis])
-            gamma = factors.axis_damping(factor, axis, damping)
+            gamma = _algebra.axis_damping(factor, axis, damping)
             lower = [np.tril(t, -1) + np.diag(np.exp(np.diag(t))) for t in triangle]
             scale = (np.asarray(frame.values[axis]) + gamma) ** -0.5
             root = root * scale[:, None, :] @ np.stack(lower)
@@ -172,7 +172,7 @@ def test_no_block_is_larger_than_the_cap(constructor, shape, cap):
 
 def test_axis_dampings_multiply_to_the_damping():
     factor = factors.convolution((9, 4, 6))
-    dampings = [float(factors.axis_damping(factor, k, 0.02)) for k in range(3)]
+    dampings = [float(_algebra.axis_damping(factor, k, 0.02)) for k in range(3)]
     assert math.prod(dampings) == pytest.approx(0.02, rel=1e-6)
 
 
