@@ -1,6 +1,5 @@
 """Sums over the examples of a batch, a chunk at a time, so that memory is bounded by a chunk."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,9 +44,10 @@ def deal(batch: Batch, parts: int) -> list[Batch]:
 
     Args:
         batch: the batch.
-        parts: how many parts at most; fewer, or one, where that does not divide the batch.
+        parts: how many parts at most: the largest number that divides the batch is taken.
     """
-    parts = math.gcd(parts, number_of_examples(batch))
+    examples = number_of_examples(batch)
+    parts = next(n for n in range(parts, 0, -1) if examples % n == 0)
     inputs, targets, constants = split_batch(batch)
     return [
         (*jax.tree.map(lambda x: x[k::parts], (inputs, targets)), *constants)  # noqa: B023

@@ -35,6 +35,7 @@ from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.model import Model, loss, split_batch
 
+SMALLEST_PART = 32  # examples; in smaller ones the products with the weights take longer
 PROBES = ("normal", "gradient")
 
 
@@ -78,8 +79,8 @@ def fishleg(
         start: how many updates the start takes, but no more than two thirds of `updates` where
             there is learning.
         samples: how many Fisher samples are taken of every batch of the start, one of each of as
-            many equal parts (fewer parts where that does not divide the batch).  More cost memory,
-            a gradient each, but hardly time.
+            many equal parts of 32 examples or more (fewer parts where that does not divide the
+            batch).  More cost memory, a gradient each, but hardly time.
         updates: how many updates a one-shot fit makes in all, three or more.
         preconditioned: how many of the first learning updates use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
@@ -221,7 +222,8 @@ def _pull(
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))
 
-    parts = _chunks.deal(batch, samples)
+    whole = _chunks.number_of_examples(batch)
+    parts = _chunks.deal(batch, max(min(samples, whole // SMALLEST_PART), 1))
     examples = _chunks.number_of_examples(parts[0])
     scale = jnp.where(starting, examples**-0.5, 1 / examples)
     return [

@@ -38,17 +38,22 @@ def assimilate_samples(
         start: how many batches there are in all, two or more.
         measure_damping: whether the damping follows the RMS of the diagonal of the Fisher.
     """
-    finite = _tree.all_finite(samples)
     for_frames = max(start // 2, 1)
     starting = state.count < start
+    # all that reads the samples stands in a conditional: it is for nothing after the start
+    finite = jax.lax.cond(starting, _tree.all_finite, lambda samples: jnp.array(True), samples)
     usable = starting & finite
     first_phase = state.count < for_frames
     seen = jnp.where(first_phase, state.count, state.count - for_frames)
     weight = 1 / (seen + 1).astype(state.damping.dtype)
-    packed = {u.name: jnp.stack([u.pack(sample) for sample in samples]) for u in units}
+
+    def pack(unit, samples):
+        return jnp.stack([unit.pack(sample) for sample in samples])
 
     def average_moments(moments, samples):
-        new = {u.name: _mean(partial(_frames.moments_of, u.factor), samples[u.name]) for u in units}
+        new = {
+            u.name: _mean(partial(_frames.moments_of, u.factor), pack(u, samples)) for u in units
+        }
         return move(moments, new, weight)
 
     moments = jax.lax.cond(
@@ -56,7 +61,7 @@ def assimilate_samples(
         average_moments,
         lambda moments, samples: moments,
         state.moments,
-        packed,
+        samples,
     )
     frames = jax.lax.cond(
         usable & (state.count == for_frames - 1),
@@ -70,7 +75,7 @@ def assimilate_samples(
         out = {}
         for u in units:
             frame = frames[u.name]
-            squares = _mean(partial(_frames.spectrum_of, u.factor, frame), samples[u.name])
+            squares = _mean(partial(_frames.spectrum_of, u.factor, frame), pack(u, samples))
             out[u.name] = move(frame.spectrum, squares, weight)
         return out
 
@@ -79,17 +84,25 @@ def assimilate_samples(
         average_spectrum,
         lambda frames, samples: {name: frame.spectrum for name, frame in frames.items()},
         frames,
-        packed,
+        samples,
     )
     frames = {name: frame._replace(spectrum=spectra[name]) for name, frame in frames.items()}
 
     damping = state.damping
     if measure_damping:
         # the mean square is what is averaged over samples
-        squares = [_mean_square_diagonal(sample, mask) for sample in samples]
-        measured = RELATIVE_DAMPING**2 * sum(squares) / len(squares)
+        measured = jax.lax.cond(
+            usable,
+            lambda samples: jnp.mean(
+                jnp.stack([_mean_square_diagonal(x, mask) for x in samples]), dtype=damping.dtype
+            ),
+            lambda samples: jnp.zeros((), damping.dtype),
+            samples,
+        )
         share = 1 / (state.count + 1).astype(damping.dtype)
-        damping = jnp.sqrt(move(damping**2, measured, jnp.where(usable, share, 0.0)))
+        damping = jnp.sqrt(
+            move(damping**2, RELATIVE_DAMPING**2 * measured, jnp.where(usable, share, 0.0))
+        )
         # a model without any gradient would have none, and nothing to divide by
         damping = jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)
     guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
