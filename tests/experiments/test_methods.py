@@ -29,10 +29,10 @@ def test_all_gradients_are_of_as_many_images(examples, gradients, expected):
     "examples, gradients, expected",
     [
         # means of so many images, single images, and the model's usual 128
-        (1000, 1000, (50, 50, 125)),
-        (16_000, 1000, (800, 50, 128)),
-        (60, 30, (60, 30, 60)),
-        (997, 997, (50, 50, 128)),  # a prime: the last batch is smaller
+        (1000, 1000, (100, 100, 125)),
+        (16_000, 1000, (1600, 100, 128)),
+        (60, 30, (60, 60, 60)),
+        (997, 997, (100, 100, 128)),  # a prime: the last batch is smaller
     ],
 )
 def test_batches_are_equal_where_they_can_be(examples, gradients, expected):
