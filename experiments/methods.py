@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import fishleg_jax as flj
 
 GRADIENTS = 1000  # that woodfisher and mfac make of the images, where there are so many
-AT_ONCE = 50  # gradients that are in memory at a time
+AT_ONCE = 100  # gradients that are in memory at a time
 
 
 class Method(NamedTuple):
