@@ -109,6 +109,14 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
         raise ValueError("--adapt-damping and --solve-damping are for --compensation group")
     if args.compensation == "group" and args.scale != 1:
         raise ValueError("--scale is for --compensation independent")
+    if args.adapt_damping and args.solve_damping:
+        raise ValueError(
+            "--adapt-damping follows the estimate's damping: leave out --solve-damping"
+        )
+    if args.fresh and args.stages == 1:
+        raise ValueError("--fresh is for several --stages")
+    if args.held_out and args.compensation == "none":
+        raise ValueError("--held-out checks an update, --compensation none makes none")
     comparing.check_images(args, part, len(split.train[0]))
     if args.trust and part.gradients < 2:
         raise ValueError("--trust halves the gradients, and there is only one")
@@ -176,7 +184,7 @@ def run(
                 "method": method,
                 "dataset": spec.dataset,
                 "model": spec.name,
-                "curvature_examples": comparing.examples_of(method, job),
+                "curvature_examples": comparing.images_of(method, job),
                 "seed": seed,
                 "settings": settings,
             }

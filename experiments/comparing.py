@@ -173,7 +173,9 @@ def prune(
     compensation = flj.compensation.none()
     if settings["compensation"] == "independent":
         compensation = flj.compensation.independent(
-            scale=settings["scale"], first_order=settings["first_order"]
+            scale=settings["scale"],
+            first_order=settings["first_order"],
+            check_step=settings["first_order"] or "held_out" in settings,
         )
     if settings["compensation"] == "group":
         compensation = flj.compensation.group(

@@ -270,3 +270,5 @@ def _check(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value!r}")
+        if int(value) != value:
+            raise ValueError(f"{name} must be a whole number, got {value!r}")

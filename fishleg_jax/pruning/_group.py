@@ -51,8 +51,11 @@ def group(
         A compensation.  Its `info`: `iterations`, the `residual` and the `damping` of the solve
         that was used; `predicted`, `gᵀδ + ½ δᵀFδ` with the gradient in any case, and the
         `actual` change of the loss in nats per example; their difference over `½ δᵀF_γδ` is
-        `ratio`, far above one where the model can't be trusted so far out; with a check the
-        `step` and the `losses` of `STEPS`.
+        `ratio`, far above one where the model can't be trusted so far out.  The losses are those
+        of held-out batches where there are any, and then `actual` and `ratio` also tell how far
+        these differ from the curvature's.  `raised` is how many times the estimate's damping was
+        raised, None where the damping was given; with a check there are the `step` and the
+        `losses` of `STEPS`.  Batches need labels.
 
     Raises:
         ValueError: an argument out of its range; when called, no damping to be found.
@@ -75,8 +78,8 @@ def group(
     if damping is not None and not 0 < damping < math.inf:
         raise ValueError(f"damping must be a positive finite number or None, got {damping!r}")
     for name, value in (("iterations", iterations), ("attempts", attempts)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
     steps = STEPS if check_step else STEPS[:1]
@@ -95,7 +98,7 @@ def group(
         gamma = getattr(state, "damping", None) if damping is None else damping
         if gamma is None:
             raise ValueError("damping must be given: this estimate of the inverse has none")
-        gamma = jnp.asarray(gamma)
+        gamma = first_gamma = jnp.asarray(gamma)
         params = _tree.widen(params)
         gradient = curvature.gradient(params)
         pruned = jax.tree.map(lambda w, m: jnp.where(m, 0, -w), params, new_mask)
@@ -123,6 +126,7 @@ def group(
                     "damping": float(gamma),
                     "iterations": int(solve.iterations),
                     "residual": float(solve.relative),
+                    "raised": float(gamma / first_gamma) if damping is None else None,
                 }
                 if check_step:
                     info |= {"step": steps[i], "losses": losses}

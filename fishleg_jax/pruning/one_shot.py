@@ -122,10 +122,12 @@ def prune_one_shot(
             `polynomial`; see `stage_sparsities`.
         batches_per_stage: each stage takes the next so many batches, around and around, for its
             curvature; None for all of them in every stage.
-        held_out: batches of training data that the curvature does not see: what steps are checked
-            by, and what the loss before and after every stage is measured on.
+        held_out: labelled batches of training data that the curvature does not see, by whose loss
+            steps are checked; the default compensation then has a check, too.
         adapt_damping: whether a stage takes over a damping that the compensation of the one before
-            had to raise, and halves one that predicted well; it needs `group`.
+            had to raise, doubles one that predicted badly and halves one that predicted well; it
+            needs `group` without a damping of its own, and an estimator whose state has one that
+            may be changed after the fit (not `woodfisher` in blocks of a given size).
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
         compensation: what kept weights do about it; `compensation.independent()` by default, with
             the gradient where the scores have it.
@@ -168,7 +170,8 @@ def prune_one_shot(
         raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
     targets = stage_sparsities(sparsity, stages, schedule=schedule)
     if compensation is None:
-        compensation = _compensation.independent(first_order=first_order)
+        checked = first_order or held_out is not None
+        compensation = _compensation.independent(first_order=first_order, check_step=checked)
     if costs is not None:
         _validate.check_costs(params, costs, chosen)
     key = jax.random.key(0) if key is None else key
@@ -183,7 +186,9 @@ def prune_one_shot(
 
     if held_out is not None:
         _validate.check_batches(held_out)
-    if batches_per_stage is not None and not 1 <= batches_per_stage <= len(batches):
+    if adapt_damping and not hasattr(jax.eval_shape(estimator.init, params), "damping"):
+        raise ValueError("adapt_damping needs an estimator whose state has a damping")
+    if batches_per_stage is not None and batches_per_stage not in range(1, len(batches) + 1):
         raise ValueError(
             f"batches_per_stage must be from 1 to {len(batches)}, the number of batches, "
             f"got {batches_per_stage}"
@@ -217,7 +222,7 @@ def prune_one_shot(
         removed = gone if removed is None else jax.tree.map(jnp.add, removed, gone)
         told.append({"sparsity": target} | info)
         if adapt_damping:
-            factor *= _adapted(info, state)
+            factor *= _adapted(info)
         masks = new_masks
     return Result(params, masks, make_report(removed, masks, chosen), state, tuple(told))
 
@@ -240,20 +245,18 @@ def _scores(
 
 def _with_damping(state: Any, factor: float) -> Any:
     """A state at a multiple of its damping."""
-    if not hasattr(state, "damping"):
-        raise ValueError("adapt_damping needs an estimator whose state has a damping")
     return state if factor == 1 else state._replace(damping=state.damping * factor)
 
 
-def _adapted(info: dict, state: Any) -> float:
+def _adapted(info: dict) -> float:
     """What the damping is to be multiplied with after a stage: Levenberg and Marquardt's rule.
 
     The loss rises when weights are pruned, so that the textbook's ratio of actual to predicted
     decrease says nothing; how far the prediction is off, in units of the damped quadratic, does.
     """
-    if "ratio" not in info:
-        raise ValueError("adapt_damping needs a compensation that predicts: compensation.group()")
-    raised = info["damping"] / float(state.damping)
+    raised = info.get("raised")
+    if raised is None:
+        raise ValueError("adapt_damping needs compensation.group() without a damping of its own")
     if not math.isfinite(info["ratio"]) or info["ratio"] > POOR:
         return 2 * raised
     return raised if raised > 1.5 or info["ratio"] > GOOD else 0.5

@@ -210,16 +210,17 @@ def test_the_group_update_in_stages_of_fresh_images(tmp_path, monkeypatch):
     monkeypatch.setattr(
         flj, "prune_one_shot", lambda *a, **k: calls.append((a, k)) or prune_one_shot(*a, **k)
     )
-    options = "--compensation group --stages 3 --fresh --held-out 40 --adapt-damping"
+    options = "--compensation group --stages 3 --fresh --held-out 40"
     more = "--solve-damping 0.01 --iterations 4 --sparsity 0.5"
     arguments = [*options.split(), *more.split()]
     assert run(tmp_path, *arguments, methods=["magnitude", "diagonal"], seeds="0") == 0
-    magnitude, diagonal = rows_of(tmp_path)
+    assert run(tmp_path, *arguments, methods=["magnitude", "diagonal"], seeds="0") == 0
+    magnitude, diagonal = rows_of(tmp_path)  # the second run had nothing to do
     assert magnitude["settings"]["compensation"] == "none"
     expected = {"compensation": "group", "fresh": True, "held_out": 40, "solve_damping": 0.01}
     assert expected.items() <= diagonal["settings"].items()
     assert diagonal["curvature_examples"] == 3 * 60  # 65 are no multiple of 30 gradients
-    (args, given) = calls[-1]
+    (args, given) = next(call for call in calls if call[1].get("stages") == 3)
     images = [np.asarray(b[0]).reshape(len(b[0]), -1) for b in [*args[3], *given["held_out"]]]
     assert given["batches_per_stage"] * 3 == len(args[3])
     assert sum(map(len, images)) == 3 * 60 + 40
@@ -232,6 +233,8 @@ def test_the_group_update_in_stages_of_fresh_images(tmp_path, monkeypatch):
         (["--adapt-damping"], "are for --compensation group"),
         (["--compensation", "group", "--scale", "0.5"], "--scale is for --compensation indep"),
         (["--held-out", "1290"], "and the training data has 1297"),
+        (["--fresh"], "--fresh is for several --stages"),
+        (["--held-out", "9", "--compensation", "none"], "--held-out checks an update"),
         (["--method", "magic"], "'magic' is not one of magnitude, diagonal"),
         (["--damping", "0"], "'0' is not a positive number"),
         (["--damping", "magnitude=1"], "'magnitude' is not one of diagonal"),

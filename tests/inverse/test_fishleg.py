@@ -359,6 +359,8 @@ def test_a_state_says_when_it_has_converged(key):
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
         ({"probe": "uniform"}, "probe must be one of normal, gradient, got 'uniform'"),
         ({"start": 0}, "start must be at least 2, got 0"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"samples": 2.5}, "samples must be a whole number, got 2.5"),
         ({"updates": 0}, "updates must be at least 3, got 0"),
         ({"preconditioned": -1}, "preconditioned must be at least 0, got -1"),
         ({"window": 0}, "window must be at least 1, got 0"),

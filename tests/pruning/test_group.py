@@ -209,8 +209,8 @@ def test_the_solver_under_jit_is_that_on_the_host(x64):
     "options, message",
     [
         ({"damping": 0.0}, "damping must be a positive finite number or None, got 0.0"),
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"attempts": 0}, "attempts must be at least 1, got 0"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ({"attempts": 0}, "attempts must be a whole number of at least 1, got 0"),
         ({"tolerance": 1.0}, "tolerance must be in \\[0, 1\\), got 1.0"),
     ],
 )

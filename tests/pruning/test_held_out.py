@@ -1,7 +1,6 @@
 """Stages of the group update: fresh data for each, steps checked on held-out data, damping."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,13 +65,12 @@ def test_the_group_update_beats_single_corrections(key):
 
 
 def test_the_damping_follows_the_errors_of_the_prediction():
-    state = flj.inverse.diagonal(MODEL, 0.1).init({"w": jnp.ones((2, 2))})
-    told = {"damping": 0.1}
-    assert one_shot._adapted(told | {"ratio": 0.1}, state) == 0.5
-    assert one_shot._adapted(told | {"ratio": 0.5}, state) == pytest.approx(1.0)
-    assert one_shot._adapted(told | {"ratio": 3.0}, state) == pytest.approx(2.0)
-    assert one_shot._adapted(told | {"ratio": float("nan")}, state) == pytest.approx(2.0)
-    assert one_shot._adapted({"damping": 0.4, "ratio": 0.1}, state) == pytest.approx(4.0)
+    adapted = lambda ratio, raised=1.0: one_shot._adapted({"ratio": ratio, "raised": raised})
+    assert adapted(0.1) == 0.5
+    assert adapted(0.5) == 1.0
+    assert adapted(3.0) == 2.0
+    assert adapted(float("nan")) == 2.0
+    assert adapted(0.1, raised=4.0) == 4.0
 
 
 def test_a_stage_takes_over_the_damping(key):
@@ -93,8 +91,13 @@ def test_a_stage_takes_over_the_damping(key):
         ({"held_out": []}, "batches"),
         (
             {"adapt_damping": True, "compensation": flj.compensation.independent()},
-            "adapt_damping needs a compensation that predicts",
+            "adapt_damping needs compensation.group",
         ),
+        (
+            {"adapt_damping": True, "compensation": flj.compensation.group(damping=0.1)},
+            "without a damping of its own",
+        ),
+        ({"batches_per_stage": 1.5}, "batches_per_stage must be from 1 to 4, .* got 1.5"),
     ],
 )
 def test_bad_arguments(key, options, message):
