@@ -40,9 +40,7 @@ def _given(method: str, args: argparse.Namespace, part: methods.Share) -> dict[s
         "damping": args.damping.get(method),
         "labels": args.labels,
         "block_size": args.block_size,
-        "gradients": part.gradients,
-        "window": part.gradients,
-        "examples_per_gradient": part.each,
+        **part.settings,
     }
 
 
@@ -100,13 +98,17 @@ def _group_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def images_of(method: str, job: Job) -> int:
     """How many images a method sees in all its stages, without the held-out ones."""
-    stages = job.args.stages if job.args.fresh else 1
-    return examples_of(method, job) * stages
+    return examples_of(method, job) * _helpings(job.args)
+
+
+def _helpings(args: argparse.Namespace) -> int:
+    # in how many stages images are seen that no other stage sees
+    return args.stages if args.fresh else 1
 
 
 def check_images(args: argparse.Namespace, part: methods.Share, available: int) -> None:
     """Raises a ValueError where more training images are asked for than there are."""
-    fresh = args.stages if args.fresh else 1
+    fresh = _helpings(args)
     wanted = part.examples * fresh + (args.held_out or 0)
     if wanted > available and (fresh > 1 or args.held_out):
         raise ValueError(

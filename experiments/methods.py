@@ -54,6 +54,15 @@ class Share(NamedTuple):
         """How many images a gradient is the mean of."""
         return self.examples // self.gradients
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """What woodfisher and mfac are told of it."""
+        return {
+            "gradients": self.gradients,
+            "window": self.gradients,
+            "examples_per_gradient": self.each,
+        }
+
 
 def share(examples: int, gradients: int | None = None) -> Share:
     """Divides images among gradients.

@@ -78,14 +78,7 @@ def make_estimator(
         part: how the images of the curvature are divided among gradients.
         damping: γ; None for the library's default.
     """
-    return methods.make_estimator(
-        method,
-        spec.model,
-        damping=damping,
-        gradients=part.gradients,
-        window=part.gradients,
-        examples_per_gradient=part.each,
-    )
+    return methods.make_estimator(method, spec.model, damping=damping, **part.settings)
 
 
 def fitted(method: str, case: Case, damping: float | None = None) -> Fitted:

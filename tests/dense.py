@@ -21,6 +21,27 @@ def matrix_of(linear, like):
     return np.asarray(jax.jit(lambda vs: jax.lax.map(product, vs))(jnp.eye(flat.size))).T
 
 
+def estimator_of(inverse):
+    """An `InverseFisher` that is one dense matrix, cut to a mask."""
+
+    def masked(tree, mask):
+        return tree if mask is None else jax.tree.map(lambda x, m: jnp.where(m, x, 0), tree, mask)
+
+    def multiply(state, v, mask=None):
+        flat, unravel = ravel_pytree(masked(v, mask))
+        return masked(unravel(inverse @ flat), mask)
+
+    def diagonal(state, params, mask=None):
+        return masked(ravel_pytree(params)[1](jnp.diag(inverse)), mask)
+
+    return flj.InverseFisher(
+        init=lambda params: (),
+        update=lambda state, *_: state,
+        multiply=multiply,
+        diagonal=diagonal,
+    )
+
+
 def random_like(key, tree, scale=1.0):
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))

@@ -62,7 +62,7 @@ def fishleg(
     Args:
         model: the model.
         damping: γ, in units of the Fisher per example (nats per squared weight).  None for half
-             the root mean square of the Fisher's diagonal over the leaves of two or more
+            the root mean square of the Fisher's diagonal over the leaves of two or more
             dimensions, measured during the start.
         factors: how Q is built for a leaf: a constructor of `fishleg_jax.inverse.factors`, or a
             mapping of regular expressions over key paths to constructors, of which the first that

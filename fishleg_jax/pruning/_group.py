@@ -1,7 +1,6 @@
 """The group update: the exact minimiser of the quadratic model over all weights that are kept."""
 
 import math
-from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -11,7 +10,14 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
-from fishleg_jax.pruning._independent import STEPS, Compensation, independent, lowest_loss
+from fishleg_jax.pruning._independent import (
+    STEPS,
+    Compensation,
+    corrections,
+    lowest_loss,
+    scaled,
+    to_zero,
+)
 from fishleg_jax.pruning._solver import conjugate_gradients
 
 RAISE = 4.0  # times which the damping is raised where the full step was not the best
@@ -83,7 +89,6 @@ def group(
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
     steps = STEPS if check_step else STEPS[:1]
-    single = independent(first_order=first_order, check_step=False)
 
     def compensate(
         params: Any,
@@ -95,45 +100,48 @@ def group(
     ) -> tuple[Any, dict]:
         if curvature is None:
             raise ValueError("curvature is needed for the Fisher products of a group update")
-        gamma = getattr(state, "damping", None) if damping is None else damping
-        if gamma is None:
+        lowest = getattr(state, "damping", None) if damping is None else damping
+        if lowest is None:
             raise ValueError("damping must be given: this estimate of the inverse has none")
-        gamma = first_gamma = jnp.asarray(gamma)
         params = _tree.widen(params)
         gradient = curvature.gradient(params)
-        pruned = jax.tree.map(lambda w, m: jnp.where(m, 0, -w), params, new_mask)
-        change, _ = single(params, old_mask, new_mask, curvature, estimator, state)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        pruned = to_zero(params, zero, new_mask)
+        change = jitted(corrections, estimator)(
+            state, params, old_mask, new_mask, gradient if first_order else None
+        )
         x = apply_mask(change, new_mask)
-        kept_gradient = gradient if first_order else jax.tree.map(jnp.zeros_like, gradient)
+        kept_gradient = gradient if first_order else zero
         right = jitted(_right_side)(curvature.product(params, pruned), kept_gradient, new_mask)
         before = float(curvature.loss(params))
 
         best = None
-        for _ in range(attempts if check_step else 1):
+        for attempt in range(attempts if check_step else 1):
+            raised = RAISE**attempt
+            gamma = jnp.asarray(lowest * raised)
 
             def product(v, gamma=gamma):
                 return jitted(_damped)(curvature.product(params, v), v, gamma, new_mask)
 
             solve = conjugate_gradients(
-                product, _preconditioner(estimator), (state, new_mask), right, x,
+                product, jitted(_precondition, estimator), (state, new_mask), right, x,
                 iterations=iterations, tolerance=tolerance,
             )  # fmt: skip
             x = solve.x
-            deltas = [jax.tree.map(lambda p, k, s=s: p + s * k, pruned, x) for s in steps]
+            deltas = [scaled(params, x, new_mask, step) for step in steps]
             i, losses = lowest_loss(curvature, params, deltas)
             if best is None or losses[i] < best[0]:
                 info = {
                     "damping": float(gamma),
                     "iterations": int(solve.iterations),
                     "residual": float(solve.relative),
-                    "raised": float(gamma / first_gamma) if damping is None else None,
+                    "raised": raised if damping is None else None,
                 }
                 if check_step:
                     info |= {"step": steps[i], "losses": losses}
                 best = losses[i], deltas[i], gamma, info
             if steps[i] == 1.0:
                 break
-            gamma = gamma * RAISE
         loss, delta, gamma, info = best
         image = curvature.product(params, delta)
         return delta, info | _told(gradient, delta, image, gamma, loss - before)
@@ -154,11 +162,6 @@ def _right_side(image: Any, gradient: Any, mask: Any) -> Any:
 
 def _damped(image: Any, vector: Any, gamma: jax.Array, mask: Any) -> Any:
     return apply_mask(jax.tree.map(lambda f, v: f + gamma * v, image, vector), mask)
-
-
-@lru_cache(maxsize=64)  # one function for one estimator, so that it compiles once
-def _preconditioner(estimator: InverseFisher) -> Any:
-    return partial(_precondition, estimator)
 
 
 def _precondition(estimator: InverseFisher, state: Any, mask: Any, residual: Any) -> Any:

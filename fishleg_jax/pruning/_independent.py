@@ -16,7 +16,7 @@ Compensation = Callable[..., tuple[Any, dict]]
 STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step tries
 
 
-def _to_zero(params: Any, delta: Any, new_mask: Any) -> Any:
+def to_zero(params: Any, delta: Any, new_mask: Any) -> Any:
     """The delta with `-w` for every pruned weight."""
     return jax.tree.map(lambda w, d, m: jnp.where(m, d, -w), params, delta, new_mask)
 
@@ -45,7 +45,7 @@ def none() -> Compensation:
     ) -> tuple[Any, dict]:
         del old_mask, curvature, estimator, state
         params = _tree.widen(params)
-        return _to_zero(params, jax.tree.map(jnp.zeros_like, params), new_mask), {}
+        return to_zero(params, jax.tree.map(jnp.zeros_like, params), new_mask), {}
 
     return compensate
 
@@ -99,11 +99,11 @@ def independent(
         if curvature is None and (first_order or check_step):
             raise ValueError("curvature is needed for the gradient and for the check of the step")
         gradient = curvature.gradient(params) if first_order else None
-        correct = jitted(_independent, estimator)
+        correct = jitted(corrections, estimator)
         delta = correct(state, params, old_mask, new_mask, gradient)
         if not check_step:
-            return _scaled(params, delta, new_mask, scale), {}
-        candidates = [_scaled(params, delta, new_mask, scale * step) for step in STEPS]
+            return scaled(params, delta, new_mask, scale), {}
+        candidates = [scaled(params, delta, new_mask, scale * step) for step in STEPS]
         best, losses = lowest_loss(curvature, params, candidates)
         return candidates[best], {"step": STEPS[best], "losses": losses}
 
@@ -119,12 +119,12 @@ def lowest_loss(
     return worst_last.index(min(worst_last)), losses
 
 
-def _scaled(params: Any, delta: Any, new_mask: Any, scale: float) -> Any:
+def scaled(params: Any, delta: Any, new_mask: Any, scale: float) -> Any:
     """A share of the change of kept weights, and all of that of pruned ones."""
-    return _to_zero(params, jax.tree.map(lambda d: scale * d, delta), new_mask)
+    return to_zero(params, jax.tree.map(lambda d: scale * d, delta), new_mask)
 
 
-def _independent(
+def corrections(
     estimator: InverseFisher,
     state: Any,
     params: Any,
@@ -132,6 +132,7 @@ def _independent(
     new_mask: Any,
     gradient: Any | None,
 ) -> Any:
+    """The formula of `independent`, over all weights; a gradient of None is none."""
     diagonal = estimator.diagonal(state, params, old_mask)
     target = params
     if gradient is not None:

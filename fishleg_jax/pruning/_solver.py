@@ -59,14 +59,15 @@ def conjugate_gradients(
     Returns:
         The last sound iterate.
     """
-    state = jitted(_begin, precondition)(arguments, right, x, product(x))
+    scale = jitted(_norm)(right)
+    state = jitted(_begin, precondition)(arguments, right, scale, x, product(x))
 
     def unfinished(state: Solve) -> jax.Array:
         return state.sound & (state.relative > tolerance) & (state.iterations < iterations)
 
     def advance(state: Solve) -> Solve:
         image = product(state.direction)
-        return jitted(_advance, precondition)(arguments, right, state, image)
+        return jitted(_advance, precondition)(arguments, scale, state, image)
 
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         return jax.lax.while_loop(unfinished, advance, state)
@@ -79,23 +80,25 @@ def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(_tree.dot(tree, tree))
 
 
-def _relative(residual: Any, right: Any) -> jax.Array:
+def _relative(residual: Any, scale: jax.Array) -> jax.Array:
     # nothing on the right side: zero is the solution, and any residual is large beside it
-    return _norm(residual) / jnp.maximum(_norm(right), jnp.finfo(jnp.float32).tiny)
+    return _norm(residual) / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
 
 
-def _begin(precondition: Callable, arguments: tuple, right: Any, x: Any, image: Any) -> Solve:
+def _begin(
+    precondition: Callable, arguments: tuple, right: Any, scale: jax.Array, x: Any, image: Any
+) -> Solve:
     residual = jax.tree.map(jnp.subtract, right, image)
     direction = precondition(*arguments, residual)
     steepness = _tree.dot(residual, direction)
-    relative = _relative(residual, right)
+    relative = _relative(residual, scale)
     sound = jnp.isfinite(relative) & jnp.isfinite(steepness) & (steepness > 0)
     zero = jnp.zeros((), jnp.int32)
     return Solve(x, residual, direction, steepness, relative, zero, sound)
 
 
 def _advance(
-    precondition: Callable, arguments: tuple, right: Any, state: Solve, image: Any
+    precondition: Callable, arguments: tuple, scale: jax.Array, state: Solve, image: Any
 ) -> Solve:
     curvature = _tree.dot(state.direction, image)
     length = state.steepness / curvature
@@ -105,7 +108,7 @@ def _advance(
     steepness = _tree.dot(residual, ahead)
     share = steepness / state.steepness
     direction = jax.tree.map(lambda z, p: z + share * p, ahead, state.direction)
-    relative = _relative(residual, right)
+    relative = _relative(residual, scale)
     forward = (curvature > 0) & jnp.isfinite(length) & jnp.isfinite(relative)
     sound = forward & jnp.isfinite(steepness) & (steepness > 0)
     moved = Solve(x, residual, direction, steepness, relative, state.iterations + 1, sound)

@@ -194,7 +194,7 @@ def prune_one_shot(
             f"got {batches_per_stage}"
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
-    held_out_loss = None if held_out is None else fisher.curvature(model, held_out).loss
+    check = None if held_out is None else fisher.curvature(model, held_out)
     factor = 1.0  # of the damping
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     removed, told = None, []
@@ -202,15 +202,15 @@ def prune_one_shot(
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
         seen_batches = [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
         curvature = fisher.curvature(model, seen_batches)
-        if held_out_loss is not None:
-            curvature = curvature._replace(loss=held_out_loss)
+        if check is not None:
+            curvature = curvature._replace(loss=check.loss)
         if state is None or stage > 0:
             seen = masks if stage > 0 else None
             state = fit(
                 estimator, params, seen_batches, key=stage_key, masks=seen, on_update=on_update
             )  # fmt: skip
         if adapt_damping:
-            state = _with_damping(state, factor)
+            state = state._replace(damping=state.damping * factor)
         scores = _scores(params, estimator, state, masks, curvature if first_order else None)
         ranked = scores if costs is None else jax.tree.map(jnp.divide, scores, costs)
         new_masks = _masks.make_masks(ranked, target, scope=scope, prunable=prunable, masks=masks)
@@ -241,11 +241,6 @@ def _scores(
     scores = obs_saliency(params, safe, step)
     _require_finite(scores, "the diagonal of the inverse Fisher")
     return scores
-
-
-def _with_damping(state: Any, factor: float) -> Any:
-    """A state at a multiple of its damping."""
-    return state if factor == 1 else state._replace(damping=state.damping * factor)
 
 
 def _adapted(info: dict) -> float:

@@ -11,22 +11,11 @@ from tests import dense
 
 
 def any_inverse(params, seed=0):
-    """An estimator whose inverse Fisher is one dense positive definite matrix."""
-    flat, unravel = ravel_pytree(params)
+    """An estimator whose inverse Fisher is one dense positive definite matrix, and the matrix."""
+    flat, _ = ravel_pytree(params)
     root = np.random.default_rng(seed).normal(size=(flat.size, flat.size + 3))
     q = jnp.asarray(root @ root.T, flat.dtype)
-
-    def masked(tree, mask):
-        return tree if mask is None else jax.tree.map(jnp.multiply, tree, mask)
-
-    return q, flj.InverseFisher(
-        init=lambda params: (),
-        update=lambda state, *_: state,
-        multiply=lambda state, v, mask=None: masked(
-            unravel(q @ ravel_pytree(masked(v, mask))[0]), mask
-        ),
-        diagonal=lambda state, params, mask=None: masked(unravel(jnp.diag(q)), mask),
-    )
+    return q, dense.estimator_of(q)
 
 
 def weights_and_masks(key, dtype=jnp.float64):

@@ -44,23 +44,7 @@ def problem(seed, size=9):
 
 def dense_inverse(fisher, damping=DAMPING):
     """An estimator that knows the damped inverse exactly, and cuts it to a mask."""
-    inverse = jnp.linalg.inv(fisher + damping * jnp.eye(len(fisher)))
-
-    def masked(v, mask):
-        return v if mask is None else jax.tree.map(lambda x, m: jnp.where(m, x, 0), v, mask)
-
-    def multiply(state, v, mask=None):
-        flat, unravel = ravel_pytree(masked(v, mask))
-        return masked(unravel(inverse @ flat), mask)
-
-    return flj.InverseFisher(
-        init=lambda params: (),
-        update=lambda state, *_: state,
-        multiply=multiply,
-        diagonal=lambda state, params, mask=None: masked(
-            ravel_pytree(params)[1](jnp.diag(inverse)), mask
-        ),
-    )
+    return dense.estimator_of(jnp.linalg.inv(fisher + damping * jnp.eye(len(fisher))))
 
 
 def solved(seed, *, first_order=False, **options):
