@@ -11,10 +11,10 @@ from fishleg_jax import _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model, predict
+from fishleg_jax.pruning import _stage
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
-from fishleg_jax.pruning.report import Report, make_report, removed_scores
-from fishleg_jax.pruning.saliency import obs_saliency
+from fishleg_jax.pruning.report import Report, make_report
 from fishleg_jax.pruning.schedules import stage_sparsities
 
 GOOD, POOR = 0.25, 1.0  # ratios of a prediction's error, see `_adapted`
@@ -195,9 +195,8 @@ def prune_one_shot(
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
     check = None if held_out is None else fisher.curvature(model, held_out)
-    factor = 1.0  # of the damping
-    masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    removed, told = None, []
+    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable)
+    point, factor, told = _stage.dense(params), 1.0, []  # a factor of the damping
     for stage, target in enumerate(targets):
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
         seen_batches = [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
@@ -205,42 +204,19 @@ def prune_one_shot(
         if check is not None:
             curvature = curvature._replace(loss=check.loss)
         if state is None or stage > 0:
-            seen = masks if stage > 0 else None
+            seen = point.masks if stage > 0 else None
             state = fit(
-                estimator, params, seen_batches, key=stage_key, masks=seen, on_update=on_update
+                estimator, point.params, seen_batches,
+                key=stage_key, masks=seen, on_update=on_update,
             )  # fmt: skip
         if adapt_damping:
             state = state._replace(damping=state.damping * factor)
-        scores = _scores(params, estimator, state, masks, curvature if first_order else None)
-        ranked = scores if costs is None else jax.tree.map(jnp.divide, scores, costs)
-        new_masks = _masks.make_masks(ranked, target, scope=scope, prunable=prunable, masks=masks)
-        delta, info = compensation(params, masks, new_masks, curvature, estimator, state)
-        pruned = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, delta)
-        params = _masks.apply_masks(pruned, new_masks)
-        _require_finite(params, "the compensated weights")
-        gone = removed_scores(scores, masks, new_masks)
-        removed = gone if removed is None else jax.tree.map(jnp.add, removed, gone)
+        point, info = _stage.advance(plan, point, state, target, curvature)
         told.append({"sparsity": target} | info)
         if adapt_damping:
             factor *= _adapted(info)
-        masks = new_masks
-    return Result(params, masks, make_report(removed, masks, chosen), state, tuple(told))
-
-
-def _scores(
-    params: Any, estimator: InverseFisher, state: Any, masks: Any, curvature: Any | None
-) -> Any:
-    """OBS scores of the surviving weights, with the gradient's part where a curvature is given."""
-    step = None
-    if curvature is not None:
-        gradient = curvature.gradient(_tree.widen(params))
-        step = jitted(estimator.multiply)(state, gradient, masks)
-    diagonal = jitted(estimator.diagonal)(state, params, masks)
-    # pruned weights have no curvature, and need no score
-    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, masks)
-    scores = obs_saliency(params, safe, step)
-    _require_finite(scores, "the diagonal of the inverse Fisher")
-    return scores
+    report = make_report(point.removed, point.masks, chosen)
+    return Result(point.params, point.masks, report, state, tuple(told))
 
 
 def _adapted(info: dict) -> float:
@@ -273,12 +249,3 @@ def _check_model(model: Model, params: Any, batch: Batch) -> None:
         raise ValueError(f"batches[0] does not fit the model: {error}") from error
     if not bool(_tree.all_finite(outputs)):
         raise FloatingPointError("the model predicts NaN or infinity on batches[0]")
-
-
-def _require_finite(tree: Any, what: str) -> None:
-    for name, leaf in _tree.named_leaves(tree):
-        if not bool(jnp.all(jnp.isfinite(leaf))):
-            raise FloatingPointError(
-                f"{what} has NaN or infinite values at {name!r}, so nothing was pruned; "
-                "a larger damping helps"
-            )

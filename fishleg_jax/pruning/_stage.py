@@ -1,0 +1,103 @@
+"""One stage of a pruning: scores, masks, and what the kept weights do about it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax._jit import jitted
+from fishleg_jax.fisher import Curvature
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._independent import Compensation
+from fishleg_jax.pruning.masks import apply_masks, make_masks
+from fishleg_jax.pruning.report import removed_scores
+from fishleg_jax.pruning.saliency import obs_saliency
+
+
+class Plan(NamedTuple):
+    """What all stages have in common; see `prune_one_shot`."""
+
+    estimator: InverseFisher
+    compensation: Compensation
+    scope: str = "global"
+    first_order: bool = False
+    costs: Any | None = None
+    prunable: _tree.Selection = None
+
+
+class Point(NamedTuple):
+    """How far a pruning has come.
+
+    Attributes:
+        params: the weights.
+        masks: which of them survive.
+        removed: for every leaf the sum of the scores of its pruned weights.
+    """
+
+    params: Any
+    masks: Any
+    removed: Any
+
+
+def dense(params: Any) -> Point:
+    """The point at which nothing is pruned."""
+    masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
+
+
+def advance(
+    plan: Plan, point: Point, state: Any, sparsity: float, curvature: Curvature
+) -> tuple[Point, dict]:
+    """Prunes on to a sparsity, with an inverse Fisher fitted at the point.
+
+    Args:
+        plan: how.
+        point: where.
+        state: the state of the plan's estimator.
+        sparsity: the fraction of the prunable weights that is pruned afterwards.
+        curvature: the loss on the stage's data.
+
+    Returns:
+        The next point, and what the compensation tells.
+
+    Raises:
+        FloatingPointError: the inverse or the new weights are not finite.
+    """
+    scores = _scores(plan, point, state, curvature)
+    ranked = scores if plan.costs is None else jax.tree.map(jnp.divide, scores, plan.costs)
+    masks = make_masks(
+        ranked, sparsity, scope=plan.scope, prunable=plan.prunable, masks=point.masks
+    )
+    delta, info = plan.compensation(
+        point.params, point.masks, masks, curvature, plan.estimator, state
+    )
+    moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), point.params, delta)
+    params = apply_masks(moved, masks)
+    _require_finite(params, "the compensated weights")
+    removed = removed_scores(scores, point.masks, masks)
+    return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
+
+
+def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:
+    """OBS scores of the surviving weights, with the gradient's part where it takes part."""
+    params, masks = point.params, point.masks
+    step = None
+    if plan.first_order:
+        gradient = curvature.gradient(_tree.widen(params))
+        step = jitted(plan.estimator.multiply)(state, gradient, masks)
+    diagonal = jitted(plan.estimator.diagonal)(state, params, masks)
+    # pruned weights have no curvature, and need no score
+    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, masks)
+    scores = obs_saliency(params, safe, step)
+    _require_finite(scores, "the diagonal of the inverse Fisher")
+    return scores
+
+
+def _require_finite(tree: Any, what: str) -> None:
+    for name, leaf in _tree.named_leaves(tree):
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise FloatingPointError(
+                f"{what} has NaN or infinite values at {name!r}, so nothing was pruned; "
+                "a larger damping helps"
+            )
