@@ -70,19 +70,60 @@ def curvature_batches(
     Raises:
         ValueError: there are not so many examples.
     """
-    if examples + beside > len(train[0]):
-        raise ValueError(
-            f"{examples + beside} training images are wanted, and there are {len(train[0])}"
-        )
-    size = min(batch_size, examples)
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(train[0]), beside or examples, replace=False)
+    rows = _choose(len(train[0]), beside or examples, seed)
     if beside:
-        others = np.setdiff1d(np.arange(len(train[0])), chosen)
-        chosen = rng.choice(others, examples, replace=False)
-    used = examples // size * size if fill else examples
-    rows = [chosen[begin : begin + size] for begin in range(0, used, size)]
-    return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in rows]
+        others = np.setdiff1d(np.arange(len(train[0])), rows)
+        rows = others[_choose(len(others), examples, [seed, 1])]
+    size = min(batch_size, examples)
+    return _cut(train, constants, rows[: examples // size * size] if fill else rows, size)
+
+
+def stage_batches(
+    train: data.Arrays,
+    constants: Any,
+    *,
+    stages: int,
+    examples: int,
+    batch_size: int,
+    seed: int,
+    held_out: int = 0,
+) -> list[tuple]:
+    """Training examples for several stages, each seen again only when all were seen as often.
+
+    Args:
+        train: the training inputs and targets.
+        constants: the model's constants; may be empty.
+        stages: how many stages.
+        examples: how many each of them sees.
+        batch_size: how many are in a batch; the last one of a stage may be smaller.
+        seed: which ones are chosen, and their order.
+        held_out: how many no stage may see: those of `curvature_batches(beside=)` for all that the
+            stages may see, `min(stages · examples, what is left)`.
+
+    Returns:
+        Batches as the library wants them, equally many for each stage, one stage's after the other.
+
+    Raises:
+        ValueError: there are not so many examples.
+    """
+    total, available = stages * examples, len(train[0]) - held_out
+    rows = _choose(len(train[0]), min(total, available), seed)
+    rounds = [rows]
+    while len(rounds) * len(rows) < total:
+        rounds.append(np.random.default_rng([seed, 2, len(rounds)]).permutation(rows))
+    rows = np.concatenate(rounds)[:total].reshape(stages, examples)
+    return [batch for own in rows for batch in _cut(train, constants, own, batch_size)]
+
+
+def _choose(available: int, examples: int, seed: int | list[int]) -> np.ndarray:
+    if not 0 < examples <= available:
+        raise ValueError(f"{examples} training images are wanted, and there are {available}")
+    return np.random.default_rng(seed).choice(available, examples, replace=False)
+
+
+def _cut(train: data.Arrays, constants: Any, rows: np.ndarray, size: int) -> list[tuple]:
+    parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in parts]
 
 
 def load(name: str, *, train_in: Path | None, data_dir: Path | None = None, seed: int = 0) -> Case:

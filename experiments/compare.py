@@ -73,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         default="geometric",
         help="of the sparsity over stages",
     )
-    add("--fresh", action="store_true", help="every stage sees --examples images of its own")
+    add(
+        "--fresh",
+        action="store_true",
+        help="each stage sees --examples images that were seen least",
+    )
     add(
         "--held-out",
         type=arguments.at_least(1),

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import fishleg_jax as flj
 from experiments import data, memory, methods, results
-from experiments.cases import curvature_batches
+from experiments.cases import curvature_batches, stage_batches
 from experiments.fitting import FitClock, fit, progress
 from experiments.models import Spec
 
@@ -108,12 +108,11 @@ def _helpings(args: argparse.Namespace) -> int:
 
 def check_images(args: argparse.Namespace, part: methods.Share, available: int) -> None:
     """Raises a ValueError where more training images are asked for than there are."""
-    fresh = _helpings(args)
-    wanted = part.examples * fresh + (args.held_out or 0)
-    if wanted > available and (fresh > 1 or args.held_out):
+    wanted = part.examples + (args.held_out or 0)
+    if wanted > available and args.held_out:
         raise ValueError(
-            f"{part.examples} images in {fresh} stage(s) and {args.held_out or 0} held out are "
-            f"{wanted} images, and the training data has {available}"
+            f"{part.examples} images and {args.held_out} held out are {wanted} images, and the "
+            f"training data has {available}"
         )
 
 
@@ -164,12 +163,16 @@ def prune(
     batches = _batches(method, job, dense, job.part.examples, job.part, seed)
     per_stage, held_out = len(batches), None
     if settings.get("fresh"):
-        # stage by stage, so that none has a batch of another's images
-        batches = _fresh_batches(method, job, dense, seed)
+        batches = stage_batches(
+            job.split.train, dense.constants, stages=settings["stages"],
+            examples=job.part.examples, batch_size=settings["batch_size"], seed=seed,
+            held_out=job.args.held_out or 0,
+        )  # fmt: skip
     if "held_out" in settings:
+        seen = min(images_of(method, job), len(job.split.train[0]) - job.args.held_out)
         held_out = curvature_batches(
             job.split.train, dense.constants, examples=job.args.held_out,
-            batch_size=job.spec.batch, seed=seed, fill=False, beside=images_of(method, job),
+            batch_size=job.spec.batch, seed=seed, fill=False, beside=seen,
         )  # fmt: skip
     estimator = make_estimator(method, job.args, job.spec, job.part)
     compensation = flj.compensation.none()
@@ -256,20 +259,6 @@ def _batches(
         seed=seed,
         fill=False,
     )
-
-
-def _fresh_batches(method: str, job: Job, dense: results.Dense, seed: int) -> list[tuple]:
-    # every stage's images are equally many, and are cut into batches like those of a single stage
-    size = methods.batch_size(method, job.part, job.spec.batch)
-    every = curvature_batches(
-        job.split.train, dense.constants, examples=images_of(method, job),
-        batch_size=job.part.examples, seed=seed,
-    )  # fmt: skip
-    return [
-        (inputs[i : i + size], targets[i : i + size], *constants)
-        for inputs, targets, *constants in every
-        for i in range(0, job.part.examples, size)
-    ]
 
 
 def _truster(
