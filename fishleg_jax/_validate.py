@@ -38,25 +38,35 @@ def check_params(params: Any) -> None:
             raise ValueError(f"params: {name!r} has NaN or infinite weights")
 
 
-def check_batches(batches: Sequence[Any]) -> None:
-    """Raises a ValueError unless there is a batch and all are sound and of one make."""
+def check_batches(
+    batches: Sequence[Any], argument: str = "batches", like: Any | None = None
+) -> None:
+    """Raises a ValueError unless there is a batch and all are sound and of one make.
+
+    Args:
+        batches: what was given.
+        argument: the name of it.
+        like: a batch that they have to be like, one of `batches`; None for their first one.
+    """
     if not isinstance(batches, Sequence):
         raise ValueError(
-            f"batches must be a sequence, such as a list, of batches, got {type(batches).__name__}"
+            f"{argument} must be a sequence, such as a list, of batches, got "
+            f"{type(batches).__name__}"
         )
     if isinstance(batches, tuple) and batches and not isinstance(batches[0], (tuple, list)):
         raise ValueError(
-            "batches must be a sequence of batches (inputs, targets[, constants]), got what looks "
+            f"{argument} must be a sequence of batches (inputs, targets[, constants]), got what looks "
             "like one batch: put it into a list"
         )
     if len(batches) == 0:
-        raise ValueError("batches is empty: at least one batch is needed")
+        raise ValueError(f"{argument} is empty: at least one batch is needed")
+    first = batches[0] if like is None else like
     for i, batch in enumerate(batches):
-        _check_batch(batch, f"batches[{i}]")
-        if _make(batch) != _make(batches[0]):
+        _check_batch(batch, f"{argument}[{i}]")
+        if _make(batch) != _make(first):
             raise ValueError(
-                f"batches[{i}] must be like batches[0] but for the number of examples: "
-                f"{_make(batches[0])}; got {_make(batch)}"
+                f"{argument}[{i}] must be like batches[0] but for the number of examples: "
+                f"{_make(first)}; got {_make(batch)}"
             )
 
 
@@ -110,3 +120,18 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool]) -> None:
             )
         if prunable and not (_is_finite(cost) and (np.asarray(cost) > 0).all()):
             raise ValueError(f"costs: {name!r} is prunable, so its costs must be positive numbers")
+
+
+def check_constants(constants: Any, batch: Any) -> None:
+    """Raises unless constants may take the place of a batch's: like them, and finite.
+
+    It is a ValueError where they are of another make, a FloatingPointError where not finite.
+    """
+    if _make((*batch[:2], constants)) != _make(batch):
+        raise ValueError(
+            f"recalibrate must return constants like those of the batches, "
+            f"{jax.tree.map(np.shape, batch[2])}; got {jax.tree.map(np.shape, constants)}"
+        )
+    for name, leaf in _tree.named_leaves(constants):
+        if not _is_finite(leaf):
+            raise FloatingPointError(f"recalibrate returned NaN or infinity at {name!r}")

@@ -57,6 +57,9 @@ def losses(model: Model, params: Params, batch: Batch) -> jax.Array:
     Returns:
         An array of shape `(examples,)`, in nats.
 
+    Raises:
+        ValueError: the batch has no targets.
+
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
         >>> model = flj.Model(lambda params, x: x @ params, flj.likelihoods.categorical())
@@ -64,6 +67,8 @@ def losses(model: Model, params: Params, batch: Batch) -> jax.Array:
         Array([0.693], dtype=float32)
     """
     targets = split_batch(batch)[1]
+    if targets is None:
+        raise ValueError("batch has no targets, got None: a loss needs labels")
     return model.likelihood.negative_log_likelihood(predict(model, params, batch), targets)
 
 

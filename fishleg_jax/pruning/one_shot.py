@@ -30,6 +30,7 @@ class Result(NamedTuple):
         state: the state of the inverse Fisher (of the last stage), to use again at another
             sparsity.
         stages: for every stage a dictionary of its `sparsity` and what the compensation tells.
+        constants: what `recalibrate` made for these weights last, None without it.
     """
 
     params: Any
@@ -37,6 +38,7 @@ class Result(NamedTuple):
     report: Report
     state: Any
     stages: tuple[dict, ...]
+    constants: Any = None
 
 
 def fit(
@@ -99,6 +101,7 @@ def prune_one_shot(
     batches_per_stage: int | None = None,
     held_out: Sequence[Batch] | None = None,
     adapt_damping: bool = False,
+    recalibrate: Callable[[Any, Sequence[Batch]], Any] | None = None,
     scope: str = "global",
     compensation: _compensation.Compensation | None = None,
     first_order: bool = False,
@@ -128,6 +131,9 @@ def prune_one_shot(
             had to raise, doubles one that predicted badly and halves one that predicted well; it
             needs `group` without a damping of its own, and an estimator whose state has one that
             may be changed after the fit (not `woodfisher` in blocks of a given size).
+        recalibrate: called as `recalibrate(params, batches)` with the weights after every stage and
+            its batches; the constants that it returns, such as batch-norm statistics that fit the
+            pruned weights, take the place of those in all batches from then on.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
         compensation: what kept weights do about it; `compensation.independent()` by default, with
             the gradient where the scores have it.
@@ -146,8 +152,9 @@ def prune_one_shot(
     Raises:
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
-            costs that are not positive.
-        FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite.
+            costs that are not positive, constants from `recalibrate` that are unlike the batches'.
+        FloatingPointError: predictions, the fitted inverse, the pruned weights or the constants
+            from `recalibrate` are not finite.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -185,7 +192,12 @@ def prune_one_shot(
         )
 
     if held_out is not None:
-        _validate.check_batches(held_out)
+        _validate.check_batches(held_out, "held_out", like=batches[0])
+    if recalibrate is not None and len(batches[0]) < 3:
+        raise ValueError(
+            "recalibrate makes constants: batches must be (inputs, targets, constants), got "
+            "(inputs, targets)"
+        )
     if adapt_damping and not hasattr(jax.eval_shape(estimator.init, params), "damping"):
         raise ValueError("adapt_damping needs an estimator whose state has a damping")
     if batches_per_stage is not None and batches_per_stage not in range(1, len(batches) + 1):
@@ -194,14 +206,16 @@ def prune_one_shot(
             f"got {batches_per_stage}"
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
-    check = None if held_out is None else fisher.curvature(model, held_out)
     plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable)
-    point, factor, told = _stage.dense(params), 1.0, []  # a factor of the damping
+    point, constants, told = _stage.dense(params), None, []
+    factor = 1.0  # of the damping
     for stage, target in enumerate(targets):
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
-        seen_batches = [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
+        rows = range(stage * per_stage, (stage + 1) * per_stage)
+        seen_batches = _with([batches[i % len(batches)] for i in rows], constants)
         curvature = fisher.curvature(model, seen_batches)
-        if check is not None:
+        if held_out is not None:
+            check = fisher.curvature(model, _with(held_out, constants))
             curvature = curvature._replace(loss=check.loss)
         if state is None or stage > 0:
             seen = point.masks if stage > 0 else None
@@ -215,8 +229,16 @@ def prune_one_shot(
         told.append({"sparsity": target} | info)
         if adapt_damping:
             factor *= _adapted(info)
+        if recalibrate is not None:
+            constants = recalibrate(point.params, seen_batches)
+            _validate.check_constants(constants, seen_batches[0])
     report = make_report(point.removed, point.masks, chosen)
-    return Result(point.params, point.masks, report, state, tuple(told))
+    return Result(point.params, point.masks, report, state, tuple(told), constants)
+
+
+def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:
+    """Batches with other constants; None leaves them as they are."""
+    return batches if constants is None else [(*batch[:2], constants) for batch in batches]
 
 
 def _adapted(info: dict) -> float:

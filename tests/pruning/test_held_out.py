@@ -88,7 +88,7 @@ def test_a_stage_takes_over_the_damping(key):
     [
         ({"batches_per_stage": 0}, "batches_per_stage must be from 1 to 4, .* got 0"),
         ({"batches_per_stage": 5}, "batches_per_stage must be from 1 to 4, .* got 5"),
-        ({"held_out": []}, "batches"),
+        ({"held_out": []}, "held_out is empty"),
         (
             {"adapt_damping": True, "compensation": flj.compensation.independent()},
             "adapt_damping needs compensation.group",
