@@ -1,6 +1,5 @@
 """One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate, stage by stage."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,14 +9,12 @@ import jax.numpy as jnp
 from fishleg_jax import _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model, predict
-from fishleg_jax.pruning import _stage
+from fishleg_jax.model import Batch, Model, predict, split_batch
+from fishleg_jax.pruning import _stage, _walk
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning.report import Report, make_report
 from fishleg_jax.pruning.schedules import stage_sparsities
-
-GOOD, POOR = 0.25, 1.0  # ratios of a prediction's error, see `_adapted`
 
 
 class Result(NamedTuple):
@@ -29,7 +26,10 @@ class Result(NamedTuple):
         report: a row for every prunable leaf and a total; print it.
         state: the state of the inverse Fisher (of the last stage), to use again at another
             sparsity.
-        stages: for every stage a dictionary of its `sparsity` and what the compensation tells.
+        stages: for every stage a dictionary of its `sparsity`, the increase of the loss that was
+            `predicted` for it, and what the compensation tells.
+        stopped: None where all went as asked for; else a sentence: what went wrong at which stage.
+            Weights, masks and state are then those of the stage before.
     """
 
     params: Any
@@ -37,6 +37,7 @@ class Result(NamedTuple):
     report: Report
     state: Any
     stages: tuple[dict, ...]
+    stopped: str | None = None
 
 
 def fit(
@@ -195,42 +196,35 @@ def prune_one_shot(
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
     check = None if held_out is None else fisher.curvature(model, held_out)
-    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable)
-    point, factor, told = _stage.dense(params), 1.0, []  # a factor of the damping
-    for stage, target in enumerate(targets):
+    plan = _stage.Plan(
+        estimator, compensation, scope, first_order, costs, prunable,
+        measure=_can_measure(estimator, held_out or batches) and stages > 1,
+    )  # fmt: skip
+
+    def fit_at(stage: int, point: _stage.Point) -> tuple[Any, fisher.Curvature]:
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
         seen_batches = [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
         curvature = fisher.curvature(model, seen_batches)
         if check is not None:
             curvature = curvature._replace(loss=check.loss)
-        if state is None or stage > 0:
-            seen = point.masks if stage > 0 else None
-            state = fit(
-                estimator, point.params, seen_batches,
-                key=stage_key, masks=seen, on_update=on_update,
-            )  # fmt: skip
-        if adapt_damping:
-            state = state._replace(damping=state.damping * factor)
-        point, info = _stage.advance(plan, point, state, target, curvature)
-        told.append({"sparsity": target} | info)
-        if adapt_damping:
-            factor *= _adapted(info)
-    report = make_report(point.removed, point.masks, chosen)
-    return Result(point.params, point.masks, report, state, tuple(told))
+        if state is not None:
+            return state, curvature
+        seen = point.masks if stage > 0 else None
+        fitted = fit(
+            estimator, point.params, seen_batches, key=stage_key, masks=seen, on_update=on_update
+        )
+        return fitted, curvature
+
+    attempt = _walk.by_schedule(plan, targets)
+    outcome = _walk.walk(plan, _stage.dense(params), stages, fit_at, attempt, adapt_damping)
+    point, state, told, stopped = outcome
+    report = make_report(point.removed, point.masks, chosen, told, stopped)
+    return Result(point.params, point.masks, report, state, told, stopped)
 
 
-def _adapted(info: dict) -> float:
-    """What the damping is to be multiplied with after a stage: Levenberg and Marquardt's rule.
-
-    The loss rises when weights are pruned, so that the textbook's ratio of actual to predicted
-    decrease says nothing; how far the prediction is off, in units of the damped quadratic, does.
-    """
-    raised = info.get("raised")
-    if raised is None:
-        raise ValueError("adapt_damping needs compensation.group() without a damping of its own")
-    if not math.isfinite(info["ratio"]) or info["ratio"] > POOR:
-        return 2 * raised
-    return raised if raised > 1.5 or info["ratio"] > GOOD else 0.5
+def _can_measure(estimator: InverseFisher, batches: Sequence[Batch]) -> bool:
+    """Whether stages may look at the loss: the model is in use, and there are labels."""
+    return estimator.updates != 0 and all(split_batch(b)[1] is not None for b in batches)
 
 
 def _alike(state: Any, expected: Any) -> bool:
