@@ -4,17 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from fishleg_jax import _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model, predict, split_batch
-from fishleg_jax.pruning import _stage, _walk
+from fishleg_jax.model import Batch, Model
+from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning.report import Report, make_report
-from fishleg_jax.pruning.schedules import stage_sparsities
+from fishleg_jax.pruning.targets import Target
 
 
 class Result(NamedTuple):
@@ -27,9 +26,11 @@ class Result(NamedTuple):
         state: the state of the inverse Fisher (of the last stage), to use again at another
             sparsity.
         stages: for every stage a dictionary of its `sparsity`, the increase of the loss that was
-            `predicted` for it, and what the compensation tells.
-        stopped: None where all went as asked for; else a sentence: what went wrong at which stage.
-            Weights, masks and state are then those of the stage before.
+            `predicted` for it, the `actual` one where it is known, what is `lost` of a limit so far
+            or the `cost` that is kept of a budget, and what the compensation tells.
+        stopped: None where all went as asked for; else a sentence: at which stage what was not
+            finite, weights, masks and state being those of the stage before; or how a target was
+            not reached.
     """
 
     params: Any
@@ -94,7 +95,7 @@ def prune_one_shot(
     estimator: InverseFisher,
     batches: Sequence[Batch],
     *,
-    sparsity: float,
+    sparsity: float | Target,
     stages: int = 1,
     schedule: str = "geometric",
     batches_per_stage: int | None = None,
@@ -116,7 +117,9 @@ def prune_one_shot(
         params: its trained weights, any pytree of floating-point arrays.
         estimator: the inverse Fisher; `inverse.identity()` makes this magnitude pruning.
         batches: batches of training data for the curvature, never of the data reported on.
-        sparsity: the fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`.
+        sparsity: the fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`;
+            or one of `targets`: so many weights, bytes or operations, or as many as a loss or a
+            metric allows.
         stages: in how many stages; each fits the inverse anew, from nothing, at the weights and
             masks of the one before.
         schedule: how sparsity grows from stage to stage: `geometric` in density, `linear` or
@@ -147,8 +150,9 @@ def prune_one_shot(
     Raises:
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
-            costs that are not positive.
-        FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite.
+            costs that are not positive, a target that no pruning can reach.
+        FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite,
+            in the first stage; a later one ends the pruning instead, see `Result.stopped`.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -165,11 +169,11 @@ def prune_one_shot(
     """
     _validate.check_params(params)
     _validate.check_batches(batches)
-    _masks.number_to_prune(sparsity, 1)
     chosen = _tree.select(params, prunable, "prunable")
     if scope not in _masks.SCOPES:
         raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
-    targets = stage_sparsities(sparsity, stages, schedule=schedule)
+    goal = _goal.sparsity_or_target(sparsity, params, chosen, scope)
+    sparsities = _goal.planned(goal, stages, schedule)
     if compensation is None:
         checked = first_order or held_out is not None
         compensation = _compensation.independent(first_order=first_order, check_step=checked)
@@ -177,14 +181,8 @@ def prune_one_shot(
         _validate.check_costs(params, costs, chosen)
     key = jax.random.key(0) if key is None else key
     if estimator.updates != 0:
-        _check_model(model, params, batches[0])
-    if state is not None and stages > 1:
-        raise ValueError(f"state is for a single stage, which needs no other fit; stages={stages}")
-    if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
-        raise ValueError(
-            "state must be one of this estimator for these params; it has other shapes"
-        )
-
+        _arguments.check_model(model, params, batches[0])
+    _arguments.check_state(state, estimator, params, stages)
     if held_out is not None:
         _validate.check_batches(held_out)
     if adapt_damping and not hasattr(jax.eval_shape(estimator.init, params), "damping"):
@@ -196,10 +194,9 @@ def prune_one_shot(
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
     check = None if held_out is None else fisher.curvature(model, held_out)
-    plan = _stage.Plan(
-        estimator, compensation, scope, first_order, costs, prunable,
-        measure=_can_measure(estimator, held_out or batches) and stages > 1,
-    )  # fmt: skip
+    labelled = _arguments.have_labels(batches if held_out is None else held_out)
+    measure = stages > 1 and estimator.updates != 0 and labelled
+    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable, measure)
 
     def fit_at(stage: int, point: _stage.Point) -> tuple[Any, fisher.Curvature]:
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
@@ -215,31 +212,12 @@ def prune_one_shot(
         )
         return fitted, curvature
 
-    attempt = _walk.by_schedule(plan, targets)
+    overall = fisher.curvature(model, batches) if check is None else check
+    attempt = _goal.attempt_for(
+        goal, plan, model, params, batches[0], overall.loss if labelled else None, sparsities,
+        schedule,
+    )  # fmt: skip
     outcome = _walk.walk(plan, _stage.dense(params), stages, fit_at, attempt, adapt_damping)
     point, state, told, stopped = outcome
     report = make_report(point.removed, point.masks, chosen, told, stopped)
     return Result(point.params, point.masks, report, state, told, stopped)
-
-
-def _can_measure(estimator: InverseFisher, batches: Sequence[Batch]) -> bool:
-    """Whether stages may look at the loss: the model is in use, and there are labels."""
-    return estimator.updates != 0 and all(split_batch(b)[1] is not None for b in batches)
-
-
-def _alike(state: Any, expected: Any) -> bool:
-    """Whether two states have one structure and the same shapes."""
-    if jax.tree.structure(state) != jax.tree.structure(expected):
-        return False
-    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
-    return all(jnp.shape(a) == b.shape for a, b in pairs)
-
-
-def _check_model(model: Model, params: Any, batch: Batch) -> None:
-    """Raises where a model can't predict a batch, or predicts NaN or infinity."""
-    try:
-        outputs = jitted(predict, model)(params, batch)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"batches[0] does not fit the model: {error}") from error
-    if not bool(_tree.all_finite(outputs)):
-        raise FloatingPointError("the model predicts NaN or infinity on batches[0]")
