@@ -111,7 +111,7 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bo
                 f"costs: {name!r} must be a number or have shape {np.shape(leaf)}, got "
                 f"{np.shape(cost)}"
             )
-        lowest = np.min(cost, initial=np.inf)
+        lowest = np.asarray(cost, float).min(initial=np.inf)
         if prunable and not (_is_finite(cost) and (lowest > 0 or lowest == 0 and not positive)):
             kind = "positive numbers" if positive else "numbers of at least 0"
             raise ValueError(f"costs: {name!r} is prunable, so its costs must be {kind}")
