@@ -136,6 +136,16 @@ def test_a_ranking_that_changes_from_stage_to_stage_still_ends_at_the_budget(key
         assert 60 - 10 < cost <= 60 and result.stages[-1]["cost"] == cost
 
 
+@pytest.mark.parametrize("costs", [{"a": 1.0, "b": 10.0}, {"a": np.ones((10, 3)), "b": 10.0}])
+def test_only_prunable_weights_count(costs):
+    params, batches = problem()
+    for target in (flj.targets.cost(12, costs), flj.targets.weights(12)):
+        result = prune(params, batches, target, prunable="a")
+        assert int(result.masks["a"].sum()) == 12 and bool(result.masks["b"].all())
+    costs["b"] = np.full((10, 1), -1.0)  # not looked at
+    assert prune(params, batches, flj.targets.cost(12, costs), prunable="a").stopped is None
+
+
 def test_a_budget_is_kept_in_every_layer():
     params, batches = problem()
     result = prune(params, batches, flj.targets.cost(100, {"a": 1.0, "b": 10.0}), scope="layer")
@@ -171,11 +181,23 @@ def test_the_loss_rises_by_no_more(x64, stages, measured):
     assert before == sorted(before) and len(before) <= stages
 
 
-def test_a_resolution_ends_the_search(x64):
-    params, batches = problem(dtype=jnp.float64)
-    limit = float(losses(params)[22] * 1.001)
-    result = prune(params, batches, flj.targets.loss_increase(limit, resolution=0.1))
-    assert 22 - 4 < pruned(result) <= 22  # a tenth of 40 weights
+def counting_metric():
+    """Minus the number of pruned weights, which lists what it was asked for."""
+    tried = []
+
+    def metric(weights):
+        tried.append(int((dense.ravel(weights) == 0).sum()))
+        return -tried[-1]
+
+    return tried, metric
+
+
+def test_a_resolution_ends_the_search():
+    params, batches = problem()
+    tried, metric = counting_metric()
+    result = prune(params, batches, flj.targets.metric(metric, 22, resolution=0.1))
+    assert tried == [0, 39, 19, 29, 24, 21]  # 21 holds and 24 does not: less than a tenth of 40
+    assert pruned(result) == 21 and result.stopped is None
 
 
 def counting():
@@ -195,12 +217,7 @@ def counting():
 def test_one_stage_is_fitted_once_for_all_that_is_tried():
     params, batches = problem()
     fits, estimator = counting()
-    tried = []
-
-    def metric(weights):
-        tried.append(int((dense.ravel(weights) == 0).sum()))
-        return -tried[-1]
-
+    tried, metric = counting_metric()
     result = prune(params, batches, flj.targets.metric(metric, 17.5), estimator)
     jax.effects_barrier()
     assert pruned(result) == 17 and fits == [0]
@@ -211,12 +228,7 @@ def test_several_stages_are_fitted_once_each_and_the_last_is_bisected():
     """What is fitted at 30 of 40 is used for all that is tried between 30 and 35."""
     params, batches = problem()
     fits, estimator = counting()
-    tried = []
-
-    def metric(weights):
-        tried.append(int((dense.ravel(weights) == 0).sum()))
-        return -tried[-1]
-
+    tried, metric = counting_metric()
     target = flj.targets.metric(metric, 37, highest=0.96875)
     result = prune(params, batches, target, estimator, stages=5)
     jax.effects_barrier()
