@@ -12,7 +12,7 @@ from fishleg_jax.fisher import (
 )
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, loss, losses
-from fishleg_jax.pruning import compensation
+from fishleg_jax.pruning import compensation, targets
 from fishleg_jax.pruning.costs import weight_costs
 from fishleg_jax.pruning.files import load_masks, save_masks
 from fishleg_jax.pruning.masks import apply_masks, make_masks, sparsity
@@ -48,6 +48,7 @@ __all__ = [
     "save_masks",
     "sparsity",
     "stage_sparsities",
+    "targets",
     "trust",
     "weight_costs",
 ]

@@ -55,8 +55,8 @@ def check_batches(
         )
     if isinstance(batches, tuple) and batches and not isinstance(batches[0], (tuple, list)):
         raise ValueError(
-            f"{argument} must be a sequence of batches (inputs, targets[, constants]), got what looks "
-            "like one batch: put it into a list"
+            f"{argument} must be a sequence of batches (inputs, targets[, constants]), got what "
+            "looks like one batch: put it into a list"
         )
     if len(batches) == 0:
         raise ValueError(f"{argument} is empty: at least one batch is needed")
@@ -104,8 +104,11 @@ def _check_batch(batch: Any, argument: str) -> None:
             raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")
 
 
-def check_costs(params: Any, costs: Any, chosen: Sequence[bool]) -> None:
-    """Raises a ValueError unless every prunable leaf has positive costs, one or one a weight."""
+def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bool = True) -> None:
+    """Raises a ValueError unless every prunable leaf has positive costs, one or one a weight.
+
+    Where they need not be positive, they may be zero.
+    """
     if jax.tree.structure(params) != jax.tree.structure(costs):
         raise ValueError(
             f"costs must have the structure of the parameters, {jax.tree.structure(params)}; got "
@@ -118,8 +121,10 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool]) -> None:
                 f"costs: {name!r} must be a number or have shape {np.shape(leaf)}, got "
                 f"{np.shape(cost)}"
             )
-        if prunable and not (_is_finite(cost) and (np.asarray(cost) > 0).all()):
-            raise ValueError(f"costs: {name!r} is prunable, so its costs must be positive numbers")
+        lowest = np.asarray(cost, float).min(initial=np.inf)
+        if prunable and not (_is_finite(cost) and (lowest > 0 or lowest == 0 and not positive)):
+            kind = "positive numbers" if positive else "numbers of at least 0"
+            raise ValueError(f"costs: {name!r} is prunable, so its costs must be {kind}")
 
 
 def check_constants(constants: Any, batch: Any) -> None:

@@ -1,5 +1,6 @@
 """One stage of a pruning: scores, masks, and what the kept weights do about it."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,10 @@ from fishleg_jax.pruning.saliency import obs_saliency
 
 
 class Plan(NamedTuple):
-    """What all stages have in common; see `prune_one_shot`."""
+    """What all stages have in common; see `prune_one_shot`.
+
+    `measure` is whether the change of the loss is told where the compensation does not tell it.
+    """
 
     estimator: InverseFisher
     compensation: Compensation
@@ -24,6 +28,7 @@ class Plan(NamedTuple):
     first_order: bool = False
     costs: Any | None = None
     prunable: _tree.Selection = None
+    measure: bool = False
 
 
 class Point(NamedTuple):
@@ -40,35 +45,63 @@ class Point(NamedTuple):
     removed: Any
 
 
+class Fitted(NamedTuple):
+    """A point with a sound inverse Fisher; any sparsity can be tried from here.
+
+    Attributes:
+        point: where it is fitted.
+        state: the state of the plan's estimator.
+        curvature: the loss on the stage's data.
+        scores: of the weights that survive at the point.
+    """
+
+    point: Point
+    state: Any
+    curvature: Curvature
+    scores: Any
+
+
 def dense(params: Any) -> Point:
     """The point at which nothing is pruned."""
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
 
 
-def advance(
-    plan: Plan, point: Point, state: Any, sparsity: float, curvature: Curvature
-) -> tuple[Point, dict]:
-    """Prunes on to a sparsity, with an inverse Fisher fitted at the point.
+def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
+    """Scores the surviving weights of a point, with an inverse Fisher that was fitted there.
+
+    Raises:
+        FloatingPointError: the inverse is not finite.
+    """
+    return Fitted(point, state, curvature, _scores(plan, point, state, curvature))
+
+
+def choose(plan: Plan, fitted: Fitted, sparsity: float) -> Any:
+    """The masks of a sparsity, by the scores at a point: of a higher sparsity a part of these."""
+    scores = fitted.scores
+    ranked = scores if plan.costs is None else jax.tree.map(jnp.divide, scores, plan.costs)
+    return make_masks(
+        ranked, sparsity, scope=plan.scope, prunable=plan.prunable, masks=fitted.point.masks
+    )
+
+
+def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
+    """Prunes on to a sparsity, from a point with an inverse Fisher.
 
     Args:
         plan: how.
-        point: where.
-        state: the state of the plan's estimator.
+        fitted: from where.
         sparsity: the fraction of the prunable weights that is pruned afterwards.
-        curvature: the loss on the stage's data.
 
     Returns:
-        The next point, and what the compensation tells.
+        The next point, and what the compensation tells, with the sum of the scores that went for
+        `predicted` where it predicts nothing itself.
 
     Raises:
-        FloatingPointError: the inverse or the new weights are not finite.
+        FloatingPointError: the new weights are not finite, or their loss is not.
     """
-    scores = _scores(plan, point, state, curvature)
-    ranked = scores if plan.costs is None else jax.tree.map(jnp.divide, scores, plan.costs)
-    masks = make_masks(
-        ranked, sparsity, scope=plan.scope, prunable=plan.prunable, masks=point.masks
-    )
+    point, state, curvature, scores = fitted
+    masks = choose(plan, fitted, sparsity)
     delta, info = plan.compensation(
         point.params, point.masks, masks, curvature, plan.estimator, state
     )
@@ -76,7 +109,17 @@ def advance(
     params = apply_masks(moved, masks)
     _require_finite(params, "the compensated weights")
     removed = removed_scores(scores, point.masks, masks)
+    info = {"predicted": float(sum(jax.tree.leaves(removed)))} | info
+    if plan.measure and "actual" not in info:
+        before, after = (float(curvature.loss(_tree.widen(p))) for p in (point.params, params))
+        info["actual"] = after - before
+    if not math.isfinite(info.get("actual", 0.0)) and _is_sound(curvature, point):
+        raise FloatingPointError("the loss of the pruned weights is not finite")
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
+
+
+def _is_sound(curvature: Curvature, point: Point) -> bool:
+    return math.isfinite(curvature.loss(_tree.widen(point.params)))
 
 
 def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:
@@ -98,6 +141,5 @@ def _require_finite(tree: Any, what: str) -> None:
     for name, leaf in _tree.named_leaves(tree):
         if not bool(jnp.all(jnp.isfinite(leaf))):
             raise FloatingPointError(
-                f"{what} has NaN or infinite values at {name!r}, so nothing was pruned; "
-                "a larger damping helps"
+                f"{what} has NaN or infinite values at {name!r}; a larger damping helps"
             )

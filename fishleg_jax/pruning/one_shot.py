@@ -1,23 +1,19 @@
 """One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate, stage by stage."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from fishleg_jax import _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model, predict
-from fishleg_jax.pruning import _stage
+from fishleg_jax.model import Batch, Model
+from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning.report import Report, make_report
-from fishleg_jax.pruning.schedules import stage_sparsities
-
-GOOD, POOR = 0.25, 1.0  # ratios of a prediction's error, see `_adapted`
+from fishleg_jax.pruning.targets import Target
 
 
 class Result(NamedTuple):
@@ -29,8 +25,13 @@ class Result(NamedTuple):
         report: a row for every prunable leaf and a total; print it.
         state: the state of the inverse Fisher (of the last stage), to use again at another
             sparsity.
-        stages: for every stage a dictionary of its `sparsity` and what the compensation tells.
-        constants: what `recalibrate` made for these weights last, None without it.
+        stages: for every stage a dictionary of its `sparsity`, the increase of the loss that was
+            `predicted` for it, the `actual` one where it is known, what is `lost` of a limit so far
+            or the `cost` that is kept of a budget, and what the compensation tells.
+        stopped: None where all went as asked for; else a sentence: at which stage what was not
+            finite, weights, masks and state being those of the stage before; or how a target was
+            not reached.
+        constants: what `recalibrate` made for these weights, None without it.
     """
 
     params: Any
@@ -38,7 +39,8 @@ class Result(NamedTuple):
     report: Report
     state: Any
     stages: tuple[dict, ...]
-    constants: Any = None
+    stopped: str | None = None
+    constants: Any | None = None
 
 
 def fit(
@@ -95,7 +97,7 @@ def prune_one_shot(
     estimator: InverseFisher,
     batches: Sequence[Batch],
     *,
-    sparsity: float,
+    sparsity: float | Target,
     stages: int = 1,
     schedule: str = "geometric",
     batches_per_stage: int | None = None,
@@ -118,7 +120,9 @@ def prune_one_shot(
         params: its trained weights, any pytree of floating-point arrays.
         estimator: the inverse Fisher; `inverse.identity()` makes this magnitude pruning.
         batches: batches of training data for the curvature, never of the data reported on.
-        sparsity: the fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`.
+        sparsity: the fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`;
+            or one of `targets`: so many weights, bytes or operations, or as many as a loss or a
+            metric allows.
         stages: in how many stages; each fits the inverse anew, from nothing, at the weights and
             masks of the one before.
         schedule: how sparsity grows from stage to stage: `geometric` in density, `linear` or
@@ -133,7 +137,8 @@ def prune_one_shot(
             may be changed after the fit (not `woodfisher` in blocks of a given size).
         recalibrate: called as `recalibrate(params, batches)` with the weights after every stage and
             its batches; the constants that it returns, such as batch-norm statistics that fit the
-            pruned weights, take the place of those in all batches from then on.
+            pruned weights, take the place of those in all batches from then on.  A target's loss
+            is measured with those of the weights at hand, made from all batches.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
         compensation: what kept weights do about it; `compensation.independent()` by default, with
             the gradient where the scores have it.
@@ -152,9 +157,11 @@ def prune_one_shot(
     Raises:
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
-            costs that are not positive, constants from `recalibrate` that are unlike the batches'.
-        FloatingPointError: predictions, the fitted inverse, the pruned weights or the constants
-            from `recalibrate` are not finite.
+            costs that are not positive, a target that no pruning can reach, constants from
+            `recalibrate` that are unlike the batches'.
+        FloatingPointError: predictions, the fitted inverse, the pruned weights or constants from
+            `recalibrate` are not finite, in the first stage; a later one ends the pruning instead,
+            see `Result.stopped`.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -171,11 +178,11 @@ def prune_one_shot(
     """
     _validate.check_params(params)
     _validate.check_batches(batches)
-    _masks.number_to_prune(sparsity, 1)
     chosen = _tree.select(params, prunable, "prunable")
     if scope not in _masks.SCOPES:
         raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
-    targets = stage_sparsities(sparsity, stages, schedule=schedule)
+    goal = _goal.sparsity_or_target(sparsity, params, chosen, scope)
+    sparsities = _goal.planned(goal, stages, schedule)
     if compensation is None:
         checked = first_order or held_out is not None
         compensation = _compensation.independent(first_order=first_order, check_step=checked)
@@ -183,14 +190,8 @@ def prune_one_shot(
         _validate.check_costs(params, costs, chosen)
     key = jax.random.key(0) if key is None else key
     if estimator.updates != 0:
-        _check_model(model, params, batches[0])
-    if state is not None and stages > 1:
-        raise ValueError(f"state is for a single stage, which needs no other fit; stages={stages}")
-    if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
-        raise ValueError(
-            "state must be one of this estimator for these params; it has other shapes"
-        )
-
+        _arguments.check_model(model, params, batches[0])
+    _arguments.check_state(state, estimator, params, stages)
     if held_out is not None:
         _validate.check_batches(held_out, "held_out", like=batches[0])
     if recalibrate is not None and len(batches[0]) < 3:
@@ -206,68 +207,52 @@ def prune_one_shot(
             f"got {batches_per_stage}"
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
-    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable)
-    point, constants, told = _stage.dense(params), None, []
-    factor = 1.0  # of the damping
-    for stage, target in enumerate(targets):
-        stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
-        rows = range(stage * per_stage, (stage + 1) * per_stage)
-        seen_batches = _with([batches[i % len(batches)] for i in rows], constants)
-        curvature = fisher.curvature(model, seen_batches)
+    labelled = _arguments.have_labels(batches if held_out is None else held_out)
+    measure = stages > 1 and estimator.updates != 0 and labelled
+    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable, measure)
+
+    def seen_in(stage: int) -> list[Batch]:
+        return [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
+
+    def constants_for(weights: Any, own: Sequence[Batch]) -> Any | None:
+        if recalibrate is None:
+            return None
+        constants = recalibrate(weights, own)
+        _validate.check_constants(constants, own[0])
+        return constants
+
+    def fit_at(stage: int, point: _stage.Point) -> tuple[Any, fisher.Curvature]:
+        constants = constants_for(point.params, seen_in(stage - 1)) if stage > 0 else None
+        own = _with(seen_in(stage), constants)
+        curvature = fisher.curvature(model, own)
         if held_out is not None:
             check = fisher.curvature(model, _with(held_out, constants))
             curvature = curvature._replace(loss=check.loss)
-        if state is None or stage > 0:
-            seen = point.masks if stage > 0 else None
-            state = fit(
-                estimator, point.params, seen_batches,
-                key=stage_key, masks=seen, on_update=on_update,
-            )  # fmt: skip
-        if adapt_damping:
-            state = state._replace(damping=state.damping * factor)
-        point, info = _stage.advance(plan, point, state, target, curvature)
-        told.append({"sparsity": target} | info)
-        if adapt_damping:
-            factor *= _adapted(info)
-        if recalibrate is not None:
-            constants = recalibrate(point.params, seen_batches)
-            _validate.check_constants(constants, seen_batches[0])
-    report = make_report(point.removed, point.masks, chosen)
-    return Result(point.params, point.masks, report, state, tuple(told), constants)
+        if state is not None:
+            return state, curvature
+        stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
+        masks = point.masks if stage > 0 else None
+        fitted = fit(
+            estimator, point.params, own, key=stage_key, masks=masks, on_update=on_update
+        )  # fmt: skip
+        return fitted, curvature
+
+    def overall_loss(weights: Any) -> jax.Array:
+        measured_on = batches if held_out is None else held_out
+        own = _with(measured_on, constants_for(weights, batches))
+        return fisher.curvature(model, own).loss(weights)
+
+    attempt = _goal.attempt_for(
+        goal, plan, model, params, batches[0], overall_loss if labelled else None, sparsities,
+        schedule,
+    )  # fmt: skip
+    outcome = _walk.walk(plan, _stage.dense(params), stages, fit_at, attempt, adapt_damping)
+    point, state, told, stopped = outcome
+    report = make_report(point.removed, point.masks, chosen, told, stopped)
+    constants = constants_for(point.params, seen_in(max(len(told) - 1, 0)))
+    return Result(point.params, point.masks, report, state, told, stopped, constants)
 
 
 def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:
     """Batches with other constants; None leaves them as they are."""
     return batches if constants is None else [(*batch[:2], constants) for batch in batches]
-
-
-def _adapted(info: dict) -> float:
-    """What the damping is to be multiplied with after a stage: Levenberg and Marquardt's rule.
-
-    The loss rises when weights are pruned, so that the textbook's ratio of actual to predicted
-    decrease says nothing; how far the prediction is off, in units of the damped quadratic, does.
-    """
-    raised = info.get("raised")
-    if raised is None:
-        raise ValueError("adapt_damping needs compensation.group() without a damping of its own")
-    if not math.isfinite(info["ratio"]) or info["ratio"] > POOR:
-        return 2 * raised
-    return raised if raised > 1.5 or info["ratio"] > GOOD else 0.5
-
-
-def _alike(state: Any, expected: Any) -> bool:
-    """Whether two states have one structure and the same shapes."""
-    if jax.tree.structure(state) != jax.tree.structure(expected):
-        return False
-    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
-    return all(jnp.shape(a) == b.shape for a, b in pairs)
-
-
-def _check_model(model: Model, params: Any, batch: Batch) -> None:
-    """Raises where a model can't predict a batch, or predicts NaN or infinity."""
-    try:
-        outputs = jitted(predict, model)(params, batch)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"batches[0] does not fit the model: {error}") from error
-    if not bool(_tree.all_finite(outputs)):
-        raise FloatingPointError("the model predicts NaN or infinity on batches[0]")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fishleg_jax import _tree, fisher
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model
+from fishleg_jax.pruning.masks import number_to_prune
 from fishleg_jax.pruning.one_shot import Result, prune_one_shot
 
 
@@ -50,7 +51,7 @@ def trust(
         params: its trained weights.
         estimator: the inverse Fisher.
         batches: two or more batches; every other one makes a half.
-        sparsity: see `prune_one_shot`.
+        sparsity: a number, see `prune_one_shot`.
         scope: see `prune_one_shot`.
         prunable: see `prune_one_shot`.
         key: a random key, the same for both halves; `jax.random.key(0)` by default.
@@ -72,6 +73,7 @@ def trust(
     """
     if len(batches) < 2:
         raise ValueError(f"batches must be two or more to be halved, got {len(batches)}")
+    number_to_prune(sparsity, 1)  # no target, which would prune either half to another sparsity
     halves = batches[::2], batches[1::2]
     results = [
         prune_one_shot(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning import one_shot
+from fishleg_jax.pruning import _walk, one_shot
 from tests import dense
 from tests.pruning.test_stages import MODEL, problem
 
@@ -65,7 +65,7 @@ def test_the_group_update_beats_single_corrections(key):
 
 
 def test_the_damping_follows_the_errors_of_the_prediction():
-    adapted = lambda ratio, raised=1.0: one_shot._adapted({"ratio": ratio, "raised": raised})
+    adapted = lambda ratio, raised=1.0: _walk.adapted({"ratio": ratio, "raised": raised})
     assert adapted(0.1) == 0.5
     assert adapted(0.5) == 1.0
     assert adapted(3.0) == 2.0
@@ -79,7 +79,7 @@ def test_a_stage_takes_over_the_damping(key):
     for before, after, stage in zip(dampings, dampings[1:], result.stages, strict=False):
         grown = after / before  # by what the rule says, and by what the next stage had to raise
         assert grown == pytest.approx(2.0 ** round(np.log2(grown)), rel=1e-4)
-        if stage["ratio"] > one_shot.POOR:
+        if stage["ratio"] > _walk.POOR:
             assert grown >= 2 - 1e-4
 
 

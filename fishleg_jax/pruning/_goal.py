@@ -1,0 +1,62 @@
+"""From what `prune_one_shot` is asked to reach to what its stages do."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from fishleg_jax.model import Batch, Model
+from fishleg_jax.pruning import _budget, _limit, _walk
+from fishleg_jax.pruning._stage import Plan
+from fishleg_jax.pruning.schedules import stage_sparsities
+from fishleg_jax.pruning.targets import Budget, Limit, Target
+
+
+def sparsity_or_target(
+    asked: float | Target, params: Any, chosen: Sequence[bool], scope: str
+) -> float | Target:
+    """A number of weights as the sparsity that it is; everything else as it came."""
+    if not isinstance(asked, Budget) or asked.unit != "weights":
+        return asked
+    sizes = [x.size for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
+    return _budget.of_weights(asked.at_most, [sum(sizes)] if scope == "global" else sizes)
+
+
+def planned(goal: float | Target, stages: int, schedule: str) -> list[float]:
+    """The sparsities of all stages, as far as they are known beforehand: of a budget none."""
+    final = goal
+    if isinstance(goal, (Budget, Limit)):
+        final = goal.highest if isinstance(goal, Limit) else 0.0
+    return stage_sparsities(final, stages, schedule=schedule)
+
+
+def attempt_for(
+    goal: float | Target,
+    plan: Plan,
+    model: Model,
+    params: Any,
+    batch: Batch,
+    loss: Callable[[Any], Any] | None,
+    sparsities: Sequence[float],
+    schedule: str,
+) -> _walk.Attempt:
+    """What every stage does to get to the goal.
+
+    Args:
+        goal: a sparsity, or a target that depends on the ranking or on what is lost.
+        plan: how.
+        model: the model.
+        params: the weights that came in.
+        batch: a batch, to count operations.
+        loss: a function of the weights, for a limit that is measured.
+        sparsities: those that are planned.
+        schedule: by which the stages follow each other.
+
+    Raises:
+        ValueError: the goal can't be reached, as far as that is known before any stage.
+    """
+    if isinstance(goal, Budget):
+        return _budget.within_budget(plan, goal, model, params, batch, len(sparsities), schedule)
+    if isinstance(goal, Limit):
+        return _limit.within_limit(plan, goal, params, loss, sparsities)
+    return _walk.by_schedule(plan, sparsities)

@@ -1,0 +1,115 @@
+"""From stage to stage, until a pruning is where it was to go, or can't go on."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fishleg_jax.fisher import Curvature
+from fishleg_jax.pruning._stage import Fitted, Plan, Point, advance, score
+
+GOOD, POOR = 0.25, 1.0  # ratios of a prediction's error, see `adapted`
+
+
+class Move(NamedTuple):
+    """What a stage has come to.
+
+    Attributes:
+        point: the next point; that of before, where there is none.
+        told: what the stage has to tell, with its `sparsity`; None where nothing was pruned.
+        last: whether the pruning ends here.
+        stopped: why, if that is not as asked for.
+    """
+
+    point: Point
+    told: dict | None
+    last: bool = False
+    stopped: str | None = None
+
+
+class Outcome(NamedTuple):
+    """Where a walk ends: the last sound point, its state, what all stages told, what went wrong."""
+
+    point: Point
+    state: Any
+    told: tuple[dict, ...]
+    stopped: str | None
+
+
+# of an inverse Fisher that is fitted, and of what the stages of before have told
+Attempt = Callable[[Fitted, Sequence[dict]], Move]
+
+
+def walk(
+    plan: Plan,
+    point: Point,
+    stages: int,
+    fit_at: Callable[[int, Point], tuple[Any, Curvature]],
+    attempt: Attempt,
+    adapt_damping: bool = False,
+) -> Outcome:
+    """Fits and prunes, stage by stage.
+
+    Args:
+        plan: how.
+        point: where it begins.
+        stages: how many stages there are at most.
+        fit_at: `(stage, point) -> (state, curvature)`.
+        attempt: what a stage does with that.
+        adapt_damping: whether a stage's damping follows from those of before.
+
+    Returns:
+        The end, which is before a stage whose numbers are not finite.
+
+    Raises:
+        FloatingPointError: those of the first stage are not.
+    """
+    state, told, stopped, factor = None, [], None, 1.0  # a factor of the damping
+    for stage in range(stages):
+        try:
+            fitted, curvature = fit_at(stage, point)
+            if adapt_damping:
+                fitted = fitted._replace(damping=fitted.damping * factor)
+            move = attempt(score(plan, point, fitted, curvature), told)
+        except FloatingPointError as error:
+            if stage == 0:
+                raise
+            stopped = (
+                f"stage {stage + 1} of {stages} failed: {error}; the weights are those of the "
+                f"stage before, at a sparsity of {told[-1]['sparsity']:.6g}"
+            )
+            break
+        if state is None or move.told is not None:
+            state = fitted
+        point, stopped = move.point, move.stopped
+        if move.told is not None:
+            told.append(move.told)
+        if move.last:
+            break
+        if adapt_damping:
+            factor *= adapted(move.told)
+    return Outcome(point, state, tuple(told), stopped)
+
+
+def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Attempt:
+    """Stages to sparsities that are known beforehand."""
+
+    def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
+        sparsity = sparsities[len(told)]
+        point, info = advance(plan, fitted, sparsity)
+        return Move(point, {"sparsity": sparsity} | info)
+
+    return attempt
+
+
+def adapted(info: dict) -> float:
+    """What the damping is to be multiplied with after a stage: Levenberg and Marquardt's rule.
+
+    The loss rises when weights are pruned, so that the textbook's ratio of actual to predicted
+    decrease says nothing; how far the prediction is off, in units of the damped quadratic, does.
+    """
+    raised = info.get("raised")
+    if raised is None:
+        raise ValueError("adapt_damping needs compensation.group() without a damping of its own")
+    if not math.isfinite(info["ratio"]) or info["ratio"] > POOR:
+        return 2 * raised
+    return raised if raised > 1.5 or info["ratio"] > GOOD else 0.5
