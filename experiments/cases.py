@@ -126,7 +126,14 @@ def _cut(train: data.Arrays, constants: Any, rows: np.ndarray, size: int) -> lis
     return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in parts]
 
 
-def load(name: str, *, train_in: Path | None, data_dir: Path | None = None, seed: int = 0) -> Case:
+def network(
+    name: str,
+    *,
+    train_in: Path | None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+) -> tuple[Any, Any, data.Arrays]:
     """A network at the checkpoint of the shared folder, or one that is trained here.
 
     Args:
@@ -134,6 +141,33 @@ def load(name: str, *, train_in: Path | None, data_dir: Path | None = None, seed
         train_in: where the weights of a network without a checkpoint are kept once it is trained;
             None leaves it at its random start.
         data_dir: see `experiments.data.prepared`.
+        seed: for the training.
+        epochs: of the training; None for the model's own number.
+
+    Returns:
+        The parameters, the constants, and the training data.
+
+    Raises:
+        ValueError: the data set or the checkpoint is missing.
+    """
+    spec = MODELS[name]
+    train = data.load(spec.dataset, data_dir).train
+    if spec.checkpoint:
+        return *checkpoints.load(files.shared(spec.checkpoint), spec), train
+    if train_in is None:
+        return *jax.jit(spec.init)(jax.random.key(seed)), train
+    length = "" if epochs is None else f"_{epochs}epochs"
+    path = train_in / f"{name}{length}_seed{seed}.npz"
+    return *training.trained(spec, train, path, epochs=epochs, seed=seed), train
+
+
+def load(name: str, *, train_in: Path | None, data_dir: Path | None = None, seed: int = 0) -> Case:
+    """A network, see `network`, with training examples in batches.
+
+    Args:
+        name: see `network`.
+        train_in: see `network`.
+        data_dir: see `network`.
         seed: for the training and for the choice of examples.
 
     Returns:
@@ -143,14 +177,7 @@ def load(name: str, *, train_in: Path | None, data_dir: Path | None = None, seed
         ValueError: the data set or the checkpoint is missing.
     """
     spec = MODELS[name]
-    train = data.load(spec.dataset, data_dir).train
-    if spec.checkpoint:
-        params, constants = checkpoints.load(files.shared(spec.checkpoint), spec)
-    elif train_in is None:
-        params, constants = jax.jit(spec.init)(jax.random.key(seed))
-    else:
-        path = train_in / f"{name}_seed{seed}.npz"
-        params, constants = training.trained(spec, train, path, seed=seed)
+    params, constants, train = network(name, train_in=train_in, data_dir=data_dir, seed=seed)
     batches = curvature_batches(
         train, constants, examples=spec.examples, batch_size=spec.batch, seed=seed
     )

@@ -5,9 +5,10 @@
 
 Every method × sparsity × seed goes into `results.json` of `--out`, in the objects that
 `experiments.one_shot` writes, with three fields more: `fit_seconds`, `prune_seconds` and
-`peak_memory_bytes`, see `experiments.memory`.  Prints tables of accuracy and loss with the median
-and the range over seeds, and draws `accuracy_vs_sparsity.png`.  The same command goes on after it
-was stopped; see `--help`.
+`peak_memory_bytes`, see `experiments.memory`.  With `--finetune` each pruned network is trained on
+with its masks held, for `finetuned_accuracy`, `finetuned_loss` and `finetune_seconds`.  Prints
+tables of accuracy and loss with the median and the range over seeds, and draws
+`accuracy_vs_sparsity.png`.  The same command goes on after it was stopped; see `--help`.
 """
 
 import argparse
@@ -99,6 +100,19 @@ def _parser() -> argparse.ArgumentParser:
         help="measure how far two halves of the images agree "
         "on a pruning in one shot, without --first-order and --costs",
     )
+    add(
+        "--finetune",
+        type=arguments.at_least(1),
+        metavar="EPOCHS",
+        help="train on after pruning, on all training images with pruned weights held at zero, "
+        "and evaluate once more",
+    )
+    add(
+        "--finetune-rate",
+        type=arguments.positive,
+        metavar="X",
+        help="the largest learning rate of --finetune; default: a tenth of the model's",
+    )
     return parser
 
 
@@ -121,6 +135,8 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
         raise ValueError("--fresh is for several --stages")
     if args.held_out and args.compensation == "none":
         raise ValueError("--held-out checks an update, --compensation none makes none")
+    if args.finetune_rate and not args.finetune:
+        raise ValueError("--finetune-rate is that of --finetune EPOCHS")
     comparing.check_images(args, part, len(split.train[0]))
     if args.trust and part.gradients < 2:
         raise ValueError("--trust halves the gradients, and there is only one")
@@ -219,13 +235,14 @@ def run(
     return rows, failures
 
 
-def show(rows: Sequence[dict]) -> str:
+def show(rows: Sequence[dict], finetuned: bool = False) -> str:
     """Tables of accuracy and loss, and of trust where it was measured.
 
     Seconds are medians over sparsities and seeds, the peak of memory is the highest.
 
     Args:
         rows: the objects of a `results.json`.
+        finetuned: whether they were trained on, for tables of that.
     """
 
     def column(field, unit, digits, of=statistics.median):
@@ -252,6 +269,14 @@ def show(rows: Sequence[dict]) -> str:
             tables.by_sparsity(asked, "agreement", "agreement of halves", tables.spread),
             tables.by_sparsity(asked, "inflation", "inflation, other half", tables.spread),
         ]
+    if finetuned:
+        after = {"fine-tuning, s": column("finetune_seconds", 1, 1)}
+        shown += [
+            tables.by_sparsity(rows, "finetuned_accuracy", "fine-tuned, %", tables.spread, after),
+            tables.by_sparsity(
+                rows, "finetuned_loss", "fine-tuned, nats", lambda values: tables.spread(values, 3)
+            ),
+        ]
     return "\n\n".join(shown)
 
 
@@ -267,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, spec, split, loaded = arguments.parse(_parser(), argv, _check)
     rows, failures = run(args, spec, split, loaded)
     if rows:
-        print(show(rows))
+        print(show(rows, finetuned=args.finetune is not None))
         path = args.out / "results.json"
         others = len(results.load(path)) - len(rows)
         print(f"{path} ({others} results of other settings too)" if others else path)

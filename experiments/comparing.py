@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import data, memory, methods, results
+from experiments import data, finetuning, memory, methods, results
 from experiments.cases import curvature_batches, stage_batches
 from experiments.fitting import FitClock, fit, progress
 from experiments.models import Spec
@@ -83,6 +83,7 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         **(_group_settings(args) if grouped else {}),
         **({"fresh": True} if args.fresh and stages > 1 else {}),
         **({"held_out": args.held_out} if args.held_out and informed else {}),
+        **finetuning.settings_of(job.spec, args.finetune, args.finetune_rate),
         "trust": args.trust and informed,
         "batch_size": methods.batch_size(method, part, job.spec.batch) if informed else 0,
         # not the `damping` that a state tells of: FishLeg measures it where none is given
@@ -144,7 +145,7 @@ def prune(
 
     In a single stage one fit serves all of them, and its seconds (with those of its compilation)
     are in the results of each; in several, each sparsity has fits of its own.  Neither the
-    evaluation counts, nor the trust.
+    evaluation counts, nor the trust, nor the fine-tuning, which has its own seconds.
 
     Args:
         method: the method.
@@ -192,6 +193,14 @@ def prune(
     key, once = jax.random.key(seed), settings["stages"] == 1
     trust = _truster(method, job, dense, seed) if settings["trust"] else lambda result, target: {}
 
+    def trained_on(result: flj.Result) -> dict[str, float]:
+        if "finetune" not in settings:
+            return {}
+        return finetuning.finetuned(
+            job.spec, dense, job.split, result,
+            epochs=settings["finetune"], rate=settings["finetune_rate"], seed=seed,
+        )  # fmt: skip
+
     def pruned(target: float, state: Any, fit_seconds: float, fit_peak: int | None) -> dict:
         clock = FitClock()
         bar = contextlib.nullcontext() if once else progress(method, clock.on_update)
@@ -234,6 +243,7 @@ def prune(
             curvature_examples=images_of(method, job),
             seed=seed,
             **trust(result, target),
+            **trained_on(result),
         )
 
     with memory.watch() as peak:

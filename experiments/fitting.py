@@ -42,6 +42,7 @@ def fit(
     key: jax.Array,
     name: str,
     watch: Callable[[Any], None] = lambda state: None,
+    masks: Any | None = None,
 ) -> Any:
     """Fits an estimator behind a progress bar and waits for it.
 
@@ -52,12 +53,15 @@ def fit(
         key: a random key.
         name: what the bar says.
         watch: called with the state after every update.
+        masks: which weights survive; None for all.
 
     Returns:
         The fitted state.
     """
     with progress(name, lambda done, total, state: watch(state)) as on_update:
-        state = flj.fit(estimator, params, batches, key=key, on_update=on_update)
+        state = flj.fit(
+            estimator, params, batches, key=key, masks=masks, on_update=on_update
+        )  # fmt: skip
     return jax.block_until_ready(state)
 
 

@@ -25,6 +25,17 @@ def _save(figure, path: Path) -> Path:
     return path
 
 
+def _panels(count: int, below: float = 0.0) -> tuple:
+    # a figure of so many panels, three in a row, with inches to spare below them
+    columns = min(3, count)
+    rows = -(-count // columns)
+    size = (3.2 * columns, 2.6 * rows + below)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, grid.flat[:count]
+
+
 def _close(one: Sequence[float], other: Sequence[float]) -> bool:
     return len(one) == len(other) and all(abs(a - b) < 0.5 for a, b in zip(one, other, strict=True))
 
@@ -78,17 +89,51 @@ def convergence(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
     Returns:
         `path`.
     """
-    columns = min(3, len(losses))
-    rows = -(-len(losses) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False
-    )
-    for axes in grid.flat[len(losses) :]:
-        axes.set_visible(False)
-    for axes, (name, values) in zip(grid.flat, losses.items(), strict=False):
+    figure, panels = _panels(len(losses))
+    for axes, (name, values) in zip(panels, losses.items(), strict=True):
         axes.plot([value / abs(values[0]) for value in values], linewidth=1.2)
         axes.set_title(name)
         _tidy(axes)
     figure.supxlabel("auxiliary update")
     figure.supylabel("auxiliary loss / |at start|")
+    return _save(figure, path)
+
+
+def preconditioning(path: Path, results: Sequence[dict]) -> Path:
+    """Draws relative residuals against iterations, a panel for each system.
+
+    A line is one seed's; those of estimates that were fitted to the dense network are dashed.
+
+    Args:
+        path: the png file.
+        results: the objects of the `results.json` of `experiments.preconditioning`.
+
+    Returns:
+        `path`.
+    """
+    names = ("model", "sparsity_target", "damping")
+    systems = dict.fromkeys(tuple(row[name] for name in names) for row in results)
+    methods = list(dict.fromkeys(row["method"] for row in results))
+    figure, panels = _panels(len(systems), below=1.0)
+    drawn = {}
+    for axes, system in zip(panels, systems, strict=True):
+        for row in results:
+            if tuple(row[name] for name in names) != system:
+                continue
+            dense = row["fit"] == "dense"
+            label = f"{row['method']}, fitted dense" if dense else row["method"]
+            style = {
+                "color": f"C{methods.index(row['method'])}",
+                "linestyle": "--" if dense else "-",
+            }
+            (drawn[label],) = axes.plot(row["history"]["residual"], linewidth=1.2, **style)
+        model, sparsity, damping = system
+        axes.set_title(f"{model}, {100 * sparsity:g} %, γ = {damping:g}", fontsize="medium")
+        axes.set(xlabel="iteration", yscale="log")
+        _tidy(axes)
+    figure.supylabel("relative residual")
+    figure.legend(
+        drawn.values(), drawn.keys(), loc="outside lower center", ncols=min(3, len(systems)),
+        frameon=False,
+    )  # fmt: skip
     return _save(figure, path)

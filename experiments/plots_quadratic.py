@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from experiments.plots import _save, _tidy
+from experiments.plots import _panels, _save, _tidy
 
 
 def _title(row: dict) -> str:
@@ -22,29 +22,22 @@ def quadratic(path: Path, rows: Sequence[dict]) -> Path:
     Returns:
         `path`.
     """
-    columns = min(3, len(rows))
-    lines = -(-len(rows) // columns)
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(3.2 * columns, 2.6 * lines + 0.5), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for axes in grid.flat[len(rows) :]:
-        axes.set_visible(False)
-    for i, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
+    figure, panels = _panels(len(rows), below=0.5)
+    for i, (axes, row) in enumerate(zip(panels, rows, strict=True)):
         axes.plot(row["t"], row["measured"], color="black", marker="o", markersize=3)
         axes.plot(row["t"], row["predicted"], color="tab:orange", linewidth=1.6)
         axes.plot(row["t"], row["predicted_exact"], color="tab:blue", linestyle="--")
         axes.set_title(row["method"])
         # predictions may be off by orders of magnitude; what is not positive is left out
         axes.set_yscale("log", nonpositive="mask")
-        if i + columns >= len(rows):
+        if i + 3 >= len(rows):
             axes.set_xlabel("t, from dense to pruned")
         _tidy(axes)
     figure.suptitle(_title(rows[0]))
     figure.supylabel("increase of the loss, nats")
     names = ("measured", "predicted", "predicted, exact Fisher")
     figure.legend(
-        grid.flat[0].lines, names, loc="outside lower center", ncols=3, frameon=False
+        panels[0].lines, names, loc="outside lower center", ncols=3, frameon=False
     )  # fmt: skip
     return _save(figure, path)
 

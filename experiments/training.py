@@ -1,6 +1,6 @@
 """Plain training and evaluation."""
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ from experiments.models import Spec, as_batch
 EVALUATION_BATCH = 1000
 
 
-def _make_step(spec: Spec, optimizer: optax.GradientTransformation):
+@lru_cache(maxsize=8)  # a training on, of one pruned network after the other, compiles once
+def _make_step(spec: Spec, learning_rate: float, steps: int):
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+
     def mean_loss(params, constants, inputs, targets):
         if not constants:
             return flj.loss(spec.model, params, (inputs, targets)), constants
@@ -27,17 +31,30 @@ def _make_step(spec: Spec, optimizer: optax.GradientTransformation):
         losses = spec.model.likelihood.negative_log_likelihood(outputs, targets)
         return losses.mean(), new["batch_stats"]
 
+    def held(tree, masks):
+        return tree if masks is None else flj.apply_masks(tree, masks)
+
     @jax.jit
-    def step(params, constants, state, inputs, targets):
+    def step(params, constants, state, masks, inputs, targets):
         gradient = jax.grad(mean_loss, has_aux=True)
         grads, constants = gradient(params, constants, inputs, targets)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), constants, state
+        # no gradient of a pruned weight gets into the moments, nor a rounding into the weight
+        updates, state = optimizer.update(held(grads, masks), state, params)
+        return held(optax.apply_updates(params, updates), masks), constants, state
 
-    return step
+    return optimizer, step
 
 
-def train(spec: Spec, data: Arrays, *, epochs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+def train(
+    spec: Spec,
+    data: Arrays,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    start: tuple[Any, Any] | None = None,
+    masks: Any | None = None,
+    learning_rate: float | None = None,
+) -> tuple[Any, Any]:
     """Trains a model with AdamW and a cosine schedule, without augmentation.
 
     Args:
@@ -45,6 +62,9 @@ def train(spec: Spec, data: Arrays, *, epochs: int | None = None, seed: int = 0)
         data: the training inputs and targets.
         epochs: how often each example is seen; None for the model's own number.
         seed: for the initial weights and the order of the examples.
+        start: parameters and constants to train on from; None for random ones.
+        masks: which weights survive: all others are zero after every step.  None for all.
+        learning_rate: the largest one; None for the model's own.
 
     Returns:
         The parameters and the constants.
@@ -53,11 +73,10 @@ def train(spec: Spec, data: Arrays, *, epochs: int | None = None, seed: int = 0)
     batch = min(spec.train_batch, len(inputs))
     steps = len(inputs) // batch
     epochs = spec.epochs if epochs is None else epochs
-    schedule = optax.cosine_decay_schedule(spec.learning_rate, epochs * steps)
-    optimizer = optax.adamw(schedule, weight_decay=1e-3)
-    params, constants = jax.jit(spec.init)(jax.random.key(seed))
+    rate = spec.learning_rate if learning_rate is None else learning_rate
+    params, constants = jax.jit(spec.init)(jax.random.key(seed)) if start is None else start
+    optimizer, step = _make_step(spec, rate, epochs * steps)
     state = optimizer.init(params)
-    step = _make_step(spec, optimizer)
     order = np.random.default_rng(seed)
     # one jitted step and a Python loop: in a lax.scan the gradient of a convolution is 30 times
     # slower on a CPU
@@ -66,7 +85,7 @@ def train(spec: Spec, data: Arrays, *, epochs: int | None = None, seed: int = 0)
             chosen = order.permutation(len(inputs))[: steps * batch].reshape(steps, batch)
             for rows in chosen:
                 params, constants, state = step(
-                    params, constants, state, inputs[rows], targets[rows]
+                    params, constants, state, masks, inputs[rows], targets[rows]
                 )
                 bar.update()
     return params, constants

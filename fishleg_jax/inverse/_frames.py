@@ -69,21 +69,29 @@ def spectrum_of(factor: Factor, frame: Frame, sample: jax.Array) -> jax.Array | 
     return rotate(factor, frame, sample.reshape(factor.axes)) ** 2
 
 
-def decompose(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> Frame:
-    """Puts the eigenvectors of mean second moments, and their eigenvalues, into a frame.
+def kronecker_factors(factor: Factor, moments: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Mean second moments, scaled so that their Kronecker product has the trace of the Fisher.
 
-    With n dense axes and `t = E‖M‖²` each moment is divided by `t^((n-1)/n)`, so that the Kronecker
-    product has the trace of the Fisher.
+    With n dense axes and `t = E‖M‖²` each moment is divided by `t^((n-1)/n)`.
     """
-    vectors, values = list(frame.vectors), list(frame.values)
     n = max(len(factor.dense_axes), 1)
-    for axis, moment in zip(factor.dense_axes, moments, strict=True):
+
+    def scaled(moment):
         total = jnp.trace(moment, axis1=1, axis2=2).sum()
-        # where no gradient arrives the moments are zero, and so are the eigenvalues
-        share = jnp.maximum(total, jnp.finfo(moment.dtype).tiny) ** (1 / n - 1)
+        # where no gradient arrives the moments are zero, and so are the factors
+        return moment * jnp.maximum(total, jnp.finfo(moment.dtype).tiny) ** (1 / n - 1)
+
+    return [scaled(moment) for moment in moments]
+
+
+def decompose(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> Frame:
+    """Puts the eigenvectors of `kronecker_factors`, and their eigenvalues, into a frame."""
+    vectors, values = list(frame.vectors), list(frame.values)
+    matrices = kronecker_factors(factor, moments)
+    for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
         # block by block: XLA for the CPU hands a batch of them to the very threads that wait for
         # it, and two such batches at once wait for ever
-        eigenvalues, vectors[axis] = jax.lax.map(jnp.linalg.eigh, moment * share)
+        eigenvalues, vectors[axis] = jax.lax.map(jnp.linalg.eigh, matrix)
         if factor.triangles:
             values[axis] = jnp.maximum(eigenvalues, 0)  # rounding leaves small negative ones
     return frame._replace(vectors=tuple(vectors), values=tuple(values))

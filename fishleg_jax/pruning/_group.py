@@ -112,7 +112,7 @@ def group(
         )
         x = apply_mask(change, new_mask)
         kept_gradient = gradient if first_order else zero
-        right = jitted(_right_side)(curvature.product(params, pruned), kept_gradient, new_mask)
+        right = jitted(right_side)(curvature.product(params, pruned), kept_gradient, new_mask)
         before = float(curvature.loss(params))
 
         best = None
@@ -121,10 +121,10 @@ def group(
             gamma = jnp.asarray(lowest * raised)
 
             def product(v, gamma=gamma):
-                return jitted(_damped)(curvature.product(params, v), v, gamma, new_mask)
+                return jitted(damped)(curvature.product(params, v), v, gamma, new_mask)
 
             solve = conjugate_gradients(
-                product, jitted(_precondition, estimator), (state, new_mask), right, x,
+                product, jitted(precondition, estimator), (state, new_mask), right, x,
                 iterations=iterations, tolerance=tolerance,
             )  # fmt: skip
             x = solve.x
@@ -151,18 +151,21 @@ def group(
 
 def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float) -> dict:
     first, second = float(_tree.dot(gradient, delta)), float(_tree.dot(delta, image)) / 2
-    damped = second + float(gamma * _tree.dot(delta, delta)) / 2
-    ratio = abs(actual - first - second) / damped if damped > 0 else 0.0
+    scale = second + float(gamma * _tree.dot(delta, delta)) / 2
+    ratio = abs(actual - first - second) / scale if scale > 0 else 0.0
     return {"predicted": first + second, "actual": actual, "ratio": ratio}
 
 
-def _right_side(image: Any, gradient: Any, mask: Any) -> Any:
+def right_side(image: Any, gradient: Any, mask: Any) -> Any:
+    """`F_KS w_S − g_K` of the image `−F E_S w_S` of pruning S, and of the gradient."""
     return apply_mask(jax.tree.map(lambda f, g: -f - g, image, gradient), mask)
 
 
-def _damped(image: Any, vector: Any, gamma: jax.Array, mask: Any) -> Any:
+def damped(image: Any, vector: Any, gamma: jax.Array, mask: Any) -> Any:
+    """`F_KK v + γ v` of the image `F v`."""
     return apply_mask(jax.tree.map(lambda f, v: f + gamma * v, image, vector), mask)
 
 
-def _precondition(estimator: InverseFisher, state: Any, mask: Any, residual: Any) -> Any:
+def precondition(estimator: InverseFisher, state: Any, mask: Any, residual: Any) -> Any:
+    """The estimate of the inverse, cut to K, times a residual."""
     return estimator.multiply(state, residual, mask)

@@ -41,6 +41,7 @@ def conjugate_gradients(
     *,
     iterations: int,
     tolerance: float,
+    on_iteration: Callable[[Solve], None] | None = None,
 ) -> Solve:
     """Solves `A x = b` for a positive definite A; its quadratic never rises from step to step.
 
@@ -55,6 +56,8 @@ def conjugate_gradients(
         x: where to start, a pytree like b.
         iterations: how many at most.
         tolerance: on `‖b − A x‖ / ‖b‖`.
+        on_iteration: called on the host with the solve at its start and after every iteration;
+            under `jit` it is not.
 
     Returns:
         The last sound iterate.
@@ -71,8 +74,11 @@ def conjugate_gradients(
 
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         return jax.lax.while_loop(unfinished, advance, state)
+    tell = on_iteration or (lambda state: None)
+    tell(state)
     while bool(unfinished(state)):
         state = advance(state)
+        tell(state)
     return state
 
 

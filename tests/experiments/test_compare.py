@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import compare, comparing
+from experiments import compare, comparing, training
 from tests.experiments.test_one_shot import KEYS
 
 NETWORK = ["--model", "mlp", "--epochs", "1", "--examples", "65", "--gradients", "30"]
@@ -227,9 +227,41 @@ def test_the_group_update_in_stages_of_fresh_images(tmp_path, monkeypatch):
     assert len(np.unique(np.concatenate(images), axis=0)) == 3 * 60 + 40  # none is seen twice
 
 
+def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
+    trained, train = [], training.train
+    monkeypatch.setattr(
+        training, "train", lambda *a, **k: trained.append((k, train(*a, **k))) or trained[-1][1]
+    )
+    before, arguments = rows_of(out), ["--finetune", "2", "--finetune-rate", "1e-2"]
+    assert run(out, *arguments, methods=["magnitude"], seeds="0") == 0
+    rows = rows_of(out)
+    assert rows[: len(before)] == before
+    new, plain = rows[len(before) :], [r for r in before if r["method"] == "magnitude"][:2]
+    for row, old, (given, (params, _)) in zip(new, plain, trained, strict=True):
+        assert row.keys() - old.keys() == {
+            "finetuned_accuracy", "finetuned_loss", "finetune_seconds",
+        }  # fmt: skip
+        assert row["accuracy"] == old["accuracy"]  # that of one shot, as before
+        assert row["finetuned_accuracy"] > row["accuracy"]
+        assert row["settings"] == old["settings"] | {"finetune": 2, "finetune_rate": 0.01}
+        assert flj.sparsity(params) == row["sparsity"]
+        assert given["start"][1] == {}
+        jax.tree.map(lambda p, m: np.testing.assert_array_equal(p[~m], 0), params, given["masks"])
+    assert "fine-tuned, %" in capsys.readouterr().out
+
+    monkeypatch.setattr(comparing, "fit", no_fit)
+    assert run(out, *arguments, methods=["magnitude"], seeds="0") == 0
+    assert "fine-tuned, %" in capsys.readouterr().out
+    assert run(out) == 0  # what was there without it is found
+    assert "fine-tuned" not in capsys.readouterr().out
+    assert rows_of(out) == rows
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--finetune-rate", "0.1"], "--finetune-rate is that of --finetune EPOCHS"),
+        (["--finetune", "0"], "'0' is not a whole number of at least 1"),
         (["--adapt-damping"], "are for --compensation group"),
         (["--compensation", "group", "--scale", "0.5"], "--scale is for --compensation indep"),
         (["--held-out", "1290"], "and the training data has 1297"),

@@ -78,6 +78,28 @@ def test_kfac_takes_a_convolution_as_a_matrix(x64, key):
     np.testing.assert_allclose(*results, rtol=1e-9)
 
 
+def test_kfac_in_blocks_that_do_not_divide_is_positive_and_has_its_own_diagonal(x64, key):
+    params, batch = problem(key)
+    estimator = flj.inverse.kfac(MODEL, DAMPING, cap=2)
+    state = flj.fit(estimator, params, [batch], key=key)
+    matrix = dense.inverse_matrix(estimator, state, params)
+    np.testing.assert_allclose(matrix, matrix.T, rtol=1e-9, atol=1e-9)
+    assert np.linalg.eigvalsh(matrix).min() > 0
+    diagonal = dense.ravel(estimator.diagonal(state, params))
+    np.testing.assert_allclose(diagonal, np.diag(matrix), rtol=1e-9)
+
+
+def test_a_damping_below_rounding_leaves_kfac_finite_and_positive(key):
+    """Two examples leave factors of rank two, whose other eigenvalues are rounding alone."""
+    params = dense.mlp_params(key, (30, 20, 3))
+    inputs = 100 * jax.random.normal(key, (2, 30))
+    estimator = flj.inverse.kfac(MODEL, 1e-20)
+    state = flj.fit(estimator, params, [(inputs, None)], key=key)
+    product = estimator.multiply(state, params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(product))
+    assert np.dot(dense.ravel(product), dense.ravel(params)) > 0
+
+
 def test_diagonal_is_the_mean_of_squares(x64, key):
     params, batch = problem(key)
     estimator = flj.inverse.diagonal(MODEL, DAMPING, labels="empirical")

@@ -1,0 +1,249 @@
+"""Shows what each estimate of the inverse Fisher is worth as a preconditioner of the group update.
+
+    python -m experiments.preconditioning
+    python -m experiments.preconditioning --model mlpnet --sparsity 0.9 --damping 1e-2,1e-3
+
+The group update solves `(F_KK + γ) x = F_KS w_S` over the kept weights K by conjugate gradients,
+with exact Fisher products on training images.  Here that system is solved from zero with each
+estimate for a preconditioner, and with `none`.  The mask is the same for all: that of the OBS
+scores of the diagonal estimate at its own default damping, whatever γ is.  An estimate is fitted
+to the same images at the γ of the solve: to the kept weights of that mask (`--fit current`), or to
+the dense network and then cut to the mask (`--fit dense`).
+
+Networks without a checkpoint in the shared folder are trained first, and kept in `--out`.  Prints
+a table for every system, and writes `results.json` and `preconditioning.png`; `history` in the
+former has the relative residual, the quadratic model's rise of the loss and the seconds after
+every iteration, without compilation, which `fit_seconds` includes.  The same command goes on after
+it was stopped: what is in `results.json` is not computed again.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fishleg_jax as flj
+from experiments import cases, data, methods, plots, results, tables
+from experiments import preconditioning_solve as solving
+from experiments.arguments import at_least, comma_list, one_of, positive, seed, sparsity
+from experiments.models import MODELS
+from experiments.preconditioning_case import NONE, Network
+
+PRECONDITIONERS = [NONE, *(name for name in methods.METHODS if name != "magnitude")]
+DEFAULT = [NONE, "diagonal", "kfac", "fishleg_start", "fishleg"]
+EXAMPLES = 1000
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.preconditioning",
+        description="Compare preconditioners of the group update.",
+    )
+    add = parser.add_argument
+
+    def several(name: str, parse_one: Any, default: list, words: str = "") -> None:
+        words += f"default: {','.join(map(str, default))}"
+        add(name, type=comma_list(parse_one), default=default, metavar="A,B", help=words)
+
+    several("--model", one_of(MODELS), ["cnn"], f"of {', '.join(MODELS)}; ")
+    several("--method", one_of(PRECONDITIONERS), DEFAULT, f"of {', '.join(PRECONDITIONERS)}; ")
+    several("--sparsity", sparsity, [0.9])
+    several("--damping", positive, [1e-2], "γ, of the solve and of the estimates; ")
+    several(
+        "--fit", one_of(("current", "dense")), ["current"],
+        "current: to the kept weights, dense: to all weights; ",
+    )  # fmt: skip
+    several("--tolerance", positive, [1e-1, 1e-2, 1e-3], "relative residuals; ")
+    several("--seed", seed, [0])
+    add("--iterations", type=at_least(1), default=100, help="of a solve at most; default: 100")
+    add(
+        "--examples",
+        type=at_least(1),
+        default=EXAMPLES,
+        help=f"training images of all Fishers; default: {EXAMPLES}",
+    )
+    add("--updates", type=at_least(3), help="of FishLeg; default: the library's")
+    add("--epochs", type=at_least(1), help="of training, where there is no checkpoint")
+    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
+    add("--out", type=Path, default=Path("results/preconditioning"))
+    return parser
+
+
+def _wanted(args: argparse.Namespace) -> Iterator[tuple[float, str, str | None, float]]:
+    """All γ, methods, fits and sparsities; where nothing is fitted there is one fit, None."""
+    for damping in args.damping:
+        for method in args.method:
+            for how in [None] if method == NONE else args.fit:
+                for target in args.sparsity:
+                    yield damping, method, how, target
+
+
+def run(args: argparse.Namespace, name: str, number: int) -> list[dict]:
+    """All systems and preconditioners of one network, without those that are there already.
+
+    Args:
+        args: the arguments.
+        name: the model.
+        number: the seed, for the training, the choice of images and the fits.
+
+    Returns:
+        The objects of `results.json` that belong to the arguments.
+    """
+    network, path, rows = Network(args, name, number), args.out / "results.json", []
+    spec, curvature, dense = network.spec, None, (None, None)
+    for damping, method, how, target in _wanted(args):
+        own = {} if method == NONE else methods.settings_of(method, **network.given(damping))
+        identity = {
+            "method": method,
+            "dataset": spec.dataset,
+            "model": name,
+            "sparsity_target": target,
+            "damping": damping,
+            "fit": how,
+            "seed": number,
+            "curvature_examples": network.part.examples,
+            "settings": {
+                "weights": network.weights,
+                "prunable": results.prunable(spec),
+                "iterations": args.iterations,
+                "tolerance": min(args.tolerance),
+                **own,
+            },
+        }
+        row = results.find(results.load(path), **identity)
+        if row is None:
+            curvature = curvature or flj.curvature(spec.model, network.batches(spec.batch))
+            masks = network.masks(target)
+            if how != "dense":
+                fitted = network.fitted(method, damping, masks)
+            else:
+                # it serves all sparsities, which follow one another
+                if dense[0] != (damping, method):
+                    dense = (damping, method), network.fitted(method, damping, None)
+                fitted = dense[1]
+            row = {**identity, **_solved(network, curvature, masks, damping, *fitted)}
+            results.add(path, [row])
+        rows.append(row)
+    return rows
+
+
+def _solved(
+    network: Network,
+    curvature: flj.Curvature,
+    masks: Any,
+    damping: float,
+    estimator: flj.InverseFisher,
+    state: Any,
+    fit_seconds: float,
+) -> dict[str, Any]:
+    args = network.args
+    system = solving.make_system(curvature, network.params, masks, damping)
+    _, record = solving.solve(
+        system, estimator, state, iterations=args.iterations, tolerance=min(args.tolerance)
+    )
+    pruned = flj.apply_masks(network.params, masks)
+    return {
+        "sparsity": flj.sparsity(pruned, network.spec.prunable),
+        "iterations": len(record.residual) - 1,
+        "residual": record.residual[-1],
+        "true_residual": record.true_residual,
+        "cost": record.cost[-1],
+        "uncompensated_cost": system.cost,
+        "sound": record.sound,
+        "fit_seconds": fit_seconds,
+        "solve_seconds": record.seconds[-1],
+        "history": {name: getattr(record, name) for name in ("residual", "cost", "seconds")},
+    }
+
+
+def reached(row: dict, tolerance: float) -> tuple[float, float]:
+    """The iterations and seconds until a relative residual, infinite where it is never reached.
+
+    Args:
+        row: an object of `results.json`.
+        tolerance: the relative residual.
+    """
+    history = row["history"]
+    for i, residual in enumerate(history["residual"]):
+        if residual is not None and residual <= tolerance:
+            return i, history["seconds"][i]
+    return math.inf, math.inf
+
+
+def show(rows: Sequence[dict], tolerances: Sequence[float]) -> str:
+    """A table for every system: medians over seeds, – for what most seeds never reach.
+
+    Args:
+        rows: the objects of a `results.json`.
+        tolerances: the relative residuals to be reached.
+    """
+    names = ("model", "sparsity_target", "damping")
+    shown = []
+    for system in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        model, target, damping = system
+        header = [f"{model}, {100 * target:g} % pruned, γ = {damping:g}", "fit"]
+        header += [f"to {tolerance:g}" for tolerance in tolerances]
+        header += [f"to {tolerance:g}, s" for tolerance in tolerances]
+        header += ["fit, s", "iterations", "residual", "cost, %"]
+        mine = [row for row in rows if tuple(row[name] for name in names) == system]
+        cells = []
+        for kind in dict.fromkeys(map(_kind, mine)):
+            own = [row for row in mine if _kind(row) == kind]
+            cells.append([kind[0], kind[1] or "–", *_cells(own, tolerances)])
+        shown.append(tables.table(header, cells))
+    return "\n\n".join(shown)
+
+
+def _kind(row: dict) -> tuple[str, str | None]:
+    return row["method"], row["fit"]
+
+
+def _cells(own: Sequence[dict], tolerances: Sequence[float]) -> list[str]:
+    def median(values, form):
+        value = statistics.median(math.inf if v is None else v for v in values)
+        return format(value, form) if math.isfinite(value) else "–"
+
+    pairs = [[reached(row, tolerance) for row in own] for tolerance in tolerances]
+    return [
+        *(median([iterations for iterations, _ in column], "g") for column in pairs),
+        *(median([seconds for _, seconds in column], ".2f") for column in pairs),
+        median([row["fit_seconds"] for row in own], ".1f"),
+        median([row["iterations"] for row in own], "g"),
+        median([row["true_residual"] for row in own], ".1e"),
+        median([100 * row["cost"] / row["uncompensated_cost"] for row in own], ".2f"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        for name in args.model:
+            cases.check(name, args.data_dir)
+            images = len(data.load(MODELS[name].dataset, args.data_dir).train[0])
+            if args.examples > images:
+                raise ValueError(f"--examples {args.examples}: {name} has {images} to train on")
+        path = args.out / "results.json"
+        results.load(path)
+    except ValueError as error:
+        parser.error(str(error))
+    rows = [row for name in args.model for number in args.seed for row in run(args, name, number)]
+    print(show(rows, args.tolerance))
+    print(path)
+    print(plots.preconditioning(args.out / "preconditioning.png", rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
