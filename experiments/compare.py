@@ -25,7 +25,7 @@ from experiments.models import Spec, as_batch
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
 RESUMING = """
-The results of a method and seed are written as soon as they are there.  What --out has already is
+Each result is written as soon as it is there.  What --out has already is
 not computed again: results of the same method, settings, sparsity, seed, images and weights.
 Results of other settings stay in its results.json beside the new ones, and out of the tables and
 of the picture.  Weights that were trained are kept in --out and used again.  To start afresh,
@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--iterations", type=arguments.at_least(1), default=25, help="of a solve; default: 25")
     add("--adapt-damping", action="store_true", help="from stage to stage, with group")
+    add(
+        "--recalibrate",
+        action="store_true",
+        help="recompute batch-norm statistics after every stage, on its images, for the next",
+    )
     add("--costs", choices=["none", "flops", "bytes"], default="none", help="that divide scores")
     add(
         "--trust",
@@ -135,6 +140,8 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
         raise ValueError("--fresh is for several --stages")
     if args.held_out and args.compensation == "none":
         raise ValueError("--held-out checks an update, --compensation none makes none")
+    if args.recalibrate and (args.stages == 1 or not jax.tree.leaves(_shapes(spec)[1])):
+        raise ValueError("--recalibrate is for several --stages of a model with batch norm")
     if args.finetune_rate and not args.finetune:
         raise ValueError("--finetune-rate is that of --finetune EPOCHS")
     comparing.check_images(args, part, len(split.train[0]))
@@ -224,14 +231,12 @@ def run(
             if cold:
                 comparing.warm_up(job, dense)
                 cold = False
-            new = []
             try:
                 for row in comparing.prune(method, job, dense, missing, settings, seed):
-                    new.append(row)
+                    results.add(path, [row])
+                    rows.append(row)
             except FloatingPointError as error:
                 failures.append(f"seed {seed}, {method}: {error}")
-            results.add(path, new)
-            rows += new
     return rows, failures
 
 
@@ -257,12 +262,9 @@ def show(rows: Sequence[dict], finetuned: bool = False) -> str:
         "prune, s": column("prune_seconds", 1, 1),
         "peak, MB": column("peak_memory_bytes", 1e6, 0, max),
     }
-    shown = [
-        tables.by_sparsity(rows, "accuracy", "test accuracy, %", tables.spread, further),
-        tables.by_sparsity(
-            rows, "loss", "test loss, nats", lambda values: tables.spread(values, 3)
-        ),
-    ]
+    shown = []
+    for prefix, title in tables.measurements(rows).items():
+        shown += _accuracy_and_loss(rows, prefix, title, {} if prefix else further)
     asked = [row for row in rows if "agreement" in row]
     if asked:
         shown += [
@@ -278,6 +280,16 @@ def show(rows: Sequence[dict], finetuned: bool = False) -> str:
             ),
         ]
     return "\n\n".join(shown)
+
+
+def _accuracy_and_loss(rows: Sequence[dict], prefix: str, title: str, further: dict) -> list[str]:
+    accuracy, loss = f"{prefix}accuracy", f"{prefix}loss"
+    return [
+        tables.by_sparsity(rows, accuracy, f"{title}test accuracy, %", tables.spread, further),
+        tables.by_sparsity(
+            rows, loss, f"{title}test loss, nats", lambda values: tables.spread(values, 3)
+        ),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import data, finetuning, memory, methods, results
+from experiments import data, finetuning, memory, methods, recalibration, results
 from experiments.cases import curvature_batches, stage_batches
 from experiments.fitting import FitClock, fit, progress
 from experiments.models import Spec
@@ -83,6 +83,7 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         **(_group_settings(args) if grouped else {}),
         **({"fresh": True} if args.fresh and stages > 1 else {}),
         **({"held_out": args.held_out} if args.held_out and informed else {}),
+        **({"recalibrate": True} if args.recalibrate and stages > 1 else {}),
         **finetuning.settings_of(job.spec, args.finetune, args.finetune_rate),
         "trust": args.trust and informed,
         "batch_size": methods.batch_size(method, part, job.spec.batch) if informed else 0,
@@ -189,6 +190,7 @@ def prune(
             first_order=settings["first_order"],
             iterations=settings["iterations"],
         )
+    anew = recalibration.recalibrate(job.spec) if "recalibrate" in settings else None
     updates = per_stage if estimator.updates is None else estimator.updates
     key, once = jax.random.key(seed), settings["stages"] == 1
     trust = _truster(method, job, dense, seed) if settings["trust"] else lambda result, target: {}
@@ -217,6 +219,7 @@ def prune(
                 batches_per_stage=per_stage,
                 held_out=held_out,
                 adapt_damping=settings.get("adapt_damping", False),
+                recalibrate=anew,
                 scope=settings["scope"],
                 compensation=clock.after(compensation),
                 first_order=settings["first_order"],

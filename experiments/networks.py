@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+MOMENTUM = 0.9  # of the running averages of batch norm
+
 
 class Mlp(nn.Module):
     """Fully connected layers with ReLU between them, on flattened inputs.
@@ -51,7 +53,7 @@ def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
 
 
 def _norm(train: bool, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5, name=name)
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import fishleg_jax as flj
-from experiments import data, files, training
+from experiments import data, files, recalibration, training
 from experiments.models import Spec
 
 
@@ -52,15 +52,30 @@ def made(
 ) -> dict[str, Any]:
     """An object for `results.json`: evaluates a pruned network.
 
+    Of one with batch norm `accuracy` and `loss` are those with the statistics as stored;
+    `recalibrated_accuracy` and `recalibrated_loss` have them recomputed on `recalibrated_on`
+    training images.
+
     Args:
         result: the pruned network.
         spec: the model.
         dense: the network before.
         split: the data set.
         settings: how it was pruned.
-        **fields: further fields: the method, the sparsity wanted, seconds and so on.
+        **fields: further fields: the method, the sparsity wanted, the seed, seconds and so on.
     """
     accuracy, loss = training.evaluate(spec.model, result.params, split.test, dense.constants)
+    recalibrated = {}
+    if dense.constants:
+        constants = recalibration.recalibrated(
+            spec, result.params, dense.constants, split.train, fields["seed"]
+        )
+        again = training.evaluate(spec.model, result.params, split.test, constants)
+        recalibrated = {
+            "recalibrated_accuracy": again[0],
+            "recalibrated_loss": again[1],
+            "recalibrated_on": min(recalibration.EXAMPLES, len(split.train[0])),
+        }
     return {
         **fields,
         "dataset": spec.dataset,
@@ -70,6 +85,7 @@ def made(
         "dense_accuracy": dense.accuracy,
         "loss": loss,
         "dense_loss": dense.loss,
+        **recalibrated,
         "settings": {**settings, "prunable_weights": result.report.total.weights},
     }
 

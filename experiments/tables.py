@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+RECALIBRATED = "recalibrated_on"  # the field that has how many images batch norm was recomputed on
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lines up cells: the first column to the left, all others to the right.
@@ -32,11 +34,11 @@ def select(results: Sequence[dict], field: str, **fields) -> list:
 
     Args:
         results: the objects of a `results.json`.
-        field: the field wanted.
+        field: the field wanted; None of those that do not have it.
         fields: what the other fields have to be.
     """
     return [
-        result[field]
+        result.get(field)
         for result in results
         if all(result[name] == value for name, value in fields.items())
     ]
@@ -92,14 +94,33 @@ def by_sparsity(
     return table(header, rows)
 
 
+def measurements(results: Sequence[dict]) -> dict[str, str]:
+    """What accuracies and losses there are: prefixes of fields, and what they mean for a title.
+
+    Args:
+        results: the objects of a `results.json`; those of networks with batch norm have two.
+    """
+    sizes = {result[RECALIBRATED] for result in results if RECALIBRATED in result}
+    if not sizes:
+        return {"": ""}
+    images = ", ".join(map(str, sorted(sizes)))
+    return {
+        "": "batch norm as stored: ",
+        "recalibrated_": f"batch norm recomputed on {images} training images: ",
+    }
+
+
 def accuracies(results: Sequence[dict]) -> str:
-    """A table of test accuracies in percent: a row per method, a column per sparsity.
+    """Tables of test accuracies in percent: a row per method, a column per sparsity.
 
     Args:
         results: the objects of a `results.json` for one model; over seeds the median is shown.
-
-    Returns:
-        The table, with the dense accuracy as its first row.
     """
-    median = lambda values: f"{statistics.median(values):.2f}"  # noqa: E731
-    return by_sparsity(results, "accuracy", "test accuracy, %", median)
+
+    def median(values):
+        return f"{statistics.median(values):.2f}"
+
+    return "\n\n".join(
+        by_sparsity(results, f"{prefix}accuracy", f"{title}test accuracy, %", median)
+        for prefix, title in measurements(results).items()
+    )
