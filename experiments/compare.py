@@ -20,7 +20,17 @@ from typing import Any
 import jax
 
 import fishleg_jax as flj
-from experiments import arguments, comparing, data, methods, plots, results, tables, training
+from experiments import (
+    arguments,
+    comparing,
+    data,
+    methods,
+    one_method,
+    plots,
+    results,
+    tables,
+    training,
+)
 from experiments.models import Spec, as_batch
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
@@ -73,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=["geometric", "linear", "polynomial"],
         default="geometric",
         help="of the sparsity over stages",
+    )
+    add(
+        "--path",
+        action="store_true",
+        help="one pruning passes through all sparsities, with --stages to the highest",
     )
     add(
         "--fresh",
@@ -138,6 +153,11 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
         )
     if args.fresh and args.stages == 1:
         raise ValueError("--fresh is for several --stages")
+    if args.path and args.stages < max(len(args.sparsity), 2):
+        raise ValueError(
+            f"--path needs a stage for each of {len(args.sparsity)} sparsities and at least two, "
+            f"got --stages {args.stages}"
+        )
     if args.held_out and args.compensation == "none":
         raise ValueError("--held-out checks an update, --compensation none makes none")
     if args.recalibrate and (args.stages == 1 or not jax.tree.leaves(_shapes(spec)[1])):
@@ -202,6 +222,11 @@ def run(
     job = comparing.Job(args, spec, split, _part(args, spec), costs)
     path = args.out / "results.json"
     rows, failures, cold = [], [], True
+
+    def keep(row: dict) -> None:
+        results.add(path, [row])
+        rows.append(row)
+
     for seed in args.seed:
         params, constants = _weights(job, loaded, seed)
         weights, dense = results.fingerprint((params, constants)), None
@@ -229,12 +254,10 @@ def run(
                 continue
             dense = dense or results.evaluated(spec, split, params, constants)
             if cold:
-                comparing.warm_up(job, dense)
+                one_method.warm_up(job, dense)
                 cold = False
             try:
-                for row in comparing.prune(method, job, dense, missing, settings, seed):
-                    results.add(path, [row])
-                    rows.append(row)
+                one_method.prune(method, job, dense, missing, settings, seed, keep)
             except FloatingPointError as error:
                 failures.append(f"seed {seed}, {method}: {error}")
     return rows, failures

@@ -79,6 +79,10 @@ class FitClock:
         self.seconds = 0.0
         self._begin = time.perf_counter()
 
+    def restart(self) -> None:
+        """What comes now is the next fit."""
+        self._begin = time.perf_counter()
+
     def on_update(self, done: int, total: int, state: Any) -> None:
         """Looks on while a fit goes on, as `prune_one_shot` wants it."""
         if done == total:
@@ -90,7 +94,7 @@ class FitClock:
 
         def compensate(*args):
             out = jax.block_until_ready(compensation(*args))
-            self._begin = time.perf_counter()
+            self.restart()
             return out
 
         return compensate

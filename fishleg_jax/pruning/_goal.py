@@ -22,12 +22,28 @@ def sparsity_or_target(
     return _budget.of_weights(asked.at_most, [sum(sizes)] if scope == "global" else sizes)
 
 
-def planned(goal: float | Target, stages: int, schedule: str) -> list[float]:
+def planned(goal: float | Target, stages: int, schedule: str | Sequence[float]) -> list[float]:
     """The sparsities of all stages, as far as they are known beforehand: of a budget none."""
+    if not isinstance(schedule, str):
+        return _given(goal, stages, schedule)
     final = goal
     if isinstance(goal, (Budget, Limit)):
         final = goal.highest if isinstance(goal, Limit) else 0.0
     return stage_sparsities(final, stages, schedule=schedule)
+
+
+def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list[float]:
+    """A schedule that is given stage by stage."""
+    if isinstance(goal, (Budget, Limit)):
+        raise ValueError("schedule must be a name where sparsity is a target, got sparsities")
+    sparsities = [stage_sparsities(s, 1)[0] for s in schedule]
+    final = stage_sparsities(goal, 1)[0]
+    if len(sparsities) != stages or sparsities != sorted(sparsities) or sparsities[-1] != final:
+        raise ValueError(
+            f"schedule must be a name, or as many rising sparsities as stages={stages} that end at "
+            f"sparsity={final:g}, got {sparsities}"
+        )
+    return sparsities
 
 
 def attempt_for(

@@ -45,6 +45,7 @@ def walk(
     stages: int,
     fit_at: Callable[[int, Point], tuple[Any, Curvature]],
     attempt: Attempt,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
     adapt_damping: bool = False,
 ) -> Outcome:
     """Fits and prunes, stage by stage.
@@ -55,6 +56,7 @@ def walk(
         stages: how many stages there are at most.
         fit_at: `(stage, point) -> (state, curvature)`.
         attempt: what a stage does with that.
+        tell: called after every stage that has pruned, with what would be the end.
         adapt_damping: whether a stage's damping follows from those of before.
 
     Returns:
@@ -83,6 +85,7 @@ def walk(
         point, stopped = move.point, move.stopped
         if move.told is not None:
             told.append(move.told)
+            tell(Outcome(point, state, tuple(told), stopped))
         if move.last:
             break
         if adapt_damping:

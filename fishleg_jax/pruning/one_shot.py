@@ -99,7 +99,7 @@ def prune_one_shot(
     *,
     sparsity: float | Target,
     stages: int = 1,
-    schedule: str = "geometric",
+    schedule: str | Sequence[float] = "geometric",
     batches_per_stage: int | None = None,
     held_out: Sequence[Batch] | None = None,
     adapt_damping: bool = False,
@@ -112,6 +112,7 @@ def prune_one_shot(
     key: jax.Array | None = None,
     state: Any | None = None,
     on_update: Callable[[int, int, Any], None] | None = None,
+    on_stage: Callable[[Result], None] | None = None,
 ) -> Result:
     """Prunes a trained model once, by Optimal Brain Surgeon with an estimate of the inverse Fisher.
 
@@ -126,7 +127,7 @@ def prune_one_shot(
         stages: in how many stages; each fits the inverse anew, from nothing, at the weights and
             masks of the one before.
         schedule: how sparsity grows from stage to stage: `geometric` in density, `linear` or
-            `polynomial`; see `stage_sparsities`.
+            `polynomial`, see `stage_sparsities`; or the sparsities after all stages themselves.
         batches_per_stage: each stage takes the next so many batches, around and around, for its
             curvature; None for all of them in every stage.
         held_out: labelled batches of training data that the curvature does not see, by whose loss
@@ -150,6 +151,7 @@ def prune_one_shot(
         key: a random key; `jax.random.key(0)` by default.
         state: a fitted state of the estimator at these weights, to skip the fit of a single stage.
         on_update: see `fit`.
+        on_stage: called after every stage with what would be returned if it were the last one.
 
     Returns:
         Weights, masks, a report, the estimator's state, and what each stage has to tell.
@@ -246,11 +248,19 @@ def prune_one_shot(
         goal, plan, model, params, batches[0], overall_loss if labelled else None, sparsities,
         schedule,
     )  # fmt: skip
-    outcome = _walk.walk(plan, _stage.dense(params), stages, fit_at, attempt, adapt_damping)
-    point, state, told, stopped = outcome
-    report = make_report(point.removed, point.masks, chosen, told, stopped)
-    constants = constants_for(point.params, seen_in(max(len(told) - 1, 0)))
-    return Result(point.params, point.masks, report, state, told, stopped, constants)
+
+    def result_of(outcome: _walk.Outcome) -> Result:
+        point, state, told, stopped = outcome
+        report = make_report(point.removed, point.masks, chosen, told, stopped)
+        constants = constants_for(point.params, seen_in(max(len(told) - 1, 0)))
+        return Result(point.params, point.masks, report, state, told, stopped, constants)
+
+    def tell(outcome: _walk.Outcome) -> None:
+        if on_stage is not None:
+            on_stage(result_of(outcome))
+
+    start = _stage.dense(params)
+    return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt_damping))
 
 
 def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:

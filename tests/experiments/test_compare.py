@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import compare, comparing, training
+from experiments import compare, one_method, training
 from tests.experiments.test_one_shot import KEYS
 
 NETWORK = ["--model", "mlp", "--epochs", "1", "--examples", "65", "--gradients", "30"]
@@ -34,20 +34,20 @@ def no_fit(*args, **kwargs):
 @contextlib.contextmanager
 def counted():
     """The names of the methods that are fitted meanwhile."""
-    names, fit = [], comparing.fit
+    names, fit = [], one_method.fit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            comparing, "fit", lambda *a, name, **k: names.append(name) or fit(*a, name=name, **k)
+            one_method, "fit", lambda *a, name, **k: names.append(name) or fit(*a, name=name, **k)
         )
         yield names
 
 
 def killed_at(killing_method, killing_seed):
-    """`comparing.prune`, killed as it comes to a method and seed."""
-    prune = comparing.prune
+    """`one_method.prune`, killed as it comes to a method and seed."""
+    prune = one_method.prune
 
     def one(method, *args):
-        if (method, args[-1]) == (killing_method, killing_seed):
+        if (method, args[-2]) == (killing_method, killing_seed):
             raise KeyboardInterrupt
         return prune(method, *args)
 
@@ -59,7 +59,7 @@ def killed(tmp_path_factory):
     """The folder of a run that was killed, and what was in its results then."""
     folder = tmp_path_factory.mktemp("compare") / "out"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(comparing, "prune", killed_at("woodfisher", 1))
+        patch.setattr(one_method, "prune", killed_at("woodfisher", 1))
         run(folder)
     return folder, rows_of(folder)
 
@@ -125,7 +125,7 @@ def test_all_methods_see_the_same_images(tmp_path, monkeypatch, capsys):
         seen[name] = np.concatenate([inputs.reshape(len(inputs), -1) for inputs, _ in batches])
         raise FloatingPointError(f"no inverse of {name}")
 
-    monkeypatch.setattr(comparing, "fit", fail)
+    monkeypatch.setattr(one_method, "fit", fail)
     assert run(tmp_path, methods=["diagonal", *METHODS[1:], "kfac", "fishleg"], seeds="0") == 1
     assert {name: len(images) for name, images in seen.items()} == dict.fromkeys(seen, 60)
     for images in seen.values():
@@ -137,7 +137,7 @@ def test_all_methods_see_the_same_images(tmp_path, monkeypatch, capsys):
 
 def test_what_is_there_is_not_computed_again(out, monkeypatch, capsys):
     before = (out / "results.json").read_bytes()
-    monkeypatch.setattr(comparing, "fit", no_fit)
+    monkeypatch.setattr(one_method, "fit", no_fit)
     assert run(out) == 0
     assert (out / "results.json").read_bytes() == before
     printed = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_new_sparsity_is_added_to_what_is_there(out, monkeypatch):
 
 
 def test_settings_of_other_methods_make_no_difference(out, monkeypatch):
-    monkeypatch.setattr(comparing, "fit", no_fit)
+    monkeypatch.setattr(one_method, "fit", no_fit)
     assert run(out, "--damping", "kfac=3") == 0
     assert run(out, "--labels", "sampled", "--stages", "2", methods=["magnitude"]) == 0
 
@@ -249,7 +249,7 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
         jax.tree.map(lambda p, m: np.testing.assert_array_equal(p[~m], 0), params, given["masks"])
     assert "fine-tuned, %" in capsys.readouterr().out
 
-    monkeypatch.setattr(comparing, "fit", no_fit)
+    monkeypatch.setattr(one_method, "fit", no_fit)
     assert run(out, *arguments, methods=["magnitude"], seeds="0") == 0
     assert "fine-tuned, %" in capsys.readouterr().out
     assert run(out) == 0  # what was there without it is found
@@ -266,6 +266,8 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
         (["--compensation", "group", "--scale", "0.5"], "--scale is for --compensation indep"),
         (["--held-out", "1290"], "and the training data has 1297"),
         (["--fresh"], "--fresh is for several --stages"),
+        (["--path", "--sparsity", "0.5,0.9"], "--path needs a stage for each of 2 sparsities"),
+        (["--recalibrate", "--stages", "2"], "--recalibrate is for several --stages of a model"),
         (["--held-out", "9", "--compensation", "none"], "--held-out checks an update"),
         (["--method", "magic"], "'magic' is not one of magnitude, diagonal"),
         (["--damping", "0"], "'0' is not a positive number"),
@@ -309,3 +311,25 @@ def test_results_that_are_none_are_left_alone(text, tmp_path, capsys):
         run(tmp_path)
     assert caught.value.code == 2 and str(path) in capsys.readouterr().err.splitlines()[-1]
     assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+
+
+def test_one_path_passes_through_all_sparsities(tmp_path, capsys):
+    options = ["--path", "--stages", "4", "--compensation", "group", "--iterations", "3"]
+    assert run(tmp_path, *options, methods=["diagonal"], seeds="0") == 0
+    low, high = rows_of(tmp_path)
+    assert (low["sparsity_target"], high["sparsity_target"]) == (0.5, 0.9)
+    assert [low["sparsity"], high["sparsity"]] == pytest.approx([0.5, 0.9], abs=1e-4)
+    told = [stage["sparsity"] for stage in high["stages"]]
+    assert len(told) == 4 and 0.5 in told and told[-1] == 0.9
+    assert low["stages"] == high["stages"][: len(low["stages"])]  # one pruning goes on
+    assert low["seconds"] < high["seconds"] and low["loss"] < high["loss"]
+    assert run(tmp_path, *options, methods=["diagonal"], seeds="0") == 0
+    assert "2 of 2 sparsities are in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5, 16])
+def test_stages_on_a_path(stages):
+    path = one_method.through([0.5, 0.9], stages)
+    assert len(path) == stages and path == sorted(path) and 0.5 in path and path[-1] == 0.9
+    steps = np.diff(np.log1p(-np.asarray([0.0, *path])))
+    assert steps.min() / steps.max() < 4  # log density falls about evenly: 0.69 and 1.61 nats

@@ -1,0 +1,260 @@
+"""One method of a comparison: prunes a network, and measures all that the comparison shows."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+import fishleg_jax as flj
+from experiments import finetuning, memory, methods, recalibration, results
+from experiments.cases import curvature_batches, stage_batches
+from experiments.comparing import Job, images_of, make_estimator
+from experiments.fitting import FitClock, fit, progress
+
+
+def warm_up(job: Job, dense: results.Dense) -> None:
+    """Prunes once for nothing, or what all methods share would be compiled at the cost of one."""
+    batches = _batches("magnitude", job, dense, 1, methods.Share(1, 1), seed=0)
+    flj.prune_one_shot(
+        job.spec.model,
+        dense.params,
+        flj.inverse.identity(),
+        batches,
+        sparsity=job.args.sparsity[0],
+        scope=job.args.scope,
+        compensation=flj.compensation.none(),
+        costs=job.costs,
+        prunable=job.spec.prunable,
+    )
+
+
+def prune(
+    method: str,
+    job: Job,
+    dense: results.Dense,
+    targets: Sequence[float],
+    settings: dict[str, Any],
+    seed: int,
+    keep: Callable[[dict], None],
+) -> None:
+    """Prunes a network with one method to some sparsities.
+
+    In a single stage one fit serves all of them, and its seconds (with those of its compilation)
+    are in the results of each; in several, each sparsity has stages and fits of its own, or with
+    `--path` all lie on one path, with the seconds until there.  Neither the evaluation counts, nor
+    the trust, nor the fine-tuning, which has its own seconds.
+
+    Args:
+        method: the method.
+        job: what all methods have in common.
+        dense: the trained network.
+        targets: the sparsities.
+        settings: see `settings_of`.
+        seed: for the choice of images and for the fit.
+        keep: called with each object of `results.json` as soon as it is there.
+
+    Raises:
+        FloatingPointError: the inverse or the pruned weights are not finite.
+    """
+    spec, args = job.spec, job.args
+    batches = _batches(method, job, dense, job.part.examples, job.part, seed)
+    per_stage = len(batches)
+    if settings.get("fresh"):
+        batches = stage_batches(
+            job.split.train, dense.constants, stages=settings["stages"],
+            examples=job.part.examples, batch_size=settings["batch_size"], seed=seed,
+            held_out=args.held_out or 0,
+        )  # fmt: skip
+    estimator = make_estimator(method, args, spec, job.part)
+    updates = per_stage if estimator.updates is None else estimator.updates
+    key, once = jax.random.key(seed), settings["stages"] == 1
+    trust = _truster(method, job, dense, seed) if settings["trust"] else lambda result, target: {}
+    options = {
+        "stages": settings["stages"],
+        "schedule": args.schedule,
+        "batches_per_stage": per_stage,
+        "held_out": _held_out(method, job, dense, settings, seed),
+        "adapt_damping": settings.get("adapt_damping", False),
+        "recalibrate": recalibration.recalibrate(spec) if "recalibrate" in settings else None,
+        "scope": settings["scope"],
+        "first_order": settings["first_order"],
+        "costs": job.costs,
+        "prunable": spec.prunable,
+        "key": key,
+    }
+
+    def trained_on(result: flj.Result) -> dict[str, float]:
+        if "finetune" not in settings:
+            return {}
+        return finetuning.finetuned(
+            spec, dense, job.split, result,
+            epochs=settings["finetune"], rate=settings["finetune_rate"], seed=seed,
+        )  # fmt: skip
+
+    def keep_result(result: flj.Result, target: float, seconds: float, fit_seconds: float) -> None:
+        highest = peak()
+        keep(
+            results.made(
+                result,
+                spec,
+                dense,
+                job.split,
+                settings={**settings, "updates": updates, **results.measured(result.state)},
+                method=method,
+                sparsity_target=target,
+                seconds=seconds,
+                fit_seconds=fit_seconds,
+                prune_seconds=seconds - fit_seconds,
+                peak_memory_bytes=None if highest is None else max(highest, fit_peak),
+                curvature_examples=images_of(method, job),
+                seed=seed,
+                **({} if once else {"stages": _told(result)}),
+                **trust(result, target),
+                **trained_on(result),
+            )
+        )
+        peak()  # forgets the evaluation
+
+    def pruned(target: float, state: Any, fitted_in: float, bar: Any, **more: Any) -> flj.Result:
+        """Prunes, and keeps what comes of it, or on a path what comes of some of its stages."""
+        clock = FitClock()
+        begin, aside = time.perf_counter(), 0.0
+
+        def finished(result: flj.Result) -> None:
+            nonlocal aside
+            jax.block_until_ready(result.params)
+            sparsity = result.stages[-1]["sparsity"]
+            if sparsity != target and ("schedule" not in more or sparsity not in targets):
+                return
+            stop = time.perf_counter()
+            seconds = fitted_in + stop - begin - aside
+            keep_result(result, sparsity, seconds, fitted_in + clock.seconds)
+            aside += time.perf_counter() - stop
+            clock.restart()
+
+        with bar(clock) as on_update:
+            return flj.prune_one_shot(
+                spec.model, dense.params, estimator, batches, sparsity=target, state=state,
+                compensation=clock.after(_compensation(settings)), on_update=on_update,
+                on_stage=finished, **options | more,
+            )  # fmt: skip
+
+    def with_bar(clock):
+        return contextlib.nullcontext() if once else progress(method, clock.on_update)
+
+    with memory.watch() as peak:
+        state, fitted_in, fit_peak = None, 0.0, 0
+        if once:
+            begin = time.perf_counter()
+            state = fit(estimator, dense.params, batches, key=key, name=method)
+            fitted_in, fit_peak = time.perf_counter() - begin, peak()
+        if "path" in settings:
+            path = through(settings["path"], settings["stages"])
+            pruned(path[-1], state, fitted_in, with_bar, schedule=path)
+            return
+        for target in tqdm(targets, desc=f"pruning, {method}", disable=None):
+            pruned(target, state, fitted_in, with_bar)
+
+
+def through(sparsities: Sequence[float], stages: int) -> list[float]:
+    """Sparsities of stages, geometric in density from each of some sparsities to the next.
+
+    Args:
+        sparsities: those to pass through, rising.
+        stages: how many stages there are, at least as many.
+
+    Returns:
+        As many sparsities as stages, the last one that of `sparsities`.
+    """
+    begins = [0.0, *sparsities[:-1]]
+    lengths = [math.log((1 - a) / (1 - b)) for a, b in zip(begins, sparsities, strict=True)]
+    counts = [1] * len(sparsities)
+    while sum(counts) < stages:  # where the stages are longest
+        longest = max(range(len(counts)), key=lambda i: lengths[i] / counts[i])
+        counts[longest] += 1
+    parts = zip(begins, sparsities, counts, strict=True)
+    return [s for a, b, n in parts for s in flj.stage_sparsities(b, n, initial=a)]
+
+
+def _compensation(settings: dict[str, Any]) -> flj.compensation.Compensation:
+    if settings["compensation"] == "independent":
+        return flj.compensation.independent(
+            scale=settings["scale"],
+            first_order=settings["first_order"],
+            check_step=settings["first_order"] or "held_out" in settings,
+        )
+    if settings["compensation"] == "group":
+        return flj.compensation.group(
+            damping=settings["solve_damping"],
+            first_order=settings["first_order"],
+            iterations=settings["iterations"],
+        )
+    return flj.compensation.none()
+
+
+def _held_out(
+    method: str, job: Job, dense: results.Dense, settings: dict[str, Any], seed: int
+) -> list[tuple] | None:
+    if "held_out" not in settings:
+        return None
+    seen = min(images_of(method, job), len(job.split.train[0]) - job.args.held_out)
+    return curvature_batches(
+        job.split.train, dense.constants, examples=job.args.held_out,
+        batch_size=job.spec.batch, seed=seed, fill=False, beside=seen,
+    )  # fmt: skip
+
+
+def _told(result: flj.Result) -> list[dict[str, Any]]:
+    """What the stages told, in numbers that a file can have."""
+    return [
+        {
+            name: value
+            for name, value in stage.items()
+            if isinstance(value, (int, float, type(None)))
+        }
+        for stage in result.stages
+    ]
+
+
+def _batches(
+    method: str, job: Job, dense: results.Dense, examples: int, part: methods.Share, seed: int
+) -> list[tuple]:
+    # of some examples, in batches that suit a part of them
+    return curvature_batches(
+        job.split.train,
+        dense.constants,
+        examples=examples,
+        batch_size=methods.batch_size(method, part, job.spec.batch),
+        seed=seed,
+        fill=False,
+    )
+
+
+def _truster(
+    method: str, job: Job, dense: results.Dense, seed: int
+) -> Callable[[flj.Result, float], dict]:
+    """What tells how far two halves of the data agree on a pruning, with fields for its object."""
+    half = methods.half(job.part)
+    batches = _batches(method, job, dense, 2 * half.examples, half, seed)
+    estimator = make_estimator(method, job.args, job.spec, half)
+
+    def trust(result: flj.Result, target: float) -> dict[str, float | None]:
+        total = result.report.total
+        if total.kept == total.weights:  # there is nothing to agree on
+            return dict.fromkeys(flj.Trust._fields)
+        return flj.trust(
+            job.spec.model,
+            dense.params,
+            estimator,
+            batches,
+            sparsity=target,
+            scope=job.args.scope,
+            prunable=job.spec.prunable,
+            key=jax.random.key(seed),
+        )._asdict()
+
+    return trust
