@@ -9,6 +9,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._border import Selection
 from fishleg_jax.pruning._independent import Compensation
 from fishleg_jax.pruning.masks import apply_masks, make_masks
 from fishleg_jax.pruning.report import removed_scores
@@ -24,6 +25,7 @@ class Plan(NamedTuple):
     first_order: bool = False
     costs: Any | None = None
     prunable: _tree.Selection = None
+    selection: Selection | None = None
 
 
 class Point(NamedTuple):
@@ -69,6 +71,8 @@ def advance(
     masks = make_masks(
         ranked, sparsity, scope=plan.scope, prunable=plan.prunable, masks=point.masks
     )
+    if plan.selection is not None:
+        masks = _selected(plan, point, masks, ranked, state, curvature)
     delta, info = plan.compensation(
         point.params, point.masks, masks, curvature, plan.estimator, state
     )
@@ -77,6 +81,38 @@ def advance(
     _require_finite(params, "the compensated weights")
     removed = removed_scores(scores, point.masks, masks)
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
+
+
+def _selected(
+    plan: Plan, point: Point, masks: Any, scores: Any, state: Any, curvature: Curvature
+) -> Any:
+    """The masks of the plan's selection, which has to prune as many weights as the scores do."""
+    chosen = _tree.select(scores, plan.prunable, "prunable")
+    leaves, tree = jax.tree.flatten(scores)
+    barred = [
+        s if yes else jnp.full(s.shape, jnp.inf, s.dtype)
+        for s, yes in zip(leaves, chosen, strict=True)
+    ]
+    selected = plan.selection(
+        point.params, point.masks, masks, tree.unflatten(barred),
+        curvature, plan.estimator, state, plan.scope,
+    )  # fmt: skip
+    _check_selected(point.masks, masks, selected, chosen, plan.scope)
+    return selected
+
+
+def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], scope: str) -> None:
+    _tree.check_same(given, selected, "selection")
+    counts = []
+    trees = map(jax.tree.leaves, (old, given, selected))
+    for yes, before, expected, mask in zip(chosen, *trees, strict=True):
+        if bool(jnp.any(mask & ~before)):
+            raise ValueError("selection must not keep what was pruned before")
+        if not yes and not bool(jnp.all(mask)):
+            raise ValueError("selection must not prune what is not prunable")
+        counts.append(int(jnp.sum(mask)) - int(jnp.sum(expected)))
+    if any(counts) if scope == "layer" else sum(counts):
+        raise ValueError(f"selection must prune as many weights as the scores do, scope {scope!r}")
 
 
 def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:

@@ -14,6 +14,7 @@ from fishleg_jax.model import Batch, Model, predict
 from fishleg_jax.pruning import _stage
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
+from fishleg_jax.pruning import selection as _selection
 from fishleg_jax.pruning.report import Report, make_report
 from fishleg_jax.pruning.schedules import stage_sparsities
 
@@ -103,6 +104,7 @@ def prune_one_shot(
     compensation: _compensation.Compensation | None = None,
     first_order: bool = False,
     costs: Any | None = None,
+    selection: _selection.Selection | None = None,
     prunable: _tree.Selection = None,
     key: jax.Array | None = None,
     state: Any | None = None,
@@ -134,6 +136,8 @@ def prune_one_shot(
         first_order: whether scores take the gradient into account, `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.
         costs: what a weight costs, a pytree of positive numbers or arrays such as `weight_costs`
             makes: scores are divided by it, so that of equal scores the dearer weight goes first.
+        selection: what betters the masks of the scores, weight for weight, `selection.swaps()` or
+            `selection.qubo()`; None for those masks.
         prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
             default every leaf of two or more dimensions.
         key: a random key; `jax.random.key(0)` by default.
@@ -195,7 +199,7 @@ def prune_one_shot(
         )
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
     check = None if held_out is None else fisher.curvature(model, held_out)
-    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable)
+    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable, selection)
     point, factor, told = _stage.dense(params), 1.0, []  # a factor of the damping
     for stage, target in enumerate(targets):
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
