@@ -8,6 +8,10 @@ import numpy as np
 from fishleg_jax.pruning._objectives import qubo_cost
 from fishleg_jax.pruning._swap_search import Found, check_count
 
+# of the number of pruned weights, relative to what one weight costs: a hard one freezes the
+# annealing, as every swap passes through another number, and a soft one leaves much to repair
+PENALTIES = (0.1, 0.3, 0.03, 0.01)
+
 
 def require_sampler() -> Any:
     """The modules dimod and dwave.samplers, or an ImportError that says how to get them."""
@@ -71,7 +75,7 @@ def anneal(
     before = qubo_cost(linear, quadratic, pruned)
     if groups is not None and np.shape(groups) != pruned.shape:
         raise ValueError(f"groups must have shape {pruned.shape}, got {np.shape(groups)}")
-    dimod, samplers = require_sampler()
+    require_sampler()
     start = np.asarray(pruned)
     if not np.isfinite(before) or not np.isfinite(quadratic).all():
         return Found(pruned, before, before, jnp.zeros((), jnp.int32))
@@ -79,18 +83,13 @@ def anneal(
     counts = members @ start
     c, h = np.asarray(linear, float), np.asarray(quadratic, float)
 
-    # scaled to what a weight changes the cost by at the start; a penalty of that order lets the
-    # annealing pass through other numbers on its way, where a hard one would freeze it
-    changes = c + h @ start + np.where(start, -0.5, 0.5) * np.diagonal(h)
-    penalty = max(float(np.abs(changes).max()), np.finfo(float).tiny)
-    same = members.T @ members
-    biases = c + np.diagonal(h) / 2 + penalty * (1 - 2 * counts @ members)
-    couplings = np.triu(h + 2 * penalty * same, 1)
-    model = dimod.BinaryQuadraticModel(biases / penalty, couplings / penalty, "BINARY")
-    sampler = samplers.SimulatedAnnealingSampler()
-    samples = sampler.sample(model, num_reads=reads, num_sweeps=sweeps, seed=seed % 2**32)
-    order = np.argsort(np.asarray(samples.variables))
-    found = samples.record.sample.astype(bool)[:, order]
+    found = np.concatenate(
+        [
+            _reads(c, h, members, counts, start, share, part, sweeps, seed)
+            for share, part in zip(PENALTIES, _parts(reads, len(PENALTIES)), strict=True)
+            if part
+        ]
+    )
     repaired = [_repaired(x, c, h, members, counts) for x in found]
     costs = [c @ x + x @ h @ x / 2 for x in repaired]
     best = jnp.asarray(repaired[int(np.argmin(costs))])
@@ -98,6 +97,37 @@ def anneal(
     if not after < before:
         return Found(pruned, before, before, jnp.zeros((), jnp.int32))
     return Found(best, before, after, jnp.sum(pruned & ~best).astype(jnp.int32))
+
+
+def _parts(total: int, number: int) -> list[int]:
+    return [(total + i) // number for i in reversed(range(number))]
+
+
+def _reads(
+    c: np.ndarray,
+    h: np.ndarray,
+    members: np.ndarray,
+    counts: np.ndarray,
+    start: np.ndarray,
+    share: float,
+    reads: int,
+    sweeps: int,
+    seed: int,
+) -> np.ndarray:
+    """Sets that the sampler ends in, of numbers that are near those asked for."""
+    dimod, samplers = require_sampler()
+    # in units of what a weight changes the cost by at the start
+    changes = c + h @ start + np.where(start, -0.5, 0.5) * np.diagonal(h)
+    unit = max(float(np.abs(changes).max()), np.finfo(float).tiny)
+    # (Σx − k)² = Σ_i (1 − 2k) x_i + Σ_{i≠j} x_i x_j + k², as x² = x
+    biases = (c + np.diagonal(h) / 2) / unit + share * (1 - 2 * counts @ members)
+    couplings = np.triu(h / unit + 2 * share * members.T @ members, 1)
+    model = dimod.BinaryQuadraticModel(biases, couplings, "BINARY")
+    samples = samplers.SimulatedAnnealingSampler().sample(
+        model, num_reads=reads, num_sweeps=sweeps, seed=seed % 2**32
+    )
+    order = np.argsort(np.asarray(samples.variables))
+    return samples.record.sample.astype(bool)[:, order]
 
 
 def _members(groups: np.ndarray) -> np.ndarray:
