@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning._objectives import COMPENSATED, QUBO, Objective
@@ -71,8 +72,8 @@ def swap_search(
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     check_count(steps, "steps")
-    if groups is not None and jnp.shape(groups) != jnp.shape(pruned):
-        raise ValueError(f"groups must have shape {jnp.shape(pruned)}, got {jnp.shape(groups)}")
+    if groups is not None and np.shape(groups) != np.shape(pruned):
+        raise ValueError(f"groups must have shape {np.shape(pruned)}, got {np.shape(groups)}")
     if groups is None:
         groups = jnp.zeros(jnp.shape(pruned), jnp.int32)
     vector, matrix, pruned = jnp.asarray(vector), jnp.asarray(matrix), jnp.asarray(pruned)
