@@ -9,7 +9,16 @@ import pytest
 
 import fishleg_jax as flj
 
-NOT_NEEDED = ("flax", "equinox", "haiku", "tensorflow", "matplotlib", "sklearn", "experiments")
+NOT_NEEDED = (
+    "flax",
+    "equinox",
+    "haiku",
+    "tensorflow",
+    "matplotlib",
+    "sklearn",
+    "dimod",
+    "experiments",
+)
 
 
 def test_import_needs_jax_and_optax_only():
@@ -38,7 +47,7 @@ def test_types_are_shipped():
 
 
 def public():
-    for module in (flj, flj.inverse):
+    for module in (flj, flj.inverse, flj.selection):
         for name in module.__all__:
             yield pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
     for module in (flj.inverse.factors, flj.likelihoods, flj.compensation):
