@@ -37,8 +37,9 @@ def anneal(
 ) -> Found:
     """Lowers `qubo_cost` at a given number of pruned weights, by simulated annealing.
 
-    The number is held by a penalty on the squared difference from it.  A read that ends with
-    another number is repaired, one weight at a time, each the one that costs least.
+    The number is held by a penalty on the squared difference from it, of several strengths, among
+    which the reads are shared out.  A read that ends with another number is repaired, one weight at
+    a time, each the one that costs least.
 
     Args:
         linear: c of `qubo_cost`, shape (n,).

@@ -150,7 +150,7 @@ def prune_one_shot(
     Raises:
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
-            costs that are not positive.
+            costs that are not positive, a selection of another number of weights than the scores'.
         FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite.
 
     References:
