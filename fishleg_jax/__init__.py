@@ -12,7 +12,7 @@ from fishleg_jax.fisher import (
 )
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, loss, losses
-from fishleg_jax.pruning import compensation, targets
+from fishleg_jax.pruning import compensation, selection, targets
 from fishleg_jax.pruning.costs import weight_costs
 from fishleg_jax.pruning.files import load_masks, save_masks
 from fishleg_jax.pruning.masks import apply_masks, make_masks, sparsity
@@ -46,6 +46,7 @@ __all__ = [
     "per_example_gradients",
     "prune_one_shot",
     "save_masks",
+    "selection",
     "sparsity",
     "stage_sparsities",
     "targets",

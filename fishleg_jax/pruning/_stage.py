@@ -10,6 +10,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._border import Selection
 from fishleg_jax.pruning._independent import Compensation
 from fishleg_jax.pruning.masks import apply_masks, make_masks
 from fishleg_jax.pruning.report import removed_scores
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
     costs: Any | None = None
     prunable: _tree.Selection = None
     measure: bool = False
+    selection: Selection | None = None
 
 
 class Point(NamedTuple):
@@ -78,11 +80,19 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
 
 def choose(plan: Plan, fitted: Fitted, sparsity: float) -> Any:
     """The masks of a sparsity, by the scores at a point: of a higher sparsity a part of these."""
-    scores = fitted.scores
-    ranked = scores if plan.costs is None else jax.tree.map(jnp.divide, scores, plan.costs)
     return make_masks(
-        ranked, sparsity, scope=plan.scope, prunable=plan.prunable, masks=fitted.point.masks
+        _ranked(plan, fitted),
+        sparsity,
+        scope=plan.scope,
+        prunable=plan.prunable,
+        masks=fitted.point.masks,
     )
+
+
+def _ranked(plan: Plan, fitted: Fitted) -> Any:
+    if plan.costs is None:
+        return fitted.scores
+    return jax.tree.map(jnp.divide, fitted.scores, plan.costs)
 
 
 def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
@@ -102,6 +112,8 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
     """
     point, state, curvature, scores = fitted
     masks = choose(plan, fitted, sparsity)
+    if plan.selection is not None:
+        masks = _selected(plan, fitted, masks)
     delta, info = plan.compensation(
         point.params, point.masks, masks, curvature, plan.estimator, state
     )
@@ -120,6 +132,38 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
 
 def _is_sound(curvature: Curvature, point: Point) -> bool:
     return math.isfinite(curvature.loss(_tree.widen(point.params)))
+
+
+def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:
+    """The masks of the plan's selection, which has to prune as many weights as the scores do."""
+    point, state, curvature, _ = fitted
+    scores = _ranked(plan, fitted)
+    chosen = _tree.select(scores, plan.prunable, "prunable")
+    leaves, tree = jax.tree.flatten(scores)
+    barred = [
+        s if yes else jnp.full(s.shape, jnp.inf, s.dtype)
+        for s, yes in zip(leaves, chosen, strict=True)
+    ]
+    selected = plan.selection(
+        point.params, point.masks, masks, tree.unflatten(barred),
+        curvature, plan.estimator, state, plan.scope,
+    )  # fmt: skip
+    _check_selected(point.masks, masks, selected, chosen, plan.scope)
+    return selected
+
+
+def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], scope: str) -> None:
+    _tree.check_same(given, selected, "selection")
+    counts = []
+    trees = map(jax.tree.leaves, (old, given, selected))
+    for yes, before, expected, mask in zip(chosen, *trees, strict=True):
+        if bool(jnp.any(mask & ~before)):
+            raise ValueError("selection must not keep what was pruned before")
+        if not yes and not bool(jnp.all(mask)):
+            raise ValueError("selection must not prune what is not prunable")
+        counts.append(int(jnp.sum(mask)) - int(jnp.sum(expected)))
+    if any(counts) if scope == "layer" else sum(counts):
+        raise ValueError(f"selection must prune as many weights as the scores do, scope {scope!r}")
 
 
 def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:

@@ -12,8 +12,9 @@ from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
+from fishleg_jax.pruning import selection as _selection
 from fishleg_jax.pruning.report import Report, make_report
-from fishleg_jax.pruning.targets import Target
+from fishleg_jax.pruning.targets import Budget, Target
 
 
 class Result(NamedTuple):
@@ -108,6 +109,7 @@ def prune_one_shot(
     compensation: _compensation.Compensation | None = None,
     first_order: bool = False,
     costs: Any | None = None,
+    selection: _selection.Selection | None = None,
     prunable: _tree.Selection = None,
     key: jax.Array | None = None,
     state: Any | None = None,
@@ -146,6 +148,8 @@ def prune_one_shot(
         first_order: whether scores take the gradient into account, `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.
         costs: what a weight costs, a pytree of positive numbers or arrays such as `weight_costs`
             makes: scores are divided by it, so that of equal scores the dearer weight goes first.
+        selection: what betters the masks of the scores, weight for weight, `selection.swaps()` or
+            `selection.qubo()`; None for those masks.
         prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
             default every leaf of two or more dimensions.
         key: a random key; `jax.random.key(0)` by default.
@@ -160,7 +164,8 @@ def prune_one_shot(
         ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
             costs that are not positive, a target that no pruning can reach, constants from
-            `recalibrate` that are unlike the batches'.
+            `recalibrate` that are unlike the batches', a selection of another number of weights
+            than the scores'.
         FloatingPointError: predictions, the fitted inverse, the pruned weights or constants from
             `recalibrate` are not finite, in the first stage; a later one ends the pruning instead,
             see `Result.stopped`.
@@ -185,6 +190,11 @@ def prune_one_shot(
         raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
     goal = _goal.sparsity_or_target(sparsity, params, chosen, scope)
     sparsities = _goal.planned(goal, stages, schedule)
+    if selection is not None and isinstance(goal, Budget):
+        raise ValueError(
+            f"selection keeps a number of weights, not a budget of {goal.unit}: leave it out, or "
+            "use targets.weights"
+        )
     if compensation is None:
         checked = first_order or held_out is not None
         compensation = _compensation.independent(first_order=first_order, check_step=checked)
@@ -211,7 +221,9 @@ def prune_one_shot(
     per_stage = len(batches) if batches_per_stage is None else batches_per_stage
     labelled = _arguments.have_labels(batches if held_out is None else held_out)
     measure = stages > 1 and estimator.updates != 0 and labelled
-    plan = _stage.Plan(estimator, compensation, scope, first_order, costs, prunable, measure)
+    plan = _stage.Plan(
+        estimator, compensation, scope, first_order, costs, prunable, measure, selection
+    )  # fmt: skip
 
     def seen_in(stage: int) -> list[Batch]:
         return [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]

@@ -1,0 +1,149 @@
+"""The selection that lowers the loss without compensation: a QUBO."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _tree
+from fishleg_jax._jit import jitted
+from fishleg_jax.fisher import Curvature
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._annealing import anneal, require_sampler
+from fishleg_jax.pruning._border import (
+    Border,
+    Selection,
+    find_border,
+    gather,
+    lost_beyond,
+    moved,
+    spread,
+    swap_groups,
+    two_sided,
+)
+from fishleg_jax.pruning._conditional import heading
+from fishleg_jax.pruning._swap_search import check_count, swap_search
+
+SOLVERS = ("swaps", "annealing")
+
+
+def qubo(
+    *,
+    border: int = 256,
+    solver: str = "swaps",
+    damping: float | None = None,
+    steps: int = 1000,
+    reads: int = 32,
+    sweeps: int = 1000,
+    seed: int = 0,
+) -> Selection:
+    """Swaps pruned weights with kept ones while that lowers the loss without compensation.
+
+    The set S costs `½ w_Sᵀ F_SS w_S` with the damped Fisher: a quadratic form in binary variables
+    of a given sum, a QUBO.  It is a surrogate: what kept weights will make up for is not in it.
+    Only the weights nearest to the threshold are free; the others that are pruned make linear
+    terms.  One exact Fisher product is made for these, and one for every weight of the border.
+
+    Args:
+        border: how many weights are free, half of them on either side of the threshold.
+        solver: `swaps` for `swap_search`, `annealing` for simulated annealing by dwave-samplers
+            (`pip install fishleg_jax[selection]`).
+        damping: γ; that of the estimate's state by default, zero where it has none.
+        steps: how many swaps at most.
+        reads: how often the annealing starts; the best of all is taken.
+        sweeps: how often in each it goes through the weights.
+        seed: of the annealing.
+
+    Returns:
+        A selection.  The gradient takes no part; with `costs` see `swaps`.  Where numbers are not
+        finite the mask stays as it is.
+
+    Raises:
+        ValueError: an argument out of its range, an unknown solver.
+        ImportError: the solver is `annealing` and dwave-samplers is not installed.
+
+    References:
+        Yu et al., The combinatorial brain surgeon, ICML 2022, equation 7 and Algorithm 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> inputs = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.7]])
+        >>> weights = jnp.array([[1.0], [1.0], [1.0]])
+        >>> result = flj.prune_one_shot(
+        ...     model, weights, flj.inverse.identity(), [(inputs, None)],
+        ...     sparsity=0.67, selection=flj.selection.qubo())
+        >>> result.masks[:, 0].tolist()
+        [True, False, False]
+    """
+    check_count(border, "border", least=2)
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if damping is not None and not 0 <= damping < math.inf:
+        raise ValueError(f"damping must be a finite number of at least 0 or None, got {damping!r}")
+    for name, value in (("steps", steps), ("reads", reads), ("sweeps", sweeps)):
+        check_count(value, name)
+    check_count(seed, "seed", least=0)
+    if solver == "annealing":
+        require_sampler()
+
+    def select(
+        params: Any,
+        old_masks: Any,
+        new_masks: Any,
+        scores: Any,
+        curvature: Curvature | None,
+        estimator: InverseFisher,
+        state: Any,
+        scope: str = "global",
+    ) -> Any:
+        if curvature is None:
+            raise ValueError("curvature is needed for the Fisher products of a QUBO")
+        params = _tree.widen(params)
+        edge = find_border(old_masks, new_masks, scores, border // 2, scope)
+        if not two_sided(edge):
+            return new_masks
+        gamma = getattr(state, "damping", 0.0) if damping is None else damping
+        target = jitted(heading, estimator)(state, params, old_masks, scores, None)
+        linear, quadratic = _quadratic_form(
+            params, target, old_masks, new_masks, curvature, edge, gamma
+        )
+        groups = swap_groups(edge, scope)
+        if solver == "swaps":
+            pruned = swap_search(
+                linear, quadratic, edge.pruned, objective="qubo", groups=groups, steps=steps
+            ).pruned
+        else:
+            pruned = anneal(
+                linear, quadratic, edge.pruned,
+                groups=groups, reads=reads, sweeps=sweeps, seed=seed,
+            ).pruned  # fmt: skip
+        return jitted(moved)(new_masks, edge.leaves, edge.places, pruned)
+
+    return select
+
+
+def _quadratic_form(
+    params: Any,
+    target: Any,
+    old_masks: Any,
+    new_masks: Any,
+    curvature: Curvature,
+    edge: Border,
+    gamma: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """c and H of `qubo_cost` on the border."""
+    leaves, places = edge.leaves, edge.places
+    weights = jitted(gather)(target, leaves, places)
+    gone = jitted(lost_beyond)(old_masks, new_masks, leaves, places)
+    others = jax.tree.map(lambda u, m: jnp.where(m, u, 0), target, gone)
+    linear = weights * jitted(gather)(curvature.product(params, others), leaves, places)
+    # a loop on the host, as XLA for the CPU is slow at convolutions inside its own
+    rows = []
+    for unit in np.eye(len(leaves), dtype=weights.dtype):
+        image = curvature.product(params, jitted(spread)(params, leaves, places, unit))
+        rows.append(jitted(gather)(image, leaves, places))
+    fisher = jnp.stack(rows) + gamma * jnp.eye(len(leaves), dtype=weights.dtype)
+    return linear, jnp.outer(weights, weights) * (fisher + fisher.T) / 2
