@@ -18,15 +18,13 @@ it was stopped: what is in `results.json` is not computed again.
 """
 
 import argparse
-import math
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fishleg_jax as flj
-from experiments import cases, data, methods, plots, results, tables
+from experiments import cases, data, methods, plots, preconditioning_table, results
 from experiments import preconditioning_solve as solving
 from experiments.arguments import at_least, comma_list, one_of, positive, seed, sparsity
 from experiments.models import MODELS
@@ -159,64 +157,6 @@ def _solved(
     }
 
 
-def reached(row: dict, tolerance: float) -> tuple[float, float]:
-    """The iterations and seconds until a relative residual, infinite where it is never reached.
-
-    Args:
-        row: an object of `results.json`.
-        tolerance: the relative residual.
-    """
-    history = row["history"]
-    for i, residual in enumerate(history["residual"]):
-        if residual is not None and residual <= tolerance:
-            return i, history["seconds"][i]
-    return math.inf, math.inf
-
-
-def show(rows: Sequence[dict], tolerances: Sequence[float]) -> str:
-    """A table for every system: medians over seeds, – for what most seeds never reach.
-
-    Args:
-        rows: the objects of a `results.json`.
-        tolerances: the relative residuals to be reached.
-    """
-    names = ("model", "sparsity_target", "damping")
-    shown = []
-    for system in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
-        model, target, damping = system
-        header = [f"{model}, {100 * target:g} % pruned, γ = {damping:g}", "fit"]
-        header += [f"to {tolerance:g}" for tolerance in tolerances]
-        header += [f"to {tolerance:g}, s" for tolerance in tolerances]
-        header += ["fit, s", "iterations", "residual", "cost, %"]
-        mine = [row for row in rows if tuple(row[name] for name in names) == system]
-        cells = []
-        for kind in dict.fromkeys(map(_kind, mine)):
-            own = [row for row in mine if _kind(row) == kind]
-            cells.append([kind[0], kind[1] or "–", *_cells(own, tolerances)])
-        shown.append(tables.table(header, cells))
-    return "\n\n".join(shown)
-
-
-def _kind(row: dict) -> tuple[str, str | None]:
-    return row["method"], row["fit"]
-
-
-def _cells(own: Sequence[dict], tolerances: Sequence[float]) -> list[str]:
-    def median(values, form):
-        value = statistics.median(math.inf if v is None else v for v in values)
-        return format(value, form) if math.isfinite(value) else "–"
-
-    pairs = [[reached(row, tolerance) for row in own] for tolerance in tolerances]
-    return [
-        *(median([iterations for iterations, _ in column], "g") for column in pairs),
-        *(median([seconds for _, seconds in column], ".2f") for column in pairs),
-        median([row["fit_seconds"] for row in own], ".1f"),
-        median([row["iterations"] for row in own], "g"),
-        median([row["true_residual"] for row in own], ".1e"),
-        median([100 * row["cost"] / row["uncompensated_cost"] for row in own], ".2f"),
-    ]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -239,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     rows = [row for name in args.model for number in args.seed for row in run(args, name, number)]
-    print(show(rows, args.tolerance))
+    print(preconditioning_table.show(rows, args.tolerance))
     print(path)
     print(plots.preconditioning(args.out / "preconditioning.png", rows))
     return 0

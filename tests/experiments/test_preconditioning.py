@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import preconditioning, preconditioning_case
+from experiments import preconditioning, preconditioning_case, preconditioning_table
 from experiments.preconditioning_solve import make_system, solve
 from tests import dense
 
@@ -111,8 +111,14 @@ def test_a_small_run_writes_its_results_and_goes_on(tmp_path, monkeypatch, capsy
 
 def test_what_is_reached_is_the_first_iteration_at_a_residual():
     row = {"history": {"residual": [1.0, 0.3, 0.05, None], "seconds": [0.0, 1.0, 2.0, 3.0]}}
-    assert preconditioning.reached(row, 0.3) == (1, 1.0)
-    assert preconditioning.reached(row, 0.01) == (np.inf, np.inf)
+    assert preconditioning_table.reached(row, 0.3) == (1, 1.0)
+    assert preconditioning_table.reached(row, 0.01) == (np.inf, np.inf)
+
+
+def test_most_of_the_gain_is_that_of_the_lowest_cost():
+    row = {"uncompensated_cost": 2.0, "history": {"cost": [2.0, 1.5, 1.004, 1.0]}}
+    assert preconditioning_table.gained(row, 1.0) == 2
+    assert preconditioning_table.gained(row, 0.5) == np.inf
 
 
 @pytest.mark.parametrize(
