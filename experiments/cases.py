@@ -1,5 +1,6 @@
 """A trained network with its data, for the experiments that go through several models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +114,21 @@ def stage_batches(
         rounds.append(np.random.default_rng([seed, 2, len(rounds)]).permutation(rows))
     rows = np.concatenate(rounds)[:total].reshape(stages, examples)
     return [batch for own in rows for batch in _cut(train, constants, own, batch_size)]
+
+
+def augmented(dataset: str, batches: Sequence[tuple], seed: int) -> list[tuple]:
+    """Batches of images as training sees them, see `data.augmented`.
+
+    Args:
+        dataset: the name of the data set.
+        batches: as the library wants them.
+        seed: chooses shifts and flips.
+    """
+    rng = np.random.default_rng([seed, 3])
+    return [
+        (jnp.asarray(data.augmented(dataset, np.asarray(inputs), rng)), *rest)
+        for inputs, *rest in batches
+    ]
 
 
 def _choose(available: int, examples: int, seed: int | list[int]) -> np.ndarray:

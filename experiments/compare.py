@@ -109,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--iterations", type=arguments.at_least(1), default=25, help="of a solve; default: 25")
     add("--adapt-damping", action="store_true", help="from stage to stage, with group")
     add(
+        "--augment",
+        action="store_true",
+        help="the curvature sees images of cifar10 as training does, shifted and flipped",
+    )
+    add(
         "--recalibrate",
         action="store_true",
         help="recompute batch-norm statistics after every stage, on its images, for the next",
@@ -160,6 +165,8 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
         )
     if args.held_out and args.compensation == "none":
         raise ValueError("--held-out checks an update, --compensation none makes none")
+    if args.augment and spec.dataset != "cifar10":
+        raise ValueError("--augment is for cifar10")
     if args.recalibrate and (args.stages == 1 or not jax.tree.leaves(_shapes(spec)[1])):
         raise ValueError("--recalibrate is for several --stages of a model with batch norm")
     if args.finetune_rate and not args.finetune:

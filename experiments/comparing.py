@@ -76,6 +76,7 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         **(_group_settings(args) if grouped else {}),
         **({"fresh": True} if args.fresh and stages > 1 else {}),
         **({"held_out": args.held_out} if args.held_out and informed else {}),
+        **({"augment": True} if args.augment and informed else {}),
         **({"recalibrate": True} if args.recalibrate and stages > 1 else {}),
         **finetuning.settings_of(job.spec, args.finetune, args.finetune_rate),
         "trust": args.trust and informed,

@@ -15,6 +15,7 @@ from experiments import files
 
 DIGITS_TEST = 500
 CONTEXT = 64
+SHIFT = 4  # pixels by which an image may be shifted in training
 TEXT = "data/tinyshakespeare.txt"
 # name -> what is subtracted from pixels in [0, 1], and what the rest is divided by
 NORMALISATION = {"mnist": (0.1307, 0.3081), "cifar10": (0.5, 0.5), "mnist_raw": (0.0, 1.0)}
@@ -177,3 +178,29 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
         targets = images.reshape(len(images), -1) if name == "mnist_raw" else labels
         splits.append((images, targets))
     return Data(*splits)
+
+
+def augmented(name: str, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Images as networks for CIFAR-10 see them in training: shifted by up to 4 pixels, and flipped.
+
+    The statistics of the checkpoint's batch norm are those of such images: on plain ones, without
+    the black borders, they are others.
+
+    Args:
+        name: the name of the data set; what is not `cifar10` stays as it is.
+        images: `(examples, height, width, channels)`, as `load` makes them.
+        rng: chooses the shifts and which images are flipped.
+    """
+    if name != "cifar10":
+        return images
+    mean, scale = np.float32(NORMALISATION[name])
+    count, height, width, _ = images.shape
+    edges = [(0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)]
+    # zero is black once the mean is added
+    padded = np.pad(images * scale + mean, edges)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
+    top, left = rng.integers(0, 2 * SHIFT + 1, (2, count))
+    chosen = np.moveaxis(windows[np.arange(count), top, left], 1, -1)
+    flipped = rng.random(count) < 0.5
+    chosen = np.where(flipped[:, None, None, None], chosen[:, :, ::-1], chosen)
+    return (chosen - mean) / scale

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import fishleg_jax as flj
 from experiments import finetuning, memory, methods, recalibration, results
-from experiments.cases import curvature_batches, stage_batches
+from experiments.cases import augmented, curvature_batches, stage_batches
 from experiments.comparing import Job, images_of, make_estimator
 from experiments.fitting import FitClock, fit, progress
 
@@ -69,6 +69,8 @@ def prune(
             examples=job.part.examples, batch_size=settings["batch_size"], seed=seed,
             held_out=args.held_out or 0,
         )  # fmt: skip
+    if settings.get("augment"):
+        batches = augmented(spec.dataset, batches, seed)
     estimator = make_estimator(method, args, spec, job.part)
     updates = per_stage if estimator.updates is None else estimator.updates
     key, once = jax.random.key(seed), settings["stages"] == 1
@@ -202,10 +204,11 @@ def _held_out(
     if "held_out" not in settings:
         return None
     seen = min(images_of(method, job), len(job.split.train[0]) - job.args.held_out)
-    return curvature_batches(
+    batches = curvature_batches(
         job.split.train, dense.constants, examples=job.args.held_out,
         batch_size=job.spec.batch, seed=seed, fill=False, beside=seen,
     )  # fmt: skip
+    return augmented(job.spec.dataset, batches, seed + 1) if settings.get("augment") else batches
 
 
 def _told(result: flj.Result) -> list[dict[str, Any]]:

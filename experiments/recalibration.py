@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data
-from experiments.cases import curvature_batches
+from experiments.cases import augmented, curvature_batches
 from experiments.models import Spec
 from experiments.networks import MOMENTUM
 
@@ -48,15 +48,18 @@ def recalibrate(spec: Spec) -> Callable[[Any, Sequence[tuple]], Any]:
 def recalibrated(spec: Spec, params: Any, constants: Any, train: data.Arrays, seed: int) -> Any:
     """The statistics of a pruned network on `EXAMPLES` random training images.
 
+    They are shifted and flipped like those that the statistics as stored are from, which plain
+    images would not give even for dense weights.
+
     Args:
         spec: a model with batch-norm statistics for constants.
         params: its weights.
         constants: statistics of its dense weights, for their shapes.
         train: the training images.
-        seed: which of them are chosen.
+        seed: which of them are chosen, and how they are shifted and flipped.
     """
     examples = min(EXAMPLES, len(train[0]))
     batches = curvature_batches(
         train, constants, examples=examples, batch_size=BATCH, seed=seed, fill=False
     )
-    return recalibrate(spec)(params, batches)
+    return recalibrate(spec)(params, augmented(spec.dataset, batches, seed))

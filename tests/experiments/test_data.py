@@ -55,3 +55,34 @@ def test_text_targets_are_the_next_characters(tmp_path):
     targets = np.concatenate([split.train[1], split.test[1]]).ravel()
     np.testing.assert_array_equal(targets[:-1], inputs[1:])
     assert split.train[0].shape[1] == data.CONTEXT and inputs.max() == 2
+
+
+def test_augmented_images_are_shifted_and_flipped_with_black_borders():
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0.1, 1, (50, 32, 32, 3)).astype(np.float32)  # none is black
+    mean, scale = data.NORMALISATION["cifar10"]
+    images = (pixels - mean) / scale
+    made = data.augmented("cifar10", images, np.random.default_rng(1)) * scale + mean
+    assert made.shape == pixels.shape and made.dtype == np.float32
+    seen = set()
+    for before, after in zip(pixels, made, strict=True):
+        inside = np.argwhere((after > 0.05).all(axis=-1))
+        (top, left), (bottom, right) = inside.min(axis=0), inside.max(axis=0) + 1
+        window = after[top:bottom, left:right]
+        assert min(window.shape[:2]) >= 28 and np.allclose(after[:top], 0, atol=1e-6)
+        rows = slice(0, bottom - top) if top else slice(32 - (bottom - top), 32)
+        for flipped in (False, True):
+            image = before[:, ::-1] if flipped else before
+            columns = slice(0, right - left) if left else slice(32 - (right - left), 32)
+            # shifts are those of the image before it is flipped or after: both are in range
+            if np.allclose(image[rows, columns], window, atol=1e-6):
+                seen.add((flipped, top > 0 or bottom < 32, left > 0 or right < 32))
+                break
+        else:
+            pytest.fail("an image that is neither shifted nor flipped")
+    assert {flipped for flipped, *_ in seen} == {False, True} and len(seen) > 4
+
+
+def test_other_images_are_not_augmented():
+    images = np.ones((2, 28, 28, 1), np.float32)
+    assert data.augmented("mnist", images, np.random.default_rng(0)) is images
