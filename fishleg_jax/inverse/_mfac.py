@@ -59,7 +59,7 @@ def mfac(
 
     Returns:
         An `InverseFisher` whose state is an `MfacState`.  A fit makes one pass over its batches.
-        Gradients of before a mask was extended are cut to it by the next update.
+        Gradients of before a mask was extended are cut to it by the next update, or by `restrict`.
 
     Raises:
         ValueError: an argument out of its range; from `init`, a window that does not fit into
@@ -139,4 +139,20 @@ def mfac(
             group.unpack(_window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(init, update, multiply, diagonal)
+    def product(state, tangent):
+        leaves, tree = jax.tree.flatten(_tree.widen(tangent))
+        out, count = list(leaves), state.used.sum()
+        for group in make_groups(tangent, block_size):
+            args = state.windows[group.name], count, group.pack(leaves)
+            group.unpack(_window.product(*args), out)
+        return tree.unflatten(out)
+
+    def restrict(state, mask):
+        leaves = jax.tree.leaves(mask)
+        windows = {
+            group.name: _window.mask(state.windows[group.name], group.pack(leaves))
+            for group in make_groups(mask, block_size)
+        }
+        return state._replace(windows=windows)
+
+    return InverseFisher(init, update, multiply, diagonal, product=product, restrict=restrict)

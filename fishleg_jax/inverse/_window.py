@@ -90,6 +90,13 @@ def mask(window: Window, kept: jax.Array) -> Window:
     return Window(rows, jax.lax.cond(changed, make, lambda gram: gram, window.gram))
 
 
+def product(window: Window, count: jax.Array, x: jax.Array) -> jax.Array:
+    """The undamped `F x = Gᵀ G x / n` of vectors (blocks, size), of n gradients in the window."""
+    inner = jnp.einsum("bms,bs->bm", window.rows, x, precision=HIGHEST)
+    outer = jnp.einsum("bms,bm->bs", window.rows, inner, precision=HIGHEST)
+    return outer / jnp.maximum(count, 1).astype(x.dtype)
+
+
 def multiply(window: Window, count: jax.Array, damping: jax.Array, x: jax.Array) -> jax.Array:
     """`F_γ⁻¹ x` for vectors (blocks, size), of `count` gradients in the window."""
     count = jnp.maximum(count, 1).astype(x.dtype)

@@ -25,6 +25,10 @@ class InverseFisher(NamedTuple):
             and shapes.
         updates: how many updates a one-shot fit makes; it goes through its batches as often as that
             needs.  None for one pass.
+        product: `(state, tangent) -> tangent`: the undamped `F v` that Q is the damped inverse of;
+            None where the estimate has none in memory.
+        restrict: `(state, mask) -> state`: the state of `F_KK`, for whose mask `multiply` then is
+            the exact inverse; None where that takes a new fit.
     """
 
     init: Callable[[Any], Any]
@@ -32,6 +36,8 @@ class InverseFisher(NamedTuple):
     multiply: Callable[..., Any]
     diagonal: Callable[..., Any]
     updates: int | None = None
+    product: Callable[..., Any] | None = None
+    restrict: Callable[..., Any] | None = None
 
 
 def apply_mask(tree: Any, mask: Any | None) -> Any:

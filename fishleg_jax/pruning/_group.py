@@ -20,6 +20,7 @@ from fishleg_jax.pruning._independent import (
 )
 from fishleg_jax.pruning._solver import conjugate_gradients
 
+FISHERS = ("exact", "estimate")
 RAISE = 4.0  # times which the damping is raised where the full step was not the best
 
 
@@ -31,6 +32,7 @@ def group(
     tolerance: float = 1e-3,
     attempts: int = 3,
     check_step: bool = True,
+    fisher: str = "exact",
 ) -> Compensation:
     """What the kept weights K do about all pruned ones S at once.
 
@@ -52,6 +54,9 @@ def group(
         check_step: whether all, a half, a quarter or nothing of the change of kept weights is
             made, whichever gives the lowest loss: on held-out batches where `prune_one_shot` has
             them.  Without it there is one attempt.
+        fisher: `exact` for Fisher products on the curvature's batches; `estimate` for the Fisher of
+            the gradients that the estimate has in memory (`mfac`), cut to K and solved through its
+            m×m system, without iterations.
 
     Returns:
         A compensation.  Its `info`: `iterations`, the `residual` and the `damping` of the solve
@@ -88,6 +93,8 @@ def group(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
+    if fisher not in FISHERS:
+        raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
     steps = STEPS if check_step else STEPS[:1]
 
     def compensate(
@@ -103,8 +110,19 @@ def group(
         lowest = getattr(state, "damping", None) if damping is None else damping
         if lowest is None:
             raise ValueError("damping must be given: this estimate of the inverse has none")
+        if fisher == "estimate" and estimator.product is None:
+            raise ValueError(
+                "fisher='estimate' needs an estimate with its gradients in memory, such as "
+                "inverse.mfac"
+            )
         params = _tree.widen(params)
         gradient = curvature.gradient(params)
+
+        def fisher_product(v):
+            if fisher == "estimate":
+                return jitted(estimator.product)(state, v)
+            return curvature.product(params, v)
+
         zero = jax.tree.map(jnp.zeros_like, params)
         pruned = to_zero(params, zero, new_mask)
         change = jitted(corrections, estimator)(
@@ -112,7 +130,7 @@ def group(
         )
         x = apply_mask(change, new_mask)
         kept_gradient = gradient if first_order else zero
-        right = jitted(right_side)(curvature.product(params, pruned), kept_gradient, new_mask)
+        right = jitted(right_side)(fisher_product(pruned), kept_gradient, new_mask)
         before = float(curvature.loss(params))
 
         best = None
@@ -121,11 +139,14 @@ def group(
             gamma = jnp.asarray(lowest * raised)
 
             def product(v, gamma=gamma):
-                return jitted(damped)(curvature.product(params, v), v, gamma, new_mask)
+                return jitted(damped)(fisher_product(v), v, gamma, new_mask)
 
+            if fisher == "estimate":
+                x = jitted(_direct, estimator)(state, new_mask, gamma, right)
+            # from the exact solution there is nothing left to iterate
             solve = conjugate_gradients(
                 product, jitted(precondition, estimator), (state, new_mask), right, x,
-                iterations=iterations, tolerance=tolerance,
+                iterations=iterations if fisher == "exact" else 0, tolerance=tolerance,
             )  # fmt: skip
             x = solve.x
             deltas = [scaled(params, x, new_mask, step) for step in steps]
@@ -143,7 +164,7 @@ def group(
             if steps[i] == 1.0:
                 break
         loss, delta, gamma, info = best
-        image = curvature.product(params, delta)
+        image = fisher_product(delta)
         return delta, info | _told(gradient, delta, image, gamma, loss - before)
 
     return compensate
@@ -154,6 +175,12 @@ def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float
     scale = second + float(gamma * _tree.dot(delta, delta)) / 2
     ratio = abs(actual - first - second) / scale if scale > 0 else 0.0
     return {"predicted": first + second, "actual": actual, "ratio": ratio}
+
+
+def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, right: Any) -> Any:
+    """`(F_KK + γ)⁻¹` of the estimate's own gradients, times the right side."""
+    kept = estimator.restrict(state, mask)._replace(damping=gamma.astype(state.damping.dtype))
+    return estimator.multiply(kept, right, mask)
 
 
 def right_side(image: Any, gradient: Any, mask: Any) -> Any:

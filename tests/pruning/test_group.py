@@ -209,3 +209,43 @@ def test_no_damping_anywhere_is_refused(x64):
         flj.compensation.group()(
             params, old, new, quadratic(fisher, gradient, params), dense_inverse(fisher), ()
         )
+
+
+@pytest.mark.parametrize("block_size", [None, "leaf"])
+@pytest.mark.parametrize("first_order", [False, True], ids=["zero gradient", "gradient"])
+def test_the_estimates_own_gradients_are_solved_without_iterations(x64, block_size, first_order):
+    model = flj.Model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], flj.likelihoods.categorical())
+    keys = jax.random.split(jax.random.key(3), 5)
+    params = {"a": jax.random.normal(keys[0], (4, 5)), "b": jax.random.normal(keys[1], (5, 3))}
+    batch = jax.random.normal(keys[2], (11, 4)), jax.random.randint(keys[3], (11,), 0, 3)
+    estimator = flj.inverse.mfac(model, DAMPING, window=11, block_size=block_size)
+    state = flj.fit(estimator, params, [batch], key=keys[4])
+    old = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    new = flj.make_masks(jax.tree.map(jnp.abs, params), 0.4)
+    group = flj.compensation.group(first_order=first_order, check_step=False, fisher="estimate")
+    delta, info = group(params, old, new, flj.curvature(model, [batch]), estimator, state)
+
+    rows = flj.per_example_gradients(model, params, batch)
+    flat = np.stack([dense.ravel(jax.tree.map(lambda x: x[i], rows)) for i in range(11)])  # noqa: B023
+    fisher = flat.T @ flat / 11
+    if block_size == "leaf":
+        fisher[:20, 20:] = fisher[20:, :20] = 0
+    w, kept = dense.ravel(params), dense.ravel(new).astype(bool)
+    damped = fisher + DAMPING * np.eye(len(w))
+    gradient = flat.mean(axis=0)
+    right = damped[np.ix_(kept, ~kept)] @ w[~kept] - first_order * gradient[kept]
+    expected = -w
+    expected[kept] = np.linalg.solve(damped[np.ix_(kept, kept)], right)
+    np.testing.assert_allclose(dense.ravel(delta), expected, atol=1e-10)
+    assert info["iterations"] == 0 and info["residual"] < 1e-10
+    predicted = gradient @ expected + expected @ fisher @ expected / 2
+    assert info["predicted"] == pytest.approx(predicted, rel=1e-8)
+
+
+def test_an_estimate_without_gradients_has_no_system_of_its_own():
+    params, fisher, gradient, old, new = problem(0)
+    group = flj.compensation.group(damping=DAMPING, fisher="estimate")
+    with pytest.raises(ValueError, match="an estimate with its gradients in memory"):
+        group(params, old, new, quadratic(fisher, gradient, params), dense_inverse(fisher), ())
+    with pytest.raises(ValueError, match="fisher must be one of exact, estimate, got 'window'"):
+        flj.compensation.group(fisher="window")
