@@ -51,6 +51,22 @@ share = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
 
 
+TARGETS = ("weights", "bytes", "flops", "loss", "accuracy")
+
+
+def target(text: str) -> str:
+    """Checks what is to be reached other than a sparsity, such as `flops:1e6` or `loss:0.05`."""
+    name, _, number = text.partition(":")
+    try:
+        positive(number)
+        one_of(TARGETS)(name)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of {', '.join(TARGETS)} with :X behind it, X a positive number"
+        ) from None
+    return text
+
+
 def block_size(text: str) -> int | str | None:
     """Reads how many weights share a block, as `fishleg_jax.inverse.woodfisher` wants it."""
     if text in ("none", "leaf"):

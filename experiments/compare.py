@@ -75,6 +75,32 @@ def _parser() -> argparse.ArgumentParser:
         help="weights in a block of woodfisher and mfac; default: none, one block of all",
     )
     add("--labels", choices=["empirical", "sampled"], help="default: each method's own")
+    add(
+        "--target",
+        type=arguments.comma_list(arguments.target),
+        metavar="A:X,B:Y",
+        help="instead of --sparsity: at most so many weights, bytes or flops (of what may be "
+        "pruned) are kept, or as many pruned as raise the loss by at most X nats, or cost at most "
+        "X points of accuracy, both measured on the --held-out images or else the curvature's",
+    )
+    add(
+        "--selection",
+        choices=["none", "swaps", "qubo", "annealing"],
+        default="none",
+        help="what betters the masks: swaps on the compensated cost, or a QUBO",
+    )
+    add(
+        "--border",
+        type=arguments.at_least(2),
+        default=256,
+        help="how many weights nearest to the threshold --selection may swap; default: 256",
+    )
+    add(
+        "--fisher",
+        choices=["exact", "estimate"],
+        default="exact",
+        help="of the solves of --compensation group: estimate is for mfac alone; default: exact",
+    )
     add("--scale", type=arguments.share, help="of the update of kept weights, in [0, 1]; default 1")
     add("--first-order", action="store_true", help="the gradient takes part (WoodTaylor)")
     add("--stages", type=arguments.at_least(1), default=1, help="default: 1, one shot")
@@ -106,8 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="of the solves of --compensation group; default: that of the estimate",
     )
-    add("--iterations", type=arguments.at_least(1), default=25, help="of a solve; default: 25")
-    add("--adapt-damping", action="store_true", help="from stage to stage, with group")
+    add("--iterations", type=arguments.at_least(1), help="of a solve; default: 25")
+    add(
+        "--fixed-damping",
+        action="store_true",
+        help="group starts every stage with the same damping, instead of adapting the method's own",
+    )
     add(
         "--augment",
         action="store_true",
@@ -144,18 +174,25 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
     """Raises a ValueError where arguments do not fit together, or what they ask for can't be."""
     results.load(args.out / "results.json")
+    if args.target:
+        if args.path or args.trust or (args.selection != "none" and _are_costs(args.target)):
+            raise ValueError(
+                "--target goes with neither --path nor --trust, and bytes and flops not with "
+                "--selection"
+            )
+        args.sparsity = args.target
+    if args.fisher != "exact" and (args.compensation != "group" or args.method != ["mfac"]):
+        raise ValueError("--fisher estimate is for --compensation group and --method mfac")
     if args.compensation == "none" and args.scale is not None:
         raise ValueError("--scale is that of an update, --compensation none makes none")
     args.scale = 1.0 if args.scale is None else args.scale
     part = _part(args, spec)
-    if args.compensation != "group" and (args.adapt_damping or args.solve_damping):
-        raise ValueError("--adapt-damping and --solve-damping are for --compensation group")
+    if args.compensation != "group":
+        for name in ("fixed_damping", "solve_damping", "iterations"):
+            if getattr(args, name):
+                raise ValueError(f"--{name.replace('_', '-')} is for --compensation group")
     if args.compensation == "group" and args.scale != 1:
         raise ValueError("--scale is for --compensation independent")
-    if args.adapt_damping and args.solve_damping:
-        raise ValueError(
-            "--adapt-damping follows the estimate's damping: leave out --solve-damping"
-        )
     if args.fresh and args.stages == 1:
         raise ValueError("--fresh is for several --stages")
     if args.path and args.stages < max(len(args.sparsity), 2):
@@ -182,6 +219,10 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
             jax.eval_shape(estimator.init, params)
         except ValueError as error:
             raise ValueError(f"{method}: {error}") from error
+
+
+def _are_costs(targets: Sequence[str]) -> bool:
+    return any(target.startswith(("bytes", "flops")) for target in targets)
 
 
 def _part(args: argparse.Namespace, spec: Spec) -> methods.Share:
@@ -295,6 +336,9 @@ def show(rows: Sequence[dict], finetuned: bool = False) -> str:
     shown = []
     for prefix, title in tables.measurements(rows).items():
         shown += _accuracy_and_loss(rows, prefix, title, {} if prefix else further)
+    if any(isinstance(row["sparsity_target"], str) for row in rows):
+        reached = [row | {"percent": 100 * row["sparsity"]} for row in rows]
+        shown.insert(0, tables.by_sparsity(reached, "percent", "sparsity, %", tables.spread))
     asked = [row for row in rows if "agreement" in row]
     if asked:
         shown += [

@@ -7,6 +7,8 @@ import fishleg_jax as flj
 from experiments import data, finetuning, methods, results
 from experiments.models import Spec
 
+ITERATIONS = 25  # of a solve, at most
+
 
 class Job(NamedTuple):
     """What all methods have in common.
@@ -78,6 +80,7 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         **({"held_out": args.held_out} if args.held_out and informed else {}),
         **({"augment": True} if args.augment and informed else {}),
         **({"recalibrate": True} if args.recalibrate and stages > 1 else {}),
+        **_selection_settings(args, informed),
         **finetuning.settings_of(job.spec, args.finetune, args.finetune_rate),
         "trust": args.trust and informed,
         "batch_size": methods.batch_size(method, part, job.spec.batch) if informed else 0,
@@ -88,8 +91,19 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
 
 
 def _group_settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("solve_damping", "iterations", "adapt_damping")
-    return {name: getattr(args, name) for name in names}
+    own = {} if args.fisher == "exact" else {"fisher": args.fisher}
+    return {
+        "solve_damping": args.solve_damping,
+        "iterations": args.iterations or ITERATIONS,
+        "adapt_damping": not (args.solve_damping or args.fixed_damping) and args.stages > 1,
+        **own,
+    }
+
+
+def _selection_settings(args: argparse.Namespace, informed: bool) -> dict[str, Any]:
+    if args.selection == "none" or not informed:
+        return {}
+    return {"selection": args.selection, "border": args.border}
 
 
 def images_of(method: str, job: Job) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import finetuning, memory, methods, recalibration, results
+from experiments import finetuning, memory, methods, recalibration, results, training
 from experiments.cases import augmented, curvature_batches, stage_batches
 from experiments.comparing import Job, images_of, make_estimator
 from experiments.fitting import FitClock, fit, progress
@@ -24,7 +25,7 @@ def warm_up(job: Job, dense: results.Dense) -> None:
         dense.params,
         flj.inverse.identity(),
         batches,
-        sparsity=job.args.sparsity[0],
+        sparsity=0.5,
         scope=job.args.scope,
         compensation=flj.compensation.none(),
         costs=job.costs,
@@ -80,8 +81,9 @@ def prune(
         "schedule": args.schedule,
         "batches_per_stage": per_stage,
         "held_out": _held_out(method, job, dense, settings, seed),
-        "adapt_damping": settings.get("adapt_damping", False),
+        "adapt_damping": None if settings.get("adapt_damping") else False,
         "recalibrate": recalibration.recalibrate(spec) if "recalibrate" in settings else None,
+        "selection": _selection(settings, seed),
         "scope": settings["scope"],
         "first_order": settings["first_order"],
         "costs": job.costs,
@@ -121,7 +123,10 @@ def prune(
         )
         peak()  # forgets the evaluation
 
-    def pruned(target: float, state: Any, fitted_in: float, bar: Any, **more: Any) -> flj.Result:
+    def goal(target: float | str) -> float | flj.targets.Target:
+        return _target(target, job, dense, options["held_out"] or batches)
+
+    def pruned(target: float | str, state: Any, fitted_in: float, bar: Any, **more: Any) -> None:
         """Prunes, and keeps what comes of it, or on a path what comes of some of its stages."""
         clock = FitClock()
         begin, aside = time.perf_counter(), 0.0
@@ -129,8 +134,10 @@ def prune(
         def finished(result: flj.Result) -> None:
             nonlocal aside
             jax.block_until_ready(result.params)
-            sparsity = result.stages[-1]["sparsity"]
-            if sparsity != target and ("schedule" not in more or sparsity not in targets):
+            sparsity = target
+            if "schedule" in more:
+                sparsity = result.stages[-1]["sparsity"]
+            if sparsity not in targets:
                 return
             stop = time.perf_counter()
             seconds = fitted_in + stop - begin - aside
@@ -139,11 +146,13 @@ def prune(
             clock.restart()
 
         with bar(clock) as on_update:
-            return flj.prune_one_shot(
-                spec.model, dense.params, estimator, batches, sparsity=target, state=state,
+            result = flj.prune_one_shot(
+                spec.model, dense.params, estimator, batches, sparsity=goal(target), state=state,
                 compensation=clock.after(_compensation(settings)), on_update=on_update,
-                on_stage=finished, **options | more,
+                on_stage=finished if "schedule" in more else None, **options | more,
             )  # fmt: skip
+        if "schedule" not in more:
+            finished(result)
 
     def with_bar(clock):
         return contextlib.nullcontext() if once else progress(method, clock.on_update)
@@ -194,8 +203,41 @@ def _compensation(settings: dict[str, Any]) -> flj.compensation.Compensation:
             damping=settings["solve_damping"],
             first_order=settings["first_order"],
             iterations=settings["iterations"],
+            fisher=settings.get("fisher", "exact"),
         )
     return flj.compensation.none()
+
+
+def _selection(settings: dict[str, Any], seed: int) -> flj.selection.Selection | None:
+    if "selection" not in settings:
+        return None
+    border = settings["border"]
+    if settings["selection"] == "swaps":
+        return flj.selection.swaps(border=border, first_order=settings["first_order"])
+    solver = "swaps" if settings["selection"] == "qubo" else "annealing"
+    return flj.selection.qubo(border=border, solver=solver, seed=seed)
+
+
+def _target(
+    target: float | str, job: Job, dense: results.Dense, measured_on: Sequence[tuple]
+) -> float | flj.targets.Target:
+    """What `prune_one_shot` is asked for: a sparsity, or a target in words."""
+    if not isinstance(target, str):
+        return target
+    name, _, text = target.partition(":")
+    number = float(text)
+    if name == "weights":
+        return flj.targets.weights(int(number))
+    if name == "loss":
+        return flj.targets.loss_increase(number)
+    if name != "accuracy":
+        return getattr(flj.targets, name)(number)
+    inputs, labels = (jnp.concatenate([batch[i] for batch in measured_on]) for i in (0, 1))
+
+    def accuracy(params: Any) -> float:
+        return training.evaluate(job.spec.model, params, (inputs, labels), dense.constants)[0]
+
+    return flj.targets.metric(accuracy, at_most_drop=number)
 
 
 def _held_out(

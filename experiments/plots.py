@@ -59,11 +59,14 @@ def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
     _tidy(axes)
     dense = statistics.median(select(results, "dense_accuracy"))
     axes.axhline(dense, color="black", linestyle="--", linewidth=1, label=f"dense ({dense:.1f})")
-    targets = sorted({result["sparsity_target"] for result in results})
+    # where something else was to be reached, results lie where they came to
+    at = lambda r: r["sparsity"] if isinstance(r["sparsity_target"], str) else r["sparsity_target"]  # noqa: E731
+    results = [result | {"at": at(result)} for result in results]
+    targets = sorted({result["at"] for result in results})
     percent = [100 * target for target in targets]
     drawn = []
     for method in dict.fromkeys(result["method"] for result in results):
-        found = {t: select(results, "accuracy", method=method, sparsity_target=t) for t in targets}
+        found = {t: select(results, "accuracy", method=method, at=t) for t in targets}
         found = {100 * target: values for target, values in found.items() if values}
         middle = [statistics.median(values) for values in found.values()]
         # woodfisher and mfac are one estimate: a line that would hide another is dashed

@@ -79,8 +79,8 @@ def by_sparsity(
         The table.
     """
     methods = list(dict.fromkeys(result["method"] for result in results))
-    targets = sorted({result["sparsity_target"] for result in results})
-    header = [title, *(f"{100 * target:g} %" for target in targets), *further]
+    targets = sorted({result["sparsity_target"] for result in results}, key=_order)
+    header = [title, *map(_name, targets), *further]
     rows = []
     if f"dense_{field}" in results[0]:
         # one value a seed, however many results it has
@@ -92,6 +92,14 @@ def by_sparsity(
         own = [result for result in results if result["method"] == method]
         rows.append([method, *map(show, found), *(make(own) for make in further.values())])
     return table(header, rows)
+
+
+def _order(target: float | str) -> tuple:
+    return (1, 0.0, target) if isinstance(target, str) else (0, target, "")
+
+
+def _name(target: float | str) -> str:
+    return target if isinstance(target, str) else f"{100 * target:g} %"
 
 
 def measurements(results: Sequence[dict]) -> dict[str, str]:

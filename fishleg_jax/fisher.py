@@ -221,11 +221,13 @@ class Curvature(NamedTuple):
         loss: `(params) -> scalar`, the mean loss in nats per example.
         gradient: `(params) -> tangent`, its gradient.
         product: `(params, vector) -> tangent`, the undamped Fisher times a vector.
+        check: like `loss`, on other data by which steps are checked; None where there are none.
     """
 
     loss: Callable[[Params], jax.Array]
     gradient: Callable[[Params], Any]
     product: Callable[[Params, Params], Any]
+    check: Callable[[Params], jax.Array] | None = None
 
 
 def curvature(

@@ -59,7 +59,7 @@ def anneal(
 
     References:
         Kirkpatrick, Gelatt & Vecchi, Optimization by simulated annealing, Science, 1983;
-        Yu et al., The combinatorial brain surgeon, ICML 2022, equation 7.
+        Yu et al., The combinatorial brain surgeon, ICML 2022.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj

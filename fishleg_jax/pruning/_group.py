@@ -62,9 +62,9 @@ def group(
         A compensation.  Its `info`: `iterations`, the `residual` and the `damping` of the solve
         that was used; `predicted`, `gᵀδ + ½ δᵀFδ` with the gradient in any case, and the
         `actual` change of the loss in nats per example; their difference over `½ δᵀF_γδ` is
-        `ratio`, far above one where the model can't be trusted so far out.  The losses are those
-        of held-out batches where there are any, and then `actual` and `ratio` also tell how far
-        these differ from the curvature's.  `raised` is how many times the estimate's damping was
+        `ratio`, far above one where the model can't be trusted so far out.  `held_out` is the
+        change on held-out batches where there are any, and then `losses` are theirs.  `raised` is
+        how many times the estimate's damping was
         raised, None where the damping was given; with a check there are the `step` and the
         `losses` of `STEPS`.  Batches need labels.
 
@@ -131,8 +131,6 @@ def group(
         x = apply_mask(change, new_mask)
         kept_gradient = gradient if first_order else zero
         right = jitted(right_side)(fisher_product(pruned), kept_gradient, new_mask)
-        before = float(curvature.loss(params))
-
         best = None
         for attempt in range(attempts if check_step else 1):
             raised = RAISE**attempt
@@ -164,8 +162,11 @@ def group(
             if steps[i] == 1.0:
                 break
         loss, delta, gamma, info = best
-        image = fisher_product(delta)
-        return delta, info | _told(gradient, delta, image, gamma, loss - before)
+        moved = jax.tree.map(jnp.add, params, delta)
+        actual = float(curvature.loss(moved)) - float(curvature.loss(params))
+        if curvature.check is not None:
+            info["held_out"] = loss - float(curvature.check(params))
+        return delta, info | _told(gradient, delta, fisher_product(delta), gamma, actual)
 
     return compensate
 

@@ -113,8 +113,12 @@ def independent(
 def lowest_loss(
     curvature: Curvature, params: Any, deltas: Sequence[Any]
 ) -> tuple[int, list[float]]:
-    """Which of some changes gives the lowest loss, and the losses of all; NaN is the highest."""
-    losses = [float(curvature.loss(jax.tree.map(jnp.add, params, d))) for d in deltas]
+    """Which of some changes gives the lowest loss, and the losses of all; NaN is the highest.
+
+    They are those on held-out data where the curvature has any to check on.
+    """
+    loss = curvature.check or curvature.loss
+    losses = [float(loss(jax.tree.map(jnp.add, params, d))) for d in deltas]
     worst_last = [math.inf if math.isnan(x) else x for x in losses]
     return worst_last.index(min(worst_last)), losses
 

@@ -82,7 +82,7 @@ def qubo_cost(linear: jax.Array, quadratic: jax.Array, pruned: jax.Array) -> jax
         ValueError: shapes that do not fit.
 
     References:
-        Yu et al., The combinatorial brain surgeon, ICML 2022, equation 7.
+        Yu et al., The combinatorial brain surgeon, ICML 2022.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj

@@ -65,7 +65,7 @@ def qubo(
         ImportError: the solver is `annealing` and dwave-samplers is not installed.
 
     References:
-        Yu et al., The combinatorial brain surgeon, ICML 2022, equation 7 and Algorithm 1.
+        Yu et al., The combinatorial brain surgeon, ICML 2022.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj

@@ -123,15 +123,20 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
     removed = removed_scores(scores, point.masks, masks)
     info = {"predicted": float(sum(jax.tree.leaves(removed)))} | info
     if plan.measure and "actual" not in info:
-        before, after = (float(curvature.loss(_tree.widen(p))) for p in (point.params, params))
-        info["actual"] = after - before
-    if not math.isfinite(info.get("actual", 0.0)) and _is_sound(curvature, point):
+        ends = [_tree.widen(p) for p in (point.params, params)]
+        for name, loss in (("actual", curvature.loss), ("held_out", curvature.check)):
+            if loss is not None:
+                before, after = map(float, map(loss, ends))
+                info[name] = after - before
+    changes = [info.get(name, 0.0) for name in ("actual", "held_out")]
+    if not all(map(math.isfinite, changes)) and _is_sound(curvature, point):
         raise FloatingPointError("the loss of the pruned weights is not finite")
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
 
 
 def _is_sound(curvature: Curvature, point: Point) -> bool:
-    return math.isfinite(curvature.loss(_tree.widen(point.params)))
+    losses = [loss for loss in (curvature.loss, curvature.check) if loss is not None]
+    return all(math.isfinite(loss(_tree.widen(point.params))) for loss in losses)
 
 
 def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:

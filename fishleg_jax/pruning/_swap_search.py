@@ -58,7 +58,7 @@ def swap_search(
         ValueError: an unknown objective, shapes that do not fit, steps below one.
 
     References:
-        Yu et al., The combinatorial brain surgeon, ICML 2022, Algorithm 1, whose objective is the
+        Yu et al., The combinatorial brain surgeon, ICML 2022, whose objective is the
         `qubo`.
 
     Example:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.pruning._stage import Fitted, Plan, Point, advance, score
 
-GOOD, POOR = 0.25, 1.0  # ratios of a prediction's error, see `adapted`
+GOOD, POOR = 0.1, 0.25  # ratios of a prediction's error, see `adapted`
 
 
 class Move(NamedTuple):
@@ -46,7 +46,7 @@ def walk(
     fit_at: Callable[[int, Point], tuple[Any, Curvature]],
     attempt: Attempt,
     tell: Callable[[Outcome], None] = lambda outcome: None,
-    adapt_damping: bool = False,
+    adapt_damping: bool | None = None,
 ) -> Outcome:
     """Fits and prunes, stage by stage.
 
@@ -57,7 +57,8 @@ def walk(
         fit_at: `(stage, point) -> (state, curvature)`.
         attempt: what a stage does with that.
         tell: called after every stage that has pruned, with what would be the end.
-        adapt_damping: whether a stage's damping follows from those of before.
+        adapt_damping: whether a stage's damping follows from those of before; None for where the
+            compensation chooses one, and then never below the estimate's own.
 
     Returns:
         The end, which is before a stage whose numbers are not finite.
@@ -69,7 +70,7 @@ def walk(
     for stage in range(stages):
         try:
             fitted, curvature = fit_at(stage, point)
-            if adapt_damping:
+            if factor != 1:
                 fitted = fitted._replace(damping=fitted.damping * factor)
             move = attempt(score(plan, point, fitted, curvature), told)
         except FloatingPointError as error:
@@ -90,6 +91,9 @@ def walk(
             break
         if adapt_damping:
             factor *= adapted(move.told)
+        elif adapt_damping is None and move.told.get("raised") is not None:
+            # how well the loss on a stage's few examples is predicted does not tell of overfitting
+            factor = max(1.0, factor * adapted(move.told))
     return Outcome(point, state, tuple(told), stopped)
 
 

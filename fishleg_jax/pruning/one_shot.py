@@ -103,7 +103,7 @@ def prune_one_shot(
     schedule: str | Sequence[float] = "geometric",
     batches_per_stage: int | None = None,
     held_out: Sequence[Batch] | None = None,
-    adapt_damping: bool = False,
+    adapt_damping: bool | None = None,
     recalibrate: Callable[[Any, Sequence[Batch]], Any] | None = None,
     scope: str = "global",
     compensation: _compensation.Compensation | None = None,
@@ -135,9 +135,11 @@ def prune_one_shot(
         held_out: labelled batches of training data that the curvature does not see, by whose loss
             steps are checked; the default compensation then has a check, too.
         adapt_damping: whether a stage takes over a damping that the compensation of the one before
-            had to raise, doubles one that predicted badly and halves one that predicted well; it
-            needs `group` without a damping of its own, and an estimator whose state has one that
-            may be changed after the fit (not `woodfisher` in blocks of a given size).
+            had to raise, doubles one that predicted badly and halves one that predicted well.  It
+            needs `group` without a damping of its own, and an estimator whose state has one
+            (`woodfisher` in blocks of a given size keeps its own for the scores).  None for
+            wherever these are given, but never below the estimate's own damping, since a stage's
+            prediction for its own few examples says nothing of others.
         recalibrate: called as `recalibrate(params, batches)` with the weights after every stage and
             its batches; the constants that it returns, such as batch-norm statistics that fit the
             pruned weights, take the place of those in all batches from then on.  A target's loss
@@ -211,7 +213,8 @@ def prune_one_shot(
             "recalibrate makes constants: batches must be (inputs, targets, constants), got "
             "(inputs, targets)"
         )
-    if adapt_damping and not hasattr(jax.eval_shape(estimator.init, params), "damping"):
+    has_damping = hasattr(jax.eval_shape(estimator.init, params), "damping")
+    if adapt_damping and not has_damping:
         raise ValueError("adapt_damping needs an estimator whose state has a damping")
     if batches_per_stage is not None and batches_per_stage not in range(1, len(batches) + 1):
         raise ValueError(
@@ -241,7 +244,7 @@ def prune_one_shot(
         curvature = fisher.curvature(model, own)
         if held_out is not None:
             check = fisher.curvature(model, _with(held_out, constants))
-            curvature = curvature._replace(loss=check.loss)
+            curvature = curvature._replace(check=check.loss)
         if state is not None:
             return state, curvature
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
@@ -272,7 +275,8 @@ def prune_one_shot(
             on_stage(result_of(outcome))
 
     start = _stage.dense(params)
-    return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt_damping))
+    adapt = adapt_damping if has_damping else False
+    return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt))
 
 
 def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 
 # of the table of stages; the first ones are there for every stage
-COLUMNS = ("sparsity", "predicted", "actual", "lost", "cost", "ratio", "step", "damping")
+COLUMNS = ("sparsity", "predicted", "actual", "held_out", "lost", "cost")
+COLUMNS += ("ratio", "step", "damping")
 OPTIONAL = COLUMNS[2:]
 
 

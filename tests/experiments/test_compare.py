@@ -262,7 +262,11 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
     [
         (["--finetune-rate", "0.1"], "--finetune-rate is that of --finetune EPOCHS"),
         (["--finetune", "0"], "'0' is not a whole number of at least 1"),
-        (["--adapt-damping"], "are for --compensation group"),
+        (["--fixed-damping"], "--fixed-damping is for --compensation group"),
+        (["--iterations", "3"], "--iterations is for --compensation group"),
+        (["--target", "size:3"], "'size:3' is not one of weights, bytes, flops, loss, accuracy"),
+        (["--target", "loss:0.1", "--trust"], "--target goes with neither --path nor --trust"),
+        (["--fisher", "estimate"], "is for --compensation group and --method mfac"),
         (["--compensation", "group", "--scale", "0.5"], "--scale is for --compensation indep"),
         (["--held-out", "1290"], "and the training data has 1297"),
         (["--fresh"], "--fresh is for several --stages"),
@@ -333,3 +337,30 @@ def test_stages_on_a_path(stages):
     assert len(path) == stages and path == sorted(path) and 0.5 in path and path[-1] == 0.9
     steps = np.diff(np.log1p(-np.asarray([0.0, *path])))
     assert steps.min() / steps.max() < 4  # log density falls about evenly: 0.69 and 1.61 nats
+
+
+def test_targets_other_than_a_sparsity(tmp_path, capsys):
+    options = ["--target", "weights:3000,loss:0.2,accuracy:2,flops:9000", "--held-out", "200"]
+    assert run(tmp_path, *options, methods=["diagonal"], seeds="0") == 0
+    rows = {row["sparsity_target"]: row for row in rows_of(tmp_path)}
+    assert rows["weights:3000"]["sparsity"] == pytest.approx(1 - 3000 / WEIGHTS)
+    # every weight of a dense layer makes two operations
+    assert rows["flops:9000"]["sparsity"] == pytest.approx(1 - 4500 / WEIGHTS)
+    for name in ("loss:0.2", "accuracy:2"):
+        assert 0 < rows[name]["sparsity"] < 0.99
+    printed = capsys.readouterr().out
+    assert "sparsity, %" in printed and "accuracy:2" in printed
+    assert run(tmp_path, *options, methods=["diagonal"], seeds="0") == 0
+    assert len(rows_of(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("selection", ["swaps", "annealing"])
+def test_a_selection_betters_the_masks(tmp_path, selection):
+    options = ["--selection", selection, "--border", "40", "--sparsity", "0.9"]
+    assert run(tmp_path, *options, methods=["mfac", "magnitude"], seeds="0") == 0
+    assert run(tmp_path, "--sparsity", "0.9", methods=["mfac"], seeds="0") == 0
+    bettered, magnitude, plain = rows_of(tmp_path)
+    assert (bettered["settings"]["selection"], bettered["settings"]["border"]) == (selection, 40)
+    assert "selection" not in magnitude["settings"] and "selection" not in plain["settings"]
+    assert bettered["sparsity"] == plain["sparsity"]
+    assert bettered["loss"] != plain["loss"]

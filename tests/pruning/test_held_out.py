@@ -45,7 +45,7 @@ def test_held_out_data_decides_on_the_step(key):
     before = float(loss(params))
     for stage in result.stages:
         assert stage["step"] == flj.compensation.STEPS[int(np.argmin(stage["losses"]))]
-        before += stage["actual"]
+        before += stage["held_out"]
     assert float(loss(result.params)) == pytest.approx(before, rel=1e-5)
 
 
@@ -66,11 +66,11 @@ def test_the_group_update_beats_single_corrections(key):
 
 def test_the_damping_follows_the_errors_of_the_prediction():
     adapted = lambda ratio, raised=1.0: _walk.adapted({"ratio": ratio, "raised": raised})
-    assert adapted(0.1) == 0.5
-    assert adapted(0.5) == 1.0
+    assert adapted(0.05) == 0.5
+    assert adapted(0.2) == 1.0
     assert adapted(3.0) == 2.0
     assert adapted(float("nan")) == 2.0
-    assert adapted(0.1, raised=4.0) == 4.0
+    assert adapted(0.05, raised=4.0) == 4.0
 
 
 def test_a_stage_takes_over_the_damping(key):
@@ -103,3 +103,15 @@ def test_a_stage_takes_over_the_damping(key):
 def test_bad_arguments(key, options, message):
     with pytest.raises(ValueError, match=message):
         prune(key, **options)
+
+
+def test_a_damping_that_the_program_chose_is_never_below_the_estimates_own(key):
+    _, _, result = prune(key, stages=6)
+    _, _, fixed = prune(key, stages=6, adapt_damping=False)
+    for stage in result.stages:
+        assert stage["damping"] >= 1e-2 * (1 - 1e-6)
+    for stage in fixed.stages:
+        assert stage["damping"] == pytest.approx(1e-2 * stage["raised"])
+    # where nothing had to be raised and all was predicted well, adapting changes nothing
+    _, _, both_ways = prune(key, stages=6, adapt_damping=True)
+    assert min(stage["damping"] for stage in both_ways.stages) < 1e-2
