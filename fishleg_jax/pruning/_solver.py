@@ -53,7 +53,8 @@ def conjugate_gradients(
         precondition: `(*arguments, r) -> M r`, M positive definite, near the inverse of A.
         arguments: arrays, or trees of them, that `precondition` is given.
         right: b, a pytree.
-        x: where to start, a pytree like b.
+        x: where to start, a pytree like b: at the best multiple of it, of no higher quadratic than
+            x itself or zero.
         iterations: how many at most.
         tolerance: on `‖b − A x‖ / ‖b‖`.
         on_iteration: called on the host with the solve at its start and after every iteration;
@@ -94,6 +95,10 @@ def _relative(residual: Any, scale: jax.Array) -> jax.Array:
 def _begin(
     precondition: Callable, arguments: tuple, right: Any, scale: jax.Array, x: Any, image: Any
 ) -> Solve:
+    # an x that is far too long, as single corrections added up may be, costs nothing to mend
+    towards, curved = _tree.dot(right, x), _tree.dot(x, image)
+    share = jnp.where(curved > 0, towards / jnp.where(curved > 0, curved, 1), 1)
+    x, image = jax.tree.map(lambda a: share * a, (x, image))
     residual = jax.tree.map(jnp.subtract, right, image)
     direction = precondition(*arguments, residual)
     steepness = _tree.dot(residual, direction)

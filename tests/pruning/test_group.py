@@ -249,3 +249,21 @@ def test_an_estimate_without_gradients_has_no_system_of_its_own():
         group(params, old, new, quadratic(fisher, gradient, params), dense_inverse(fisher), ())
     with pytest.raises(ValueError, match="fisher must be one of exact, estimate, got 'window'"):
         flj.compensation.group(fisher="window")
+
+
+@pytest.mark.parametrize("factor", [-3.0, 0.0, 1.0, 100.0])
+def test_a_solve_starts_at_the_best_multiple_of_what_it_is_given(x64, factor):
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 8))
+    matrix, right, x = (
+        jnp.asarray(root @ root.T),
+        jnp.asarray(rng.normal(size=6)),
+        rng.normal(size=6),
+    )
+    solve = conjugate_gradients(
+        lambda v: matrix @ v, lambda r: r, (), right, jnp.asarray(factor * x),
+        iterations=0, tolerance=0.0,
+    )  # fmt: skip
+    best = (x @ right) / (x @ matrix @ x) if factor else 0.0
+    np.testing.assert_allclose(solve.x, best * x, rtol=1e-10)
+    np.testing.assert_allclose(solve.residual, right - matrix @ solve.x, rtol=1e-9)
