@@ -286,7 +286,7 @@ def run(
                 "model": spec.name,
                 "curvature_examples": comparing.images_of(method, job),
                 "seed": seed,
-                "settings": settings,
+                "settings": dict.fromkeys(comparing.OPTIONAL) | settings,
             }
             stored = results.load(path)
             there = {

@@ -7,6 +7,9 @@ import fishleg_jax as flj
 from experiments import data, finetuning, methods, results
 from experiments.models import Spec
 
+# settings that only those results have for which they were asked for; a training on afterwards
+# changes none of the other results
+OPTIONAL = ("path", "fresh", "held_out", "augment", "recalibrate", "selection", "border", "fisher")
 ITERATIONS = 25  # of a solve, at most
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -116,7 +117,7 @@ def prune(
                 peak_memory_bytes=None if highest is None else max(highest, fit_peak),
                 curvature_examples=images_of(method, job),
                 seed=seed,
-                **({} if once else {"stages": _told(result)}),
+                **({} if once else _of_stages(result, job)),
                 **trust(result, target),
                 **trained_on(result),
             )
@@ -130,6 +131,12 @@ def prune(
         """Prunes, and keeps what comes of it, or on a path what comes of some of its stages."""
         clock = FitClock()
         begin, aside = time.perf_counter(), 0.0
+
+        def on_stage(result: flj.Result) -> None:
+            if not once:
+                tqdm.write(_line(method, result.stages), file=sys.stderr)
+            if "schedule" in more:
+                finished(result)
 
         def finished(result: flj.Result) -> None:
             nonlocal aside
@@ -149,7 +156,7 @@ def prune(
             result = flj.prune_one_shot(
                 spec.model, dense.params, estimator, batches, sparsity=goal(target), state=state,
                 compensation=clock.after(_compensation(settings)), on_update=on_update,
-                on_stage=finished if "schedule" in more else None, **options | more,
+                on_stage=on_stage, **options | more,
             )  # fmt: skip
         if "schedule" not in more:
             finished(result)
@@ -253,16 +260,22 @@ def _held_out(
     return augmented(job.spec.dataset, batches, seed + 1) if settings.get("augment") else batches
 
 
-def _told(result: flj.Result) -> list[dict[str, Any]]:
-    """What the stages told, in numbers that a file can have."""
-    return [
-        {
-            name: value
-            for name, value in stage.items()
-            if isinstance(value, (int, float, type(None)))
-        }
+def _line(method: str, stages: Sequence[dict[str, Any]]) -> str:
+    """The last stage in a line, for those who wait."""
+    told = {name: value for name, value in stages[-1].items() if isinstance(value, float)}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+    return f"{method}, stage {len(stages)}: {numbers}"
+
+
+def _of_stages(result: flj.Result, job: Job) -> dict[str, Any]:
+    """What the stages told, in what a file can have, and how many images they saw until here."""
+    plain = (int, float, type(None))
+    told = [
+        {name: value for name, value in stage.items() if isinstance(value, plain)}
         for stage in result.stages
     ]
+    helpings = len(told) if job.args.fresh else 1
+    return {"stages": told, "images_seen": helpings * job.part.examples}
 
 
 def _batches(

@@ -151,4 +151,5 @@ def find(rows: Sequence[dict], **wanted: Any) -> dict | None:
 
 
 def _has(row: Mapping, wanted: Mapping) -> bool:
-    return all(name in row and row[name] == value for name, value in wanted.items())
+    # what is not there is none
+    return all(row.get(name) == value for name, value in wanted.items())

@@ -324,6 +324,7 @@ def test_one_path_passes_through_all_sparsities(tmp_path, capsys):
     assert (low["sparsity_target"], high["sparsity_target"]) == (0.5, 0.9)
     assert [low["sparsity"], high["sparsity"]] == pytest.approx([0.5, 0.9], abs=1e-4)
     told = [stage["sparsity"] for stage in high["stages"]]
+    assert (low["images_seen"], high["images_seen"]) == (60, 60)  # all stages saw the same ones
     assert len(told) == 4 and 0.5 in told and told[-1] == 0.9
     assert low["stages"] == high["stages"][: len(low["stages"])]  # one pruning goes on
     assert low["seconds"] < high["seconds"] and low["loss"] < high["loss"]
