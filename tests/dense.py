@@ -42,6 +42,15 @@ def estimator_of(inverse):
     )
 
 
+# the same with the matrix for its state, so that other matrices compile nothing anew
+STATED = flj.InverseFisher(
+    init=lambda params: jnp.eye(sum(x.size for x in jax.tree.leaves(params))),
+    update=lambda state, *_: state,
+    multiply=lambda state, v, mask=None: estimator_of(state).multiply((), v, mask),
+    diagonal=lambda state, params, mask=None: estimator_of(state).diagonal((), params, mask),
+)
+
+
 def random_like(key, tree, scale=1.0):
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))

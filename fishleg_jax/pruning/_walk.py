@@ -91,10 +91,15 @@ def walk(
             break
         if adapt_damping:
             factor *= adapted(move.told)
-        elif adapt_damping is None and move.told.get("raised") is not None:
+        elif adapt_damping is None and _may_adapt(move.told, fitted):
             # how well the loss on a stage's few examples is predicted does not tell of overfitting
             factor = max(1.0, factor * adapted(move.told))
     return Outcome(point, state, tuple(told), stopped)
+
+
+def _may_adapt(told: dict, state: Any) -> bool:
+    # a compensation that was given its damping raised none; the identity has none
+    return told.get("raised") is not None and hasattr(state, "damping")
 
 
 def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Attempt:

@@ -213,8 +213,7 @@ def prune_one_shot(
             "recalibrate makes constants: batches must be (inputs, targets, constants), got "
             "(inputs, targets)"
         )
-    has_damping = hasattr(jax.eval_shape(estimator.init, params), "damping")
-    if adapt_damping and not has_damping:
+    if adapt_damping and not hasattr(jax.eval_shape(estimator.init, params), "damping"):
         raise ValueError("adapt_damping needs an estimator whose state has a damping")
     if batches_per_stage is not None and batches_per_stage not in range(1, len(batches) + 1):
         raise ValueError(
@@ -275,8 +274,7 @@ def prune_one_shot(
             on_stage(result_of(outcome))
 
     start = _stage.dense(params)
-    adapt = adapt_damping if has_damping else False
-    return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt))
+    return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt_damping))
 
 
 def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:

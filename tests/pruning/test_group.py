@@ -43,8 +43,8 @@ def problem(seed, size=9):
 
 
 def dense_inverse(fisher, damping=DAMPING):
-    """An estimator that knows the damped inverse exactly, and cuts it to a mask."""
-    return dense.estimator_of(jnp.linalg.inv(fisher + damping * jnp.eye(len(fisher))))
+    """The damped inverse: the state of `dense.STATED`, which cuts it to a mask."""
+    return jnp.linalg.inv(fisher + damping * jnp.eye(len(fisher)))
 
 
 def solved(seed, *, first_order=False, **options):
@@ -53,7 +53,7 @@ def solved(seed, *, first_order=False, **options):
     group = flj.compensation.group(
         damping=DAMPING, first_order=first_order, check_step=False, **options
     )
-    delta, info = group(params, old, new, curvature, dense_inverse(fisher), ())
+    delta, info = group(params, old, new, curvature, dense.STATED, dense_inverse(fisher))
     return params, fisher, gradient, old, new, delta, info
 
 
@@ -85,7 +85,7 @@ def test_the_quadratic_cost_is_never_above_that_of_independent(seed, iterations,
         )
         curvature = quadratic(fisher, gradient, params)
         single, _ = flj.compensation.independent(first_order=first_order, check_step=False)(
-            params, old, new, curvature, dense_inverse(fisher), ()
+            params, old, new, curvature, dense.STATED, dense_inverse(fisher)
         )
 
         def cost(d):
@@ -107,7 +107,7 @@ def test_of_one_weight_it_is_optimal_brain_surgeon(x64):
     params = unravel(jnp.arange(1.0, 10.0))
     curvature = quadratic(fisher, gradient, params)
     group = flj.compensation.group(damping=DAMPING, check_step=False, tolerance=1e-12)
-    delta, info = group(params, old, new, curvature, dense_inverse(fisher), ())
+    delta, info = group(params, old, new, curvature, dense.STATED, dense_inverse(fisher))
     inverse = np.linalg.inv(np.asarray(fisher) + DAMPING * np.eye(9))
     np.testing.assert_allclose(dense.ravel(delta), -5.0 / inverse[4, 4] * inverse[:, 4], atol=1e-9)
     assert info["iterations"] == 0  # where it starts, `independent`, is this already
@@ -118,7 +118,7 @@ def test_a_diagonal_fisher_changes_no_kept_weight(x64):
     fisher = jnp.diag(jnp.arange(1.0, 10.0))
     curvature = quadratic(fisher, gradient, params)
     group = flj.compensation.group(damping=DAMPING, check_step=False)
-    delta, _ = group(params, old, new, curvature, dense_inverse(fisher), ())
+    delta, _ = group(params, old, new, curvature, dense.STATED, dense_inverse(fisher))
     expected = np.where(dense.ravel(new), 0, -dense.ravel(params))
     np.testing.assert_array_equal(dense.ravel(delta), expected)
 
@@ -131,8 +131,8 @@ def test_what_starts_badly_still_arrives(x64):
     group = flj.compensation.group(
         damping=DAMPING, check_step=False, tolerance=1e-11, iterations=60
     )
-    exact, few = group(params, old, new, curvature, dense_inverse(fisher), ())
-    wrong, many = group(params, old, new, curvature, dense_inverse(other), ())
+    exact, few = group(params, old, new, curvature, dense.STATED, dense_inverse(fisher))
+    wrong, many = group(params, old, new, curvature, dense.STATED, dense_inverse(other))
     np.testing.assert_allclose(dense.ravel(wrong), dense.ravel(exact), atol=1e-7)
     assert few["iterations"] <= many["iterations"]
 
@@ -149,7 +149,9 @@ def test_a_long_step_raises_the_damping(x64):
         return model.loss(p) + 1e4 * jnp.sum(delta**2)
 
     group = flj.compensation.group(damping=DAMPING, attempts=3)
-    delta, info = group(params, old, new, model._replace(loss=loss), dense_inverse(fisher), ())
+    delta, info = group(
+        params, old, new, model._replace(loss=loss), dense.STATED, dense_inverse(fisher)
+    )
     assert info["step"] < 1
     assert min(info["losses"]) == pytest.approx(
         float(loss(jax.tree.map(jnp.add, params, delta))), rel=1e-12
@@ -161,12 +163,17 @@ def test_a_singular_fisher_and_one_that_is_no_number(x64):
     group = flj.compensation.group(damping=1e-12, check_step=False)
     singular = jnp.outer(gradient, gradient)
     curvature = quadratic(singular, gradient, params)
-    delta, _ = group(params, old, new, curvature, dense_inverse(singular, 1e-2), ())
+    delta, _ = group(params, old, new, curvature, dense.STATED, dense_inverse(singular, 1e-2))
     assert np.isfinite(dense.ravel(delta)).all()
     broken = quadratic(fisher * jnp.nan, gradient, params)
     checked = flj.compensation.group(damping=DAMPING)
     delta, info = checked(
-        params, old, new, curvature._replace(product=broken.product), dense_inverse(fisher), ()
+        params,
+        old,
+        new,
+        curvature._replace(product=broken.product),
+        dense.STATED,
+        dense_inverse(fisher),
     )
     assert info["iterations"] == 0
     assert np.isfinite(dense.ravel(delta)).all()
@@ -207,7 +214,12 @@ def test_no_damping_anywhere_is_refused(x64):
     params, fisher, gradient, old, new = problem(0)
     with pytest.raises(ValueError, match="damping must be given"):
         flj.compensation.group()(
-            params, old, new, quadratic(fisher, gradient, params), dense_inverse(fisher), ()
+            params,
+            old,
+            new,
+            quadratic(fisher, gradient, params),
+            dense.STATED,
+            dense_inverse(fisher),
         )
 
 
@@ -246,7 +258,14 @@ def test_an_estimate_without_gradients_has_no_system_of_its_own():
     params, fisher, gradient, old, new = problem(0)
     group = flj.compensation.group(damping=DAMPING, fisher="estimate")
     with pytest.raises(ValueError, match="an estimate with its gradients in memory"):
-        group(params, old, new, quadratic(fisher, gradient, params), dense_inverse(fisher), ())
+        group(
+            params,
+            old,
+            new,
+            quadratic(fisher, gradient, params),
+            dense.STATED,
+            dense_inverse(fisher),
+        )
     with pytest.raises(ValueError, match="fisher must be one of exact, estimate, got 'window'"):
         flj.compensation.group(fisher="window")
 

@@ -10,13 +10,14 @@ from tests import dense
 from tests.pruning.test_stages import MODEL, problem
 
 GROUP = flj.compensation.group()
+DIAGONAL = flj.inverse.diagonal(MODEL, 1e-2)  # one for all, that it compiles once
 
 
 def prune(key, batches=4, **options):
     params, data = problem(key, batches=batches)
     defaults = {"sparsity": 0.7, "stages": 3, "compensation": GROUP}
     return params, data, flj.prune_one_shot(
-        MODEL, params, flj.inverse.diagonal(MODEL, 1e-2), data, **defaults | options
+        MODEL, params, DIAGONAL, data, **defaults | options
     )  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def test_held_out_data_decides_on_the_step(key):
     params, data = problem(key)
     held_out = [dense.classification_batch(jax.random.key(7), 30)]
     result = flj.prune_one_shot(
-        MODEL, params, flj.inverse.diagonal(MODEL, 1e-2), data, sparsity=0.7, stages=2,
+        MODEL, params, DIAGONAL, data, sparsity=0.7, stages=2,
         compensation=GROUP, held_out=held_out,
     )  # fmt: skip
     loss = flj.curvature(MODEL, held_out).loss
@@ -52,7 +53,7 @@ def test_held_out_data_decides_on_the_step(key):
 def test_the_group_update_beats_single_corrections(key):
     """On the curvature's own data, in the median of several networks."""
     gains = []
-    for seed in range(5):
+    for seed in range(3):
         losses = []
         for compensation in (flj.compensation.independent(), GROUP):
             _, data, result = prune(

@@ -53,7 +53,7 @@ def test_stages_after_the_first_see_constants_of_the_weights_before_them(case):
     keep = flj.compensation.none()
 
     def spy(weights, old, new, curvature, estimator, state):
-        seen.append((weights, float(curvature.loss(weights))))
+        seen.append((weights, float(curvature.check(weights))))
         return keep(weights, old, new, curvature, estimator, state)
 
     train, held_out = batches[:3], batches[3:]

@@ -14,13 +14,7 @@ from tests.pruning.test_group import quadratic
 DAMPING = 0.03
 SIZES = {"a": (4, 5), "b": (3, 4), "bias": (3,)}  # of which the vector is not prunable
 SWAPS = flj.selection.swaps(iterations=100, tolerance=1e-13)
-# a matrix is its state, so that all of them share their compilations
-ESTIMATOR = flj.InverseFisher(
-    init=lambda params: jnp.zeros((35, 35)),
-    update=lambda state, *_: state,
-    multiply=lambda state, v, mask=None: dense.estimator_of(state).multiply((), v, mask),
-    diagonal=lambda state, params, mask=None: dense.estimator_of(state).diagonal((), params, mask),
-)
+ESTIMATOR = dense.STATED
 
 
 def tree_of(vector):

@@ -200,11 +200,11 @@ def test_trust_grows_with_the_data(key):
     params, _ = problem(key)
 
     def measured(make, examples):
-        found = []
+        found, estimator = [], make(examples)
         for seed in range(6):
             keys = jax.random.split(jax.random.key(seed), 2)
             batches = [dense.classification_batch(k, examples) for k in keys]
-            found.append(flj.trust(MODEL, params, make(examples), batches, sparsity=0.5))
+            found.append(flj.trust(MODEL, params, estimator, batches, sparsity=0.5))
         return np.mean(found, axis=0)
 
     def obd(examples):
