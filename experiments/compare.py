@@ -174,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
     """Raises a ValueError where arguments do not fit together, or what they ask for can't be."""
     results.load(args.out / "results.json")
+    params, constants = _shapes(spec)
     if args.target:
         if args.path or args.trust or (args.selection != "none" and _are_costs(args.target)):
             raise ValueError(
@@ -204,14 +205,13 @@ def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
         raise ValueError("--held-out checks an update, --compensation none makes none")
     if args.augment and spec.dataset != "cifar10":
         raise ValueError("--augment is for cifar10")
-    if args.recalibrate and (args.stages == 1 or not jax.tree.leaves(_shapes(spec)[1])):
+    if args.recalibrate and (args.stages == 1 or not jax.tree.leaves(constants)):
         raise ValueError("--recalibrate is for several --stages of a model with batch norm")
     if args.finetune_rate and not args.finetune:
         raise ValueError("--finetune-rate is that of --finetune EPOCHS")
     comparing.check_images(args, part, len(split.train[0]))
     if args.trust and part.gradients < 2:
         raise ValueError("--trust halves the gradients, and there is only one")
-    params, constants = _shapes(spec)
     _costs(args, spec, params, constants)
     for method in args.method:
         try:

@@ -63,23 +63,26 @@ def prune(
         FloatingPointError: the inverse or the pruned weights are not finite.
     """
     spec, args = job.spec, job.args
-    batches = _batches(method, job, dense, job.part.examples, job.part, seed)
-    per_stage = len(batches)
     if settings.get("fresh"):
         batches = stage_batches(
             job.split.train, dense.constants, stages=settings["stages"],
             examples=job.part.examples, batch_size=settings["batch_size"], seed=seed,
             held_out=args.held_out or 0,
         )  # fmt: skip
+        per_stage = len(batches) // settings["stages"]
+    else:
+        batches = _batches(method, job, dense, job.part.examples, job.part, seed)
+        per_stage = len(batches)
     if settings.get("augment"):
         batches = augmented(spec.dataset, batches, seed)
     estimator = make_estimator(method, args, spec, job.part)
     updates = per_stage if estimator.updates is None else estimator.updates
     key, once = jax.random.key(seed), settings["stages"] == 1
     trust = _truster(method, job, dense, seed) if settings["trust"] else lambda result, target: {}
+    path = through(settings["path"], settings["stages"]) if "path" in settings else None
     options = {
         "stages": settings["stages"],
-        "schedule": args.schedule,
+        "schedule": args.schedule if path is None else path,
         "batches_per_stage": per_stage,
         "held_out": _held_out(method, job, dense, settings, seed),
         "adapt_damping": None if settings.get("adapt_damping") else False,
@@ -124,10 +127,7 @@ def prune(
         )
         peak()  # forgets the evaluation
 
-    def goal(target: float | str) -> float | flj.targets.Target:
-        return _target(target, job, dense, options["held_out"] or batches)
-
-    def pruned(target: float | str, state: Any, fitted_in: float, bar: Any, **more: Any) -> None:
+    def pruned(target: float | str) -> None:
         """Prunes, and keeps what comes of it, or on a path what comes of some of its stages."""
         clock = FitClock()
         begin, aside = time.perf_counter(), 0.0
@@ -135,34 +135,28 @@ def prune(
         def on_stage(result: flj.Result) -> None:
             if not once:
                 tqdm.write(_line(method, result.stages), file=sys.stderr)
-            if "schedule" in more:
-                finished(result)
+            if path is not None and result.stages[-1]["sparsity"] in targets:
+                finished(result, result.stages[-1]["sparsity"])
 
-        def finished(result: flj.Result) -> None:
+        def finished(result: flj.Result, came_to: float | str) -> None:
             nonlocal aside
             jax.block_until_ready(result.params)
-            sparsity = target
-            if "schedule" in more:
-                sparsity = result.stages[-1]["sparsity"]
-            if sparsity not in targets:
-                return
             stop = time.perf_counter()
             seconds = fitted_in + stop - begin - aside
-            keep_result(result, sparsity, seconds, fitted_in + clock.seconds)
+            keep_result(result, came_to, seconds, fitted_in + clock.seconds)
             aside += time.perf_counter() - stop
             clock.restart()
 
-        with bar(clock) as on_update:
+        bar = contextlib.nullcontext() if once else progress(method, clock.on_update)
+        goal = _target(target, job, dense, options["held_out"] or batches)
+        with bar as on_update:
             result = flj.prune_one_shot(
-                spec.model, dense.params, estimator, batches, sparsity=goal(target), state=state,
+                spec.model, dense.params, estimator, batches, sparsity=goal, state=state,
                 compensation=clock.after(_compensation(settings)), on_update=on_update,
-                on_stage=on_stage, **options | more,
+                on_stage=on_stage, **options,
             )  # fmt: skip
-        if "schedule" not in more:
-            finished(result)
-
-    def with_bar(clock):
-        return contextlib.nullcontext() if once else progress(method, clock.on_update)
+        if path is None:
+            finished(result, target)
 
     with memory.watch() as peak:
         state, fitted_in, fit_peak = None, 0.0, 0
@@ -170,12 +164,9 @@ def prune(
             begin = time.perf_counter()
             state = fit(estimator, dense.params, batches, key=key, name=method)
             fitted_in, fit_peak = time.perf_counter() - begin, peak()
-        if "path" in settings:
-            path = through(settings["path"], settings["stages"])
-            pruned(path[-1], state, fitted_in, with_bar, schedule=path)
-            return
-        for target in tqdm(targets, desc=f"pruning, {method}", disable=None):
-            pruned(target, state, fitted_in, with_bar)
+        ends = targets if path is None else path[-1:]
+        for target in tqdm(ends, desc=f"pruning, {method}", disable=None):
+            pruned(target)
 
 
 def through(sparsities: Sequence[float], stages: int) -> list[float]:

@@ -13,6 +13,7 @@ import fishleg_jax as flj
 # the library's own parts of the group update: what is measured here is what it does
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning._group import damped, precondition, right_side
+from fishleg_jax.pruning._independent import to_zero
 from fishleg_jax.pruning._solver import Solve, conjugate_gradients
 
 
@@ -60,9 +61,9 @@ def make_system(curvature: flj.Curvature, params: Any, masks: Any, damping: floa
         damping: γ.
     """
     gamma = jnp.asarray(damping)
-    pruned = jax.tree.map(lambda w, m: jnp.where(m, 0, -w), params, masks)
-    image = curvature.product(params, pruned)
     zero = jax.tree.map(jnp.zeros_like, params)
+    pruned = to_zero(params, zero, masks)
+    image = curvature.product(params, pruned)
     form = optax.tree.vdot(pruned, image) + gamma * optax.tree.vdot(pruned, pruned)
 
     def product(v: Any) -> Any:

@@ -112,3 +112,8 @@ def check_names(leaves: list[tuple[str, Any]]) -> None:
         if name in seen:
             raise ValueError(f"params: two leaves have the key path {name!r}; rename one of them")
         seen.add(name)
+
+
+def chosen_sizes(tree: Any, chosen: Sequence[bool]) -> list[int]:
+    """The numbers of weights of those leaves that are chosen."""
+    return [x.size for x, yes in zip(jax.tree.leaves(tree), chosen, strict=True) if yes]

@@ -101,7 +101,7 @@ def within_budget(
     """
     chosen = _tree.select(params, plan.prunable, "prunable")
     costs = _costs_of(budget, model, params, batch, chosen, plan.scope)
-    weights = sum(x.size for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes)
+    weights = sum(_tree.chosen_sizes(params, chosen))
 
     def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
         before = told[-1]["sparsity"] if told else 0.0

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
+from fishleg_jax import _tree
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning import _budget, _limit, _walk
 from fishleg_jax.pruning._stage import Plan
@@ -18,7 +17,7 @@ def sparsity_or_target(
     """A number of weights as the sparsity that it is; everything else as it came."""
     if not isinstance(asked, Budget) or asked.unit != "weights":
         return asked
-    sizes = [x.size for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
+    sizes = _tree.chosen_sizes(params, chosen)
     return _budget.of_weights(asked.at_most, [sum(sizes)] if scope == "global" else sizes)
 
 

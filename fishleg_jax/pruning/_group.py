@@ -131,6 +131,7 @@ def group(
         x = apply_mask(change, new_mask)
         kept_gradient = gradient if first_order else zero
         right = jitted(right_side)(fisher_product(pruned), kept_gradient, new_mask)
+
         best = None
         for attempt in range(attempts if check_step else 1):
             raised = RAISE**attempt
@@ -162,10 +163,11 @@ def group(
             if steps[i] == 1.0:
                 break
         loss, delta, gamma, info = best
-        moved = jax.tree.map(jnp.add, params, delta)
-        actual = float(curvature.loss(moved)) - float(curvature.loss(params))
+        after = loss  # on held-out data, where there are any
         if curvature.check is not None:
             info["held_out"] = loss - float(curvature.check(params))
+            after = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
+        actual = after - float(curvature.loss(params))
         return delta, info | _told(gradient, delta, fisher_product(delta), gamma, actual)
 
     return compensate

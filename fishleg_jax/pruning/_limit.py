@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from fishleg_jax import _tree
 from fishleg_jax.pruning._budget import sparsity_of
 from fishleg_jax.pruning._stage import Fitted, Plan, Point, advance
@@ -68,7 +66,7 @@ def within_limit(
         ValueError: what is measured is no finite number for the weights that came in.
     """
     chosen = _tree.select(params, plan.prunable, "prunable")
-    weights = sum(x.size for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes)
+    weights = sum(_tree.chosen_sizes(params, chosen))
     lost = _what_is_lost(limit, loss, params)
     counts = [0, *(number_to_prune(s, weights) for s in sparsities)]
     nearest = max(1, math.floor(limit.resolution * weights))

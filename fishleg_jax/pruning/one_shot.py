@@ -237,8 +237,16 @@ def prune_one_shot(
         _validate.check_constants(constants, own[0])
         return constants
 
+    latest = {}  # what was made of the weights after so many stages, for all who ask
+
+    def constants_after(stages_done: int, weights: Any) -> Any | None:
+        if stages_done not in latest:
+            latest.clear()
+            latest[stages_done] = constants_for(weights, seen_in(max(stages_done - 1, 0)))
+        return latest[stages_done]
+
     def fit_at(stage: int, point: _stage.Point) -> tuple[Any, fisher.Curvature]:
-        constants = constants_for(point.params, seen_in(stage - 1)) if stage > 0 else None
+        constants = constants_after(stage, point.params) if stage > 0 else None
         own = _with(seen_in(stage), constants)
         curvature = fisher.curvature(model, own)
         if held_out is not None:
@@ -266,7 +274,7 @@ def prune_one_shot(
     def result_of(outcome: _walk.Outcome) -> Result:
         point, state, told, stopped = outcome
         report = make_report(point.removed, point.masks, chosen, told, stopped)
-        constants = constants_for(point.params, seen_in(max(len(told) - 1, 0)))
+        constants = constants_after(len(told), point.params)
         return Result(point.params, point.masks, report, state, told, stopped, constants)
 
     def tell(outcome: _walk.Outcome) -> None:

@@ -47,14 +47,18 @@ def dense_inverse(fisher, damping=DAMPING):
     return jnp.linalg.inv(fisher + damping * jnp.eye(len(fisher)))
 
 
-def solved(seed, *, first_order=False, **options):
+def compensated(group, seed):
+    """What a compensation makes of a problem, with the exact inverse."""
     params, fisher, gradient, old, new = problem(seed)
     curvature = quadratic(fisher, gradient, params)
+    return group(params, old, new, curvature, dense.STATED, dense_inverse(fisher))
+
+
+def solved(seed, *, first_order=False, **options):
     group = flj.compensation.group(
         damping=DAMPING, first_order=first_order, check_step=False, **options
     )
-    delta, info = group(params, old, new, curvature, dense.STATED, dense_inverse(fisher))
-    return params, fisher, gradient, old, new, delta, info
+    return *problem(seed), *compensated(group, seed)
 
 
 @pytest.mark.parametrize("first_order", [False, True], ids=["zero gradient", "gradient"])
@@ -211,16 +215,8 @@ def test_bad_arguments_are_refused(options, message):
 
 
 def test_no_damping_anywhere_is_refused(x64):
-    params, fisher, gradient, old, new = problem(0)
     with pytest.raises(ValueError, match="damping must be given"):
-        flj.compensation.group()(
-            params,
-            old,
-            new,
-            quadratic(fisher, gradient, params),
-            dense.STATED,
-            dense_inverse(fisher),
-        )
+        compensated(flj.compensation.group(), seed=0)
 
 
 @pytest.mark.parametrize("block_size", [None, "leaf"])
@@ -255,17 +251,9 @@ def test_the_estimates_own_gradients_are_solved_without_iterations(x64, block_si
 
 
 def test_an_estimate_without_gradients_has_no_system_of_its_own():
-    params, fisher, gradient, old, new = problem(0)
     group = flj.compensation.group(damping=DAMPING, fisher="estimate")
     with pytest.raises(ValueError, match="an estimate with its gradients in memory"):
-        group(
-            params,
-            old,
-            new,
-            quadratic(fisher, gradient, params),
-            dense.STATED,
-            dense_inverse(fisher),
-        )
+        compensated(group, seed=0)
     with pytest.raises(ValueError, match="fisher must be one of exact, estimate, got 'window'"):
         flj.compensation.group(fisher="window")
 
