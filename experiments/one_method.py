@@ -85,7 +85,7 @@ def prune(
         "schedule": args.schedule if path is None else path,
         "batches_per_stage": per_stage,
         "held_out": _held_out(method, job, dense, settings, seed),
-        "adapt_damping": None if settings.get("adapt_damping") else False,
+        "adapt_damping": bool(settings.get("adapt_damping")),
         "recalibrate": recalibration.recalibrate(spec) if "recalibrate" in settings else None,
         "selection": _selection(settings, seed),
         "scope": settings["scope"],

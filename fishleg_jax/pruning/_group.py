@@ -10,6 +10,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.pruning._damping_search import SHORT, Trial, search
 from fishleg_jax.pruning._independent import (
     STEPS,
     Compensation,
@@ -21,7 +22,6 @@ from fishleg_jax.pruning._independent import (
 from fishleg_jax.pruning._solver import conjugate_gradients
 
 FISHERS = ("exact", "estimate")
-RAISE = 4.0  # times which the damping is raised where the full step was not the best
 
 
 def group(
@@ -41,12 +41,16 @@ def group(
     curvature's batches.  They start at the `independent` correction, and are preconditioned by the
     estimate of the inverse Fisher, cut to K.  No matrix is formed.
 
-    Where a part of the step gives a lower loss than all of it, the damping was too small for so
-    long a step: it is raised fourfold, and the solve goes on from where it is.
+    Where a part of the step gives a loss that is lower than that of all of it by more than a tenth
+    of the gain that the solve predicts, the damping was too small for so long a step: it is raised
+    fourfold, and the solve goes on from where it is.  A damping that was not given is looked for:
+    a fourfold one where the prediction of the loss was poor, a quarter where it was good or where
+    raising did no good, whichever the measured loss likes best, and a quarter only with held-out
+    batches, for the curvature's own always like the smaller one.
 
     Args:
-        damping: γ of the solve, in units of the Fisher per example; that of the estimate's state
-            by default.
+        damping: γ of the solve, in units of the Fisher per example; by default found by the loss,
+            from that of the estimate's state.
         first_order: whether the gradient takes part; without it g is zero.
         iterations: of a solve at most; each is a Fisher product over all batches.
         tolerance: a solve ends at a residual so small, relative to the right side.
@@ -132,43 +136,48 @@ def group(
         kept_gradient = gradient if first_order else zero
         right = jitted(right_side)(fisher_product(pruned), kept_gradient, new_mask)
 
-        best = None
-        for attempt in range(attempts if check_step else 1):
-            raised = RAISE**attempt
+        def solve(x: Any, raised: float) -> Trial:
             gamma = jnp.asarray(lowest * raised)
 
-            def product(v, gamma=gamma):
+            def product(v):
                 return jitted(damped)(fisher_product(v), v, gamma, new_mask)
 
             if fisher == "estimate":
                 x = jitted(_direct, estimator)(state, new_mask, gamma, right)
             # from the exact solution there is nothing left to iterate
-            solve = conjugate_gradients(
+            solved = conjugate_gradients(
                 product, jitted(precondition, estimator), (state, new_mask), right, x,
                 iterations=iterations if fisher == "exact" else 0, tolerance=tolerance,
             )  # fmt: skip
-            x = solve.x
+            x = solved.x
             deltas = [scaled(params, x, new_mask, step) for step in steps]
             i, losses = lowest_loss(curvature, params, deltas)
-            if best is None or losses[i] < best[0]:
-                info = {
-                    "damping": float(gamma),
-                    "iterations": int(solve.iterations),
-                    "residual": float(solve.relative),
-                    "raised": raised if damping is None else None,
-                }
-                if check_step:
-                    info |= {"step": steps[i], "losses": losses}
-                best = losses[i], deltas[i], gamma, info
-            if steps[i] == 1.0:
-                break
-        loss, delta, gamma, info = best
-        after = loss  # on held-out data, where there are any
-        if curvature.check is not None:
-            info["held_out"] = loss - float(curvature.check(params))
-            after = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
-        actual = after - float(curvature.loss(params))
-        return delta, info | _told(gradient, delta, fisher_product(delta), gamma, actual)
+            info = {
+                "damping": float(gamma),
+                "iterations": int(solved.iterations),
+                "residual": float(solved.relative),
+                "raised": raised if damping is None else None,
+            }
+            after = losses[i]
+            if curvature.check is not None:
+                info["held_out"] = after - checked_before
+                after = float(curvature.loss(jax.tree.map(jnp.add, params, deltas[i])))
+            info |= _told(gradient, deltas[i], fisher_product(deltas[i]), gamma, after - before)
+            if check_step:
+                info |= {"step": steps[i], "losses": losses}
+            loss = math.inf if math.isnan(losses[i]) else losses[i]
+            # of the quadratic model on K, from no change to its lowest point
+            gain = float(_tree.dot(right, x)) / 2
+            too_long = not losses[0] - loss <= SHORT * gain
+            return Trial(raised, x, deltas[i], loss, info, too_long)
+
+        before = float(curvature.loss(params))
+        checked_before = None if curvature.check is None else float(curvature.check(params))
+        found = search(
+            solve, x, attempts=attempts if check_step else 1, chosen=damping is None,
+            lower=curvature.check is not None,
+        )  # fmt: skip
+        return found.delta, found.info
 
     return compensate
 

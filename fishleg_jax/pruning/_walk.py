@@ -1,13 +1,10 @@
 """From stage to stage, until a pruning is where it was to go, or can't go on."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.pruning._stage import Fitted, Plan, Point, advance, score
-
-GOOD, POOR = 0.1, 0.25  # ratios of a prediction's error, see `adapted`
 
 
 class Move(NamedTuple):
@@ -46,7 +43,7 @@ def walk(
     fit_at: Callable[[int, Point], tuple[Any, Curvature]],
     attempt: Attempt,
     tell: Callable[[Outcome], None] = lambda outcome: None,
-    adapt_damping: bool | None = None,
+    adapt_damping: bool = True,
 ) -> Outcome:
     """Fits and prunes, stage by stage.
 
@@ -57,8 +54,8 @@ def walk(
         fit_at: `(stage, point) -> (state, curvature)`.
         attempt: what a stage does with that.
         tell: called after every stage that has pruned, with what would be the end.
-        adapt_damping: whether a stage's damping follows from those of before; None for where the
-            compensation chooses one, and then never below the estimate's own.
+        adapt_damping: whether a stage begins with the damping that the compensation of the one
+            before has found, where it has.
 
     Returns:
         The end, which is before a stage whose numbers are not finite.
@@ -89,17 +86,9 @@ def walk(
             tell(Outcome(point, state, tuple(told), stopped))
         if move.last:
             break
-        if adapt_damping:
-            factor *= adapted(move.told)
-        elif adapt_damping is None and _may_adapt(move.told, fitted):
-            # how well the loss on a stage's few examples is predicted does not tell of overfitting
-            factor = max(1.0, factor * adapted(move.told))
+        if adapt_damping and move.told.get("raised") is not None:
+            factor *= move.told["raised"]
     return Outcome(point, state, tuple(told), stopped)
-
-
-def _may_adapt(told: dict, state: Any) -> bool:
-    # a compensation that was given its damping raised none; the identity has none
-    return told.get("raised") is not None and hasattr(state, "damping")
 
 
 def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Attempt:
@@ -111,17 +100,3 @@ def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Attempt:
         return Move(point, {"sparsity": sparsity} | info)
 
     return attempt
-
-
-def adapted(info: dict) -> float:
-    """What the damping is to be multiplied with after a stage: Levenberg and Marquardt's rule.
-
-    The loss rises when weights are pruned, so that the textbook's ratio of actual to predicted
-    decrease says nothing; how far the prediction is off, in units of the damped quadratic, does.
-    """
-    raised = info.get("raised")
-    if raised is None:
-        raise ValueError("adapt_damping needs compensation.group() without a damping of its own")
-    if not math.isfinite(info["ratio"]) or info["ratio"] > POOR:
-        return 2 * raised
-    return raised if raised > 1.5 or info["ratio"] > GOOD else 0.5

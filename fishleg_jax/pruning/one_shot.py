@@ -103,7 +103,7 @@ def prune_one_shot(
     schedule: str | Sequence[float] = "geometric",
     batches_per_stage: int | None = None,
     held_out: Sequence[Batch] | None = None,
-    adapt_damping: bool | None = None,
+    adapt_damping: bool = True,
     recalibrate: Callable[[Any, Sequence[Batch]], Any] | None = None,
     scope: str = "global",
     compensation: _compensation.Compensation | None = None,
@@ -134,12 +134,8 @@ def prune_one_shot(
             curvature; None for all of them in every stage.
         held_out: labelled batches of training data that the curvature does not see, by whose loss
             steps are checked; the default compensation then has a check, too.
-        adapt_damping: whether a stage takes over a damping that the compensation of the one before
-            had to raise, doubles one that predicted badly and halves one that predicted well.  It
-            needs `group` without a damping of its own, and an estimator whose state has one
-            (`woodfisher` in blocks of a given size keeps its own for the scores).  None for
-            wherever these are given, but never below the estimate's own damping, since a stage's
-            prediction for its own few examples says nothing of others.
+        adapt_damping: whether a stage begins with the damping that `group` found in the stage
+            before, rather than with the estimate's own.
         recalibrate: called as `recalibrate(params, batches)` with the weights after every stage and
             its batches; the constants that it returns, such as batch-norm statistics that fit the
             pruned weights, take the place of those in all batches from then on.  A target's loss
@@ -213,8 +209,6 @@ def prune_one_shot(
             "recalibrate makes constants: batches must be (inputs, targets, constants), got "
             "(inputs, targets)"
         )
-    if adapt_damping and not hasattr(jax.eval_shape(estimator.init, params), "damping"):
-        raise ValueError("adapt_damping needs an estimator whose state has a damping")
     if batches_per_stage is not None and batches_per_stage not in range(1, len(batches) + 1):
         raise ValueError(
             f"batches_per_stage must be from 1 to {len(batches)}, the number of batches, "

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning import _walk, one_shot
+from fishleg_jax.pruning import _damping_search as damping_search
+from fishleg_jax.pruning import one_shot
+from fishleg_jax.pruning._damping_search import Trial
 from tests import dense
 from tests.pruning.test_stages import MODEL, problem
 
@@ -65,23 +67,64 @@ def test_the_group_update_beats_single_corrections(key):
     assert np.median(gains) > 0
 
 
-def test_the_damping_follows_the_errors_of_the_prediction():
-    adapted = lambda ratio, raised=1.0: _walk.adapted({"ratio": ratio, "raised": raised})
-    assert adapted(0.05) == 0.5
-    assert adapted(0.2) == 1.0
-    assert adapted(3.0) == 2.0
-    assert adapted(float("nan")) == 2.0
-    assert adapted(0.05, raised=4.0) == 4.0
+def search(losses, *, ratio=0.0, long=(), chosen=True, lower=True, attempts=3):
+    """Which damping is found, and which were tried, where each has a loss."""
+    tried = []
+
+    def solve(x, raised):
+        assert x == best_of(tried)
+        tried.append(raised)
+        return Trial(raised, raised, None, losses[raised], {"ratio": ratio}, raised in long)
+
+    def best_of(raised):
+        return min(raised, key=losses.get, default=None)
+
+    found = damping_search.search(solve, None, attempts=attempts, chosen=chosen, lower=lower)
+    return found.raised, tried
+
+
+VALLEY = {0.0625: 3.0, 0.25: 1.0, 1.0: 2.0, 4.0: 1.5, 16.0: 5.0}
+
+
+def test_a_damping_is_looked_for_downwards_where_the_prediction_was_good():
+    assert search(VALLEY) == (0.25, [1.0, 0.25, 0.0625])
+    assert search(VALLEY, attempts=2) == (0.25, [1.0, 0.25])
+    assert search(VALLEY, lower=False) == (1.0, [1.0])
+    assert search(VALLEY, chosen=False) == (1.0, [1.0])
+
+
+def test_a_damping_is_looked_for_upwards_where_the_prediction_was_poor():
+    assert search(VALLEY, ratio=3.0) == (4.0, [1.0, 4.0, 16.0])
+    assert search(VALLEY, ratio=float("nan")) == (4.0, [1.0, 4.0, 16.0])
+    assert search(VALLEY, ratio=3.0, chosen=False) == (1.0, [1.0])
+    peak = VALLEY | {4.0: 9.0}
+    assert search(peak, ratio=3.0) == (0.25, [1.0, 4.0, 0.25])  # and down again
+    assert search(peak, ratio=3.0, lower=False) == (1.0, [1.0, 4.0])
+
+
+def test_a_damping_is_raised_until_the_step_is_not_too_long():
+    assert search(VALLEY, long=(1.0,)) == (4.0, [1.0, 4.0])
+    assert search(VALLEY, long=(1.0, 4.0), chosen=False) == (4.0, [1.0, 4.0, 16.0])
+    assert search(VALLEY, long=(1.0, 4.0, 16.0), attempts=1) == (1.0, [1.0])
 
 
 def test_a_stage_takes_over_the_damping(key):
-    _, _, result = prune(key, adapt_damping=True, stages=4)
-    dampings = [stage["damping"] for stage in result.stages]
-    for before, after, stage in zip(dampings, dampings[1:], result.stages, strict=False):
-        grown = after / before  # by what the rule says, and by what the next stage had to raise
-        assert grown == pytest.approx(2.0 ** round(np.log2(grown)), rel=1e-4)
-        if stage["ratio"] > _walk.POOR:
-            assert grown >= 2 - 1e-4
+    held_out = [dense.classification_batch(jax.random.key(7), 30)]
+    _, _, result = prune(key, stages=4, held_out=held_out)
+    _, _, fixed = prune(key, stages=4, held_out=held_out, adapt_damping=False)
+    expected = 1e-2
+    for stage in result.stages:
+        expected *= stage["raised"]
+        assert stage["damping"] == pytest.approx(expected)
+    assert any(stage["raised"] != 1 for stage in result.stages[:-1])
+    for stage in fixed.stages:
+        assert stage["damping"] == pytest.approx(1e-2 * stage["raised"])
+
+
+def test_a_damping_is_not_lowered_without_held_out_data(key):
+    _, _, result = prune(key, stages=6)
+    for stage in result.stages:
+        assert stage["damping"] >= 1e-2 * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,29 +133,9 @@ def test_a_stage_takes_over_the_damping(key):
         ({"batches_per_stage": 0}, "batches_per_stage must be from 1 to 4, .* got 0"),
         ({"batches_per_stage": 5}, "batches_per_stage must be from 1 to 4, .* got 5"),
         ({"held_out": []}, "held_out is empty"),
-        (
-            {"adapt_damping": True, "compensation": flj.compensation.independent()},
-            "adapt_damping needs compensation.group",
-        ),
-        (
-            {"adapt_damping": True, "compensation": flj.compensation.group(damping=0.1)},
-            "without a damping of its own",
-        ),
         ({"batches_per_stage": 1.5}, "batches_per_stage must be from 1 to 4, .* got 1.5"),
     ],
 )
 def test_bad_arguments(key, options, message):
     with pytest.raises(ValueError, match=message):
         prune(key, **options)
-
-
-def test_a_damping_that_the_program_chose_is_never_below_the_estimates_own(key):
-    _, _, result = prune(key, stages=6)
-    _, _, fixed = prune(key, stages=6, adapt_damping=False)
-    for stage in result.stages:
-        assert stage["damping"] >= 1e-2 * (1 - 1e-6)
-    for stage in fixed.stages:
-        assert stage["damping"] == pytest.approx(1e-2 * stage["raised"])
-    # where nothing had to be raised and all was predicted well, adapting changes nothing
-    _, _, both_ways = prune(key, stages=6, adapt_damping=True)
-    assert min(stage["damping"] for stage in both_ways.stages) < 1e-2

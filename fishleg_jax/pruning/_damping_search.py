@@ -1,0 +1,72 @@
+"""Which damping a stage's solve is made with: the ratio proposes, the measured loss disposes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+FACTOR = 4.0  # between one damping and the next
+POOR = 0.25  # a ratio of a prediction's error, above which the damping may be too small
+SHORT = 0.1  # of the gain that the full step predicts: by less than that it is not too long
+
+
+class Trial(NamedTuple):
+    """A solve at one damping.
+
+    Attributes:
+        raised: the damping over the one that the search began with.
+        x: the solution, where the next solve starts.
+        delta: the best part of the change.
+        loss: what it measures after that change; infinite for NaN.
+        info: what the compensation tells of it.
+        too_long: whether a part of the step is better than all of it by more than noise.
+    """
+
+    raised: float
+    x: Any
+    delta: Any
+    loss: float
+    info: dict
+    too_long: bool
+
+
+def search(
+    solve: Callable[[Any, float], Trial], x: Any, *, attempts: int, chosen: bool, lower: bool
+) -> Trial:
+    """The solve of the lowest loss among a few dampings, from one to its neighbour.
+
+    Where the step is too long, or the loss was badly predicted, the next one up is tried; else, or
+    where that is no better, the next one down.
+
+    Args:
+        solve: `(x, raised) -> Trial`, from a starting point.
+        x: the first starting point.
+        attempts: how many solves are made at most.
+        chosen: whether the program may look for a better damping at all; otherwise it is only
+            raised, and while the step is too long.
+        lower: whether it may go below the one it begins with.
+    """
+
+    def too_small(trial: Trial) -> bool:
+        # a ratio may be NaN
+        return trial.too_long or (chosen and not trial.info["ratio"] <= POOR)
+
+    best = solve(x, 1.0)
+    tried = {1.0}
+    upwards = too_small(best)
+    may_turn = chosen and lower
+    if not upwards and not may_turn:
+        return best
+    for _ in range(attempts - 1):
+        raised = best.raised * (FACTOR if upwards else 1 / FACTOR)
+        if raised in tried:
+            break
+        tried.add(raised)
+        trial = solve(best.x, raised)
+        if trial.loss < best.loss:
+            best, may_turn = trial, False
+            if upwards and not too_small(best):
+                break
+        elif may_turn:
+            upwards, may_turn = not upwards, False
+        else:
+            break
+    return best
