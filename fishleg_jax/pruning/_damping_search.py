@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 FACTOR = 4.0  # between one damping and the next
 POOR = 0.25  # a ratio of a prediction's error, above which the damping may be too small
-SHORT = 0.1  # of the gain that the full step predicts: by less than that it is not too long
+SHORT = 0.1  # of the gain that the full step predicts: a difference that counts
 
 
 class Trial(NamedTuple):
@@ -17,7 +17,8 @@ class Trial(NamedTuple):
         delta: the best part of the change.
         loss: what it measures after that change; infinite for NaN.
         info: what the compensation tells of it.
-        too_long: whether a part of the step is better than all of it by more than noise.
+        too_long: whether a part of the step is better than all of it by a difference that counts.
+        gain: how far the compensation lowers the quadratic model.
     """
 
     raised: float
@@ -26,6 +27,7 @@ class Trial(NamedTuple):
     loss: float
     info: dict
     too_long: bool
+    gain: float
 
 
 def search(
@@ -33,8 +35,11 @@ def search(
 ) -> Trial:
     """The solve of the lowest loss among a few dampings, from one to its neighbour.
 
-    Where the step is too long, or the loss was badly predicted, the next one up is tried; else, or
-    where that is no better, the next one down.
+    Only differences that count do: otherwise the dampings of stages in which little is at stake
+    would go for a walk with the noise of the examples.
+
+    Where the step is too long, or the loss was badly predicted, the next one up is tried first,
+    else the next one down, and the other where that was no better.
 
     Args:
         solve: `(x, raised) -> Trial`, from a starting point.
@@ -61,11 +66,11 @@ def search(
             break
         tried.add(raised)
         trial = solve(best.x, raised)
-        if trial.loss < best.loss:
+        if trial.loss < best.loss - SHORT * best.gain:
             best, may_turn = trial, False
             if upwards and not too_small(best):
                 break
-        elif may_turn:
+        elif may_turn:  # too small a damping for other data does not show in the ratio
             upwards, may_turn = not upwards, False
         else:
             break

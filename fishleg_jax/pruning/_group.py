@@ -44,9 +44,9 @@ def group(
     Where a part of the step gives a loss that is lower than that of all of it by more than a tenth
     of the gain that the solve predicts, the damping was too small for so long a step: it is raised
     fourfold, and the solve goes on from where it is.  A damping that was not given is looked for:
-    a fourfold one where the prediction of the loss was poor, a quarter where it was good or where
-    raising did no good, whichever the measured loss likes best, and a quarter only with held-out
-    batches, for the curvature's own always like the smaller one.
+    a fourfold one first where the prediction of the loss was poor, else a quarter, and the other
+    where the measured loss is no better by a tenth of that gain.  It is only raised where there are
+    no held-out batches, for the curvature's own always like the smaller one.
 
     Args:
         damping: γ of the solve, in units of the Fisher per example; by default found by the loss,
@@ -169,7 +169,7 @@ def group(
             # of the quadratic model on K, from no change to its lowest point
             gain = float(_tree.dot(right, x)) / 2
             too_long = not losses[0] - loss <= SHORT * gain
-            return Trial(raised, x, deltas[i], loss, info, too_long)
+            return Trial(raised, x, deltas[i], loss, info, too_long, gain)
 
         before = float(curvature.loss(params))
         checked_before = None if curvature.check is None else float(curvature.check(params))
