@@ -124,23 +124,28 @@ def _assimilated(
         )
 
     parts = state.estimate, state.assimilated, state.failures
-    if seen.assimilate is True and seen.emit is True:
+    if seen.assimilate is True:
+        due = seen.emit
+    else:
+        due = _by_counter(plan, state, step) & ~finished & seen.emit
+        due &= True if seen.assimilate is None else seen.assimilate
+    if due is True:  # no conditional, in which XLA for the CPU runs convolutions slowly
         parts = run(*parts)
     else:
-        if plan.renew is None:
-            due = step % plan.aux_every == 0
-            if estimator.ready is not None:
-                due |= ~estimator.ready(state.estimate)
-            due |= state.assimilated == 0
-        else:
-            due = -step % plan.mask_every < plan.renew
-        due &= ~finished & seen.emit
-        if seen.assimilate is not None:
-            due = seen.assimilate & (due | (seen.assimilate is True))
         parts = jax.lax.cond(due, run, lambda *same: same, *parts)
     return state._replace(
         **dict(zip(("estimate", "assimilated", "failures"), parts, strict=True))
     )  # fmt: skip
+
+
+def _by_counter(plan: Plan, state: GradualState, step: jax.Array) -> jax.Array:
+    """Whether the step is one of those whose batch is assimilated."""
+    if plan.renew is not None:
+        return -step % plan.mask_every < plan.renew
+    due = (step % plan.aux_every == 0) | (state.assimilated == 0)
+    if plan.estimator.ready is not None:
+        due |= ~plan.estimator.ready(state.estimate)
+    return due
 
 
 def _extended(
