@@ -129,13 +129,12 @@ def _assimilated(
     else:
         due = _by_counter(plan, state, step) & ~finished & seen.emit
         due &= True if seen.assimilate is None else seen.assimilate
-    if due is True:  # no conditional, in which XLA for the CPU runs convolutions slowly
-        parts = run(*parts)
-    else:
-        parts = jax.lax.cond(due, run, lambda *same: same, *parts)
-    return state._replace(
-        **dict(zip(("estimate", "assimilated", "failures"), parts, strict=True))
-    )  # fmt: skip
+    # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
+    # convolutions in one far slower
+    estimate, assimilated, failures = (
+        run(*parts) if due is True else jax.lax.cond(due, run, lambda *same: same, *parts)
+    )
+    return state._replace(estimate=estimate, assimilated=assimilated, failures=failures)
 
 
 def _by_counter(plan: Plan, state: GradualState, step: jax.Array) -> jax.Array:
@@ -190,10 +189,12 @@ def _extended(
         ):
             new[i] = mask
     masks = tree.unflatten(new)
-    delta, _ = plan.compensation(
+    delta, info = plan.compensation(
         target, old, masks, seen.curvature, estimator, state.estimate
     )  # fmt: skip
     sound &= _tree.all_finite(apply_mask(delta, masks))
+    if "losses" in info:  # a check by which nothing was found
+        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
     moved = jax.tree.map(
         lambda u, d, m: jnp.where(m & sound, u + d, u), updates, delta, masks
     )  # fmt: skip
