@@ -22,7 +22,6 @@ from fishleg_jax.pruning._independent import (
 )
 from fishleg_jax.pruning._solver import conjugate_gradients
 
-
 FISHERS = ("exact", "estimate")
 
 
