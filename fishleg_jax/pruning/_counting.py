@@ -25,7 +25,7 @@ class Asked(NamedTuple):
     """
 
     sparsity: jax.Array  # shape=(), float32
-    counts: list[jax.Array]  # shape=(), int32
+    counts: jax.Array  # shape=(groups,), int32
     flat: jax.Array  # shape=(), bool
     final: jax.Array  # shape=(), bool
 
@@ -81,8 +81,7 @@ def asked_at(
     final = getattr(sparsity, "final", None)
     if is_number(final):
         reached = value >= jnp.asarray(float(final), value.dtype)
-        pairs = zip(_exact(final, sizes), counts, strict=True)
-        counts = [jnp.where(reached, exact, count) for exact, count in pairs]
+        counts = jnp.where(reached, _exact(final, sizes), counts)
     return Asked(value, counts, flat, flat & (value >= last))
 
 
@@ -91,13 +90,13 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (numbers.Real, np.generic)) and not isinstance(x, bool)
 
 
-def _exact(sparsity: Any, sizes: Sequence[int]) -> list[jax.Array]:
-    return [jnp.asarray(number_to_prune(sparsity, n), jnp.int32) for n in sizes]
+def _exact(sparsity: Any, sizes: Sequence[int]) -> jax.Array:
+    return jnp.asarray([number_to_prune(sparsity, n) for n in sizes], jnp.int32)
 
 
-def _floors(value: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+def _floors(value: jax.Array, sizes: Sequence[int]) -> jax.Array:
     value = jnp.where(jnp.isnan(value), 0, value)
-    return [floor_share(value, n) for n in sizes]
+    return jnp.stack([floor_share(value, n) for n in sizes])
 
 
 def _sound(value: Any) -> jax.Array:
