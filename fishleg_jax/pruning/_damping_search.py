@@ -3,13 +3,18 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+
 FACTOR = 4.0  # between one damping and the next
 POOR = 0.25  # a ratio of a prediction's error, above which the damping may be too small
 SHORT = 0.1  # of the gain that the full step predicts: a difference that counts
 
 
 class Trial(NamedTuple):
-    """A solve at one damping.
+    """A solve at one damping; arrays under `jit`.
 
     Attributes:
         raised: the damping over the one that the search began with.
@@ -21,13 +26,13 @@ class Trial(NamedTuple):
         gain: how far the compensation lowers the quadratic model.
     """
 
-    raised: float
+    raised: float | jax.Array
     x: Any
     delta: Any
-    loss: float
+    loss: float | jax.Array
     info: dict
-    too_long: bool
-    gain: float
+    too_long: bool | jax.Array
+    gain: float | jax.Array
 
 
 def search(
@@ -75,3 +80,19 @@ def search(
         else:
             break
     return best
+
+
+def search_traced(solve: Callable[[Any, jax.Array], Trial], x: Any, *, attempts: int) -> Trial:
+    """Under `jit`, where there is one batch to measure on: raised while the step is too long."""
+    one = jnp.ones((), _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(x))))
+    shapes = jax.eval_shape(solve, x, one)
+    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def once(carry):
+        k, x, raised, best, _ = carry
+        trial = solve(x, raised)
+        best = _tree.keep_where((k == 0) | (trial.loss < best.loss), trial, best)
+        return k + 1, trial.x, raised * FACTOR, best, trial.too_long
+
+    start = jnp.zeros((), jnp.int32), x, one, empty, jnp.array(True)
+    return jax.lax.while_loop(lambda c: (c[0] < attempts) & c[-1], once, start)[3]

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax._jit import jitted
+from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
-from fishleg_jax.pruning._damping_search import SHORT, Trial, search
+from fishleg_jax.pruning._damping_search import SHORT, Trial, search, search_traced
 from fishleg_jax.pruning._independent import (
     STEPS,
     Compensation,
     corrections,
     lowest_loss,
+    pick,
     scaled,
     to_zero,
 )
@@ -152,34 +153,44 @@ def group(
             x = solved.x
             deltas = [scaled(params, x, new_mask, step) for step in steps]
             i, losses = lowest_loss(curvature, params, deltas)
-            info = {
-                "damping": float(gamma),
-                "iterations": int(solved.iterations),
-                "residual": float(solved.relative),
-                "raised": raised if damping is None else None,
-            }
-            after = losses[i]
-            if curvature.check is not None:
-                info["held_out"] = after - checked_before
-                after = float(curvature.loss(jax.tree.map(jnp.add, params, deltas[i])))
-            info |= _told(gradient, deltas[i], fisher_product(deltas[i]), gamma, after - before)
-            if check_step:
-                info |= {"step": steps[i], "losses": losses}
-            loss = math.inf if math.isnan(losses[i]) else losses[i]
+            loss, step = losses[i], pick(steps, i)
+            delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
             # of the quadratic model on K, from no change to its lowest point
-            gain = float(_tree.dot(right, x)) / 2
-            too_long = not losses[0] - loss <= SHORT * gain
-            return Trial(raised, x, deltas[i], loss, info, too_long, gain)
+            gain = _tree.dot(right, x) / 2
+            too_long = ~(losses[0] - loss <= SHORT * gain)
+            info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
+            if check_step:
+                info |= {"step": step, "losses": losses}
+            if not traced:
+                info = {name: _plain(value) for name, value in info.items()}
+                info["raised"] = raised if damping is None else None
+                info |= measured(loss, delta, gamma)
+                loss = math.inf if math.isnan(loss) else loss
+                too_long, gain = bool(too_long), float(gain)
+            return Trial(raised, x, delta, loss, info, too_long, gain)
 
-        before = float(curvature.loss(params))
-        checked_before = None if curvature.check is None else float(curvature.check(params))
-        found = search(
-            solve, x, attempts=attempts if check_step else 1, chosen=damping is None,
-            lower=curvature.check is not None,
-        )  # fmt: skip
+        def measured(loss: float, delta: Any, gamma: jax.Array) -> dict:
+            info = {}
+            if curvature.check is not None:  # whose the loss then is
+                info["held_out"] = loss - float(curvature.check(params))
+                loss = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
+            actual = loss - float(curvature.loss(params))
+            return info | _told(gradient, delta, fisher_product(delta), gamma, actual)
+
+        number = attempts if check_step else 1
+        traced = is_traced((right, state))
+        if traced:
+            found = search_traced(solve, x, attempts=number)
+        else:
+            lower = curvature.check is not None
+            found = search(solve, x, attempts=number, chosen=damping is None, lower=lower)
         return found.delta, found.info
 
     return compensate
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, jax.Array) else value
 
 
 def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float) -> dict:

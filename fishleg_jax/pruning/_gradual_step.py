@@ -1,0 +1,121 @@
+"""One step of a gradual pruning: curvature of the batch, longer masks, and zeros that are held."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
+from fishleg_jax.pruning._counting import asked_at
+from fishleg_jax.pruning._gradual_state import GradualState
+from fishleg_jax.pruning._plan import GradualPlan, Seen, group_sizes, groups_of
+from fishleg_jax.pruning._regrowth import more_to_come, revived, share_at
+from fishleg_jax.pruning.masks import _keep
+from fishleg_jax.pruning.saliency import obs_saliency
+
+
+def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
+    """The updates that hold pruned weights at 0.0, and the state after the step."""
+    params, step = seen.params, seen.step
+    groups = groups_of(params, plan.prunable, plan.scope)
+    sizes = group_sizes(params, groups)
+    ahead = (step // plan.mask_every + 1) * plan.mask_every
+    asked = asked_at(plan.sparsity, sizes, step, ahead, state.asked)
+    counts = jnp.maximum(asked.counts, state.pruned)  # masks never shrink
+    share = share_at(plan.regrow, step)
+
+    more = jnp.any(counts > state.pruned)
+    finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
+    violations = _violations(params, state.masks)
+    state = assimilated(plan, seen, state, finished)
+
+    regular = step % plan.mask_every == 0
+    due = more & (regular | asked.flat)
+    if callable(plan.regrow):  # by which masks change though the sparsity does not
+        due |= regular & (share > 0) & jnp.any(state.pruned > 0)
+
+    due &= is_ready(plan, state) & seen.emit
+    # either branch makes all of the updates, or XLA would copy them on the way in and out
+    out, masks, refused = jax.lax.cond(
+        due,
+        lambda: _extended(plan, seen, state, groups, counts, share),
+        lambda: (_held(seen.updates, params, state.masks), state.masks, jnp.array(False)),
+    )
+    return out, state._replace(
+        count=optax.safe_increment(state.count),
+        masks=masks,
+        pruned=jnp.where(due & ~refused, counts, state.pruned),
+        asked=asked.sparsity,
+        violations=add(state.violations, violations),
+        failures=add(state.failures, refused | jnp.isnan(asked.sparsity)),
+    )
+
+
+def _extended(
+    plan: GradualPlan,
+    seen: Seen,
+    state: GradualState,
+    groups: list[list[int]],
+    counts: jax.Array,
+    share: jax.Array | None,
+) -> tuple[Any, Any, jax.Array]:
+    """Updates with the compensation in them, longer masks, and whether these were refused.
+
+    Where they are refused it is as if no mask update had been due.
+    """
+    estimator, old = plan.estimator, state.masks
+    updates = _tree.widen(seen.updates)
+    target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
+    target = apply_mask(target, old)
+    diagonal = estimator.diagonal(state.estimate, seen.params, old)
+    # pruned weights have no curvature, and need no score
+    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, old)
+    scores = jax.tree.leaves(obs_saliency(target, safe))
+    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
+
+    candidates, tree = jax.tree.flatten(old)
+    if plan.regrow is not None:
+        backs, finite = revived(
+            estimator, state.estimate, seen.params, seen.curvature, old, groups, counts,
+            state.pruned, share,
+        )  # fmt: skip
+        sound &= finite
+        # what comes back is not the first to go again
+        scores = [
+            jnp.where(back, jnp.inf, score) for back, score in zip(backs, scores, strict=True)
+        ]
+        candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
+    new = list(candidates)
+    for k, group in enumerate(groups):
+        kept = _keep([scores[i] for i in group], [candidates[i] for i in group], counts[k])
+        for i, mask in zip(group, kept, strict=True):
+            new[i] = mask
+    masks = tree.unflatten(new)
+
+    delta, info = plan.compensation(
+        target, old, masks, seen.curvature, estimator, state.estimate
+    )  # fmt: skip
+    sound &= _tree.all_finite(apply_mask(delta, masks))
+    if "losses" in info:  # a check of the step that found none it could take
+        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
+    moved = jax.tree.map(lambda u, d: jnp.where(sound, u + d, u), updates, delta)
+    masks = _tree.keep_where(sound, masks, old)
+    # also what comes back does so at 0.0
+    both = jax.tree.map(jnp.logical_and, masks, old)
+    return _held(moved, seen.params, both), masks, ~sound
+
+
+def _held(updates: Any, params: Any, masks: Any) -> Any:
+    """The updates with what takes a pruned weight to exactly 0.0.
+
+    They have the parameters' dtype, or p + (-p) might be rounded.
+    """
+    return jax.tree.map(lambda u, p, m: jnp.where(m, u.astype(p.dtype), -p), updates, params, masks)
+
+
+def _violations(params: Any, masks: Any) -> jax.Array:
+    wrong = jax.tree.map(lambda p, m: jnp.sum(~m & (p != 0), dtype=jnp.int32), params, masks)
+    return sum(jax.tree.leaves(wrong))
