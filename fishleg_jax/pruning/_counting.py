@@ -12,6 +12,7 @@ from fishleg_jax.pruning.masks import number_to_prune
 
 PARTS = 1_000_000  # a traced sparsity is read to six decimals, which float32 holds
 FAR = 2**30  # a step after the end of any schedule
+AHEAD = 100  # steps before the first weight goes from which curvature is of use
 
 
 class Asked(NamedTuple):
@@ -21,12 +22,14 @@ class Asked(NamedTuple):
         sparsity: as a number; NaN where it is none in [0, 1).
         counts: how many weights of every group.
         flat: whether it asks for no more up to the next regular mask update.
+        soon: whether it asks for anything within the next `AHEAD` steps, or may.
         final: whether it will never ask for more, as far as is known.
     """
 
     sparsity: jax.Array  # shape=(), float32
     counts: jax.Array  # shape=(groups,), int32
     flat: jax.Array  # shape=(), bool
+    soon: jax.Array  # shape=(), bool
     final: jax.Array  # shape=(), bool
 
 
@@ -72,17 +75,19 @@ def asked_at(
     if is_number(sparsity):
         value = jnp.asarray(float(sparsity), jnp.float32)
         yes = jnp.array(True)
-        return Asked(value, _exact(sparsity, sizes), yes, yes)
+        return Asked(value, _exact(sparsity, sizes), yes, yes, yes)
     if not callable(sparsity):
         value = _sound(sparsity)
-        return Asked(value, _floors(value, sizes), value == before, jnp.array(False))
-    value, after, last = (_sound(sparsity(s)) for s in (step, ahead, jnp.full_like(step, FAR)))
+        yes, no = jnp.array(True), jnp.array(False)
+        return Asked(value, _floors(value, sizes), value == before, yes, no)
+    steps = step, ahead, step + AHEAD, jnp.full_like(step, FAR)
+    value, after, soon, last = (_sound(sparsity(s)) for s in steps)
     counts, flat = _floors(value, sizes), after == value
     final = getattr(sparsity, "final", None)
     if is_number(final):
         reached = value >= jnp.asarray(float(final), value.dtype)
         counts = jnp.where(reached, _exact(final, sizes), counts)
-    return Asked(value, counts, flat, flat & (value >= last))
+    return Asked(value, counts, flat, ~(soon == 0), flat & (value >= last))
 
 
 def is_number(x: Any) -> bool:
