@@ -12,7 +12,7 @@ from fishleg_jax.pruning._plan import GradualPlan, Seen
 
 
 def assimilated(
-    plan: GradualPlan, seen: Seen, state: GradualState, finished: jax.Array
+    plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
 ) -> GradualState:
     """The state with the batch in its estimate, where that is due.
 
@@ -22,7 +22,7 @@ def assimilated(
         plan: how to prune.
         seen: what the step sees.
         state: the state before.
-        finished: whether no weight will be pruned any more.
+        wanted: whether weights are going to be scored, from soon on.
     """
     estimator = plan.estimator
     if estimator.updates == 0 or seen.assimilate is False or seen.batch is None:
@@ -42,7 +42,7 @@ def assimilated(
     if seen.assimilate is True:
         due = seen.emit
     else:
-        due = _by_counter(plan, seen, state) & ~finished & seen.emit
+        due = _by_counter(plan, seen, state) & wanted & seen.emit
         due &= True if seen.assimilate is None else seen.assimilate
     parts = state.estimate, state.assimilated, state.failures
     # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of

@@ -30,7 +30,7 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
     more = jnp.any(counts > state.pruned)
     finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
     violations = _violations(params, state.masks)
-    state = assimilated(plan, seen, state, finished)
+    state = assimilated(plan, seen, state, asked.soon & ~finished)
 
     regular = step % plan.mask_every == 0
     due = more & (regular | asked.flat)

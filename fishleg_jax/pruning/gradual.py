@@ -1,5 +1,6 @@
 """Gradual pruning while training goes on: an optax transformation that stands last in the chain."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,8 @@ from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning._counting import Sparsity
-from fishleg_jax.pruning._gradual_state import Check, GradualState, check, masks
+from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._gradual_step import make_step
-from fishleg_jax.pruning._gradual_wrapper import MultiSteps, PruneState, wrap
 from fishleg_jax.pruning._plan import GradualPlan, Seen, group_sizes, groups_of
 
 START = 32  # batches of which FishLeg starts; training goes on meanwhile
@@ -100,12 +100,9 @@ def gradual_prune(
             failures=jnp.zeros((), jnp.int32),
         )
 
-    def update(
-        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=True, **extra
-    ):
-        del extra
-        _gradual_checks.check_weights(params, prunable)
-        _gradual_checks.check_batch(estimator, batch, assimilate)
+    # compiled here as well, or the conditionals of a step outside of `jit` would be every time
+    @functools.partial(jax.jit, static_argnames="known")
+    def step(updates, state, params, batch, grad, assimilate, emit, known):
         curvature = None
         if model is not None and batch is not None:
             curvature = fisher.curvature(model, [batch])
@@ -115,11 +112,21 @@ def gradual_prune(
             batch = _axis.gather(batch, axis_name)
         if grad is not None:
             curvature = fisher.with_gradient(curvature, grad)
-        if isinstance(assimilate, np.bool_):
-            assimilate = bool(assimilate)
-        step = state.count + 1
-        seen = Seen(step, updates, params, batch, curvature, assimilate, emit)
+        seen = Seen(
+            state.count + 1, updates, params, batch, curvature,
+            assimilate if known is None else known, True if emit is None else emit,
+        )  # fmt: skip
         return make_step(plan, seen, state)
+
+    def update(
+        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=None, **extra
+    ):
+        del extra
+        known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
+        _gradual_checks.check_weights(params, prunable)
+        _gradual_checks.check_batch(estimator, batch, known)
+        flag = assimilate if known is None else None
+        return step(updates, state, params, batch, grad, flag, emit, known)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -144,7 +151,8 @@ def fishleg_prune(
     """Prunes during training by FishLeg: one line at the end of an optax chain.
 
     At every `aux_every`-th step, and at every one until it is ready, the inverse Fisher is refined
-    on the step's batch.  Once the schedule asks for more zeros than there are, at the next step
+    on the step's batch: from 100 steps before the first weight goes until the last has gone, as far
+    as the schedule tells.  Once the schedule asks for more zeros than there are, at the next step
     that `mask_every` divides, the weights are scored where the optimiser would take them, the masks
     extended, and what the other weights do about it is added to the updates.  A pruned weight is
     given an update of exactly minus itself, so that after `optax.apply_updates` it is 0.0, and
@@ -239,52 +247,4 @@ def fishleg_prune(
     )  # fmt: skip
 
 
-def prune(
-    inner: optax.GradientTransformation, model: Model, sparsity: Sparsity, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """An optimiser with gradual pruning around it, which sees nothing of pruned weights.
-
-    Their gradients are zero where the optimiser clips and takes moments, norms and trust ratios,
-    and what it keeps of them is put to zero, as the last in a chain can't do.  What comes out ends
-    in the same exact zeros.
-
-    Args:
-        inner: the optimiser; whatever clips or decays belongs in here.
-        model: see `fishleg_prune`.
-        sparsity: see `fishleg_prune`.
-        **options: those of `fishleg_prune`.
-
-    Returns:
-        A transformation whose state is a `PruneState`.  Its `update` takes the same arguments as
-        that of `fishleg_prune`; `grad` is by default the gradient that comes in.
-
-    Raises:
-        ValueError: see `fishleg_prune`.
-
-    Example:
-        >>> import jax.numpy as jnp, optax, fishleg_jax as flj
-        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-        >>> inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
-        >>> tx = flj.prune(inner, model, 0.5, estimator=flj.inverse.identity())
-        >>> params = jnp.array([[1.0], [4.0]])
-        >>> state = tx.init(params)
-        >>> for _ in range(2):
-        ...     updates, state = tx.update(jnp.array([[9.0], [0.5]]), state, params)
-        ...     params = optax.apply_updates(params, updates)
-        >>> params[:, 0] == 0, state.inner[1][0].trace[:, 0] == 0
-        (Array([ True, False], dtype=bool), Array([ True, False], dtype=bool))
-    """
-    return wrap(inner, fishleg_prune(model, sparsity, **options))
-
-
-__all__: Sequence[str] = (
-    "Check",
-    "GradualState",
-    "MultiSteps",
-    "PruneState",
-    "check",
-    "fishleg_prune",
-    "gradual_prune",
-    "masks",
-    "prune",
-)
+__all__: Sequence[str] = ("fishleg_prune", "gradual_prune")
