@@ -244,6 +244,19 @@ def test_nothing_to_swap_is_left_alone():
 
 
 @pytest.mark.parametrize(
+    "selection, message",
+    [
+        (flj.selection.swaps(first_order=True), "curvature is needed for the gradient"),
+        (flj.selection.qubo(), "curvature is needed for the Fisher products of a QUBO"),
+    ],
+    ids=["swaps", "qubo"],
+)
+def test_a_curvature_that_is_needed_and_missing(selection, message):
+    with pytest.raises(ValueError, match=message):
+        selection(*[None] * 7)
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         (lambda m: m | {"b": jnp.ones((3, 4), bool)}, "as many weights as the scores do"),
