@@ -13,8 +13,8 @@ DAMPING = 0.02
 
 
 def problem(key, examples=24):
-    params = dense.mlp_params(key, (3, 5, 3), jnp.float64)
-    return params, dense.classification_batch(key, examples, dtype=jnp.float64)
+    params = dense.mlp_params(key, (3, 5, 3))
+    return params, dense.classification_batch(key, examples)
 
 
 def cut(batch, size):
