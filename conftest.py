@@ -1,7 +1,18 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests and doctests, and how their models are compiled.
+
+Models are so small that nearly all the time of the tests is that of the compiler.
+"""
+
+import os
 
 import jax
 import pytest
+
+# XLA's newer generator of CPU kernels takes twice as long as the one before it.  Set before jax
+# looks for devices, and only where it is known: XLA ends a program over an unknown flag.
+if jax.__version_info__[:2] == (0, 10):
+    flags = ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 # modules that run for longer
 FULL_OPTIMISATION = ("test_checkpoints", "test_training", "test_end_to_end_digits")
@@ -28,4 +39,5 @@ def x64():
 
 @pytest.fixture
 def key():
+    """The random key that a test starts from."""
     return jax.random.key(0)
