@@ -14,14 +14,13 @@ if jax.__version_info__[:2] == (0, 10):
     flags = ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
-# modules that run for longer
-FULL_OPTIMISATION = ("test_checkpoints", "test_training", "test_end_to_end_digits")
+FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than it compiles
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     """Half the time to compile; small models run for so short that it is most of the time."""
-    if any(part in request.module.__name__ for part in FULL_OPTIMISATION):
+    if FULL_OPTIMISATION in request.module.__name__:
         yield
         return
     before = jax.config.read("jax_disable_most_optimizations")
