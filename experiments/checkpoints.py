@@ -1,8 +1,6 @@
 """Trained weights from and to npz files: in torch's layout and names, or in our own."""
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from experiments import files
 from experiments.models import Spec
+from fishleg_jax.pruning.files import read_npz
 
 # our leaf names -> torch's
 TORCH_LEAVES = {
@@ -53,9 +52,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as entries:
-            return {name: entries[name] for name in entries.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        return read_npz(path)
+    except ValueError as error:
         raise ValueError(f"checkpoint {path} is not an npz file of arrays") from error
 
 

@@ -3,13 +3,12 @@
 import argparse
 from typing import Any, NamedTuple
 
+import jax
+
 import fishleg_jax as flj
 from experiments import data, finetuning, methods, results
-from experiments.models import Spec
+from experiments.models import Spec, as_batch
 
-# settings that only those results have for which they were asked for; a training on afterwards
-# changes none of the other results
-OPTIONAL = ("path", "fresh", "held_out", "augment", "recalibrate", "selection", "border", "fisher")
 ITERATIONS = 25  # of a solve, at most
 
 
@@ -31,6 +30,26 @@ class Job(NamedTuple):
     costs: Any
 
 
+def make_job(args: argparse.Namespace, spec: Spec, split: data.Data) -> Job:
+    """What all methods have in common, see `Job`.
+
+    Raises:
+        ValueError: there are too few images for the gradients, or the costs can't be counted.
+    """
+    part, costs = methods.share(args.examples or spec.examples, args.gradients), None
+    if args.costs != "none":
+        params, constants = shapes(spec)
+        inputs = jax.ShapeDtypeStruct((1, *spec.input_shape), spec.input_dtype)
+        batch = as_batch(inputs, None, constants)
+        costs = flj.weight_costs(spec.model, params, batch, unit=args.costs)
+    return Job(args, spec, split, part, costs)
+
+
+def shapes(spec: Spec) -> tuple[Any, Any]:
+    """The shapes of a model's parameters and constants."""
+    return jax.eval_shape(spec.init, jax.random.key(0))
+
+
 def _given(method: str, args: argparse.Namespace, part: methods.Share) -> dict[str, Any]:
     """What a user and the data say of the settings of an estimate."""
     return {
@@ -48,11 +67,6 @@ def make_estimator(
     return methods.make_estimator(method, spec.model, **_given(method, args, part))
 
 
-def examples_of(method: str, job: Job) -> int:
-    """How many images a method sees."""
-    return 0 if method == "magnitude" else job.part.examples
-
-
 def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
     """All settings that make a difference to the results of a method.
 
@@ -62,11 +76,12 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         weights: the fingerprint of the trained weights.
     """
     args, part = job.args, job.part
-    informed = method != "magnitude"  # it needs no data, and neither an update nor stages
+    informed = _is_informed(method)
     updated = informed and args.compensation != "none"
-    grouped = updated and args.compensation == "group"
+    grouped = _is_grouped(method, args)
     stages = args.stages if informed else 1
     own = methods.settings_of(method, **_given(method, args, part))
+    options = _options(method, args)
     return {
         "weights": weights,
         "prunable": results.prunable(job.spec),
@@ -77,13 +92,8 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
         "first_order": args.first_order and informed,
         "stages": stages,
         "schedule": args.schedule if stages > 1 else None,
-        **({"path": sorted(args.sparsity)} if args.path and stages > 1 else {}),
         **(_group_settings(args) if grouped else {}),
-        **({"fresh": True} if args.fresh and stages > 1 else {}),
-        **({"held_out": args.held_out} if args.held_out and informed else {}),
-        **({"augment": True} if args.augment and informed else {}),
-        **({"recalibrate": True} if args.recalibrate and stages > 1 else {}),
-        **_selection_settings(args, informed),
+        **{name: value for name, value in options.items() if value is not None},
         **finetuning.settings_of(job.spec, args.finetune, args.finetune_rate),
         "trust": args.trust and informed,
         "batch_size": methods.batch_size(method, part, job.spec.batch) if informed else 0,
@@ -93,37 +103,51 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
     }
 
 
+def wanted_settings(method: str, job: Job, weights: str) -> dict[str, Any]:
+    """The settings that a stored result must have to be one of these arguments.
+
+    They are those of `settings_of`, and None for each option that was not asked for.  A training
+    on afterwards is no such option: it changes none of the other results.
+    """
+    return _options(method, job.args) | settings_of(method, job, weights)
+
+
+def _is_informed(method: str) -> bool:
+    # magnitude needs no data, and neither an update nor stages
+    return method != "magnitude"
+
+
+def _is_grouped(method: str, args: argparse.Namespace) -> bool:
+    return _is_informed(method) and args.compensation == "group"
+
+
+def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What a result has among its settings only where it was asked for, else None."""
+    informed = _is_informed(method)
+    staged = informed and args.stages > 1
+    selecting = informed and args.selection != "none"
+    other_fisher = _is_grouped(method, args) and args.fisher != "exact"
+    return {
+        "path": sorted(args.sparsity) if args.path and staged else None,
+        "fresh": True if args.fresh and staged else None,
+        "held_out": args.held_out if informed else None,
+        "augment": True if args.augment and informed else None,
+        "recalibrate": True if args.recalibrate and staged else None,
+        "selection": args.selection if selecting else None,
+        "border": args.border if selecting else None,
+        "fisher": args.fisher if other_fisher else None,
+    }
+
+
 def _group_settings(args: argparse.Namespace) -> dict[str, Any]:
-    own = {} if args.fisher == "exact" else {"fisher": args.fisher}
     return {
         "solve_damping": args.solve_damping,
         "iterations": args.iterations or ITERATIONS,
         "adapt_damping": not (args.solve_damping or args.fixed_damping) and args.stages > 1,
-        **own,
     }
-
-
-def _selection_settings(args: argparse.Namespace, informed: bool) -> dict[str, Any]:
-    if args.selection == "none" or not informed:
-        return {}
-    return {"selection": args.selection, "border": args.border}
 
 
 def images_of(method: str, job: Job) -> int:
     """How many images a method sees in all its stages, without the held-out ones."""
-    return examples_of(method, job) * _helpings(job.args)
-
-
-def _helpings(args: argparse.Namespace) -> int:
-    # in how many stages images are seen that no other stage sees
-    return args.stages if args.fresh else 1
-
-
-def check_images(args: argparse.Namespace, part: methods.Share, available: int) -> None:
-    """Raises a ValueError where more training images are asked for than there are."""
-    wanted = part.examples + (args.held_out or 0)
-    if wanted > available and args.held_out:
-        raise ValueError(
-            f"{part.examples} images and {args.held_out} held out are {wanted} images, and the "
-            f"training data has {available}"
-        )
+    stages_with_their_own = job.args.stages if job.args.fresh else 1
+    return job.part.examples * stages_with_their_own if _is_informed(method) else 0

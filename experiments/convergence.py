@@ -11,7 +11,6 @@ Networks without a checkpoint in the shared folder are trained a short while fir
 `--out`.  Prints a table and writes `convergence.json` and `convergence.png`.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ import numpy as np
 import optax
 
 import fishleg_jax as flj
-from experiments import cases, files, plots, tables
-from experiments.arguments import comma_list, one_of, seed
+from experiments import arguments, cases, files, network_arguments, plots, tables
 from experiments.fitting import fit
 from experiments.models import MODELS
 
@@ -141,26 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.convergence", description="Fit FishLeg with its defaults."
+    parser = network_arguments.make_parser(
+        "experiments.convergence", "Fit FishLeg with its defaults.", MODELS
     )
-    add = parser.add_argument
-    add(
-        "--model",
-        type=comma_list(one_of(MODELS)),
-        default=list(MODELS),
-        metavar="A,B",
-        help=f"of {', '.join(MODELS)}; default: all",
-    )
-    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
-    add("--seed", type=seed, default=0)
-    add("--out", type=Path, default=Path("results/convergence"))
-    args = parser.parse_args(argv)
-    try:
-        for name in args.model:
-            cases.check(name, args.data_dir)
-    except ValueError as error:
-        parser.error(str(error))
+    parser.add_argument("--seed", type=arguments.seed, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/convergence"))
+    args = network_arguments.parse(parser, argv)
     rows, losses = [], {}
     for name in args.model:
         case = cases.load(name, train_in=args.out, data_dir=args.data_dir, seed=args.seed)

@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import files
+from fishleg_jax.pruning.files import read_npz
 
 DIGITS_TEST = 500
 CONTEXT = 64
@@ -105,9 +104,9 @@ def _split(name: str, folder: Path, split: str) -> Arrays:
     # decoding takes 0.3 ms an image, so the arrays are kept beside the data set
     cache = folder.parents[1] / f"{name}-{folder.name}-{split}.npz"
     try:
-        with np.load(cache) as arrays:
-            return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        arrays = read_npz(cache)
+        return arrays["images"], arrays["labels"]
+    except (ValueError, KeyError):
         images, labels = _decode(name, folder, split)
     # where the folder may only be read, the next run decodes again
     with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import fishleg_jax as flj
-from experiments import cases, data, methods, plots, preconditioning_table, results
+from experiments import data, methods, network_arguments, plots, preconditioning_table, results
 from experiments import preconditioning_solve as solving
 from experiments.arguments import at_least, comma_list, one_of, positive, seed, sparsity
 from experiments.models import MODELS
@@ -36,9 +36,11 @@ EXAMPLES = 1000
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.preconditioning",
-        description="Compare preconditioners of the group update.",
+    parser = network_arguments.make_parser(
+        "experiments.preconditioning",
+        "Compare preconditioners of the group update.",
+        MODELS,
+        default=["cnn"],
     )
     add = parser.add_argument
 
@@ -46,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
         words += f"default: {','.join(map(str, default))}"
         add(name, type=comma_list(parse_one), default=default, metavar="A,B", help=words)
 
-    several("--model", one_of(MODELS), ["cnn"], f"of {', '.join(MODELS)}; ")
     several("--method", one_of(PRECONDITIONERS), DEFAULT, f"of {', '.join(PRECONDITIONERS)}; ")
     several("--sparsity", sparsity, [0.9])
     several("--damping", positive, [1e-2], "γ, of the solve and of the estimates; ")
@@ -65,9 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--updates", type=at_least(3), help="of FishLeg; default: the library's")
     add("--epochs", type=at_least(1), help="of training, where there is no checkpoint")
-    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
     add("--out", type=Path, default=Path("results/preconditioning"))
     return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in args.model:
+        images = len(data.load(MODELS[name].dataset, args.data_dir).train[0])
+        if args.examples > images:
+            raise ValueError(f"--examples {args.examples}: {name} has {images} to train on")
+    results.load(args.out / "results.json")
 
 
 def _wanted(args: argparse.Namespace) -> Iterator[tuple[float, str, str | None, float]]:
@@ -166,21 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    try:
-        for name in args.model:
-            cases.check(name, args.data_dir)
-            images = len(data.load(MODELS[name].dataset, args.data_dir).train[0])
-            if args.examples > images:
-                raise ValueError(f"--examples {args.examples}: {name} has {images} to train on")
-        path = args.out / "results.json"
-        results.load(path)
-    except ValueError as error:
-        parser.error(str(error))
+    args = network_arguments.parse(_parser(), argv, _check)
     rows = [row for name in args.model for number in args.seed for row in run(args, name, number)]
     print(preconditioning_table.show(rows, args.tolerance))
-    print(path)
+    print(args.out / "results.json")
     print(plots.preconditioning(args.out / "preconditioning.png", rows))
     return 0
 

@@ -11,7 +11,7 @@ import fishleg_jax as flj
 
 
 def ravel(tree):
-    return np.asarray(ravel_pytree(tree)[0])
+    return np.concatenate([np.asarray(x).reshape(-1) for x in jax.tree.leaves(tree)])
 
 
 def matrix_of(linear, like):
@@ -61,8 +61,9 @@ def random_like(key, tree, scale=1.0):
 
 def mlp_params(key, sizes=(3, 4, 3), dtype=None):
     """A nested dictionary {"Dense_i": {"kernel", "bias"}}."""
+    leaf = functools.partial(jax.ShapeDtypeStruct, dtype=dtype or jnp.result_type(float))
     shapes = {
-        f"Dense_{i}": {"kernel": jnp.zeros((m, n), dtype), "bias": jnp.zeros(n, dtype)}
+        f"Dense_{i}": {"kernel": leaf((m, n)), "bias": leaf((n,))}
         for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
     }
     return random_like(key, shapes, 0.7)
@@ -75,7 +76,9 @@ def mlp(params, x):
     return x @ layers[-1]["kernel"] + layers[-1]["bias"]
 
 
+@functools.cache
 def categorical_mlp():
+    """One model for all tests, so that what is compiled for it is found again."""
     return flj.Model(mlp, flj.likelihoods.categorical())
 
 
@@ -87,6 +90,7 @@ def classification_batch(key, examples=12, inputs=3, classes=3, dtype=None):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def jacobian(model, params, batch):
     """Outputs and Jacobians of every example, flat: (examples, outputs), (examples, outputs, d)."""
     flat, unravel = ravel_pytree(params)
@@ -95,7 +99,7 @@ def jacobian(model, params, batch):
         out = model.predict(unravel(w), batch[0], *batch[2:])
         return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(out)], axis=1)
 
-    return tuple(map(np.asarray, jax.jit(lambda w: (outputs(w), jax.jacrev(outputs)(w)))(flat)))
+    return outputs(flat), jax.jacrev(outputs)(flat)
 
 
 def softmax(x):
@@ -110,13 +114,18 @@ def categorical_information(logits):
 
 def exact_fisher(model, params, batch, information=categorical_information):
     """`E[Jᵀ H J]` with the Fisher in output space given as a matrix of one example's outputs."""
-    outputs, jacobians = jacobian(model, params, batch)
+    outputs, jacobians = map(np.asarray, jacobian(model, params, batch))
     terms = [j.T @ information(o) @ j for o, j in zip(outputs, jacobians, strict=True)]
     return np.mean(terms, axis=0)
 
 
 def gradients(model, params, batch):
     """The gradient of every example's loss, in a loop: (examples, d)."""
+    return np.asarray(_gradients(model, params, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(model, params, batch):
     inputs, targets, *constants = batch
 
     def row(example):
@@ -124,7 +133,7 @@ def gradients(model, params, batch):
         gradient = jax.grad(lambda p: flj.loss(model, p, (*one, *constants)))(params)
         return ravel_pytree(gradient)[0]
 
-    return np.asarray(jax.jit(lambda pairs: jax.lax.map(row, pairs))((inputs, targets)))
+    return jax.lax.map(row, (inputs, targets))
 
 
 def gram(rows):
@@ -161,3 +170,14 @@ def _columns(multiply):
 def inverse_matrix(estimator, state, params, mask=None):
     """The matrix of an estimator's `multiply`, compiled once an estimator."""
     return np.asarray(_columns(estimator.multiply)(state, params, mask)).T
+
+
+@functools.cache
+def jitted(function):
+    """A function compiled, once for all tests: a step at a time has many more to compile."""
+    return jax.jit(function)
+
+
+def inverse_diagonal(estimator, state, params, mask=None):
+    """What an estimator's `diagonal` says, as a vector, compiled once an estimator."""
+    return ravel(jitted(estimator.diagonal)(state, params, mask))

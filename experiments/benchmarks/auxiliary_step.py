@@ -9,19 +9,16 @@ a whole fit, whose relative residual stands beside it.  The two alternate, and m
 Weights are those of the shared folder, and random ones where it has none.
 """
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import fishleg_jax as flj
-from experiments import cases, tables
-from experiments.arguments import at_least, comma_list, one_of
+from experiments import arguments, cases, network_arguments, tables
 from experiments.fitting import fit
 
 CASES = ("mlpnet", "resnet20", "autoencoder")
@@ -97,29 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.auxiliary_step",
-        description="Time an auxiliary update of FishLeg against a gradient step.",
+    parser = network_arguments.make_parser(
+        "experiments.benchmarks.auxiliary_step",
+        "Time an auxiliary update of FishLeg against a gradient step.",
+        CASES,
+        option="--case",
     )
     add = parser.add_argument
-    add(
-        "--case",
-        type=comma_list(one_of(CASES)),
-        default=list(CASES),
-        metavar="A,B",
-        help=f"of {', '.join(CASES)}; default: all",
-    )
-    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
-    add("--repeats", type=at_least(1), default=30, help="default: 30")
-    add("--updates", type=at_least(3), help="of the fit before; default: the library's")
-    args = parser.parse_args(argv)
-    try:
-        for name in args.case:
-            cases.check(name, args.data_dir)
-    except ValueError as error:
-        parser.error(str(error))
+    add("--repeats", type=arguments.at_least(1), default=30, help="default: 30")
+    add("--updates", type=arguments.at_least(3), help="of the fit before; default: the library's")
+    args = network_arguments.parse(parser, argv)
     rows = []
-    for name in args.case:
+    for name in args.model:
         case = cases.load(name, train_in=None, data_dir=args.data_dir)
         rows.append(measure(case, repeats=args.repeats, updates=args.updates))
     print(show(rows))

@@ -7,23 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
-from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._annealing import anneal, require_sampler
-from fishleg_jax.pruning._border import (
-    Border,
-    Selection,
-    find_border,
-    gather,
-    lost_beyond,
-    moved,
-    spread,
-    swap_groups,
-    two_sided,
-)
-from fishleg_jax.pruning._conditional import heading
+from fishleg_jax.pruning._border import Selection, gather, spread
+from fishleg_jax.pruning._choice import Free, choosing
 from fishleg_jax.pruning._swap_search import check_count, swap_search
 
 SOLVERS = ("swaps", "annealing")
@@ -78,7 +65,6 @@ def qubo(
         >>> result.masks[:, 0].tolist()
         [True, False, False]
     """
-    check_count(border, "border", least=2)
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     if damping is not None and not 0 <= damping < math.inf:
@@ -89,61 +75,29 @@ def qubo(
     if solver == "annealing":
         require_sampler()
 
-    def select(
-        params: Any,
-        old_masks: Any,
-        new_masks: Any,
-        scores: Any,
-        curvature: Curvature | None,
-        estimator: InverseFisher,
-        state: Any,
-        scope: str = "global",
-    ) -> Any:
-        if curvature is None:
-            raise ValueError("curvature is needed for the Fisher products of a QUBO")
-        params = _tree.widen(params)
-        edge = find_border(old_masks, new_masks, scores, border // 2, scope)
-        if not two_sided(edge):
-            return new_masks
-        gamma = getattr(state, "damping", 0.0) if damping is None else damping
-        target = jitted(heading, estimator)(state, params, old_masks, scores, None)
-        linear, quadratic = _quadratic_form(
-            params, target, old_masks, new_masks, curvature, edge, gamma
-        )
-        groups = swap_groups(edge, scope)
+    def choose(free: Free) -> jax.Array:
+        gamma = getattr(free.state, "damping", 0.0) if damping is None else damping
+        form, start, groups = _quadratic_form(free, gamma), free.edge.pruned, free.groups
         if solver == "swaps":
-            pruned = swap_search(
-                linear, quadratic, edge.pruned, objective="qubo", groups=groups, steps=steps
-            ).pruned
-        else:
-            pruned = anneal(
-                linear, quadratic, edge.pruned,
-                groups=groups, reads=reads, sweeps=sweeps, seed=seed,
-            ).pruned  # fmt: skip
-        return jitted(moved)(new_masks, edge.leaves, edge.places, pruned)
+            return swap_search(*form, start, objective="qubo", groups=groups, steps=steps).pruned
+        return anneal(
+            *form, start, groups=groups, reads=reads, sweeps=sweeps, seed=seed
+        ).pruned  # fmt: skip
 
-    return select
+    return choosing(border, choose, curvature_for="the Fisher products of a QUBO")
 
 
-def _quadratic_form(
-    params: Any,
-    target: Any,
-    old_masks: Any,
-    new_masks: Any,
-    curvature: Curvature,
-    edge: Border,
-    gamma: Any,
-) -> tuple[jax.Array, jax.Array]:
+def _quadratic_form(free: Free, gamma: Any) -> tuple[jax.Array, jax.Array]:
     """c and H of `qubo_cost` on the border."""
-    leaves, places = edge.leaves, edge.places
-    weights = jitted(gather)(target, leaves, places)
-    gone = jitted(lost_beyond)(old_masks, new_masks, leaves, places)
-    others = jax.tree.map(lambda u, m: jnp.where(m, u, 0), target, gone)
-    linear = weights * jitted(gather)(curvature.product(params, others), leaves, places)
+    params, leaves, places = free.params, free.edge.leaves, free.edge.places
+    product = free.curvature.product
+    weights = jitted(gather)(free.target, leaves, places)
+    others = jax.tree.map(lambda u, m: jnp.where(m, u, 0), free.target, free.gone)
+    linear = weights * jitted(gather)(product(params, others), leaves, places)
     # a loop on the host, as XLA for the CPU is slow at convolutions inside its own
     rows = []
     for unit in np.eye(len(leaves), dtype=weights.dtype):
-        image = curvature.product(params, jitted(spread)(params, leaves, places, unit))
+        image = product(params, jitted(spread)(params, leaves, places, unit))
         rows.append(jitted(gather)(image, leaves, places))
     fisher = jnp.stack(rows) + gamma * jnp.eye(len(leaves), dtype=weights.dtype)
     return linear, jnp.outer(weights, weights) * (fisher + fisher.T) / 2

@@ -1,20 +1,11 @@
 """The selection that lowers the loss after compensation, by swaps."""
 
-from typing import Any
+import jax
 
-from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
-from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.pruning._border import (
-    Selection,
-    find_border,
-    lost_beyond,
-    moved,
-    swap_groups,
-    two_sided,
-)
-from fishleg_jax.pruning._conditional import conditional, heading
+from fishleg_jax.pruning._border import Selection
+from fishleg_jax.pruning._choice import Free, choosing
+from fishleg_jax.pruning._conditional import conditional
 from fishleg_jax.pruning._swap_search import check_count, swap_search
 
 
@@ -69,38 +60,21 @@ def swaps(
         >>> result.masks[:, 0].tolist()
         [True, False, False]
     """
-    check_count(border, "border", least=2)
     check_count(steps, "steps")
     check_count(iterations, "iterations")
     check_count(columns_at_once, "columns_at_once")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
 
-    def select(
-        params: Any,
-        old_masks: Any,
-        new_masks: Any,
-        scores: Any,
-        curvature: Curvature | None,
-        estimator: InverseFisher,
-        state: Any,
-        scope: str = "global",
-    ) -> Any:
-        if first_order and curvature is None:
-            raise ValueError("curvature is needed for the gradient")
-        params = _tree.widen(params)
-        edge = find_border(old_masks, new_masks, scores, border // 2, scope)
-        if not two_sided(edge):
-            return new_masks
-        gradient = curvature.gradient(params) if first_order else None
-        target = jitted(heading, estimator)(state, params, old_masks, scores, gradient)
-        gone = jitted(lost_beyond)(old_masks, new_masks, edge.leaves, edge.places)
-        weights, inverse = jitted(conditional, estimator, columns_at_once)(
-            state, target, old_masks, gone, edge.leaves, edge.places, iterations, tolerance
-        )
-        found = swap_search(
-            weights, inverse, edge.pruned, groups=swap_groups(edge, scope), steps=steps
+    def choose(free: Free) -> jax.Array:
+        edge = free.edge
+        weights, inverse = jitted(conditional, free.estimator, columns_at_once)(
+            free.state, free.target, free.old_masks, free.gone, edge.leaves, edge.places,
+            iterations, tolerance,
         )  # fmt: skip
-        return jitted(moved)(new_masks, edge.leaves, edge.places, found.pruned)
+        return swap_search(weights, inverse, edge.pruned, groups=free.groups, steps=steps).pruned
 
-    return select
+    return choosing(
+        border, choose, first_order=first_order,
+        curvature_for="the gradient" if first_order else None,
+    )  # fmt: skip

@@ -42,6 +42,22 @@ def save_masks(path: str | os.PathLike, masks: Any) -> None:
         beside.unlink(missing_ok=True)
 
 
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: there is no such file, it is of another kind, or it is broken.
+    """
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
+
+
 def load_masks(path: str | os.PathLike, like: Any) -> Any:
     """Reads masks that `save_masks` wrote.
 
@@ -56,9 +72,8 @@ def load_masks(path: str | os.PathLike, like: Any) -> Any:
         ValueError: the file is not one of masks, or its leaves or shapes are others.
     """
     try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_npz(path)
+    except ValueError as error:
         raise ValueError(f"path: {str(path)!r} is no file of masks: {error}") from None
     named = _tree.named_leaves(like)
     found = {name.rpartition(":")[0] for name in arrays}

@@ -62,31 +62,17 @@ def test_a_small_run_writes_its_results(tmp_path, capsys):
         (["--checkpoint", "nowhere.npz"], "nowhere.npz does not exist"),
     ],
 )
-def test_bad_arguments_get_one_line_and_nothing_is_written(
-    arguments, message, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        one_shot.main([*arguments, "--out", "out"])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+def test_bad_arguments_get_one_line_and_nothing_is_written(refuses, arguments, message):
+    refuses(one_shot.main, [*arguments, "--out", "out"], message)
 
 
-def test_a_checkpoint_of_the_wrong_shape_is_refused(tmp_path, capsys):
+def test_a_checkpoint_of_the_wrong_shape_is_refused(refuses, tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **{"fc1.weight": np.ones((3, 64), np.float32)})
-    with pytest.raises(SystemExit) as caught:
-        one_shot.main(["--model", "mlp", "--checkpoint", str(path), "--out", str(tmp_path / "out")])
-    assert caught.value.code == 2
-    assert "fc1.bias is missing" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [path]
+    arguments = ["--model", "mlp", "--checkpoint", str(path), "--out", "out"]
+    refuses(one_shot.main, arguments, "fc1.bias is missing")
 
 
-def test_an_out_that_is_a_file_is_refused(tmp_path, capsys):
-    path = tmp_path / "out"
-    path.write_text("mine")
-    with pytest.raises(SystemExit) as caught:
-        one_shot.main(["--out", str(path)])
-    assert caught.value.code == 2 and "can't be written" in capsys.readouterr().err
-    assert path.read_text() == "mine"
+def test_an_out_that_is_a_file_is_refused(refuses, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    refuses(one_shot.main, ["--out", "out"], "can't be written")

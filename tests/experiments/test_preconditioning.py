@@ -132,12 +132,5 @@ def test_most_of_the_gain_is_that_of_the_lowest_cost():
         (["--iterations", "0"], "'0' is not a whole number of at least 1"),
     ],
 )
-def test_bad_arguments_get_one_line_and_nothing_is_written(
-    arguments, message, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        preconditioning.main([*arguments, "--out", "out"])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+def test_bad_arguments_get_one_line_and_nothing_is_written(refuses, arguments, message):
+    refuses(preconditioning.main, [*arguments, "--out", "out"], message)

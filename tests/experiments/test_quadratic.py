@@ -159,12 +159,5 @@ def test_a_small_run_writes_its_results(tmp_path, capsys):
         (["--data-dir", "nowhere"], "--data-dir is for mnist and cifar10"),
     ],
 )
-def test_bad_arguments_get_one_line_and_nothing_is_written(
-    arguments, message, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        quadratic.main([*arguments, "--out", "out"])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+def test_bad_arguments_get_one_line_and_nothing_is_written(refuses, arguments, message):
+    refuses(quadratic.main, [*arguments, "--out", "out"], message)

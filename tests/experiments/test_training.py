@@ -1,11 +1,12 @@
 """Training and evaluation."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import data, training
+from experiments import data, networks, training
 from experiments.models import MODELS
 
 
@@ -29,30 +30,73 @@ def test_training_learns_and_repeats():
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
-def test_resnet20_averages_batch_statistics():
-    spec = MODELS["resnet20"]
-    inputs = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    _, constants = training.train(spec, (inputs, np.arange(4, dtype=np.int32)), epochs=1)
-    _, start = jax.eval_shape(spec.init, jax.random.key(0))
+class Small(nn.Module):
+    """The parts of ResNet-20, once each: its training step takes long to compile."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(networks._norm(train, "bn1")(networks._conv(4, 3, 1, "conv1")(x)))
+        x = networks.Block(6, 2, name="layer1_0")(x, train)
+        return nn.Dense(10, name="fc")(x.mean(axis=(1, 2)))
+
+
+def small_spec():
+    module = Small()
+
+    def predict(params, inputs, constants):
+        return module.apply({"params": params, "batch_stats": constants}, inputs)
+
+    model = flj.Model(predict, flj.likelihoods.categorical())
+    return MODELS["resnet20"]._replace(
+        name="small", module=module, model=model, input_shape=(8, 8, 3)
+    )
+
+
+SMALL = small_spec()
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Four images for the small network."""
+    inputs = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    return inputs, np.arange(4, dtype=np.int32)
+
+
+def test_batch_statistics_are_averaged(images):
+    _, constants = training.train(SMALL, images, epochs=1, learning_rate=1e-4)
+    _, start = jax.eval_shape(SMALL.init, jax.random.key(0))
     assert jax.tree.structure(constants) == jax.tree.structure(start)
     assert not np.allclose(constants["bn1"]["var"], 1)  # where it starts
 
 
-def test_training_on_starts_where_it_is_told_and_keeps_zeros():
+def test_every_norm_of_resnet20_averages_its_statistics():
     spec = MODELS["resnet20"]
-    inputs = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    images = inputs, np.arange(4, dtype=np.int32)
-    params, constants = jax.jit(spec.init)(jax.random.key(0))
-    masks = flj.make_masks(jax.tree.map(abs, params), 0.7, prunable=spec.prunable)
+
+    @jax.jit
+    def averaged(inputs):
+        params, constants = spec.init(jax.random.key(0))
+        variables = {"params": params, "batch_stats": constants}
+        _, new = spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+        return constants, new["batch_stats"]
+
+    start, new = averaged(np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32))
+    assert jax.tree.structure(start) == jax.tree.structure(new)
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(new), strict=True):
+        assert not np.allclose(before, after, atol=1e-6)
+
+
+def test_training_on_starts_where_it_is_told_and_keeps_zeros(images):
+    params, constants = jax.jit(SMALL.init)(jax.random.key(0))
+    masks = flj.make_masks(jax.tree.map(abs, params), 0.7, prunable=SMALL.prunable)
     pruned = flj.apply_masks(params, masks)
     # the first step of AdamW is as long as its rate
     moved, statistics = training.train(
-        spec, images, epochs=1, start=(pruned, constants), masks=masks, learning_rate=1e-4
+        SMALL, images, epochs=1, start=(pruned, constants), masks=masks, learning_rate=1e-4
     )
     for new, old, mask in zip(*map(jax.tree.leaves, (moved, pruned, masks)), strict=True):
         np.testing.assert_array_equal(np.asarray(new)[~np.asarray(mask)], 0)
         np.testing.assert_allclose(new, old, atol=2e-4)
-    assert flj.sparsity(moved, spec.prunable) == flj.sparsity(pruned, spec.prunable)
+    assert flj.sparsity(moved, SMALL.prunable) == flj.sparsity(pruned, SMALL.prunable)
     assert not np.allclose(statistics["bn1"]["var"], constants["bn1"]["var"])
 
 

@@ -74,8 +74,5 @@ def test_a_small_run_prints_a_table(monkeypatch, capsys):
         (["--repeats", "no"], "'no' is not a whole number of at least 1"),
     ],
 )
-def test_bad_arguments_get_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        woodbury.main(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+def test_bad_arguments_get_one_line(refuses, arguments, message):
+    refuses(woodbury.main, arguments, message)

@@ -15,8 +15,12 @@ from tests import dense
 from tests.dense import inverse_matrix as matrix
 
 DAMPING = 0.05
+LOGISTIC = flj.Model(lambda w, x: x @ w, flj.likelihoods.categorical())
+fishleg = functools.cache(flj.inverse.fishleg)  # equal calls give one estimator, compiled once
+ADAM = optax.adam(1e-2)
 
 
+@functools.cache
 def decaying_adam(updates, rate=1e-2):
     return optax.adam(optax.cosine_decay_schedule(rate, updates))
 
@@ -26,8 +30,7 @@ def logistic(key, dtype=None, examples=30):
     keys = jax.random.split(key, 3)
     mixing = jax.random.normal(keys[0], (4, 4), dtype)
     inputs = jax.random.normal(keys[1], (examples, 4), dtype) @ mixing
-    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.categorical())
-    return model, 0.3 * jax.random.normal(keys[2], (4, 3), dtype), (inputs, None)
+    return LOGISTIC, 0.3 * jax.random.normal(keys[2], (4, 3), dtype), (inputs, None)
 
 
 def fisher_matrices(model, params, batch, damping=DAMPING):
@@ -49,7 +52,7 @@ def relative_error(found, expected):
 def test_full_factor_finds_the_exact_inverse(x64, key):
     """Within one per cent, from a start that is much further away; and its loss is the least."""
     model, params, batch = logistic(key, jnp.float64)
-    estimator = flj.inverse.fishleg(
+    estimator = fishleg(
         model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=16, window=100
     )
     fisher, inverse = fisher_matrices(model, params, batch)
@@ -70,7 +73,7 @@ def test_every_leaf_gets_the_inverse_of_its_own_block(x64, key):
     """Q is block-diagonal over leaves, and so is what minimises the auxiliary loss."""
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (3, 3), jnp.float64)
     batch = dense.classification_batch(key, 30, dtype=jnp.float64)
-    estimator = flj.inverse.fishleg(
+    estimator = fishleg(
         model,
         DAMPING,
         factors=factors.full,
@@ -101,7 +104,7 @@ KINDS = {
 def test_stationary_points(x64, key, kind):
     """E[uᵀz] = E[zᵀF_γz] once converged, so that A = −½ tr Q; and learning has lowered A."""
     model, params, batch = logistic(key, jnp.float64)
-    estimator = flj.inverse.fishleg(
+    estimator = fishleg(
         model, DAMPING, factors=KINDS[kind], optimizer=decaying_adam(2000), start=32, window=300
     )
     fisher, inverse = fisher_matrices(model, params, batch)
@@ -120,7 +123,7 @@ def test_learning_does_not_lose_to_its_start(key, arguments):
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (4, 6, 3))
     batch = dense.classification_batch(key, 60, inputs=4)
     fisher, _ = fisher_matrices(model, params, batch)
-    estimator = flj.inverse.fishleg(model, DAMPING, **arguments)
+    estimator = fishleg(model, DAMPING, **arguments)
     start = dense.run(estimator, params, batch, 64, key)
     state = dense.run(estimator, params, batch, 136, key, state=start)
     losses = [auxiliary_loss(matrix(estimator, s, params), fisher) for s in (start, state)]
@@ -138,7 +141,7 @@ def test_infinite_damping_prunes_by_magnitude(key):
         )
         return dense.ravel(result.masks)
 
-    estimator = flj.inverse.fishleg(model, 1e9, start=8, updates=20)
+    estimator = fishleg(model, 1e9, start=8, updates=20)
     state = flj.fit(estimator, params, batches, key=key)
     usual = state._replace(damping=state.damping * 1e-12)  # of the same frames
     differs = False
@@ -163,7 +166,7 @@ def test_automatic_damping(key, kept):
     mean_square = np.mean(diagonal**2)
     variance = np.mean(72 * np.outer(diagonal, diagonal) * fisher**2 + 24 * fisher**4) / 9
     spread = 0.5 * np.sqrt(variance / 4000) / mean_square  # relative, of the root
-    estimator = flj.inverse.fishleg(model, start=4000, learn=False)
+    estimator = fishleg(model, start=4000, learn=False)
     state = dense.run(estimator, params, batch, 4000, key, mask=mask)
     expected = RELATIVE_DAMPING * np.sqrt(mean_square)
     assert float(state.damping) == pytest.approx(float(expected), rel=5 * float(spread))
@@ -184,7 +187,7 @@ def test_absurd_learning_rates_do_no_harm(x64, key, kind, optimizer):
     The last is what a negative auxiliary loss says, here in exact expectation.
     """
     model, params, batch = logistic(key, jnp.float64)
-    estimator = flj.inverse.fishleg(
+    estimator = fishleg(
         model, DAMPING, factors=getattr(factors, kind), optimizer=optimizer, start=32
     )
     fisher, _ = fisher_matrices(model, params, batch)
@@ -203,9 +206,7 @@ def test_absurd_learning_rates_do_no_harm(x64, key, kind, optimizer):
 def test_recovers_from_a_changed_damping(x64, key, factor):
     """The damping is an array of the state; Q follows it, and goes on learning."""
     model, params, batch = logistic(key, jnp.float64)
-    estimator = flj.inverse.fishleg(
-        model, DAMPING, factors=factors.full, start=32, window=100, optimizer=optax.adam(1e-2)
-    )
+    estimator = fishleg(model, DAMPING, factors=factors.full, start=32, window=100, optimizer=ADAM)
     state = dense.run(estimator, params, batch, 300, key)
     state = state._replace(damping=state.damping * factor)
     state = dense.run(estimator, params, batch, 600, key, state=state)
@@ -215,17 +216,11 @@ def test_recovers_from_a_changed_damping(x64, key, factor):
     assert auxiliary_loss(q, fisher) < 0.5 * (-0.5 * np.trace(inverse))
 
 
-@functools.cache
-def logistic_estimator():
-    """One estimator for several tests, so that it is compiled once."""
-    return flj.inverse.fishleg(logistic(jax.random.key(0))[0], start=16)
-
-
 @pytest.mark.parametrize("when", [3, 11, 40])
 def test_a_batch_of_nan_is_skipped(key, when):
     """In each of the three phases; what users see does not move."""
     _, params, (inputs, _) = logistic(key)
-    estimator = logistic_estimator()
+    estimator = fishleg(LOGISTIC, start=16)
     state = dense.run(estimator, params, (inputs, None), when, key)
     broken = inputs.at[3, 1].set(jnp.nan), None
     after = dense.run(estimator, params, broken, 1, key, state=state)
@@ -245,7 +240,7 @@ def test_masks_give_the_inverse_on_the_kept_weights(x64, key):
     model, params, batch = logistic(key, jnp.float64)
     mask = jax.random.bernoulli(jax.random.key(7), 0.6, (4, 3))
     kept = np.asarray(mask).reshape(-1)
-    estimator = flj.inverse.fishleg(
+    estimator = fishleg(
         model, DAMPING, factors=factors.full, optimizer=decaying_adam(2000), start=16, window=100
     )
     state = dense.run(estimator, params, batch, 2032, key, mask=mask)
@@ -255,7 +250,7 @@ def test_masks_give_the_inverse_on_the_kept_weights(x64, key):
     assert relative_error(q[np.ix_(kept, kept)], expected) < 0.01
     assert relative_error(inverse[np.ix_(kept, kept)], expected) > 0.05
     assert (q[~kept] == 0).all() and (q[:, ~kept] == 0).all()
-    diagonal = dense.ravel(estimator.diagonal(state, params, mask))
+    diagonal = dense.inverse_diagonal(estimator, state, params, mask)
     np.testing.assert_allclose(diagonal, np.diag(q), rtol=1e-9)
 
 
@@ -272,9 +267,9 @@ def test_variants_learn(key, arguments):
     """Each has a finite, positive diagonal and a loss below that of Q = 0, which is zero."""
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (3, 3))
     batch = dense.classification_batch(key, 30)
-    estimator = flj.inverse.fishleg(model, DAMPING, start=32, **arguments)
+    estimator = fishleg(model, DAMPING, start=32, **arguments)
     state = dense.run(estimator, params, batch, 300, key)
-    diagonal = dense.ravel(estimator.diagonal(state, params))
+    diagonal = dense.inverse_diagonal(estimator, state, params)
     assert np.isfinite(diagonal).all() and (diagonal > 0).all()
     assert state.auxiliary_loss < 0 and state.guard.skipped == 0
     fisher, inverse = fisher_matrices(model, params, batch)
@@ -290,7 +285,7 @@ def test_the_gradient_probe_solves_for_the_gradient(x64, key):
     """Along the batch's gradient the residual vanishes, which one random direction would not."""
     model, params, (inputs, _) = logistic(key, jnp.float64)
     batch = inputs, jax.random.randint(key, (len(inputs),), 0, 3)
-    estimator = flj.inverse.fishleg(
+    estimator = fishleg(
         model, DAMPING, factors=factors.full, probe="gradient", start=32, window=100
     )
     state = dense.run(estimator, params, batch, 1000, key)
@@ -325,13 +320,13 @@ def test_preconditioning_is_a_warm_up_of_so_many_steps(x64, key):
 
 def test_without_learning_it_stays_at_the_start(key):
     model, params, batch = logistic(key)
-    closed = flj.inverse.fishleg(model, DAMPING, start=16, learn=False)
+    closed = fishleg(model, DAMPING, start=16, learn=False)
     assert closed.updates == 16
     state = dense.run(closed, params, batch, 16, key)
     assert all((x == 0).all() for x in jax.tree.leaves(state.average))
     after = dense.run(closed, params, batch, 10, key, state=state)
     jax.tree.map(np.testing.assert_array_equal, state, after)
-    learner = logistic_estimator()
+    learner = fishleg(LOGISTIC, start=16)
     same = dense.run(learner, params, batch, 16, key)._replace(damping=state.damping)
     np.testing.assert_allclose(
         matrix(closed, state, params), matrix(learner, same, params), rtol=1e-4, atol=1e-5
@@ -341,7 +336,7 @@ def test_without_learning_it_stays_at_the_start(key):
 def test_a_state_says_when_it_has_converged(key):
     """NaN before there is something to say."""
     _, params, batch = logistic(key)
-    estimator = logistic_estimator()
+    estimator = fishleg(LOGISTIC, start=16)
     state = dense.run(estimator, params, batch, 16, key)
     assert jnp.isnan(state.auxiliary_loss) and jnp.isnan(state.relative_residual)
     state = dense.run(estimator, params, batch, 1, key, state=state)

@@ -13,6 +13,10 @@ from fishleg_jax.pruning._solver import conjugate_gradients
 from tests import dense
 
 DAMPING = 0.03
+MODEL = flj.Model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], flj.likelihoods.categorical())
+MFAC = {
+    size: flj.inverse.mfac(MODEL, DAMPING, window=11, block_size=size) for size in (None, "leaf")
+}
 
 
 def quadratic(fisher, gradient, params):
@@ -219,22 +223,20 @@ def test_no_damping_anywhere_is_refused(x64):
         compensated(flj.compensation.group(), seed=0)
 
 
-@pytest.mark.parametrize("block_size", [None, "leaf"])
+@pytest.mark.parametrize("block_size", MFAC)
 @pytest.mark.parametrize("first_order", [False, True], ids=["zero gradient", "gradient"])
 def test_the_estimates_own_gradients_are_solved_without_iterations(x64, block_size, first_order):
-    model = flj.Model(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], flj.likelihoods.categorical())
     keys = jax.random.split(jax.random.key(3), 5)
     params = {"a": jax.random.normal(keys[0], (4, 5)), "b": jax.random.normal(keys[1], (5, 3))}
     batch = jax.random.normal(keys[2], (11, 4)), jax.random.randint(keys[3], (11,), 0, 3)
-    estimator = flj.inverse.mfac(model, DAMPING, window=11, block_size=block_size)
+    estimator = MFAC[block_size]
     state = flj.fit(estimator, params, [batch], key=keys[4])
     old = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     new = flj.make_masks(jax.tree.map(jnp.abs, params), 0.4)
     group = flj.compensation.group(first_order=first_order, check_step=False, fisher="estimate")
-    delta, info = group(params, old, new, flj.curvature(model, [batch]), estimator, state)
+    delta, info = group(params, old, new, flj.curvature(MODEL, [batch]), estimator, state)
 
-    rows = flj.per_example_gradients(model, params, batch)
-    flat = np.stack([dense.ravel(jax.tree.map(lambda x: x[i], rows)) for i in range(11)])  # noqa: B023
+    flat = dense.gradients(MODEL, params, batch)
     fisher = flat.T @ flat / 11
     if block_size == "leaf":
         fisher[:20, 20:] = fisher[20:, :20] = 0

@@ -148,10 +148,11 @@ def test_fit_goes_around_its_batches_with_a_new_key_each_time(key):
     seen = []
 
     def update(state, params, batch, key, mask=None):
+        # the last row is the newest: a state of one shape, whose memory can be used again
         row = jnp.stack([batch[0][0, 0], jax.random.uniform(key)])
-        return jnp.concatenate([state, row[None]])
+        return jnp.concatenate([state[1:], row[None]])
 
-    estimator = flj.InverseFisher(lambda params: jnp.zeros((0, 2)), update, None, None, updates=5)
+    estimator = flj.InverseFisher(lambda params: jnp.zeros((5, 2)), update, None, None, updates=5)
     state = flj.fit(estimator, params, batches, key=key, on_update=lambda *a: seen.append(a[0]))
     np.testing.assert_array_equal(state[:, 0], [batches[i % 3][0][0, 0] for i in range(5)])
     assert len(set(state[:, 1].tolist())) == 5 and seen == [1, 2, 3, 4, 5]

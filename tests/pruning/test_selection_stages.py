@@ -15,6 +15,9 @@ DAMPING = 0.03
 SIZES = {"a": (4, 5), "b": (3, 4), "bias": (3,)}  # of which the vector is not prunable
 SWAPS = flj.selection.swaps(iterations=100, tolerance=1e-13)
 ESTIMATOR = dense.STATED
+MODEL = dense.categorical_mlp()
+WOODFISHER = flj.inverse.woodfisher(MODEL)
+LINEAR = flj.Model(lambda p, x: (x @ p["in"]) @ p["out"], flj.likelihoods.gaussian())
 
 
 def tree_of(vector):
@@ -141,17 +144,15 @@ def test_prune_one_shot_with_the_group_update(x64, scope):
     inputs = jax.random.normal(jax.random.key(1), (60, 8)) @ jax.random.normal(
         jax.random.key(2), (8, 8)
     )
-    model = flj.Model(lambda p, x: (x @ p["in"]) @ p["out"], flj.likelihoods.gaussian())
     params = {"in": jax.random.normal(jax.random.key(3), (8, 6)), "out": jnp.eye(6)}
-    batch = (inputs, model.predict(params, inputs))
-    matrix = dense.exact_fisher(model, params, batch, lambda o: np.eye(6)) + DAMPING * np.eye(84)
-    inverse = np.linalg.inv(matrix)
-    estimator = dense.estimator_of(jnp.asarray(inverse))
+    batch = (inputs, LINEAR.predict(params, inputs))
+    matrix = dense.exact_fisher(LINEAR, params, batch, lambda o: np.eye(6)) + DAMPING * np.eye(84)
+    inverse = jnp.asarray(np.linalg.inv(matrix))
 
     def run(selection):
         result = flj.prune_one_shot(
-            model, params, estimator, [batch], sparsity=0.6, scope=scope, selection=selection,
-            compensation=flj.compensation.group(
+            LINEAR, params, ESTIMATOR, [batch], sparsity=0.6, scope=scope, selection=selection,
+            state=inverse, compensation=flj.compensation.group(
                 damping=DAMPING, iterations=300, tolerance=1e-12, check_step=False
             ),
         )  # fmt: skip
@@ -179,23 +180,21 @@ def test_prune_one_shot_with_the_group_update(x64, scope):
     ids=["swaps", "qubo"],
 )
 def test_stages_with_a_fitted_inverse_are_exact_and_monotone(key, selection):
-    model = dense.categorical_mlp()
     params = dense.mlp_params(key, (3, 8, 3))
     batches = [dense.classification_batch(key, 24)]
     result = flj.prune_one_shot(
-        model, params, flj.inverse.woodfisher(model), batches, sparsity=0.7, stages=3,
+        MODEL, params, WOODFISHER, batches, sparsity=0.7, stages=3,
         compensation=flj.compensation.group(), selection=selection,
     )  # fmt: skip
     assert flj.sparsity(result.params) == pytest.approx(33 / 48)
     # what is pruned stays pruned, with any selection
-    estimator = flj.inverse.woodfisher(model)
-    state = flj.fit(estimator, params, batches, key=key)
-    scores = flj.obs_saliency(params, estimator.diagonal(state, params))
+    state = flj.fit(WOODFISHER, params, batches, key=key)
+    scores = flj.obs_saliency(params, WOODFISHER.diagonal(state, params))
     old = flj.make_masks(scores, 0.3)
     new = flj.make_masks(scores, 0.6, masks=old)
     barred = jax.tree.map(lambda s: s if s.ndim > 1 else jnp.full(s.shape, jnp.inf), scores)
-    curvature = flj.curvature(model, batches)
-    found = selection(params, old, new, barred, curvature, estimator, state, "global")
+    curvature = flj.curvature(MODEL, batches)
+    found = selection(params, old, new, barred, curvature, WOODFISHER, state, "global")
     kept = dense.ravel(found).astype(bool)
     assert not np.any(kept & ~dense.ravel(old).astype(bool))
     assert kept.sum() == dense.ravel(new).sum()
@@ -241,6 +240,19 @@ def test_nothing_to_swap_is_left_alone():
     scores, masks = obs(params, inverse, 0.0)
     found = SWAPS(params, everything(params), masks, scores, curvature, ESTIMATOR, inverse)
     np.testing.assert_array_equal(dense.ravel(found), dense.ravel(masks))
+
+
+@pytest.mark.parametrize(
+    "selection, message",
+    [
+        (flj.selection.swaps(first_order=True), "curvature is needed for the gradient"),
+        (flj.selection.qubo(), "curvature is needed for the Fisher products of a QUBO"),
+    ],
+    ids=["swaps", "qubo"],
+)
+def test_a_curvature_that_is_needed_and_missing(selection, message):
+    with pytest.raises(ValueError, match=message):
+        selection(*[None] * 7)
 
 
 @pytest.mark.parametrize(
