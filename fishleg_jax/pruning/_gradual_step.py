@@ -74,20 +74,16 @@ def _extended(
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, old)
     scores = jax.tree.leaves(obs_saliency(target, safe))
-    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
-
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
-        backs, finite = revived(
-            estimator, state.estimate, seen.params, seen.curvature, old, groups, counts,
-            state.pruned, share,
+        backs, gains = revived(
+            estimator, state.estimate, seen.params, seen.curvature, old, groups, state.pruned, share
         )  # fmt: skip
-        sound &= finite
-        # what comes back is not the first to go again
         scores = [
-            jnp.where(back, jnp.inf, score) for back, score in zip(backs, scores, strict=True)
+            jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
         ]
         candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
+    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
     new = list(candidates)
     for k, group in enumerate(groups):
         kept = _keep([scores[i] for i in group], [candidates[i] for i in group], counts[k])
