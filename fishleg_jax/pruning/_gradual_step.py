@@ -42,7 +42,7 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
     out, masks, refused = jax.lax.cond(
         due,
         lambda: _extended(plan, seen, state, groups, counts, share),
-        lambda: (_held(seen.updates, params, state.masks), state.masks, jnp.array(False)),
+        lambda: (_held(seen, seen.updates, state.masks), state.masks, jnp.array(False)),
     )
     return out, state._replace(
         count=optax.safe_increment(state.count),
@@ -74,20 +74,16 @@ def _extended(
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, old)
     scores = jax.tree.leaves(obs_saliency(target, safe))
-    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
-
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
-        backs, finite = revived(
-            estimator, state.estimate, seen.params, seen.curvature, old, groups, counts,
-            state.pruned, share,
+        backs, gains = revived(
+            estimator, state.estimate, seen.params, seen.curvature, old, groups, state.pruned, share
         )  # fmt: skip
-        sound &= finite
-        # what comes back is not the first to go again
         scores = [
-            jnp.where(back, jnp.inf, score) for back, score in zip(backs, scores, strict=True)
+            jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
         ]
         candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
+    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
     new = list(candidates)
     for k, group in enumerate(groups):
         kept = _keep([scores[i] for i in group], [candidates[i] for i in group], counts[k])
@@ -105,15 +101,16 @@ def _extended(
     masks = _tree.keep_where(sound, masks, old)
     # also what comes back does so at 0.0
     both = jax.tree.map(jnp.logical_and, masks, old)
-    return _held(moved, seen.params, both), masks, ~sound
+    return _held(seen, moved, both), masks, ~sound
 
 
-def _held(updates: Any, params: Any, masks: Any) -> Any:
-    """The updates with what takes a pruned weight to exactly 0.0.
+def _held(seen: Seen, updates: Any, masks: Any) -> Any:
+    """Updates with what takes a pruned weight to exactly 0.0, in no lower dtype than the weight."""
 
-    They have the parameters' dtype, or p + (-p) might be rounded.
-    """
-    return jax.tree.map(lambda u, p, m: jnp.where(m, u.astype(p.dtype), -p), updates, params, masks)
+    def hold(u, came, p, mask):
+        return jnp.where(mask, u.astype(jnp.promote_types(came.dtype, p.dtype)), -p)
+
+    return jax.tree.map(hold, updates, seen.updates, seen.params, masks)
 
 
 def _violations(params: Any, masks: Any) -> jax.Array:

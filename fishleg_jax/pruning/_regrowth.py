@@ -37,15 +37,14 @@ def revived(
     curvature: Curvature | None,
     masks: Any,
     groups: list[list[int]],
-    counts: jax.Array,
     pruned: jax.Array,
     share: jax.Array,
-) -> tuple[list[jax.Array], jax.Array]:
-    """The pruned weights that come back at a mask update.
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The pruned weights that may come back at a mask update.
 
     A weight that is free to move again lowers the quadratic model by `½ g² [F⁻¹]_ii`, in the units
-    of the OBS score.  The inverse is that of the whole matrix, since to the mask's these weights do
-    not belong.
+    of the OBS score: it can be compared with what the loss rises by where another goes for it.  The
+    inverse is that of the whole matrix, since to the mask's these weights do not belong.
 
     Args:
         estimator: the inverse Fisher.
@@ -54,12 +53,11 @@ def revived(
         curvature: whose gradient is g.
         masks: of before.
         groups: leaves that share a threshold.
-        counts: how many of each group will be pruned, of shape (groups,).
-        pruned: how many of each group are.
-        share: of those pruned, how many come back.
+        pruned: how many of each group are, of shape (groups,).
+        share: of those pruned, how many may come back at most.
 
     Returns:
-        For every leaf which come back, and whether all numbers were finite.
+        For every leaf which may come back, and what the loss falls by for each weight.
 
     Raises:
         ValueError: no curvature.
@@ -71,22 +69,13 @@ def revived(
         )
     gradient = _tree.widen(curvature.gradient(params))
     diagonal = estimator.diagonal(estimate, params)
-    gains = [
-        g**2 * q / 2
-        for g, q in zip(jax.tree.leaves(gradient), jax.tree.leaves(diagonal), strict=True)
-    ]
+    gains = jax.tree.leaves(jax.tree.map(lambda g, q: g**2 * q / 2, gradient, diagonal))
     kept = jax.tree.leaves(masks)
     backs = [jnp.zeros_like(m) for m in kept]
-    sound = jnp.array(True)
     for k, group in enumerate(groups):
-        candidates = [~kept[i] & (gains[i] > 0) for i in group]
-        weights = sum(m.size for m in candidates)
-        possible = sum(jnp.sum(c, dtype=jnp.int32) for c in candidates)
-        wanted = jnp.floor(share * pruned[k]).astype(jnp.int32)
-        # as many have to go for them, beyond those that go anyway
-        number = jnp.minimum(jnp.minimum(wanted, possible), weights - counts[k])
-        best = _keep([gains[i] for i in group], candidates, weights - number)
+        number = jnp.floor(share * pruned[k]).astype(jnp.int32)
+        weights = sum(kept[i].size for i in group)
+        best = _keep([gains[i] for i in group], [~kept[i] for i in group], weights - number)
         for i, back in zip(group, best, strict=True):
             backs[i] = back
-        sound &= jnp.stack([jnp.all(jnp.isfinite(gains[i]) | kept[i]) for i in group]).all()
-    return backs, sound
+    return backs, gains

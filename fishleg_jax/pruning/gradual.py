@@ -195,10 +195,11 @@ def fishleg_prune(
         estimator: another inverse Fisher; `damping` and `aux_optimizer` are then its own affair.
         renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
             last so many batches before every step that `mask_every` divides, and of no others.
-        regrow: a share of the pruned weights that comes back at a mask update, those for which the
-            estimate promises the largest fall of the loss, `½ g² [F⁻¹]_ii`; as many others go for
-            them.  They start from 0.0.  A number counts where the sparsity rises; a function of the
-            step wherever it is not 0 at a step that `mask_every` divides.
+        regrow: which share of the pruned weights may come back at a mask update: those for which
+            the estimate promises the largest falls of the loss, `½ g² [F⁻¹]_ii`, where these are
+            larger than the scores of as many others that go instead.  They start from 0.0.  A
+            number counts where the sparsity rises; a function of the step wherever it is not 0 at a
+            step that `mask_every` divides.
         axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
             own.  Updates must be the same on all, as with averaged gradients; then masks are.
         seed: of the random numbers of the estimate.
@@ -214,7 +215,8 @@ def fishleg_prune(
     References:
         Zhu & Gupta, To prune, or not to prune, 2017, for pruning by a schedule; Garcia et al.,
         Fisher-Legendre (FishLeg) optimization of deep neural networks, ICLR 2023; Singh & Alistarh,
-        WoodFisher, 2020, section 5.2; Evci et al., Rigging the lottery, ICML 2020, for `regrow`.
+        WoodFisher, 2020, section 5.2; for `regrow` Guo, Yao & Chen, Dynamic network surgery, 2016,
+        and Liu et al., Frequency-domain dynamic pruning, 2018, which prune and re-introduce.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, fishleg_jax as flj

@@ -21,6 +21,8 @@ DIAGONAL = flj.inverse.diagonal(MODEL, labels="empirical", examples_per_gradient
 MAGNITUDE = flj.inverse.identity()
 CUBIC = flj.schedules.cubic(0.7, begin=5, end=30)
 ZEROS = 8  # floor(0.7 · 12)
+PRUNING = flj.gradual_prune(DIAGONAL, CUBIC, aux_every=3, mask_every=4)
+CHAIN = optax.chain(optax.sgd(0.02), PRUNING)  # one for many tests, as each new one compiles
 
 
 def initial(dtype=None):
@@ -34,6 +36,11 @@ def batches(steps=STEPS, examples=16, dtype=None):
     x = jax.random.normal(keys[0], (steps, examples, 4)) * jnp.array([0.1, 0.5, 1.0, 3.0])
     y = x @ jax.random.normal(keys[1], (4, 3)) + jax.random.normal(keys[2], (steps, examples, 3))
     return jax.tree.map(lambda a: a.astype(dtype or jnp.float32), (x, y))
+
+
+def at(index, tree):
+    """One of stacked trees, or some of them."""
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 def gradient(params, batch):
