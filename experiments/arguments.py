@@ -10,8 +10,7 @@ from experiments import checkpoints, data
 from experiments.models import MODELS, Spec
 
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
-DEFAULT_MODELS = {"digits": "cnn", "mnist": "mlpnet", "cifar10": "resnet20"}
-CLASSIFIERS = [name for name, spec in MODELS.items() if spec.dataset in DEFAULT_MODELS]
+CLASSIFIERS = ("cnn", "mlp", "mlpnet", "resnet20")
 
 
 Parser = Callable[[str], Any]
@@ -99,6 +98,7 @@ def pruning_parser(
     default: Sequence[str],
     several: bool = True,
     compensations: Sequence[str] = ("independent", "none"),
+    models: Sequence[str] = CLASSIFIERS,
 ) -> argparse.ArgumentParser:
     """A parser with the options that all experiments have that prune one network.
 
@@ -109,15 +109,18 @@ def pruning_parser(
         default: those that are used unless a user says otherwise.
         several: whether there may be more than one sparsity and seed.
         compensations: what `--compensation` may be.
+        models: what `--model` may be; the first of a data set is its default.
 
     Returns:
         The parser, for `parse`.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     add = parser.add_argument
-    add("--dataset", choices=list(DEFAULT_MODELS), help="default: that of --model, else digits")
+    parser.set_defaults(models=models)
+    datasets = list(dict.fromkeys(MODELS[name].data for name in models))
+    add("--dataset", choices=datasets, help="default: that of --model, else digits")
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
-    add("--model", choices=CLASSIFIERS, help="default: the one that belongs to the data set")
+    add("--model", choices=models, help="default: the one that belongs to the data set")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights; else it is trained")
     add("--epochs", type=at_least(1), help="of training, without --checkpoint")
     add(
@@ -148,12 +151,13 @@ def pruning_parser(
 
 
 def _spec(args: argparse.Namespace) -> Spec:
-    dataset = args.dataset or (MODELS[args.model].dataset if args.model else "digits")
-    spec = MODELS[args.model or DEFAULT_MODELS[dataset]]
-    if spec.dataset != dataset:
-        fitting = ", ".join(name for name in CLASSIFIERS if MODELS[name].dataset == dataset)
+    dataset = args.dataset or (MODELS[args.model].data if args.model else "digits")
+    fitting = [name for name in args.models if MODELS[name].data == dataset]
+    spec = MODELS[args.model or fitting[0]]
+    if spec.name not in fitting:
         raise ValueError(
-            f"--model {spec.name} is for {spec.dataset}, --dataset is {dataset}: use {fitting}"
+            f"--model {spec.name} is for {spec.data}, --dataset is {dataset}: use "
+            f"{', '.join(fitting)}"
         )
     return spec
 
@@ -180,8 +184,8 @@ def parse(
     args = parser.parse_args(argv)
     try:
         spec = _spec(args)
-        if spec.dataset == "digits" and args.data_dir is not None:
-            raise ValueError("--data-dir is for mnist and cifar10; digits come with scikit-learn")
+        if spec.data in ("digits", "faces") and args.data_dir is not None:
+            raise ValueError(f"--data-dir is for mnist and cifar10, not for {spec.data}")
         loaded = checkpoints.load(args.checkpoint, spec) if args.checkpoint else None
         split = data.load(spec.dataset, args.data_dir)
         images = len(split.train[0])

@@ -86,7 +86,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _storable(tree: Any) -> dict[str, Any]:
-    """Arrays by key path: orbax knows nothing of empty arrays and of named tuples that are empty."""
+    """Arrays by key path; orbax knows neither empty arrays nor empty named tuples."""
     named = zip(_names(tree), jax.tree.leaves(tree), strict=True)
     raw = {name: jax.random.key_data(x) if _is_key(x) else x for name, x in named}
     return {name: x for name, x in raw.items() if np.size(x)}
