@@ -19,10 +19,16 @@ from experiments.models import Spec, as_batch
 EVALUATION_BATCH = 1000
 
 
-@lru_cache(maxsize=8)  # a training on, of one pruned network after the other, compiles once
-def _make_step(spec: Spec, learning_rate: float, steps: int):
-    schedule = optax.cosine_decay_schedule(learning_rate, steps)
-    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+def loss_of(spec: Spec) -> Callable[[Any, Any, Any, Any], tuple[jax.Array, Any]]:
+    """The loss that a network is trained on.
+
+    Args:
+        spec: the model.
+
+    Returns:
+        A function `(params, constants, inputs, targets) -> (loss, constants)`: batch norm uses the
+        statistics of the batch, and takes them into its averages.
+    """
 
     def mean_loss(params, constants, inputs, targets):
         if not constants:
@@ -32,12 +38,20 @@ def _make_step(spec: Spec, learning_rate: float, steps: int):
         losses = spec.model.likelihood.negative_log_likelihood(outputs, targets)
         return losses.mean(), new["batch_stats"]
 
+    return mean_loss
+
+
+@lru_cache(maxsize=8)  # a training on, of one pruned network after the other, compiles once
+def _make_step(spec: Spec, learning_rate: float, steps: int):
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+    gradient = jax.grad(loss_of(spec), has_aux=True)
+
     def held(tree, masks):
         return tree if masks is None else flj.apply_masks(tree, masks)
 
     @jax.jit
     def step(params, constants, state, masks, inputs, targets):
-        gradient = jax.grad(mean_loss, has_aux=True)
         grads, constants = gradient(params, constants, inputs, targets)
         # no gradient of a pruned weight gets into the moments, nor a rounding into the weight
         updates, state = optimizer.update(held(grads, masks), state, params)
