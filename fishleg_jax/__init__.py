@@ -12,9 +12,20 @@ from fishleg_jax.fisher import (
 )
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, loss, losses
-from fishleg_jax.pruning import compensation, selection, targets
+from fishleg_jax.pruning import compensation, schedules, selection, targets
 from fishleg_jax.pruning.costs import weight_costs
 from fishleg_jax.pruning.files import load_masks, save_masks
+from fishleg_jax.pruning.gradual import (
+    Check,
+    GradualState,
+    MultiSteps,
+    PruneState,
+    check,
+    fishleg_prune,
+    gradual_prune,
+    masks,
+    prune,
+)
 from fishleg_jax.pruning.masks import apply_masks, make_masks, sparsity
 from fishleg_jax.pruning.one_shot import Result, fit, prune_one_shot
 from fishleg_jax.pruning.report import Report
@@ -25,27 +36,37 @@ from fishleg_jax.pruning.trust import Trust, trust
 __version__ = "0.1.0"
 
 __all__ = [
+    "Check",
     "Curvature",
+    "GradualState",
     "InverseFisher",
     "Model",
+    "MultiSteps",
+    "PruneState",
     "Report",
     "Result",
     "Trust",
     "apply_masks",
+    "check",
     "compensation",
     "curvature",
     "fisher_vector_product",
+    "fishleg_prune",
     "fit",
+    "gradual_prune",
     "inverse",
     "likelihoods",
     "load_masks",
     "loss",
     "losses",
     "make_masks",
+    "masks",
     "obs_saliency",
     "per_example_gradients",
+    "prune",
     "prune_one_shot",
     "save_masks",
+    "schedules",
     "selection",
     "sparsity",
     "stage_sparsities",

@@ -21,8 +21,8 @@ def _is_finite(x: Any) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def check_params(params: Any) -> None:
-    """Raises a ValueError unless every leaf is a finite floating-point array and there is one."""
+def check_dtypes(params: Any) -> None:
+    """Raises a ValueError unless every leaf is a floating-point array and there is one."""
     leaves = _tree.named_leaves(params)
     if not leaves:
         raise ValueError("params has no leaves: there is nothing to prune")
@@ -34,6 +34,12 @@ def check_params(params: Any) -> None:
                 f"{dtype or type(leaf).__name__}; what is not trained belongs into the batch's "
                 "constants"
             )
+
+
+def check_params(params: Any) -> None:
+    """Raises a ValueError unless every leaf is a finite floating-point array and there is one."""
+    check_dtypes(params)
+    for name, leaf in _tree.named_leaves(params):
         if not _is_finite(leaf):
             raise ValueError(f"params: {name!r} has NaN or infinite weights")
 

@@ -293,6 +293,22 @@ def curvature(
     )
 
 
+def with_gradient(around: Curvature | None, gradient: Any) -> Curvature:
+    """A curvature whose gradient is already known, whatever point is asked for.
+
+    Args:
+        around: the others of its functions; None where nothing else is known.
+        gradient: the gradient, a pytree like the parameters.
+    """
+    if around is None:
+        return Curvature(_unknown, lambda params: gradient, _unknown)
+    return around._replace(gradient=lambda params: gradient)
+
+
+def _unknown(*_):
+    raise ValueError("model and batch are needed for losses and Fisher products")
+
+
 def _loss_sum(model, kind, batch, key, params):
     del kind, key
     return losses(model, params, batch).sum()

@@ -187,7 +187,10 @@ def fishleg(
             unit.unpack(_algebra.diagonal_of(unit.factor, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(init, update, multiply, diagonal, updates=updates if learn else start)
+    return InverseFisher(
+        init, update, multiply, diagonal,
+        updates=updates if learn else start, ready=lambda state: state.count >= start,
+    )  # fmt: skip
 
 
 def _pull(

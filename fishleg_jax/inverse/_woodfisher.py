@@ -142,7 +142,9 @@ def woodfisher(
                 group.unpack(_window.diagonal(old, jnp.asarray(gradients), state.damping), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(init, update, multiply, diagonal)
+    return InverseFisher(
+        init, update, multiply, diagonal, ready=lambda state: state.count >= gradients
+    )
 
 
 def _check_memory(groups, has_root, gradients, block_size, dtype) -> None:

@@ -38,6 +38,7 @@ class InverseFisher(NamedTuple):
     updates: int | None = None
     product: Callable[..., Any] | None = None
     restrict: Callable[..., Any] | None = None
+    ready: Callable[[Any], jax.Array] | None = None
 
 
 def apply_mask(tree: Any, mask: Any | None) -> Any:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax import _tree
+from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.pruning._gradual_state import find_state, holds_state
 
 SCOPES = ("global", "layer")
 
@@ -159,7 +161,8 @@ def apply_masks(params: Any, masks: Any) -> Any:
 
     Args:
         params: any pytree of arrays.
-        masks: a pytree of booleans of the same structure and shapes.
+        masks: a pytree of booleans of the same structure and shapes; or the state of an optimiser
+            with a gradual pruning in it, whose masks are taken.
 
     Returns:
         A pytree like the parameters, of their dtypes.
@@ -172,8 +175,10 @@ def apply_masks(params: Any, masks: Any) -> Any:
         >>> flj.apply_masks(jnp.array([1.0, jnp.inf]), jnp.array([True, False]))
         Array([1., 0.], dtype=float32)
     """
+    if holds_state(masks):
+        masks = find_state(masks).masks
     _tree.check_same(params, masks, "masks")
-    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+    return apply_mask(params, masks)
 
 
 def sparsity(params: Any, prunable: _tree.Selection = None) -> float:

@@ -1,5 +1,6 @@
-"""Sparsity as a function of the stage."""
+"""Sparsity as a function of the stage, or of the training step."""
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -70,18 +72,83 @@ def stage_sparsities(
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if isinstance(stages, bool) or not isinstance(stages, numbers.Integral) or stages < 1:
         raise ValueError(f"stages must be an integer of at least 1, got {stages!r}")
+    final, start = _checked(sparsity, initial, "sparsity")
+    parts = (k / int(stages) for k in range(1, stages))
+    between = [_rounded(SCHEDULES[schedule](start, final, x)) for x in parts]
+    # rounding must not lead beyond either end
+    return [*(min(max(x, start), final) for x in between), final]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cubic:
+    """The schedule that `cubic` makes: a function of the step.
+
+    Attributes:
+        final: the sparsity from `end` on.
+        begin: the first step at which there is pruning.
+        end: the step at which the final sparsity is reached.
+        initial: the sparsity at `begin`.
+    """
+
+    final: float
+    begin: int
+    end: int
+    initial: float = 0.0
+
+    def __call__(self, step: Any) -> jax.Array:
+        """The sparsity at a step, in float32; the step may be traced."""
+        step = jnp.asarray(step)
+        part = jnp.clip((step - self.begin) / (self.end - self.begin), 0, 1).astype(jnp.float32)
+        value = _polynomial(self.initial, self.final, part)
+        value = jnp.where(step >= self.end, self.final, value)
+        return jnp.where(step >= self.begin, value, 0).astype(jnp.float32)
+
+
+def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Cubic:
+    """Sparsity `s_f + (s_0 - s_f) (1 - p)³`, p the part of the way from `begin` to `end`.
+
+    Many weights go at first, when there are many to spare, and few at the end.
+
+    Args:
+        final: the sparsity `s_f` from step `end` on, in [0, 1).
+        begin: the step before which nothing is pruned, from 0.
+        end: the step at which the final sparsity is reached, after `begin`.
+        initial: the sparsity `s_0` at `begin`, from 0 to the final one.
+
+    Returns:
+        A function of the step, which may be traced; steps are counted from one.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    References:
+        Zhu & Gupta, To prune, or not to prune, 2017, equation 1.
+
+    Example:
+        >>> import fishleg_jax as flj
+        >>> schedule = flj.schedules.cubic(0.8, begin=10, end=20)
+        >>> [round(float(schedule(step)), 3) for step in (9, 10, 15, 20, 21)]
+        [0.0, 0.0, 0.7, 0.8, 0.8]
+    """
+    for name, value in (("begin", begin), ("end", end)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+            raise ValueError(f"{name} must be a step, an integer of at least 0, got {value!r}")
+    if begin >= end:
+        raise ValueError(f"end must be after begin, {begin}, got {end}")
+    final, initial = _checked(final, initial, "final")
+    return Cubic(final, int(begin), int(end), initial)
+
+
+def _checked(sparsity: Any, initial: Any, argument: str) -> tuple[float, float]:
+    """The final and the initial sparsity as they are printed, or a ValueError."""
     if not _is_sparsity(sparsity):
-        raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+        raise ValueError(f"{argument} must be a number in [0, 1), got {sparsity!r}")
     final = _as_float(sparsity)
     if not _is_sparsity(initial) or _as_float(initial) > final:
         raise ValueError(
             f"initial must be a number from 0 to the final sparsity, {final}, got {initial!r}"
         )
-    start = _as_float(initial)
-    parts = (k / int(stages) for k in range(1, stages))
-    between = [_rounded(SCHEDULES[schedule](start, final, x)) for x in parts]
-    # rounding must not lead beyond either end
-    return [*(min(max(x, start), final) for x in between), final]
+    return final, _as_float(initial)
 
 
 def _is_sparsity(x: Any) -> bool:
@@ -99,4 +166,4 @@ def _as_float(x: Any) -> float:
     return float(Fraction(str(x)))
 
 
-__all__: Sequence[str] = ("stage_sparsities",)
+__all__: Sequence[str] = ("Cubic", "cubic", "stage_sparsities")

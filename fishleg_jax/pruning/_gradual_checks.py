@@ -1,0 +1,92 @@
+"""What gradual pruning refuses, before anything is compiled."""
+
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from fishleg_jax import _tree, _validate
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._counting import is_number
+from fishleg_jax.pruning.masks import SCOPES, number_to_prune
+
+
+def check_arguments(
+    estimator: Any, sparsity: Any, scope: Any, compensation: Any, regrow: Any, **whole: Any
+) -> None:
+    """Raises a ValueError for an argument of `gradual_prune` that is out of its range.
+
+    Args:
+        estimator: see there, as the others are.
+        sparsity: a number, an array or a function.
+        scope: `global` or `layer`.
+        compensation: a function.
+        regrow: None, a number or a function.
+        **whole: numbers of steps; None where there is none.
+    """
+    if not isinstance(estimator, InverseFisher):
+        raise ValueError(f"estimator must be an InverseFisher, got {estimator!r}")
+    if is_number(sparsity):
+        number_to_prune(sparsity, 1)
+    elif not callable(sparsity) and not _is_array(sparsity):
+        raise ValueError(
+            "sparsity must be a number in [0, 1) or a function of the step, such as "
+            f"schedules.cubic(0.9, begin=100, end=2000), got {sparsity!r}"
+        )
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    if not callable(compensation):
+        raise ValueError(f"compensation must be one of flj.compensation, got {compensation!r}")
+    if is_number(regrow) and not 0 <= regrow <= 1:
+        raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
+    for name, value in whole.items():
+        if value is not None and not _is_whole(value):
+            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
+    if whole.get("renew") is not None and _concrete(whole["renew"]) and (
+        _concrete(whole["mask_every"]) and whole["renew"] > whole["mask_every"]
+    ):  # fmt: skip
+        raise ValueError(
+            f"renew must be at most mask_every, {whole['mask_every']}, got {whole['renew']}"
+        )
+
+
+def check_weights(params: Any, prunable: _tree.Selection) -> None:
+    """Raises a ValueError unless there are weights, all of them, with some to prune."""
+    if params is None:
+        raise ValueError(
+            "params must be handed to update, got None: tx.update(grads, state, params, batch=...)"
+        )
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
+        raise ValueError(
+            "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
+            "them all: put the pruning outside of it, and say by prunable which leaves to prune"
+        )
+    _validate.check_dtypes(params)  # not that they are finite: a step is no place to raise
+    _tree.select(params, prunable, "prunable")
+
+
+def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
+    """Raises a ValueError where a batch is needed and there is none."""
+    if batch is None and estimator.updates != 0 and assimilate is not False:
+        raise ValueError(
+            "batch must be handed to update for its curvature: tx.update(grads, state, params, "
+            "batch=(inputs, targets)); a wrapper that drops extra arguments has to be replaced"
+        )
+
+
+def _concrete(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray)) and np.ndim(x) == 0
+
+
+def _is_whole(x: Any) -> bool:
+    if isinstance(x, (jax.Array, np.ndarray)):
+        whole = np.ndim(x) == 0 and np.issubdtype(x.dtype, np.integer)
+        return whole and (not _concrete(x) or int(x) >= 1)
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool) and x >= 1

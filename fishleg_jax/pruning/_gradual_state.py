@@ -1,0 +1,137 @@
+"""The state of a gradual pruning, and how to find and read it in that of an optimiser."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class GradualState(NamedTuple):
+    """State of `gradual_prune` and `fishleg_prune`; arrays only.
+
+    Attributes:
+        count: how many steps were made.
+        masks: which weights survive, booleans like the parameters.
+        estimate: the state of the inverse Fisher.
+        key: the data of a random key, which with `count` gives that of every step.
+        assimilated: how many batches the estimate was handed.
+        asked: the sparsity that was asked for at the last step; NaN before the first.
+        weights: how many weights are prunable.
+        violations: how many pruned weights were found not to be 0.0, added up over the steps.
+        failures: how often a batch or a mask update was refused because numbers were not finite.
+    """
+
+    count: jax.Array  # shape=(), int32
+    masks: Any
+    estimate: Any
+    key: jax.Array  # shape=(2,), uint32 with the default generator
+    assimilated: jax.Array  # shape=(), int32
+    asked: jax.Array  # shape=(), float32
+    weights: jax.Array  # shape=(), int32
+    violations: jax.Array  # shape=(), int32
+    failures: jax.Array  # shape=(), int32
+
+
+class Check(NamedTuple):
+    """What `check` returns.
+
+    Attributes:
+        ok: whether nothing went wrong.
+        violations: see `GradualState`.
+        failures: see `GradualState`.
+        sparsity: the fraction of the prunable weights that is pruned.
+        message: all of this, and what to do about it, in words.
+    """
+
+    ok: bool
+    violations: int
+    failures: int
+    sparsity: float
+    message: str
+
+
+def _is_gradual(node: Any) -> bool:
+    return isinstance(node, GradualState)
+
+
+def holds_state(tree: Any) -> bool:
+    """Whether there is the state of a gradual pruning anywhere in a tree."""
+    return any(map(_is_gradual, jax.tree.leaves(tree, is_leaf=_is_gradual)))
+
+
+def find_state(state: Any) -> GradualState:
+    """The state of the gradual pruning in that of a chain or of what is wrapped around it.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    found = [x for x in jax.tree.leaves(state, is_leaf=_is_gradual) if _is_gradual(x)]
+    if len(found) != 1:
+        raise ValueError(
+            "state must hold the state of one gradual pruning (fishleg_prune, gradual_prune or "
+            f"prune), found {len(found)} in {type(state).__name__}"
+        )
+    return found[0]
+
+
+def masks(state: Any) -> Any:
+    """The masks of a gradual pruning.
+
+    Args:
+        state: its state, or that of an optimiser with it somewhere inside.
+
+    Returns:
+        A pytree of booleans like the parameters; False is pruned.
+
+    Raises:
+        ValueError: there is no gradual pruning in it, or more than one.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fishleg_jax as flj
+        >>> tx = optax.chain(optax.sgd(0.1), flj.gradual_prune(flj.inverse.identity(), 0.5))
+        >>> flj.masks(tx.init(jnp.ones((2, 2)))).all()
+        Array(True, dtype=bool)
+    """
+    return find_state(state).masks
+
+
+def check(state: Any) -> Check:
+    """Whether all pruned weights were 0.0 whenever looked at, and all numbers finite.
+
+    A compiled step can't raise, so it counts: every step counts the pruned weights that it finds
+    not to be 0.0, which the step before had put there.
+
+    Args:
+        state: of a gradual pruning, or of an optimiser with one somewhere inside; concrete.
+
+    Returns:
+        A `Check`.
+
+    Raises:
+        ValueError: there is no gradual pruning in it, or more than one.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> tx = flj.gradual_prune(flj.inverse.identity(), 0.5)
+        >>> flj.check(tx.init(jnp.ones((2, 2)))).message
+        'sparsity 0 after 0 steps; all pruned weights were 0.0 and all numbers finite'
+    """
+    found = find_state(state)
+    pruned = sum(int(jnp.sum(~m)) for m in jax.tree.leaves(found.masks))
+    sparsity = pruned / int(found.weights)
+    violations, failures = int(found.violations), int(found.failures)
+    parts = []
+    if violations:
+        parts.append(
+            f"{violations} times a pruned weight was found not to be 0.0: the pruning must stand "
+            "last in the chain, and weights that others keep (schedule-free, averages, lookahead) "
+            "need apply_masks(params, state)"
+        )
+    if failures:
+        parts.append(
+            f"{failures} times a batch or a mask update was refused because of NaN, infinity or a "
+            "sparsity outside [0, 1)"
+        )
+    told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
+    message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
+    return Check(not parts, violations, failures, sparsity, message)
