@@ -99,6 +99,9 @@ def pruning_parser(
     several: bool = True,
     compensations: Sequence[str] = ("independent", "none"),
     models: Sequence[str] = CLASSIFIERS,
+    sparsities: Sequence[float] = SPARSITIES,
+    seeds: Sequence[int] = (0,),
+    limited: bool = True,
 ) -> argparse.ArgumentParser:
     """A parser with the options that all experiments have that prune one network.
 
@@ -110,6 +113,9 @@ def pruning_parser(
         several: whether there may be more than one sparsity and seed.
         compensations: what `--compensation` may be.
         models: what `--model` may be; the first of a data set is its default.
+        sparsities: those that are pruned to unless a user says otherwise, where there are several.
+        seeds: likewise.
+        limited: whether there is an `--examples`.
 
     Returns:
         The parser, for `parse`.
@@ -134,17 +140,27 @@ def pruning_parser(
         add(
             "--sparsity",
             type=comma_list(sparsity),
-            default=SPARSITIES,
+            default=list(sparsities),
             metavar="A,B",
-            help=f"default: {','.join(map(str, SPARSITIES))}",
+            help=f"default: {','.join(map(str, sparsities))}",
         )
-        add("--seed", type=comma_list(seed), default=[0], metavar="A,B", help="default: 0")
+        add(
+            "--seed",
+            "--seeds",
+            type=comma_list(seed),
+            default=list(seeds),
+            metavar="A,B",
+            help=f"default: {','.join(map(str, seeds))}",
+        )
     else:
         add("--sparsity", type=sparsity, default=0.9, help="default: 0.9")
         add("--seed", type=seed, default=0, help="default: 0")
     add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
     add("--compensation", choices=compensations, default="independent")
-    add("--examples", type=at_least(1), help="training images that the curvature may see")
+    if limited:
+        add("--examples", type=at_least(1), help="training images that the curvature may see")
+    else:
+        parser.set_defaults(examples=None)
     out = Path("results") / prog.rpartition(".")[2]
     add("--out", type=Path, default=out, help=f"default: {out}")
     return parser

@@ -1,5 +1,6 @@
 """What makes a gradual pruning: the optimiser, the schedule, and the method's transformation."""
 
+import argparse
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -12,12 +13,15 @@ from experiments.models import Spec
 
 DENSE = "dense"  # the same training without pruning
 METHODS = ("fishleg", "woodfisher", "mfac", "kfac", "diagonal", "magnitude")
+DAMPED = METHODS[:-1]
+RENEWED = ("woodfisher", "kfac", "diagonal")  # made anew before each mask update
 
 
 class Recipe(NamedTuple):
     """How a model is trained while it is pruned, unless a user says otherwise.
 
     Attributes:
+        epochs: how long it is trained before, where there are no trained weights.
         optimizer: `adam`, or `sgd` with momentum 0.9 and a weight decay of 1e-4.
         rate: the learning rate.
         decay: whether it falls to zero, like a cosine, once the pruning is over.
@@ -26,6 +30,7 @@ class Recipe(NamedTuple):
         aux_every: how many lie between two batches that the estimate sees.
     """
 
+    epochs: int
     optimizer: str
     rate: float
     decay: bool
@@ -35,15 +40,16 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "cnn": Recipe("adam", 1e-3, False, 1500, 50, 10),
-    "mlp": Recipe("adam", 1e-3, False, 1500, 50, 10),
-    "mlpnet": Recipe("adam", 1e-3, False, 3000, 100, 10),
-    "autoencoder": Recipe("adam", 1e-3, True, 3000, 100, 10),
-    "faces": Recipe("adam", 1e-3, True, 3000, 100, 10),
-    "resnet20": Recipe("sgd", 0.02, True, 1000, 50, 10),
+    "cnn": Recipe(60, "adam", 1e-3, False, 1500, 50, 10),
+    "mlp": Recipe(60, "adam", 1e-3, False, 1500, 50, 10),
+    "mlpnet": Recipe(10, "adam", 1e-3, False, 3000, 100, 10),
+    "autoencoder": Recipe(10, "adam", 1e-3, True, 3000, 100, 10),
+    "faces": Recipe(20, "adam", 1e-3, True, 3000, 100, 10),
+    "resnet20": Recipe(30, "sgd", 0.02, True, 1000, 50, 10),
 }
-START = 32  # batches
-BEGIN, END = 0.1, 0.7  # of all steps: the first mask update, and the last
+START = 32  # batches of which FishLeg starts, see `fishleg_jax.fishleg_prune`
+BEGIN, END = 0.1, 0.7  # of all steps: after the first pruning begins, at the second it ends
+GRADIENTS = 200
 
 
 class Plan(NamedTuple):
@@ -86,6 +92,63 @@ class Plan(NamedTuple):
     def name(self) -> str:
         """Sixteen hexadecimal digits that tell it from other plans."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
+
+
+def make_plan(spec: Spec, args: argparse.Namespace, method: str, sparsity: float) -> Plan:
+    """The plan of a run.
+
+    Args:
+        spec: the model.
+        args: the arguments of `experiments.gradual`.
+        method: a name in `METHODS`, or `DENSE`.
+        sparsity: the final one.
+
+    Raises:
+        ValueError: there are too few steps.
+    """
+    recipe = RECIPES[spec.name]
+    given = {name: getattr(args, name) for name in ("steps", "rate", "mask_every", "aux_every")}
+    recipe = recipe._replace(**{name: value for name, value in given.items() if value})
+    every, batch = recipe.mask_every, spec.train_batch
+    begin, end = (int(part * recipe.steps / every) * every for part in (BEGIN, END))
+    if begin >= end:
+        raise ValueError(f"--steps {recipe.steps} is too few for --mask-every {every}")
+    seen = max(1, every // recipe.aux_every)  # batches between two mask updates
+    estimate = _estimate(method, args, batch, seen)
+    return Plan(
+        method,
+        sparsity,
+        recipe,
+        batch,
+        begin,
+        end,
+        args.scope,
+        args.compensation if estimate else "none",
+        seen if method in RENEWED else None,
+        tuple(sorted(estimate.items())),
+    )
+
+
+def _estimate(method: str, args: argparse.Namespace, batch: int, seen: int) -> dict[str, Any]:
+    if method in (DENSE, "magnitude"):
+        return {}
+    damping = args.damping.get(method)
+    if method == "fishleg":
+        return {"damping": damping}
+    # means over as few examples of a batch as come to no more gradients than wanted
+    each = next(
+        (n for n in range(1, batch) if batch % n == 0 and seen * batch // n <= args.gradients),
+        batch,
+    )
+    gradients = seen * batch // each
+    return methods.settings_of(
+        method,
+        damping=damping,
+        block_size=args.block_size,
+        examples_per_gradient=each,
+        gradients=gradients,
+        window=gradients,
+    )
 
 
 def make_optimizer(plan: Plan) -> optax.GradientTransformation:
