@@ -2,8 +2,14 @@
 
 import functools
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf is a tracer: then nothing of it can be looked at on the host."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @functools.lru_cache(maxsize=64)

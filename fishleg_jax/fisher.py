@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks
-from fishleg_jax._jit import jitted
+from fishleg_jax import _axis, _chunks
+from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
 
 KINDS = ("exact", "sampled", "empirical")
@@ -269,12 +269,14 @@ def curvature(
 
     @functools.cache
     def merged():  # only when it is asked for: many compensations never do
+        if len(batches) == 1:
+            return tuple(batches[0])
         with jax.ensure_compile_time_eval():
             pairs = [tuple(b[:2]) for b in batches]
             return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)
 
     def mean(part_sum, *arguments):
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
+        if is_traced(arguments):
             one = lambda part, part_key: part_sum(model, kind, part, part_key, *arguments)  # noqa: E731
             total = _chunks.sum_over_chunks(one, merged(), key, chunk)
         else:
@@ -303,6 +305,15 @@ def with_gradient(around: Curvature | None, gradient: Any) -> Curvature:
     if around is None:
         return Curvature(_unknown, lambda params: gradient, _unknown)
     return around._replace(gradient=lambda params: gradient)
+
+
+def over_axis(around: Curvature, axis_name: str) -> Curvature:
+    """A curvature averaged over the devices of an axis, each with a batch of its own."""
+
+    def averaged(function):
+        return lambda *at: _axis.mean(function(*_axis.varying(at, axis_name)), axis_name)
+
+    return Curvature(*map(averaged, around[:3]))
 
 
 def _unknown(*_):

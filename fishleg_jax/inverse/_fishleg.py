@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _chunks, _tree, fisher
+from fishleg_jax import _axis, _chunks, _tree, fisher
 from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
@@ -56,6 +56,7 @@ def fishleg(
     preconditioned: int = 0,
     window: int = 1000,
     examples_per_chunk: int | None = None,
+    axis_name: str | None = None,
 ) -> InverseFisher:
     """The FishLeg estimate: `Q(λ) ≈ (F + γI)⁻¹`, positive definite, learned batch by batch.
 
@@ -86,6 +87,8 @@ def fishleg(
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
         window: how many updates the running average of λ reaches back at most.
         examples_per_chunk: bounds the memory of Fisher products.
+        axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
+            own; the state is the same on all.  Not together with `examples_per_chunk`.
 
     Returns:
         An `InverseFisher` whose state is a `FishLegState`.
@@ -106,6 +109,8 @@ def fishleg(
         >>> bool(state.relative_residual < 0.2)
         True
     """
+    if axis_name is not None and examples_per_chunk is not None:
+        raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
     _check(
         damping, kind, probe, cap, start, samples, updates, preconditioned, window,
         examples_per_chunk,
@@ -149,7 +154,7 @@ def fishleg(
         def masked(leaves):
             return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
 
-        u = masked(_probe(probe, model, params, batch, probe_key))
+        u = masked(_probe(probe, model, params, batch, probe_key, axis_name))
         z, pull_back = jax.vjp(
             lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
         )
@@ -157,7 +162,7 @@ def fishleg(
             masked(x)
             for x in _pull(
                 model, params, batch, tree.unflatten(z), label_key, kind, starting, samples,
-                examples_per_chunk,
+                examples_per_chunk, axis_name,
             )
         ]  # fmt: skip
 
@@ -203,12 +208,18 @@ def _pull(
     starting: jax.Array,
     samples: int,
     examples_per_chunk: int | None,
+    axis_name: str | None,
 ) -> list[list[jax.Array]]:
     """A Fisher sample of each part of the batch while starting, afterwards the Fisher times z.
 
     One vjp for either.  The parts are written out: under `vmap` the weights' gradients of
-    convolutions take twice as long on the CPU.
+    convolutions take twice as long on the CPU.  Over an axis a part is one of all devices.
     """
+    devices = 1
+    if axis_name is not None:
+        devices = jax.lax.axis_size(axis_name)
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        params, z = _axis.varying((params, z), axis_name)
 
     def pull(chunk, chunk_key):
         outputs, jvp, vjp = fisher.linearise(model, params, chunk)
@@ -227,9 +238,9 @@ def _pull(
 
     whole = _chunks.number_of_examples(batch)
     parts = _chunks.deal(batch, max(min(samples, whole // SMALLEST_PART), 1))
-    examples = _chunks.number_of_examples(parts[0])
+    examples = devices * _chunks.number_of_examples(parts[0])
     scale = jnp.where(starting, examples**-0.5, 1 / examples)
-    return [
+    pulled = [
         [
             x * scale.astype(x.dtype)
             for x in jax.tree.leaves(
@@ -238,12 +249,16 @@ def _pull(
         ]
         for part, part_key in zip(parts, jax.random.split(key, len(parts)), strict=True)
     ]
+    return pulled if axis_name is None else jax.lax.psum(pulled, axis_name)
 
 
-def _probe(probe: str, model: Model, params: Any, batch: Any, key: jax.Array) -> list[jax.Array]:
+def _probe(
+    probe: str, model: Model, params: Any, batch: Any, key: jax.Array, axis_name: str | None
+) -> list[jax.Array]:
     """The vector u: standard normal, or the batch's gradient at length one."""
     if probe == "gradient":
-        gradient = jax.grad(lambda p: loss(model, p, batch))(params)
+        gradient = jax.grad(lambda p: loss(model, p, batch))(_axis.varying(params, axis_name))
+        gradient = _axis.mean(gradient, axis_name)
         norm = jnp.sqrt(_tree.dot(gradient, gradient))
         return [g / jnp.maximum(norm, jnp.finfo(g.dtype).tiny) for g in jax.tree.leaves(gradient)]
     leaves = jax.tree.leaves(params)

@@ -29,6 +29,10 @@ class InverseFisher(NamedTuple):
             None where the estimate has none in memory.
         restrict: `(state, mask) -> state`: the state of `F_KK`, for whose mask `multiply` then is
             the exact inverse; None where that takes a new fit.
+        ready: `(state) -> boolean scalar`, jit-compatible: whether as many batches were assimilated
+            as the estimate needs to be of any use.  None where that is one.
+        axis_name: a named axis over whose devices `update` averages what it finds in the batch of
+            each; None where all there is to know is in the batch.
     """
 
     init: Callable[[Any], Any]
@@ -39,6 +43,7 @@ class InverseFisher(NamedTuple):
     product: Callable[..., Any] | None = None
     restrict: Callable[..., Any] | None = None
     ready: Callable[[Any], jax.Array] | None = None
+    axis_name: str | None = None
 
 
 def apply_mask(tree: Any, mask: Any | None) -> Any:

@@ -124,23 +124,27 @@ def _assimilated(
         )
 
     parts = state.estimate, state.assimilated, state.failures
-    if seen.assimilate is True and seen.emit is True:
-        parts = run(*parts)
+    if seen.assimilate is True:
+        due = seen.emit
     else:
-        if plan.renew is None:
-            due = step % plan.aux_every == 0
-            if estimator.ready is not None:
-                due |= ~estimator.ready(state.estimate)
-            due |= state.assimilated == 0
-        else:
-            due = -step % plan.mask_every < plan.renew
-        due &= ~finished & seen.emit
-        if seen.assimilate is not None:
-            due = seen.assimilate & (due | (seen.assimilate is True))
-        parts = jax.lax.cond(due, run, lambda *same: same, *parts)
-    return state._replace(
-        **dict(zip(("estimate", "assimilated", "failures"), parts, strict=True))
-    )  # fmt: skip
+        due = _by_counter(plan, state, step) & ~finished & seen.emit
+        due &= True if seen.assimilate is None else seen.assimilate
+    # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
+    # convolutions in one far slower
+    estimate, assimilated, failures = (
+        run(*parts) if due is True else jax.lax.cond(due, run, lambda *same: same, *parts)
+    )
+    return state._replace(estimate=estimate, assimilated=assimilated, failures=failures)
+
+
+def _by_counter(plan: Plan, state: GradualState, step: jax.Array) -> jax.Array:
+    """Whether the step is one of those whose batch is assimilated."""
+    if plan.renew is not None:
+        return -step % plan.mask_every < plan.renew
+    due = (step % plan.aux_every == 0) | (state.assimilated == 0)
+    if plan.estimator.ready is not None:
+        due |= ~plan.estimator.ready(state.estimate)
+    return due
 
 
 def _extended(
@@ -185,10 +189,12 @@ def _extended(
         ):
             new[i] = mask
     masks = tree.unflatten(new)
-    delta, _ = plan.compensation(
+    delta, info = plan.compensation(
         target, old, masks, seen.curvature, estimator, state.estimate
     )  # fmt: skip
     sound &= _tree.all_finite(apply_mask(delta, masks))
+    if "losses" in info:  # a check by which nothing was found
+        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
     moved = jax.tree.map(
         lambda u, d, m: jnp.where(m & sound, u + d, u), updates, delta, masks
     )  # fmt: skip

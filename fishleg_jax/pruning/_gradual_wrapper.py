@@ -77,3 +77,7 @@ class MultiSteps(optax.MultiSteps):
         """See `optax.MultiSteps.update`."""
         last = state.mini_step == self._every_k_schedule(state.gradient_step) - 1
         return super().update(updates, state, params, emit=last, **extra)
+
+    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
+        """A transformation that hands extra arguments on, as that of optax does not."""
+        return optax.GradientTransformationExtraArgs(self.init, self.update)

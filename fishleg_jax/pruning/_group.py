@@ -7,21 +7,22 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax._jit import jitted
+from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.pruning._attempts import Attempt, best_attempt, best_traced
 from fishleg_jax.pruning._independent import (
     STEPS,
     Compensation,
     corrections,
     lowest_loss,
+    pick,
     scaled,
     to_zero,
 )
 from fishleg_jax.pruning._solver import conjugate_gradients
 
 FISHERS = ("exact", "estimate")
-RAISE = 4.0  # times which the damping is raised where the full step was not the best
 
 
 def group(
@@ -132,12 +133,10 @@ def group(
         kept_gradient = gradient if first_order else zero
         right = jitted(right_side)(fisher_product(pruned), kept_gradient, new_mask)
 
-        best = None
-        for attempt in range(attempts if check_step else 1):
-            raised = RAISE**attempt
+        def attempt(x, raised):
             gamma = jnp.asarray(lowest * raised)
 
-            def product(v, gamma=gamma):
+            def product(v):
                 return jitted(damped)(fisher_product(v), v, gamma, new_mask)
 
             if fisher == "estimate":
@@ -147,23 +146,31 @@ def group(
                 product, jitted(precondition, estimator), (state, new_mask), right, x,
                 iterations=iterations if fisher == "exact" else 0, tolerance=tolerance,
             )  # fmt: skip
-            x = solve.x
-            deltas = [scaled(params, x, new_mask, step) for step in steps]
+            deltas = [scaled(params, solve.x, new_mask, step) for step in steps]
             i, losses = lowest_loss(curvature, params, deltas)
-            if best is None or losses[i] < best[0]:
-                info = {
-                    "damping": float(gamma),
-                    "iterations": int(solve.iterations),
-                    "residual": float(solve.relative),
-                    "raised": raised if damping is None else None,
-                }
-                if check_step:
-                    info |= {"step": steps[i], "losses": losses}
-                best = losses[i], deltas[i], gamma, info
-            if steps[i] == 1.0:
-                break
-        loss, delta, gamma, info = best
-        after = loss  # on held-out data, where there are any
+            step = pick(steps, i)
+            delta = scaled(params, solve.x, new_mask, step)
+            told = Attempt(
+                losses[i], delta, step, losses, gamma, raised, solve.iterations, solve.relative
+            )
+            return solve.x, told
+
+        number = attempts if check_step else 1
+        if is_traced((right, state)):
+            best = best_traced(attempt, x, number)
+            told = {"damping": best.damping, "iterations": best.iterations}
+            return best.delta, told | {"step": best.step, "losses": best.losses}
+        best = best_attempt(attempt, x, number)
+        delta, gamma = best.delta, best.damping
+        info = {
+            "damping": float(gamma),
+            "iterations": int(best.iterations),
+            "residual": float(best.residual),
+            "raised": best.raised if damping is None else None,
+        }
+        if check_step:
+            info |= {"step": best.step, "losses": best.losses}
+        loss = after = best.loss  # on held-out data, where there are any
         if curvature.check is not None:
             info["held_out"] = loss - float(curvature.check(params))
             after = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax._jit import jitted
+from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 
@@ -105,27 +105,39 @@ def independent(
             return scaled(params, delta, new_mask, scale), {}
         candidates = [scaled(params, delta, new_mask, scale * step) for step in STEPS]
         best, losses = lowest_loss(curvature, params, candidates)
-        return candidates[best], {"step": STEPS[best], "losses": losses}
+        step = pick(STEPS, best)
+        return scaled(params, delta, new_mask, scale * step), {"step": step, "losses": losses}
 
     return compensate
 
 
 def lowest_loss(
     curvature: Curvature, params: Any, deltas: Sequence[Any]
-) -> tuple[int, list[float]]:
+) -> tuple[int | jax.Array, list[float] | jax.Array]:
     """Which of some changes gives the lowest loss, and the losses of all; NaN is the highest.
 
-    They are those on held-out data where the curvature has any to check on.
+    They are those on held-out data where the curvature has any to check on.  Under `jit` they are
+    arrays.
     """
     loss = curvature.check or curvature.loss
-    losses = [float(loss(jax.tree.map(jnp.add, params, d))) for d in deltas]
+    losses = [loss(jax.tree.map(jnp.add, params, d)) for d in deltas]
+    if is_traced(losses):
+        losses = jnp.stack(losses)
+        return jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses)), losses
+    losses = list(map(float, losses))
     worst_last = [math.inf if math.isnan(x) else x for x in losses]
     return worst_last.index(min(worst_last)), losses
 
 
-def scaled(params: Any, delta: Any, new_mask: Any, scale: float) -> Any:
+def pick(values: Sequence[float], index: int | jax.Array) -> float | jax.Array:
+    """One of some numbers; the index may be traced."""
+    return values[index] if isinstance(index, int) else jnp.asarray(values)[index]
+
+
+def scaled(params: Any, delta: Any, new_mask: Any, scale: float | jax.Array) -> Any:
     """A share of the change of kept weights, and all of that of pruned ones."""
-    return to_zero(params, jax.tree.map(lambda d: scale * d, delta), new_mask)
+    share = jax.tree.map(lambda d: jnp.asarray(scale, d.dtype) * d, delta)
+    return to_zero(params, share, new_mask)
 
 
 def corrections(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax._jit import jitted
+from fishleg_jax._jit import is_traced, jitted
 
 
 class Solve(NamedTuple):
@@ -73,7 +73,7 @@ def conjugate_gradients(
         image = product(state.direction)
         return jitted(_advance, precondition)(arguments, scale, state, image)
 
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+    if is_traced(state):
         return jax.lax.while_loop(unfinished, advance, state)
     tell = on_iteration or (lambda state: None)
     tell(state)

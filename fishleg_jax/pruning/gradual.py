@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from fishleg_jax import _tree, _validate, fisher, inverse
+from fishleg_jax import _axis, _tree, _validate, fisher, inverse
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
@@ -106,8 +107,14 @@ def gradual_prune(
         curvature = None
         if model is not None and batch is not None:
             curvature = fisher.curvature(model, [batch])
+            if axis_name is not None:
+                curvature = fisher.over_axis(curvature, axis_name)
+        if axis_name is not None and batch is not None and estimator.axis_name != axis_name:
+            batch = _axis.gather(batch, axis_name)
         if grad is not None:
             curvature = fisher.with_gradient(curvature, grad)
+        if isinstance(assimilate, np.bool_):
+            assimilate = bool(assimilate)
         seen = Seen(updates, params, batch, curvature, assimilate, emit)
         return make_step(plan, seen, state)
 
@@ -134,8 +141,9 @@ def fishleg_prune(
     """Prunes during training, with a FishLeg estimate that is refined as training goes on."""
     if estimator is None:
         estimator = inverse.fishleg(
-            model, damping, optimizer=aux_optimizer, start=START, window=WINDOW
-        )
+            model, damping, optimizer=aux_optimizer, start=START, window=WINDOW,
+            axis_name=axis_name,
+        )  # fmt: skip
     return gradual_prune(
         estimator, sparsity, model=model, prunable=prunable, scope=scope, aux_every=aux_every,
         mask_every=mask_every, compensation=compensation, renew=renew, regrow=regrow,

@@ -1,0 +1,41 @@
+"""Inside `shard_map`, `pmap` or a `vmap` with a named axis: sums and batches over that axis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax.model import Batch, split_batch
+
+
+def varying(tree: Any, axis_name: str | None) -> Any:
+    """The same numbers, but each device's own to differentiate by.
+
+    In `shard_map` a gradient by what all devices share comes summed over them, elsewhere it does
+    not; by these it never does.
+    """
+    if axis_name is None:
+        return tree
+    zero = 0 * jax.lax.axis_index(axis_name)  # `lax.pcast` is for shard_map alone
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
+
+
+def mean(tree: Any, axis_name: str | None) -> Any:
+    """The mean over the devices."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def gather(batch: Batch, axis_name: str) -> Batch:
+    """The examples of all devices in one batch, the same on each; constants are those at hand."""
+    index, number = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+
+    def whole(x):
+        x = jnp.asarray(x)
+        summable = x.astype(jnp.int32) if x.dtype == bool else x
+        empty = jnp.zeros((number * x.shape[0], *x.shape[1:]), summable.dtype)
+        placed = jax.lax.dynamic_update_slice_in_dim(empty, summable, index * x.shape[0], 0)
+        # of a sum, unlike of a gather, shard_map knows that it is the same everywhere
+        return jax.lax.psum(placed, axis_name).astype(x.dtype)
+
+    inputs, targets, constants = split_batch(batch)
+    return (*jax.tree.map(whole, (inputs, targets)), *constants)
