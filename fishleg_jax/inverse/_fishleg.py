@@ -232,6 +232,7 @@ def _pull(
         weights = jnp.ones(_chunks.number_of_examples(chunk), jax.tree.leaves(z)[0].dtype)
         if kind == "empirical":
             weights = jax.random.rademacher(chunk_key, weights.shape, weights.dtype)
+        weights = _axis.varying(weights, axis_name)
         score = fisher.output_gradient(model, outputs, targets, weights)
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))

@@ -12,6 +12,7 @@ from fishleg_jax.pruning.masks import number_to_prune
 
 PARTS = 1_000_000  # a traced sparsity is read to six decimals, which float32 holds
 FAR = 2**30  # a step after the end of any schedule
+AHEAD = 100  # steps before the first weight goes from which curvature is of use
 
 
 class Asked(NamedTuple):
@@ -21,12 +22,14 @@ class Asked(NamedTuple):
         sparsity: as a number; NaN where it is none in [0, 1).
         counts: how many weights of every group.
         flat: whether it asks for no more up to the next regular mask update.
+        soon: whether it asks for anything within the next `AHEAD` steps, or may.
         final: whether it will never ask for more, as far as is known.
     """
 
     sparsity: jax.Array  # shape=(), float32
-    counts: list[jax.Array]  # shape=(), int32
+    counts: jax.Array  # shape=(groups,), int32
     flat: jax.Array  # shape=(), bool
+    soon: jax.Array  # shape=(), bool
     final: jax.Array  # shape=(), bool
 
 
@@ -46,8 +49,7 @@ def floor_share(sparsity: Any, weights: int) -> jax.Array:
         >>> floor_share(jnp.float32(0.29), 100)
         Array(29, dtype=int32)
     """
-    parts = jnp.round(jnp.asarray(sparsity) * PARTS).astype(jnp.int32)
-    parts = jnp.clip(parts, 0, PARTS - 1)
+    parts = _parts(sparsity)
     # in two digits of a thousand: the product itself has too many for int32
     whole, rest = divmod(weights, PARTS)
     high, low = (parts // 1000) * rest, (parts % 1000) * rest
@@ -72,18 +74,22 @@ def asked_at(
     if is_number(sparsity):
         value = jnp.asarray(float(sparsity), jnp.float32)
         yes = jnp.array(True)
-        return Asked(value, _exact(sparsity, sizes), yes, yes)
+        return Asked(value, _exact(sparsity, sizes), yes, yes, yes)
     if not callable(sparsity):
         value = _sound(sparsity)
-        return Asked(value, _floors(value, sizes), value == before, jnp.array(False))
-    value, after, last = (_sound(sparsity(s)) for s in (step, ahead, jnp.full_like(step, FAR)))
-    counts, flat = _floors(value, sizes), after == value
+        same = _parts(value) == _parts(before)
+        flat = same & ~jnp.isnan(before)
+        return Asked(value, _floors(value, sizes), flat, jnp.array(True), jnp.array(False))
+    value = _sound(sparsity(step))
+    now, after, soon, last = (
+        _parts(_sound(x))
+        for x in (value, *map(sparsity, (ahead, step + AHEAD, jnp.full_like(step, FAR))))
+    )
+    counts, flat = _floors(value, sizes), after == now
     final = getattr(sparsity, "final", None)
     if is_number(final):
-        reached = value >= jnp.asarray(float(final), value.dtype)
-        pairs = zip(_exact(final, sizes), counts, strict=True)
-        counts = [jnp.where(reached, exact, count) for exact, count in pairs]
-    return Asked(value, counts, flat, flat & (value >= last))
+        counts = jnp.where(now >= _parts(float(final)), _exact(final, sizes), counts)
+    return Asked(value, counts, flat, soon > 0, flat & (now >= last))
 
 
 def is_number(x: Any) -> bool:
@@ -91,13 +97,18 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (numbers.Real, np.generic)) and not isinstance(x, bool)
 
 
-def _exact(sparsity: Any, sizes: Sequence[int]) -> list[jax.Array]:
-    return [jnp.asarray(number_to_prune(sparsity, n), jnp.int32) for n in sizes]
+def _parts(sparsity: Any) -> jax.Array:
+    """A sparsity in whole millionths; two that are equal may differ by rounding under `jit`."""
+    parts = jnp.round(jnp.nan_to_num(jnp.asarray(sparsity)) * PARTS).astype(jnp.int32)
+    return jnp.clip(parts, 0, PARTS - 1)
 
 
-def _floors(value: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-    value = jnp.where(jnp.isnan(value), 0, value)
-    return [floor_share(value, n) for n in sizes]
+def _exact(sparsity: Any, sizes: Sequence[int]) -> jax.Array:
+    return jnp.asarray([number_to_prune(sparsity, n) for n in sizes], jnp.int32)
+
+
+def _floors(value: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    return jnp.stack([floor_share(value, n) for n in sizes])
 
 
 def _sound(value: Any) -> jax.Array:

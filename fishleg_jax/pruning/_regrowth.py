@@ -1,5 +1,6 @@
 """Which pruned weights come back: those whose return promises the largest fall of the loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,25 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._counting import FAR
 from fishleg_jax.pruning.masks import _keep
+
+Regrow = float | jax.Array | Callable[[jax.Array], Any]
+
+
+def share_at(regrow: Regrow | None, step: Any) -> jax.Array | None:
+    """Which share of the pruned weights comes back at a mask update; None for no such thing."""
+    if regrow is None:
+        return None
+    share = jnp.asarray(regrow(step) if callable(regrow) else regrow, jnp.float32)
+    return jnp.clip(jnp.nan_to_num(share), 0, 1)
+
+
+def more_to_come(regrow: Regrow | None, share: jax.Array | None) -> jax.Array:
+    """Whether weights may come back though the sparsity rises no more."""
+    if not callable(regrow):
+        return jnp.array(False)
+    return (share > 0) | (share_at(regrow, jnp.asarray(FAR)) > 0)
 
 
 def revived(
@@ -18,15 +37,14 @@ def revived(
     curvature: Curvature | None,
     masks: Any,
     groups: list[list[int]],
-    counts: list[jax.Array],
-    pruned: list[jax.Array],
+    pruned: jax.Array,
     share: jax.Array,
-) -> tuple[list[jax.Array], jax.Array]:
-    """The pruned weights that come back at a mask update.
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The pruned weights that may come back at a mask update.
 
     A weight that is free to move again lowers the quadratic model by `½ g² [F⁻¹]_ii`, in the units
-    of the OBS score.  The inverse is that of the whole matrix, since to the mask's these weights do
-    not belong.
+    of the OBS score: it can be compared with what the loss rises by where another goes for it.  The
+    inverse is that of the whole matrix, since to the mask's these weights do not belong.
 
     Args:
         estimator: the inverse Fisher.
@@ -35,12 +53,11 @@ def revived(
         curvature: whose gradient is g.
         masks: of before.
         groups: leaves that share a threshold.
-        counts: how many of each group will be pruned.
-        pruned: how many of each group are.
-        share: of those pruned, how many come back.
+        pruned: how many of each group are, of shape (groups,).
+        share: of those pruned, how many may come back at most.
 
     Returns:
-        For every leaf which come back, and whether all numbers were finite.
+        For every leaf which may come back, and what the loss falls by for each weight.
 
     Raises:
         ValueError: no curvature.
@@ -52,23 +69,13 @@ def revived(
         )
     gradient = _tree.widen(curvature.gradient(params))
     diagonal = estimator.diagonal(estimate, params)
-    gains = [
-        g**2 * q / 2
-        for g, q in zip(jax.tree.leaves(gradient), jax.tree.leaves(diagonal), strict=True)
-    ]
+    gains = jax.tree.leaves(jax.tree.map(lambda g, q: g**2 * q / 2, gradient, diagonal))
     kept = jax.tree.leaves(masks)
     backs = [jnp.zeros_like(m) for m in kept]
-    sound = jnp.array(True)
-    for group, count, before in zip(groups, counts, pruned, strict=True):
-        candidates = [~kept[i] & (gains[i] > 0) for i in group]
-        weights = sum(m.size for m in candidates)
-        possible = sum(jnp.sum(c, dtype=jnp.int32) for c in candidates)
-        wanted = jnp.floor(share * before).astype(jnp.int32)
-        # as many have to go for them, beyond those that go anyway
-        room = weights - jnp.maximum(count, before)
-        number = jnp.minimum(jnp.minimum(wanted, possible), room)
-        best = _keep([gains[i] for i in group], candidates, weights - number)
+    for k, group in enumerate(groups):
+        number = jnp.floor(share * pruned[k]).astype(jnp.int32)
+        weights = sum(kept[i].size for i in group)
+        best = _keep([gains[i] for i in group], [~kept[i] for i in group], weights - number)
         for i, back in zip(group, best, strict=True):
             backs[i] = back
-        sound &= jnp.stack([jnp.all(jnp.isfinite(gains[i]) | kept[i]) for i in group]).all()
-    return backs, sound
+    return backs, gains

@@ -1,5 +1,6 @@
 """Gradual pruning while training goes on: an optax transformation that stands last in the chain."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning._counting import Sparsity
-from fishleg_jax.pruning._gradual_state import Check, GradualState, check, masks
-from fishleg_jax.pruning._gradual_step import Plan, Seen, make_step
-from fishleg_jax.pruning._gradual_wrapper import MultiSteps, PruneState, wrap
+from fishleg_jax.pruning._gradual_state import GradualState
+from fishleg_jax.pruning._gradual_step import make_step
+from fishleg_jax.pruning._plan import GradualPlan, Seen, group_sizes, groups_of
 
 START = 32  # batches of which FishLeg starts; training goes on meanwhile
 WINDOW = 200  # updates over which its λ is averaged, as the weights move on
@@ -78,14 +79,14 @@ def gradual_prune(
         estimator, sparsity, scope, compensation, regrow,
         aux_every=aux_every, mask_every=mask_every, renew=renew,
     )  # fmt: skip
-    plan = Plan(
+    plan = GradualPlan(
         estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
     )  # fmt: skip
 
     def init(params):
         _gradual_checks.check_weights(params, prunable)
         _validate.check_params(params)
-        chosen = _tree.select(params, prunable, "prunable")
+        sizes = group_sizes(params, groups_of(params, prunable, scope))
         return GradualState(
             count=jnp.zeros((), jnp.int32),
             masks=jax.tree.map(lambda p: jnp.ones(p.shape, bool), params),
@@ -93,17 +94,15 @@ def gradual_prune(
             key=jax.random.key_data(jax.random.key(seed)),
             assimilated=jnp.zeros((), jnp.int32),
             asked=jnp.full((), jnp.nan, jnp.float32),
-            weights=jnp.asarray(sum(_tree.chosen_sizes(params, chosen)), jnp.int32),
+            pruned=jnp.zeros(len(sizes), jnp.int32),
+            weights=jnp.asarray(sizes, jnp.int32),
             violations=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
         )
 
-    def update(
-        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=True, **extra
-    ):
-        del extra
-        _gradual_checks.check_weights(params, prunable)
-        _gradual_checks.check_batch(estimator, batch, assimilate)
+    # compiled here as well, or the conditionals of a step outside of `jit` would be every time
+    @functools.partial(jax.jit, static_argnames="known")
+    def step(updates, state, params, batch, grad, assimilate, emit, known):
         curvature = None
         if model is not None and batch is not None:
             curvature = fisher.curvature(model, [batch])
@@ -113,10 +112,21 @@ def gradual_prune(
             batch = _axis.gather(batch, axis_name)
         if grad is not None:
             curvature = fisher.with_gradient(curvature, grad)
-        if isinstance(assimilate, np.bool_):
-            assimilate = bool(assimilate)
-        seen = Seen(updates, params, batch, curvature, assimilate, emit)
+        seen = Seen(
+            state.count + 1, updates, params, batch, curvature,
+            assimilate if known is None else known, True if emit is None else emit,
+        )  # fmt: skip
         return make_step(plan, seen, state)
+
+    def update(
+        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=None, **extra
+    ):
+        del extra
+        known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
+        _gradual_checks.check_weights(params, prunable)
+        _gradual_checks.check_batch(estimator, batch, known)
+        flag = assimilate if known is None else None
+        return step(updates, state, params, batch, grad, flag, emit, known)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -138,7 +148,95 @@ def fishleg_prune(
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Prunes during training, with a FishLeg estimate that is refined as training goes on."""
+    """Prunes during training by FishLeg: one line at the end of an optax chain.
+
+    At every `aux_every`-th step, and at every one until it is ready, the inverse Fisher is refined
+    on the step's batch: from 100 steps before the first weight goes until the last has gone, as far
+    as the schedule tells.  Once the schedule asks for more zeros than there are, at the next step
+    that `mask_every` divides, the weights are scored where the optimiser would take them, the masks
+    extended, and what the other weights do about it is added to the updates.  A pruned weight is
+    given an update of exactly minus itself, so that after `optax.apply_updates` it is 0.0, and
+    stays it.  Where the schedule stops rising its sparsity is reached at once, whatever the
+    intervals: exactly `floor(sparsity · n)` weights, in decimal.
+
+    `update(updates, state, params, *, batch, grad=None, assimilate=None)` takes, beside what
+    optax hands on:
+
+    - `batch`: `(inputs, targets[, constants])` that the gradient was of.
+    - `grad`: the gradient of the loss, which the last in a chain does not see; first-order
+      compensations and `regrow` use it.  Without it they make one of the batch.
+    - `assimilate`: None for the rule above, as a `lax.cond`.  True or False from Python decides
+      without a conditional, so that a loop can have two compiled steps; XLA for the CPU runs
+      gradients of convolutions in a conditional some thirty times slower.  A traced boolean is a
+      further condition.
+
+    It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
+    averages of weights and lookahead keep weights of their own, for which zeros are promised of
+    `apply_masks(params, state)`.  Around it use `MultiSteps` of this library; other wrappers have
+    to hand on extra arguments, and `optax.masked` is replaced by `prunable`.
+
+    Args:
+        model: the model, in evaluation mode.
+        sparsity: the fraction of the prunable weights that is zero: a number in [0, 1); a function
+            of the step, the first being 1, such as `schedules.cubic` makes; or an array, as by
+            `optax.inject_hyperparams(fishleg_prune, static_args=...)`, where all arguments but the
+            sparsity must be static.  What is traced is read to six decimals.  The masks never
+            shrink, so that a lower sparsity than before changes nothing.
+        prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
+            default every leaf of two or more dimensions.
+        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
+        damping: γ of the estimate, see `inverse.fishleg`; measured by default.
+        aux_every: between how many steps a batch is assimilated, once the estimate is ready.
+        aux_optimizer: of the auxiliary loss, see `inverse.fishleg`.
+        mask_every: between how many steps masks are extended.
+        compensation: what kept weights do about it, by default `compensation.independent()`.
+            `compensation.group()` solves on the step's one batch, to which it can over-fit: its
+            step is checked on the same batch.
+        estimator: another inverse Fisher; `damping` and `aux_optimizer` are then its own affair.
+        renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
+            last so many batches before every step that `mask_every` divides, and of no others.
+        regrow: which share of the pruned weights may come back at a mask update: those for which
+            the estimate promises the largest falls of the loss, `½ g² [F⁻¹]_ii`, where these are
+            larger than the scores of as many others that go instead.  They start from 0.0.  A
+            number counts where the sparsity rises; a function of the step wherever it is not 0 at a
+            step that `mask_every` divides.
+        axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
+            own.  Updates must be the same on all, as with averaged gradients; then masks are.
+        seed: of the random numbers of the estimate.
+
+    Returns:
+        A transformation whose state, a `GradualState`, is arrays only.  `masks`, `check` and
+        `apply_masks` find it in the state of a chain.
+
+    Raises:
+        ValueError: an argument out of its range; from `init` and `update`, parameters that are
+            missing, masked or no floating-point arrays; no batch.
+
+    References:
+        Zhu & Gupta, To prune, or not to prune, 2017, for pruning by a schedule; Garcia et al.,
+        Fisher-Legendre (FishLeg) optimization of deep neural networks, ICLR 2023; Singh & Alistarh,
+        WoodFisher, 2020, section 5.2; for `regrow` Guo, Yao & Chen, Dynamic network surgery, 2016,
+        and Liu et al., Frequency-domain dynamic pruning, 2018, which prune and re-introduce.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))
+        >>> batch = inputs, inputs @ jnp.array([[3.0, 0, 0, 1, 0, 0, 0, 2]]).T
+        >>> schedule = flj.schedules.cubic(0.5, begin=50, end=90)
+        >>> tx = optax.chain(optax.adam(0.1), flj.fishleg_prune(model, schedule, mask_every=10))
+        >>> params = jnp.ones((8, 1))
+        >>> state = tx.init(params)
+        >>> @jax.jit
+        ... def step(params, state, batch):
+        ...     grads = jax.grad(lambda w: flj.loss(model, w, batch))(params)
+        ...     updates, state = tx.update(grads, state, params, batch=batch)
+        ...     return optax.apply_updates(params, updates), state
+        >>> for _ in range(100):
+        ...     params, state = step(params, state, batch)
+        >>> flj.sparsity(params), bool(params[0] > 2.5), flj.check(state).ok
+        (0.5, True, True)
+    """
     if estimator is None:
         estimator = inverse.fishleg(
             model, damping, optimizer=aux_optimizer, start=START, window=WINDOW,
@@ -151,21 +249,4 @@ def fishleg_prune(
     )  # fmt: skip
 
 
-def prune(
-    inner: optax.GradientTransformation, model: Model, sparsity: Sparsity, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """An optimiser with pruning around it."""
-    return wrap(inner, fishleg_prune(model, sparsity, **options))
-
-
-__all__: Sequence[str] = (
-    "Check",
-    "GradualState",
-    "MultiSteps",
-    "PruneState",
-    "check",
-    "fishleg_prune",
-    "gradual_prune",
-    "masks",
-    "prune",
-)
+__all__: Sequence[str] = ("fishleg_prune", "gradual_prune")

@@ -1,5 +1,6 @@
 """What stands around an optimiser: a pruning that it does not see, and mini-steps."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.model import Model
+from fishleg_jax.pruning._counting import Sparsity
 from fishleg_jax.pruning._gradual_state import GradualState
+from fishleg_jax.pruning.gradual import fishleg_prune
 
 
 class PruneState(NamedTuple):
@@ -22,17 +26,49 @@ class PruneState(NamedTuple):
     inner: Any
 
 
-def wrap(
-    inner: optax.GradientTransformation, pruning: optax.GradientTransformationExtraArgs
+def prune(
+    inner: optax.GradientTransformation, model: Model, sparsity: Sparsity, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser that sees no gradient of a pruned weight, with the pruning behind it."""
+    """An optimiser with gradual pruning around it, which sees nothing of pruned weights.
+
+    Their gradients are zero where the optimiser clips and takes moments, norms and trust ratios,
+    and what it keeps of them is put to zero, as the last in a chain can't do.  What comes out ends
+    in the same exact zeros.
+
+    Args:
+        inner: the optimiser; whatever clips or decays belongs in here.
+        model: see `fishleg_prune`.
+        sparsity: see `fishleg_prune`.
+        **options: those of `fishleg_prune`.
+
+    Returns:
+        A transformation whose state is a `PruneState`.  Its `update` takes the same arguments as
+        that of `fishleg_prune`; `grad` is by default the gradient that comes in.
+
+    Raises:
+        ValueError: see `fishleg_prune`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+        >>> tx = flj.prune(inner, model, 0.5, estimator=flj.inverse.identity())
+        >>> params = jnp.array([[1.0], [4.0]])
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.array([[9.0], [0.5]]), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> params[:, 0] == 0, state.inner[1][0].trace[:, 0] == 0
+        (Array([ True, False], dtype=bool), Array([ True, False], dtype=bool))
+    """
+    pruning = fishleg_prune(model, sparsity, **options)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
         return PruneState(pruning.init(params), inner.init(params))
 
     def update(
-        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=True, **extra
+        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=None, **extra
     ):
         if params is not None:
             kept = apply_mask(updates, state.pruning.masks)
@@ -54,12 +90,13 @@ def _cut(state: Any, masks: Any) -> Any:
     These are the leaves whose path ends in that of a weight, and that have its shape and are
     floating-point numbers.
     """
-    by_path = jax.tree_util.tree_leaves_with_path(masks)
+    by_path = dict(jax.tree_util.tree_leaves_with_path(masks))
 
     def cut(path, leaf):
-        for end, mask in by_path:
-            same = len(end) <= len(path) and path[len(path) - len(end) :] == end
-            if same and jnp.shape(leaf) == mask.shape and jnp.issubdtype(leaf.dtype, jnp.inexact):
+        for k in range(len(path) + 1):
+            mask = by_path.get(path[k:])
+            fits = mask is not None and jnp.shape(leaf) == mask.shape
+            if fits and jnp.issubdtype(leaf.dtype, jnp.inexact):
                 return jnp.where(mask, leaf, jnp.zeros_like(leaf))
         return leaf
 
@@ -81,3 +118,6 @@ class MultiSteps(optax.MultiSteps):
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
         """A transformation that hands extra arguments on, as that of optax does not."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+
+__all__: Sequence[str] = ("MultiSteps", "PruneState", "prune")

@@ -1,0 +1,94 @@
+"""When a batch goes into the estimate of the inverse Fisher, and what is refused."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fishleg_jax import _tree
+from fishleg_jax.pruning._gradual_state import GradualState
+from fishleg_jax.pruning._plan import GradualPlan, Seen
+
+
+def assimilated(
+    plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
+) -> GradualState:
+    """The state with the batch in its estimate, where that is due.
+
+    A batch that is not finite, or that would make the estimate so, is refused and counted.
+
+    Args:
+        plan: how to prune.
+        seen: what the step sees.
+        state: the state before.
+        wanted: whether weights are going to be scored, from soon on.
+    """
+    estimator = plan.estimator
+    if estimator.updates == 0 or seen.assimilate is False or seen.batch is None:
+        return state
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
+
+    def run(estimate, number, failures):
+        if plan.renew is not None:
+            first = (seen.step + plan.renew - 1) % plan.mask_every == 0
+            estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
+            number = jnp.where(first, 0, number)
+        new = estimator.update(estimate, seen.params, seen.batch, key, state.masks)
+        sound = _stays_finite(estimate, new) & _finite_numbers(seen.batch)
+        refused = ~sound | (_skipped(new) > _skipped(estimate))
+        return _tree.keep_where(sound, new, estimate), number + sound, add(failures, refused)
+
+    if seen.assimilate is True:
+        due = seen.emit
+    else:
+        due = _by_counter(plan, seen, state) & wanted & seen.emit
+        due &= True if seen.assimilate is None else seen.assimilate
+    parts = state.estimate, state.assimilated, state.failures
+    # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
+    # convolutions in one far slower
+    estimate, number, failures = (
+        run(*parts) if due is True else jax.lax.cond(due, run, lambda *same: same, *parts)
+    )
+    return state._replace(estimate=estimate, assimilated=number, failures=failures)
+
+
+def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
+    """Whether the estimate has seen enough to score by."""
+    if plan.estimator.updates == 0:
+        return jnp.array(True)
+    ready = state.assimilated > 0
+    return ready if plan.estimator.ready is None else ready & plan.estimator.ready(state.estimate)
+
+
+def _by_counter(plan: GradualPlan, seen: Seen, state: GradualState) -> jax.Array:
+    if plan.renew is not None:
+        return -seen.step % plan.mask_every < plan.renew
+    return (seen.step % plan.aux_every == 0) | ~is_ready(plan, state)
+
+
+def add(total: jax.Array, more: jax.Array) -> jax.Array:
+    """A sum of counts that stays at the largest number instead of going round."""
+    return total + jnp.minimum(more.astype(total.dtype), jnp.iinfo(total.dtype).max - total)
+
+
+def _finite_numbers(tree: Any) -> jax.Array:
+    inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return _tree.all_finite(inexact) if inexact else jnp.array(True)
+
+
+def _stays_finite(old: Any, new: Any) -> jax.Array:
+    """Whether everything that was finite still is; a fresh state may have NaNs of its own."""
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    kept = [
+        jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
+        for a, b in pairs
+        if jnp.issubdtype(a.dtype, jnp.inexact)
+    ]
+    return jnp.stack(kept).all() if kept else jnp.array(True)
+
+
+def _skipped(estimate: Any) -> jax.Array:
+    """How many batches or gradients an estimate says it has left out."""
+    found = optax.tree_utils.tree_get_all_with_path(estimate, "skipped")
+    return sum((number for _, number in found), jnp.zeros((), jnp.int32))

@@ -1,0 +1,366 @@
+"""Gradual pruning by itself: zeros, masks, compensation, what is not finite, what is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fishleg_jax as flj
+from fishleg_jax.pruning.masks import number_to_prune
+from tests import dense
+from tests.pruning.training import (
+    CHAIN,
+    CUBIC,
+    DIAGONAL,
+    MAGNITUDE,
+    MODEL,
+    PRUNING,
+    STEPS,
+    ZEROS,
+    at,
+    batches,
+    initial,
+    make_step,
+    train,
+    zeros,
+)
+
+OPTIMISERS = {
+    "sgd": optax.sgd(0.02, momentum=0.9, nesterov=True),
+    "adamw": optax.adamw(0.02, weight_decay=0.1),
+    "lion": optax.lion(0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_pruned_weights_are_zero_and_stay_it(name):
+    """To the bit, over some hundred steps; masks only grow, and what is kept trains on."""
+    data = jax.tree.map(lambda x: jnp.tile(x, (6, 1, 1)), batches())
+    params, state, (path, masks) = train(optax.chain(OPTIMISERS[name], PRUNING), data=data)
+    assert (zeros(masks)[29:] == ZEROS).all() and zeros(masks)[3] == 0
+    assert not (masks["w"][1:] & ~masks["w"][:-1]).any()
+    assert masks["b"].all()
+    assert (np.asarray(path["w"])[~np.asarray(masks["w"])] == 0.0).all()
+    assert flj.check(state).ok
+    kept = np.asarray(flj.masks(state)["w"])
+    assert (np.asarray(path["w"][-1])[kept] != np.asarray(path["w"][-2])[kept]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+def test_bfloat16(dtype):
+    """With updates of the optimiser in either dtype."""
+    cast = optax.stateless(lambda u, _: jax.tree.map(lambda x: x.astype(dtype), u))
+    params = initial(jnp.bfloat16)
+    params, state, (path, masks) = train(optax.chain(optax.adamw(0.02), cast, PRUNING), params)
+    assert params["w"].dtype == jnp.bfloat16 and params["b"].dtype == jnp.bfloat16
+    assert (zeros(masks)[29:] == ZEROS).all()
+    assert (np.asarray(path["w"], np.float32)[~np.asarray(masks["w"])] == 0.0).all()
+    assert state[2].estimate.squares["w"].dtype == jnp.float32
+    assert flj.check(state).ok
+
+
+def test_one_compilation_for_all_steps_and_the_same_without():
+    traces = []
+
+    @jax.jit
+    def step(carry, batch):
+        traces.append(1)
+        return make_step(CHAIN)(carry, batch)
+
+    params, data = initial(), batches()
+    carry = bare = params, CHAIN.init(params)
+    _, _, (path, masks) = train(CHAIN)
+    for i in range(STEPS):
+        carry, _ = step(carry, at(i, data))
+        np.testing.assert_allclose(carry[0]["w"], path["w"][i], rtol=1e-4, atol=1e-5)
+        if i < 10:
+            bare, _ = make_step(CHAIN)(bare, at(i, data))
+            np.testing.assert_allclose(bare[0]["w"], path["w"][i], rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(flj.masks(bare[1])["w"], masks["w"][i])
+    assert len(traces) == 1
+
+
+def spd(size, seed=0):
+    a = np.random.default_rng(seed).normal(size=(size, size))
+    return jnp.asarray(np.linalg.inv(a @ a.T / size + 0.1 * np.eye(size)))
+
+
+def one_update(compensation, sparsity=0.6, estimator=dense.STATED, params=None, model=None):
+    """Weights after a step of the optimiser with a mask update in it, and the masks."""
+    params = initial(jnp.float64) if params is None else params
+    tx = flj.gradual_prune(
+        estimator, sparsity, model=model, compensation=compensation, prunable="w"
+    )
+    state = tx.init(params)
+    state = state._replace(estimate=spd(15))
+    updates = dense.random_like(jax.random.key(3), params, 0.1)
+    data = at(0, batches(1, dtype=jnp.float64))
+    out, state = jax.jit(tx.update)(updates, state, params, batch=data)
+    moved = jax.tree.map(jnp.add, params, updates)
+    return moved, optax.apply_updates(params, out), state, data
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_a_mask_update_is_a_stage_of_one_shot_pruning(x64, scale):
+    """At p + u, in dense algebra: scores, the lowest of them, and the sum of corrections."""
+    moved, params, state, _ = one_update(flj.compensation.independent(scale))
+    inverse, w = np.asarray(spd(15)), dense.ravel(moved)
+    scores = w**2 / (2 * np.diag(inverse))
+    prunable = dense.ravel({"w": np.ones((4, 3)), "b": np.zeros(3)}).astype(bool)
+    order = np.argsort(np.where(prunable, scores, np.inf))
+    lost = np.zeros(15, bool)
+    lost[order[: number_to_prune(0.6, 12)]] = True
+    expected = w - scale * inverse @ np.where(lost, w / np.diag(inverse), 0)
+    np.testing.assert_array_equal(dense.ravel(flj.masks(state)), ~lost)
+    np.testing.assert_allclose(dense.ravel(params), np.where(lost, 0, expected), rtol=1e-12)
+    assert (dense.ravel(params)[lost] == 0.0).all()
+
+
+@pytest.mark.parametrize(
+    "compensation",
+    [
+        flj.compensation.none(),
+        flj.compensation.independent(first_order=True),
+        flj.compensation.group(damping=0.1, tolerance=1e-12, iterations=40),
+        flj.compensation.group(damping=1e-4, first_order=True, attempts=4),
+    ],
+    ids=["none", "checked", "group", "group_first_order"],
+)
+def test_compensations_are_those_of_one_shot_pruning(x64, compensation):
+    """Which runs them on the host, where these are compiled into the step."""
+    moved, params, state, data = one_update(compensation, model=MODEL)
+    curvature = flj.curvature(MODEL, [data])
+    old = jax.tree.map(lambda p: jnp.ones(p.shape, bool), moved)
+    masks = flj.masks(state)
+    delta, _ = compensation(moved, old, masks, curvature, dense.STATED, spd(15))
+    expected = flj.apply_masks(jax.tree.map(jnp.add, moved, delta), masks)
+    np.testing.assert_allclose(dense.ravel(params), dense.ravel(expected), rtol=1e-7, atol=1e-9)
+    assert flj.check(state).sparsity == 7 / 12 and flj.check(state).ok
+
+
+def test_permuted_weights_give_permuted_masks():
+    rows, columns = np.array([2, 0, 3, 1]), np.array([1, 2, 0])
+    params, _, (_, masks) = train(CHAIN)
+    start, (x, y) = initial(), batches()
+    turned = {"w": start["w"][rows][:, columns], "b": start["b"][columns]}
+    others, _, (_, other_masks) = train(CHAIN, turned, (x[..., rows], y[..., columns]))
+    np.testing.assert_array_equal(other_masks["w"], masks["w"][:, rows][:, :, columns])
+    np.testing.assert_allclose(others["w"], params["w"][rows][:, columns], rtol=1e-4, atol=1e-5)
+
+
+def with_nan(data, *steps):
+    x, y = data
+    return x, y.at[jnp.array(steps)].set(jnp.nan)
+
+
+def test_nan_in_a_batch_leaves_no_trace_but_a_count():
+    """Neither in the estimate, nor in masks, nor in what the pruning makes of the updates."""
+    tx = optax.chain(
+        optax.stateless(lambda u, _: jax.tree.map(lambda x: jnp.nan_to_num(0.02 * -x), u)), PRUNING
+    )
+    bad = with_nan(batches(), 8, 17)
+    params, state, (path, masks) = train(tx, data=bad)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((params, state[1].estimate)))
+    assert (zeros(masks)[29:] == ZEROS).all()
+    report = flj.check(state)
+    assert (report.ok, report.failures, report.violations) == (False, 2, 0)
+    assert "2 times a batch or a mask update was refused" in report.message
+    # of the first, third, sixth ... step, until at the thirtieth there is nothing more to score
+    assert int(state[1].assimilated) == 10 - 2
+    assert int(state[1].estimate.count) == 4 * (10 - 2)  # gradients in each
+
+
+def test_scores_that_are_not_finite_are_refused_until_they_are():
+    """A step whose updates are NaN at a mask update: nothing pruned then, all of it at the next."""
+    tx = flj.gradual_prune(MAGNITUDE, 0.5, mask_every=1)
+    params, fine = initial(), jax.tree.map(jnp.zeros_like, initial())
+    bad = {"w": fine["w"].at[1, 1].set(jnp.nan), "b": fine["b"]}
+    out, state = tx.update(bad, tx.init(params), params)
+    assert flj.masks(state)["w"].all() and flj.check(state).failures == 1
+    np.testing.assert_array_equal(out["w"], bad["w"])  # what the optimiser did is its own affair
+    out, state = tx.update(fine, state, params)
+    assert zeros(flj.masks(state)) == 6 and flj.check(state).failures == 1
+
+
+NAN_INVERSE = flj.InverseFisher(
+    init=lambda params: jnp.zeros(()),
+    update=lambda state, params, batch, key, mask=None: jnp.mean(batch[1]),
+    multiply=lambda state, v, mask=None: jax.tree.map(lambda x: x * jnp.nan, v),
+    diagonal=lambda state, params, mask=None: jax.tree.map(jnp.ones_like, params),
+)
+
+
+def test_a_compensation_that_is_not_finite_is_refused_with_its_masks():
+    tx = flj.gradual_prune(NAN_INVERSE, 0.5, mask_every=1)
+    params, data = initial(), at(0, batches())
+    out, state = tx.update(params, tx.init(params), params, batch=data)
+    np.testing.assert_array_equal(out["w"], params["w"])
+    assert flj.masks(state)["w"].all() and flj.check(state).failures == 1
+
+
+def test_an_estimate_that_would_be_spoiled_stays_as_it_was():
+    """Though its update does not look whether the batch is finite."""
+    tx = flj.gradual_prune(NAN_INVERSE, CUBIC, aux_every=1)
+    params, (x, y) = initial(), at(0, batches())
+    _, state = tx.update(params, tx.init(params), params, batch=(x, y))
+    before = float(state.estimate)
+    _, state = tx.update(params, state, params, batch=(x, y * jnp.inf))
+    assert before != 0 and float(state.estimate) == before and flj.check(state).failures == 1
+
+
+def test_a_sparsity_that_is_none_is_counted():
+    tx = flj.gradual_prune(MAGNITUDE, lambda step: jnp.where(step < 3, 0.5, 1.5))
+    state = train(tx)[1]
+    assert (
+        flj.check(state).failures == STEPS - 2
+        and "sparsity outside [0, 1)" in flj.check(state).message
+    )
+
+
+def test_not_last_in_the_chain_is_told():
+    tx = optax.chain(PRUNING, optax.sgd(0.02))
+    _, state, _ = train(tx)
+    report = flj.check(state)
+    assert not report.ok and report.violations > 0
+    assert "must stand last in the chain" in report.message
+    assert report.sparsity == ZEROS / 12
+
+
+@functools.cache
+def fishleg_run():
+    """Two phases of training with FishLeg, and the state between them."""
+    tx = optax.chain(
+        optax.adam(0.01), flj.fishleg_prune(MODEL, CUBIC, aux_every=2, mask_every=5, damping=0.01)
+    )
+    data = jax.tree.map(lambda x: jnp.tile(x, (2, 1, 1)), batches())
+    first = train(tx, data=at(slice(STEPS), data))
+    second = train(tx, first[0], at(slice(STEPS, None), data), first[1])
+    return first, second
+
+
+def test_fishleg_is_carried_on_and_refined():
+    """It waits for its start, is refined at every other step, and prunes by what it has learned."""
+    (_, between, (_, masks)), (params, state, (path, later)) = fishleg_run()
+    # ready after 32 batches, when the schedule is over: at once, and no more is learned then
+    assert zeros(masks)[30] == 0 and zeros(masks)[31] == ZEROS
+    assert int(between[1].estimate.count) == 32 and int(between[1].assimilated) == 32
+    assert flj.check(state).ok and (zeros(later) == ZEROS).all()
+    assert flj.sparsity(params) == ZEROS / 12
+
+
+def test_fishleg_refines_until_the_last_weight_has_gone():
+    schedule = flj.schedules.cubic(0.7, begin=40, end=100)
+    tx = optax.chain(
+        optax.adam(0.01), flj.fishleg_prune(MODEL, schedule, aux_every=4, mask_every=10)
+    )
+    data = jax.tree.map(lambda x: jnp.tile(x, (3, 1, 1)), batches())
+    _, state, (_, masks) = train(tx, data=data)
+    # the start, and learning at every fourth step before the hundredth, where nothing is left to do
+    assert int(state[1].assimilated) == 32 + len(range(36, 100, 4))
+    assert 0 < float(state[1].estimate.relative_residual) < 1
+    coordinates = jax.tree.leaves(state[1].estimate.average)
+    assert any((x != 0).any() for x in coordinates)
+    assert (zeros(masks)[99:] == ZEROS).all() and flj.check(state).ok
+
+
+PARAMS = initial()
+BATCH = at(0, batches())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"sparsity": 1.0}, "sparsity must be a number in \\[0, 1\\), got 1.0"),
+        ({"sparsity": "0.5"}, "sparsity must be a number in \\[0, 1\\) or a function of the step"),
+        ({"estimator": MODEL}, "estimator must be an InverseFisher"),
+        ({"scope": "leaf"}, "scope must be one of global, layer, got 'leaf'"),
+        ({"compensation": "group"}, "compensation must be one of flj.compensation, got 'group'"),
+        ({"aux_every": 0}, "aux_every must be a whole number of steps, at least 1, got 0"),
+        ({"mask_every": 2.5}, "mask_every must be a whole number of steps, at least 1, got 2.5"),
+        ({"regrow": 1.5}, "regrow must be a number in \\[0, 1\\] or a function, got 1.5"),
+        ({"renew": 51}, "renew must be at most mask_every, 50, got 51"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        flj.gradual_prune(**{"estimator": DIAGONAL, "sparsity": 0.5} | arguments)
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"w": jnp.ones(3)}, "prunable selects no leaf"),
+        ({"w": jnp.ones((2, 2), int)}, "params: 'w' must be a floating-point array"),
+        ({"w": jnp.full((2, 2), jnp.nan)}, "params: 'w' has NaN"),
+        ({}, "params has no leaves"),
+        (None, "params must be handed to update, got None"),
+    ],
+    ids=str,
+)
+def test_bad_weights(params, message):
+    with pytest.raises(ValueError, match=message):
+        PRUNING.init(params)
+
+
+def test_what_is_not_handed_to_update():
+    state = PRUNING.init(PARAMS)
+    with pytest.raises(ValueError, match="params must be handed to update, got None"):
+        PRUNING.update(PARAMS, state, batch=BATCH)
+    with pytest.raises(ValueError, match="batch must be handed to update"):
+        PRUNING.update(PARAMS, state, PARAMS)
+    checked = flj.gradual_prune(
+        MAGNITUDE, 0.5, compensation=flj.compensation.independent(check_step=True)
+    )
+    with pytest.raises(ValueError, match="curvature is needed .* for the check of the step"):
+        checked.update(PARAMS, checked.init(PARAMS), PARAMS)
+
+
+def test_states_without_a_pruning_and_with_two():
+    for read in (flj.masks, flj.check):
+        with pytest.raises(ValueError, match="of one gradual pruning .*, found 0 in tuple"):
+            read(optax.adam(0.1).init(PARAMS))
+        with pytest.raises(ValueError, match="found 2 in tuple"):
+            read((PRUNING.init(PARAMS), PRUNING.init(PARAMS)))
+    with pytest.raises(ValueError, match="masks must have the structure"):
+        flj.apply_masks(PARAMS, optax.adam(0.1).init(PARAMS))
+
+
+def test_states_are_arrays_that_share_no_memory():
+    """They go through jit, checkpoints, and donation."""
+    state = jax.jit(PRUNING.init)(PARAMS)
+    leaves = jax.tree.leaves(state)
+    assert all(isinstance(x, jax.Array) for x in leaves)
+    assert state.key.dtype == jnp.uint32
+    update = jax.jit(PRUNING.update, donate_argnums=1)
+    for _ in range(2):
+        _, state = update(PARAMS, state, PARAMS, batch=BATCH)
+    assert int(state.count) == 2
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "woodfisher"])
+def test_an_estimate_that_is_renewed_is_of_the_last_batches_alone(kind):
+    """Before every step that `mask_every` divides: gradual WoodFisher, which is made for that."""
+    estimator = DIAGONAL
+    if kind == "woodfisher":  # of 12 gradients: later ones it would leave out
+        estimator = flj.inverse.woodfisher(MODEL, 0.1, gradients=12, examples_per_gradient=4)
+    pruning = flj.gradual_prune(estimator, CUBIC, mask_every=10, renew=3)
+    data = batches()
+    params, state, (path, masks) = train(optax.chain(optax.sgd(0.01), pruning), data=data)
+    # up to the thirtieth step, where the schedule is over
+    start = at(26, path)
+    expected, update = estimator.init(params), jax.jit(estimator.update)
+    for i in (27, 28, 29):
+        expected = update(
+            expected, at(i - 1, path),
+            at(i, data), None, at(28, masks),
+        )  # fmt: skip
+    found = estimator.diagonal(state[1].estimate, start)
+    kept = np.asarray(masks["w"][28])
+    wanted = estimator.diagonal(expected, start)
+    np.testing.assert_allclose(np.where(kept, found["w"], 0), np.where(kept, wanted["w"], 0), 1e-4)
+    assert int(state[1].assimilated) == 3 and int(state[1].estimate.count) == 12
+    assert (zeros(masks)[29:] == ZEROS).all() and flj.check(state).ok

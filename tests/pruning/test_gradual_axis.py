@@ -1,0 +1,136 @@
+"""Gradual pruning where every device has a batch of its own."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fishleg_jax as flj
+from tests.pruning.training import (
+    CUBIC,
+    DIAGONAL,
+    MODEL,
+    STEPS,
+    ZEROS,
+    batches,
+    gradient,
+    initial,
+    make_step,
+    zeros,
+)
+
+GROUP = flj.compensation.group(damping=0.01)
+
+
+def train_on_two(tx, data):
+    """The steps of two devices, each with half of every batch, by `vmap` over a named axis."""
+    halves = jax.tree.map(lambda x: x.reshape(STEPS, 2, -1, *x.shape[2:]).swapaxes(0, 1), data)
+
+    def run(data):
+        def step(carry, batch):
+            params, state = carry
+            grads = jax.lax.pmean(gradient(params, batch), "devices")
+            updates, state = tx.update(grads, state, params, batch=batch)
+            return (optax.apply_updates(params, updates), state), flj.masks(state)["w"]
+
+        return jax.lax.scan(step, (initial(), tx.init(initial())), data)
+
+    return jax.jit(jax.vmap(run, axis_name="devices"))(halves)
+
+
+@pytest.mark.parametrize("options", [{}, {"compensation": GROUP}], ids=["independent", "group"])
+def test_two_devices_are_as_one_with_the_whole_batch(options):
+    options = {"estimator": DIAGONAL, "aux_every": 3, "mask_every": 4} | options
+
+    def make(axis_name):
+        pruning = flj.fishleg_prune(MODEL, CUBIC, axis_name=axis_name, **options)
+        return optax.chain(optax.sgd(0.02), pruning)
+
+    data = batches()
+    (params, state), masks = train_on_two(make("devices"), data)
+    for leaf in jax.tree.leaves((params, state)):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+    tx = make(None)
+    (expected, other), (_, single) = jax.jit(lambda c, d: jax.lax.scan(make_step(tx), c, d))(
+        (initial(), tx.init(initial())), data
+    )
+    np.testing.assert_array_equal(masks[0], single["w"])
+    np.testing.assert_allclose(params["w"][0], expected["w"], rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        state[1].estimate.squares["w"][0], other[1].estimate.squares["w"], rtol=1e-4
+    )
+    assert zeros({"w": masks[0]})[-1] == ZEROS
+
+
+def test_fishleg_on_two_devices_estimates_the_fisher_of_all():
+    """Whose batches together have inputs of which each alone has half the directions."""
+    estimator = flj.inverse.fishleg(
+        MODEL, damping=0.05, start=64, axis_name="devices", factors=flj.inverse.factors.full
+    )
+    # each device's examples are multiples of two unit vectors
+    scales = jnp.array([1.0, 0.5, 2.0, 1.5])
+    inputs = jnp.tile(jnp.diag(scales).reshape(2, 2, 4), (1, 32, 1))
+    params = initial()
+
+    def fit(x):
+        def step(i, state):
+            return estimator.update(state, params, (x, None), jax.random.key(i))
+
+        return jax.lax.fori_loop(0, 250, step, estimator.init(params))
+
+    state = jax.jit(jax.vmap(fit, axis_name="devices"))(inputs)
+    for leaf in jax.tree.leaves(state):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+    state = jax.tree.map(lambda x: x[0], state)
+    expected = 1 / (scales**2 / 4 + 0.05)
+    found = estimator.diagonal(state, params)["w"]
+    # what it has not seen would be at 1 / 0.05
+    np.testing.assert_allclose(found, jnp.tile(expected[:, None], 3), rtol=0.2)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, optax, fishleg_jax as flj
+from jax.sharding import AxisType, PartitionSpec as P
+from tests.pruning.training import *
+jax.config.update("jax_disable_most_optimizations", True)
+mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+for estimator in (None, DIAGONAL):
+    pruning = flj.fishleg_prune(
+        MODEL, flj.schedules.cubic(0.7, begin=33, end=38), estimator=estimator, mask_every=2,
+        aux_every=2, axis_name="devices",
+    )
+    tx = optax.chain(optax.sgd(0.02), pruning)
+    def run(data):
+        def step(carry, batch):
+            params, state = carry
+            # by weights that all devices share it is summed already
+            grads = jax.tree.map(lambda g: g / 2, gradient(params, batch))
+            updates, state = tx.update(grads, state, params, batch=batch)
+            return (optax.apply_updates(params, updates), state), None
+        return jax.lax.scan(step, (initial(), tx.init(initial())), data)[0]
+    # that what comes out is the same everywhere is what shard_map checks
+    spread = jax.shard_map(run, mesh=mesh, in_specs=P(None, "devices"), out_specs=P())
+    params, state = jax.jit(spread)(batches())
+    assert flj.check(state).ok and flj.sparsity(params) == ZEROS / 12, flj.check(state)
+print(jax.device_count(), "devices")
+"""
+
+
+def test_inside_shard_map():
+    """In a process of its own, which has two devices."""
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env={
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_PLATFORMS": "cpu",
+            "PATH": "",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout == "2 devices\n", run.stderr
