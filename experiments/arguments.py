@@ -10,8 +10,7 @@ from experiments import checkpoints, data
 from experiments.models import MODELS, Spec
 
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
-DEFAULT_MODELS = {"digits": "cnn", "mnist": "mlpnet", "cifar10": "resnet20"}
-CLASSIFIERS = [name for name, spec in MODELS.items() if spec.dataset in DEFAULT_MODELS]
+CLASSIFIERS = ("cnn", "mlp", "mlpnet", "resnet20")
 
 
 Parser = Callable[[str], Any]
@@ -99,6 +98,10 @@ def pruning_parser(
     default: Sequence[str],
     several: bool = True,
     compensations: Sequence[str] = ("independent", "none"),
+    models: Sequence[str] = CLASSIFIERS,
+    sparsities: Sequence[float] = SPARSITIES,
+    seeds: Sequence[int] = (0,),
+    limited: bool = True,
 ) -> argparse.ArgumentParser:
     """A parser with the options that all experiments have that prune one network.
 
@@ -109,15 +112,21 @@ def pruning_parser(
         default: those that are used unless a user says otherwise.
         several: whether there may be more than one sparsity and seed.
         compensations: what `--compensation` may be.
+        models: what `--model` may be; the first of a data set is its default.
+        sparsities: those that are pruned to unless a user says otherwise, where there are several.
+        seeds: likewise.
+        limited: whether there is an `--examples`.
 
     Returns:
         The parser, for `parse`.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     add = parser.add_argument
-    add("--dataset", choices=list(DEFAULT_MODELS), help="default: that of --model, else digits")
+    parser.set_defaults(models=models)
+    datasets = list(dict.fromkeys(MODELS[name].data for name in models))
+    add("--dataset", choices=datasets, help="default: that of --model, else digits")
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
-    add("--model", choices=CLASSIFIERS, help="default: the one that belongs to the data set")
+    add("--model", choices=models, help="default: the one that belongs to the data set")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights; else it is trained")
     add("--epochs", type=at_least(1), help="of training, without --checkpoint")
     add(
@@ -131,29 +140,40 @@ def pruning_parser(
         add(
             "--sparsity",
             type=comma_list(sparsity),
-            default=SPARSITIES,
+            default=list(sparsities),
             metavar="A,B",
-            help=f"default: {','.join(map(str, SPARSITIES))}",
+            help=f"default: {','.join(map(str, sparsities))}",
         )
-        add("--seed", type=comma_list(seed), default=[0], metavar="A,B", help="default: 0")
+        add(
+            "--seed",
+            "--seeds",
+            type=comma_list(seed),
+            default=list(seeds),
+            metavar="A,B",
+            help=f"default: {','.join(map(str, seeds))}",
+        )
     else:
         add("--sparsity", type=sparsity, default=0.9, help="default: 0.9")
         add("--seed", type=seed, default=0, help="default: 0")
     add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
     add("--compensation", choices=compensations, default="independent")
-    add("--examples", type=at_least(1), help="training images that the curvature may see")
+    if limited:
+        add("--examples", type=at_least(1), help="training images that the curvature may see")
+    else:
+        parser.set_defaults(examples=None)
     out = Path("results") / prog.rpartition(".")[2]
     add("--out", type=Path, default=out, help=f"default: {out}")
     return parser
 
 
 def _spec(args: argparse.Namespace) -> Spec:
-    dataset = args.dataset or (MODELS[args.model].dataset if args.model else "digits")
-    spec = MODELS[args.model or DEFAULT_MODELS[dataset]]
-    if spec.dataset != dataset:
-        fitting = ", ".join(name for name in CLASSIFIERS if MODELS[name].dataset == dataset)
+    dataset = args.dataset or (MODELS[args.model].data if args.model else "digits")
+    fitting = [name for name in args.models if MODELS[name].data == dataset]
+    spec = MODELS[args.model or fitting[0]]
+    if spec.name not in fitting:
         raise ValueError(
-            f"--model {spec.name} is for {spec.dataset}, --dataset is {dataset}: use {fitting}"
+            f"--model {spec.name} is for {spec.data}, --dataset is {dataset}: use "
+            f"{', '.join(fitting)}"
         )
     return spec
 
@@ -180,8 +200,8 @@ def parse(
     args = parser.parse_args(argv)
     try:
         spec = _spec(args)
-        if spec.dataset == "digits" and args.data_dir is not None:
-            raise ValueError("--data-dir is for mnist and cifar10; digits come with scikit-learn")
+        if spec.data in ("digits", "faces") and args.data_dir is not None:
+            raise ValueError(f"--data-dir is for mnist and cifar10, not for {spec.data}")
         loaded = checkpoints.load(args.checkpoint, spec) if args.checkpoint else None
         split = data.load(spec.dataset, args.data_dir)
         images = len(split.train[0])

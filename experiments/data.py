@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from experiments import files
+from experiments import faces, files
 from fishleg_jax.pruning.files import read_npz
 
 DIGITS_TEST = 500
 CONTEXT = 64
 SHIFT = 4  # pixels by which an image may be shifted in training
-TEXT = "data/tinyshakespeare.txt"
+SHARED = {"tinyshakespeare": "data/tinyshakespeare.txt", "faces": faces.FILE}
 # name -> what is subtracted from pixels in [0, 1], and what the rest is divided by
 NORMALISATION = {"mnist": (0.1307, 0.3081), "cifar10": (0.5, 0.5), "mnist_raw": (0.0, 1.0)}
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -143,8 +143,8 @@ def check(name: str, data_dir: str | Path | None = None) -> None:
     Raises:
         ValueError: it is missing.
     """
-    if name == "tinyshakespeare":
-        files.shared(TEXT)
+    if name in SHARED:
+        files.shared(SHARED[name])
     elif name != "digits":
         prepared(name.removesuffix("_raw"), data_dir)
 
@@ -154,7 +154,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
 
     Args:
         name: `digits`, `mnist`, `cifar10`, `tinyshakespeare`, or `mnist_raw`, whose pixels stay in
-            [0, 1] and whose targets are the pixels.
+            [0, 1] and whose targets are the pixels, or `faces`, see `experiments.faces`.
         data_dir: where TensorFlow Datasets has its data, see `prepared`.
 
     Returns:
@@ -166,7 +166,9 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
     if name == "digits":
         return digits()
     if name == "tinyshakespeare":
-        return tinyshakespeare(files.shared(TEXT))
+        return tinyshakespeare(files.shared(SHARED[name]))
+    if name == "faces":
+        return Data(*faces.load(files.shared(SHARED[name])))
     stored = name.removesuffix("_raw")
     folder = prepared(stored, data_dir)
     mean, scale = np.float32(NORMALISATION[name])

@@ -28,12 +28,12 @@ def write(path: Path, writer: Callable[[Path], Any]) -> Path:
     return path
 
 
-def _without_nan(value: Any) -> Any:
-    # JSON knows neither NaN nor infinity
+def without_nan(value: Any) -> Any:
+    """Dicts and lists with null for NaN and infinity, which JSON knows neither of."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -47,7 +47,7 @@ def write_json(path: Path, value: Any) -> Path:
     Returns:
         `path`.
     """
-    text = json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
     return write(path, lambda beside: beside.write_text(text))
 
 

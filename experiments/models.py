@@ -1,5 +1,6 @@
 """The table of models: a network, what its outputs mean, its data set, and its usual settings."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ class Spec(NamedTuple):
         examples: how many training examples the curvature sees.
         batch: how many of them at a time.
         checkpoint: the trained weights in the shared folder, if there are any.
+        mean: of an auto-encoder, from its outputs to its reconstruction; None for a classifier.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Spec(NamedTuple):
     examples: int
     batch: int
     checkpoint: str | None
+    mean: Callable[[Any], Any] | None
+
+    @property
+    def data(self) -> str:
+        """The name of the data set, whatever is done to its pixels."""
+        return self.dataset.removesuffix("_raw")
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Random parameters and the constants (batch-norm statistics; empty without them)."""
@@ -72,6 +80,7 @@ def _spec(
     input_dtype: Any = jnp.float32,
     prunable: str | None = None,
     checkpoint: str | None = None,
+    mean: Callable[[Any], Any] | None = None,
 ) -> Spec:
     def predict(params, inputs, constants=None):
         statistics = {"batch_stats": constants} if constants else {}
@@ -91,10 +100,12 @@ def _spec(
         examples,
         batch,
         checkpoint,
+        mean,
     )
 
 
 _AUTOENCODER = (1000, 500, 250, 30, 250, 500, 1000, 784)
+_FACES = (2000, 1000, 500, 30, 500, 1000, 2000, 625)
 
 # ResNet-20 prunes the 18 convolutions of its blocks and the two 1x1 shortcuts, 269,824 weights,
 # and keeps the first convolution and the classifier; the transformer keeps its embeddings.
@@ -155,6 +166,20 @@ MODELS = {
             learning_rate=1e-3,
             examples=10_000,
             batch=100,
+            mean=jax.nn.sigmoid,
+        ),
+        _spec(
+            "faces",
+            networks.Mlp(_FACES, linear=3),
+            "faces",
+            (25, 25, 1),
+            likelihood=flj.likelihoods.gaussian(),
+            epochs=20,
+            train_batch=100,
+            learning_rate=1e-3,
+            examples=10_000,
+            batch=100,
+            mean=lambda outputs: outputs,
         ),
         _spec(
             "transformer",

@@ -40,24 +40,35 @@ def _close(one: Sequence[float], other: Sequence[float]) -> bool:
     return len(one) == len(other) and all(abs(a - b) < 0.5 for a, b in zip(one, other, strict=True))
 
 
-def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
+def accuracy_vs_sparsity(
+    path: Path,
+    results: Sequence[dict],
+    *,
+    field: str = "accuracy",
+    name: str = "test accuracy, %",
+    how: str | None = None,
+) -> Path:
     """Draws accuracy against sparsity, a line for each method, and the dense accuracy.
 
     Args:
         path: the png file.
         results: the objects of a `results.json` for one model; over seeds the median is drawn, and
             the range behind it.
+        field: what is drawn.
+        name: what it is called.
+        how: how it was pruned; None for what the number of stages tells.
 
     Returns:
         `path`.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    stages = max(result["settings"].get("stages", 1) for result in results)
-    how = "one shot" if stages == 1 else f"{stages} stages"
+    if how is None:
+        stages = max(result["settings"].get("stages", 1) for result in results)
+        how = "one shot" if stages == 1 else f"{stages} stages"
     axes.set_title(f"{results[0]['model']} on {results[0]['dataset']}, {how}")
-    axes.set(xlabel="sparsity, %", ylabel="test accuracy, %")
+    axes.set(xlabel="sparsity, %", ylabel=name)
     _tidy(axes)
-    dense = statistics.median(select(results, "dense_accuracy"))
+    dense = statistics.median(select(results, f"dense_{field}"))
     axes.axhline(dense, color="black", linestyle="--", linewidth=1, label=f"dense ({dense:.1f})")
     # where something else was to be reached, results lie where they came to
     at = lambda r: r["sparsity"] if isinstance(r["sparsity_target"], str) else r["sparsity_target"]  # noqa: E731
@@ -66,7 +77,7 @@ def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
     percent = [100 * target for target in targets]
     drawn = []
     for method in dict.fromkeys(result["method"] for result in results):
-        found = {t: select(results, "accuracy", method=method, at=t) for t in targets}
+        found = {t: select(results, field, method=method, at=t) for t in targets}
         found = {100 * target: values for target, values in found.items() if values}
         middle = [statistics.median(values) for values in found.values()]
         # woodfisher and mfac are one estimate: a line that would hide another is dashed
@@ -78,7 +89,38 @@ def accuracy_vs_sparsity(path: Path, results: Sequence[dict]) -> Path:
         axes.fill_between(list(found), low, high, color=line.get_color(), alpha=0.2)
     if len(percent) <= 10:
         axes.set_xticks(percent, [f"{p:g}" for p in percent])
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="lower left" if field == "accuracy" else "upper left", frameon=False)
+    return _save(figure, path)
+
+
+def training(path: Path, runs: Mapping[float, Mapping[str, Sequence[dict]]]) -> Path:
+    """Draws loss, sparsity and auxiliary loss against the step, a row for each final sparsity.
+
+    Args:
+        path: the png file.
+        runs: by sparsity and method, the objects of `metrics.jsonl`.
+    """
+    drawn = {"loss": "loss of the batch", "sparsity": "sparsity", "auxiliary_loss": "auxiliary"}
+    size = (9.6, 2.6 * len(runs) + 0.4)
+    figure, grid = plt.subplots(
+        len(runs), 3, figsize=size, layout="constrained", squeeze=False, sharex=True
+    )
+    names = list(dict.fromkeys(method for run in runs.values() for method in run))
+    lines = {}
+    for row, (sparsity, run) in zip(grid, runs.items(), strict=True):
+        for axes, (field, title) in zip(row, drawn.items(), strict=True):
+            for method, told in run.items():
+                found = [(r["step"], r[field]) for r in told if r.get(field) is not None]
+                style = {"color": f"C{names.index(method)}", "linewidth": 1}
+                if found:
+                    (lines[method],) = axes.plot(*zip(*found, strict=True), **style)
+            axes.set_title(f"{title}, to {100 * sparsity:g} %", fontsize="medium")
+            _tidy(axes)
+        row[0].set_yscale("log")
+    figure.supxlabel("step")
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False
+    )
     return _save(figure, path)
 
 

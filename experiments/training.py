@@ -1,5 +1,6 @@
 """Plain training and evaluation."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,16 @@ from experiments.models import Spec, as_batch
 EVALUATION_BATCH = 1000
 
 
-@lru_cache(maxsize=8)  # a training on, of one pruned network after the other, compiles once
-def _make_step(spec: Spec, learning_rate: float, steps: int):
-    schedule = optax.cosine_decay_schedule(learning_rate, steps)
-    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+def loss_of(spec: Spec) -> Callable[[Any, Any, Any, Any], tuple[jax.Array, Any]]:
+    """The loss that a network is trained on.
+
+    Args:
+        spec: the model.
+
+    Returns:
+        A function `(params, constants, inputs, targets) -> (loss, constants)`: batch norm uses the
+        statistics of the batch, and takes them into its averages.
+    """
 
     def mean_loss(params, constants, inputs, targets):
         if not constants:
@@ -31,12 +38,20 @@ def _make_step(spec: Spec, learning_rate: float, steps: int):
         losses = spec.model.likelihood.negative_log_likelihood(outputs, targets)
         return losses.mean(), new["batch_stats"]
 
+    return mean_loss
+
+
+@lru_cache(maxsize=8)  # a training on, of one pruned network after the other, compiles once
+def _make_step(spec: Spec, learning_rate: float, steps: int):
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+    gradient = jax.grad(loss_of(spec), has_aux=True)
+
     def held(tree, masks):
         return tree if masks is None else flj.apply_masks(tree, masks)
 
     @jax.jit
     def step(params, constants, state, masks, inputs, targets):
-        gradient = jax.grad(mean_loss, has_aux=True)
         grads, constants = gradient(params, constants, inputs, targets)
         # no gradient of a pruned weight gets into the moments, nor a rounding into the weight
         updates, state = optimizer.update(held(grads, masks), state, params)
@@ -111,37 +126,48 @@ def trained(
     return checkpoints.load(path, spec)
 
 
-@partial(jax.jit, static_argnames="model")
-def _totals(model: flj.Model, params: Any, batch: tuple, weights: jax.Array):
+@partial(jax.jit, static_argnames=("model", "mean"))
+def _totals(model: flj.Model, mean: Callable | None, params: Any, batch: tuple, weights: jax.Array):
     outputs = model.predict(params, batch[0], *batch[2:])
     losses = model.likelihood.negative_log_likelihood(outputs, batch[1])
-    correct = outputs.argmax(axis=-1) == batch[1]
-    accuracies = correct.reshape(len(weights), -1).mean(axis=1)
-    return weights @ accuracies, weights @ losses
+    if mean is None:
+        correct = outputs.argmax(axis=-1) == batch[1]
+        scores = 100 * correct.reshape(len(weights), -1).mean(axis=1)
+    else:
+        scores = jnp.square(mean(outputs) - batch[1]).sum(axis=1)
+    return weights @ scores, weights @ losses
 
 
-def evaluate(model: flj.Model, params: Any, data: Arrays, constants: Any) -> tuple[float, float]:
-    """Evaluates a classifier.
+def evaluate(
+    model: flj.Model,
+    params: Any,
+    data: Arrays,
+    constants: Any,
+    mean: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[float, float]:
+    """Evaluates a classifier, or an auto-encoder.
 
     Args:
         model: the model.
         params: its parameters.
-        data: the inputs and the integer targets.
+        data: the inputs and the targets.
         constants: its constants; may be empty.
+        mean: of an auto-encoder, from its outputs to its reconstruction, `(examples, values)`.
 
     Returns:
-        The accuracy in percent and the mean loss in nats per example.
+        The accuracy in percent, of an auto-encoder the squared error summed over the values of an
+        example; and the loss in nats; both means over examples.
     """
     inputs, targets = data
     examples = len(inputs)
     size = min(EVALUATION_BATCH, examples)
-    accuracy = loss = 0.0
+    score = loss = 0.0
     for begin in range(0, examples, size):
         # the last batch is filled up with weightless examples: one shape, one compilation
         rows = np.arange(begin, begin + size)
         weights = jnp.asarray(rows < examples, jnp.float32)
         rows = np.minimum(rows, examples - 1)
         batch = as_batch(inputs[rows], targets[rows], constants)
-        totals = _totals(model, params, batch, weights)
-        accuracy, loss = accuracy + float(totals[0]), loss + float(totals[1])
-    return 100 * accuracy / examples, loss / examples
+        totals = _totals(model, mean, params, batch, weights)
+        score, loss = score + float(totals[0]), loss + float(totals[1])
+    return score / examples, loss / examples

@@ -1,0 +1,316 @@
+"""Prunes networks while they are trained on, and compares methods, step for step.
+
+    python -m experiments.gradual
+    python -m experiments.gradual --dataset mnist --method fishleg,woodfisher,magnitude
+    python -m experiments.gradual --dataset cifar10 --checkpoint resnet20_cifar10.npz --seed 0
+
+Every run starts from the same trained weights, and sees the same batches in the same order; methods
+differ in nothing but their estimate of the inverse Fisher, which sees training batches only.  With
+no pruning at all the same training gives the dense row.  Into `--out` go `results.json`, the
+pictures `accuracy_vs_sparsity.png` and `training.png`, and a folder for each run with
+`metrics.jsonl`, the pruned weights and the masks.  The same command goes on after it was stopped,
+or killed.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fishleg_jax as flj
+from experiments import (
+    arguments,
+    checkpoints,
+    data,
+    gradual_plan,
+    metrics,
+    plots,
+    results,
+    tables,
+    training,
+)
+from experiments.gradual_plan import DENSE, Plan
+from experiments.gradual_run import CHECKPOINTS, METRICS, Carry, run
+from experiments.models import Spec
+
+MODELS = ("cnn", "mlp", "autoencoder", "mlpnet", "resnet20", "faces")
+RESUMING = """
+A run that was stopped goes on from its last checkpoint, and ends with the weights that it would
+have had.  Runs that are over are in results.json and are not made again: those of the same method,
+settings, sparsity, seed and weights.  To start afresh, delete --out or name another.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.pruning_parser(
+        "experiments.gradual",
+        "Prune networks while they are trained on, and compare methods.",
+        methods=gradual_plan.METHODS,
+        default=("fishleg", "magnitude"),
+        models=MODELS,
+        sparsities=(0.95, 0.98),
+        seeds=range(5),
+        limited=False,
+    )
+    parser.epilog = RESUMING
+    add, whole = parser.add_argument, arguments.at_least(1)
+    add("--steps", type=arguments.at_least(10), help="of training; default: the model's")
+    add("--rate", type=arguments.positive, help="the learning rate; default: the model's")
+    add("--mask-every", type=whole, metavar="N", help="steps between mask updates")
+    add("--aux-every", type=whole, metavar="N", help="steps between batches that estimates see")
+    add(
+        "--damping",
+        type=arguments.by_name(gradual_plan.DAMPED, arguments.positive),
+        default={},
+        metavar="X|A=X,B=Y",
+        help="of all methods, or by name; default: each method's own",
+    )
+    add(
+        "--gradients",
+        type=whole,
+        default=gradual_plan.GRADIENTS,
+        metavar="M",
+        help="at most so many, means over equally many examples, are what woodfisher makes anew "
+        f"before a mask update, and mfac remembers; default: {gradual_plan.GRADIENTS}",
+    )
+    add(
+        "--block-size",
+        type=arguments.block_size,
+        metavar="none|leaf|N",
+        help="weights in a block of woodfisher and mfac; default: none, one block of all",
+    )
+    add(
+        "--dense",
+        choices=["trained", "start"],
+        default="trained",
+        help="what is compared with: the same training without pruning, or the weights before it",
+    )
+    add(
+        "--validate",
+        type=whole,
+        metavar="N",
+        help="leave the last N training examples out, and evaluate on these instead of test ones",
+    )
+    add(
+        "--checkpoint-every",
+        type=arguments.positive,
+        default=30.0,
+        metavar="SECONDS",
+        help="default: 30",
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
+    """Raises a ValueError where arguments do not fit together."""
+    results.load(args.out / "results.json")
+    examples = len(split.train[0]) - (args.validate or 0)
+    if examples < spec.train_batch:
+        raise ValueError(
+            f"--validate {args.validate} leaves {examples} examples to train on, fewer than a "
+            f"batch of {spec.train_batch}"
+        )
+    for plan in _plans(args, spec):
+        gradual_plan.make_pruning(spec, plan, seed=0)
+
+
+def _plans(args: argparse.Namespace, spec: Spec) -> list[Plan]:
+    return [
+        gradual_plan.make_plan(spec, args, method, sparsity)
+        for sparsity in args.sparsity
+        for method in args.method
+    ]
+
+
+def _split(args: argparse.Namespace, split: data.Data) -> data.Data:
+    """The data, or all but some of the training examples, and these for testing."""
+    if args.validate is None:
+        return split
+    inputs, targets = split.train
+    cut = len(inputs) - args.validate
+    return data.Data((inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:]))
+
+
+def _weights(
+    args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any, seed: int
+) -> tuple[Any, Any]:
+    """The parameters and constants: those of the checkpoint, or trained and kept in `--out`."""
+    if loaded is not None:
+        return loaded
+    epochs = args.epochs or gradual_plan.RECIPES[spec.name].epochs
+    part = f"_of{len(split.train[0])}" if args.validate else ""
+    path = args.out / f"{spec.name}_{epochs}epochs{part}_seed{seed}.npz"
+    return training.trained(spec, split.train, path, epochs=epochs, seed=seed)
+
+
+def score_name(spec: Spec) -> str:
+    """The field that tells how good a network is."""
+    return "accuracy" if spec.mean is None else "reconstruction_error"
+
+
+def _evaluated(
+    spec: Spec, split: data.Data, params: Any, constants: Any, prefix: str = ""
+) -> dict[str, float]:
+    score, loss = training.evaluate(spec.model, params, split.test, constants, spec.mean)
+    return {f"{prefix}{score_name(spec)}": score, f"{prefix}loss": loss}
+
+
+def _one(
+    args: argparse.Namespace,
+    spec: Spec,
+    split: data.Data,
+    plan: Plan,
+    start: tuple[Any, Any],
+    seed: int,
+    further: dict[str, Any],
+) -> dict[str, Any]:
+    """The object of `results.json` of a run: found there, or made."""
+    path, weights = args.out / "results.json", results.fingerprint(start)
+    settings = {
+        **plan.settings,
+        "weights": weights,
+        "prunable": results.prunable(spec),
+        "dense": args.dense,
+        "validate": args.validate,
+    }
+    identity = {
+        "method": plan.method,
+        "dataset": spec.dataset,
+        "model": spec.name,
+        "sparsity_target": plan.sparsity,
+        "seed": seed,
+    }
+    found = results.find(results.load(path), settings=settings, **identity)
+    if found is not None:
+        print(f"seed {seed}, {plan.method} to {100 * plan.sparsity:g} %: in {path} already")
+        return found
+    folder = args.out / _folder(spec, plan, seed, weights)
+    carry = run(
+        spec, plan, split.train, start,
+        seed=seed, folder=folder, checkpoint_every=args.checkpoint_every,
+    )  # fmt: skip
+    checkpoints.save(folder / "weights.npz", carry.params, carry.constants)
+    row = {
+        **identity,
+        "sparsity": flj.sparsity(carry.params, spec.prunable),
+        **_evaluated(spec, split, carry.params, carry.constants),
+        **further,
+        "seconds": float(carry.seconds),
+        **_pruning(plan, carry, folder),
+        "metrics": str(folder.relative_to(args.out) / METRICS),
+        "settings": settings,
+    }
+    results.add(path, [row])
+    shutil.rmtree(folder / CHECKPOINTS)
+    return row
+
+
+def _folder(spec: Spec, plan: Plan, seed: int, weights: str) -> Path:
+    name = f"{spec.name}_{plan.method}_{plan.sparsity:g}_seed{seed}"
+    return Path("runs") / f"{name}_{plan.name[:8]}{weights[:8]}"
+
+
+def _pruning(plan: Plan, carry: Carry, folder: Path) -> dict[str, Any]:
+    """What there is to tell of a pruning, whose masks are saved."""
+    if plan.method == DENSE:
+        return {}
+    found = flj.check(carry.state)
+    flj.save_masks(folder / "masks.npz", flj.masks(carry.state))
+    return {
+        "violations": found.violations,
+        "failures": found.failures,
+        **results.measured(carry.state[-1].estimate),
+    }
+
+
+def compare(
+    args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any
+) -> list[dict[str, Any]]:
+    """All methods, sparsities and seeds.
+
+    Args:
+        args: the arguments.
+        spec: the model.
+        split: the data set.
+        loaded: trained parameters and constants; None to train.
+
+    Returns:
+        The objects of `results.json` that belong to the arguments.
+    """
+    split = _split(args, split)
+    rows = []
+    for seed in args.seed:
+        start = _weights(args, spec, split, loaded, seed)
+        before = _evaluated(spec, split, *start)
+        dense = before
+        if args.dense == "trained":
+            plan = gradual_plan.make_plan(spec, args, DENSE, 0.0)
+            dense = _one(args, spec, split, plan, start, seed, {})
+        names = (score_name(spec), "loss")
+        further = {f"dense_{name}": dense[name] for name in names}
+        further |= {f"start_{name}": before[name] for name in names}
+        for plan in _plans(args, spec):
+            rows.append(_one(args, spec, split, plan, start, seed, further))
+    return rows
+
+
+def show(rows: Sequence[dict], spec: Spec) -> str:
+    """Tables of accuracy (or reconstruction error), loss and seconds: medians over seeds.
+
+    Args:
+        rows: the objects of `results.json`.
+        spec: the model.
+    """
+    titles = {
+        score_name(spec): "test accuracy, %" if spec.mean is None else "reconstruction error",
+        "loss": "test loss, nats",
+        "seconds": "seconds",
+    }
+    digits = {"accuracy": 2, "reconstruction_error": 3, "loss": 3, "seconds": 1}
+    shown = [
+        tables.by_sparsity(rows, field, title, lambda v, n=digits[field]: tables.spread(v, n))
+        for field, title in titles.items()
+    ]
+    before = tables.spread([row[f"start_{score_name(spec)}"] for row in rows])
+    return "\n\n".join([f"{titles[score_name(spec)]}, before: {before}", *shown])
+
+
+def draw(args: argparse.Namespace, spec: Spec, rows: Sequence[dict]) -> list[Path]:
+    """The pictures; the curves are those of the first seed."""
+    runs = {}
+    for row in rows:
+        if row["seed"] == args.seed[0]:
+            told = metrics.load(args.out / row["metrics"])
+            runs.setdefault(row["sparsity_target"], {})[row["method"]] = told
+    field = score_name(spec)
+    name = "test accuracy, %" if spec.mean is None else "reconstruction error"
+    return [
+        plots.accuracy_vs_sparsity(
+            args.out / f"{field}_vs_sparsity.png", rows, field=field, name=name, how="gradual"
+        ),
+        plots.training(args.out / "training.png", runs),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    args, spec, split, loaded = arguments.parse(_parser(), argv, _check)
+    rows = compare(args, spec, split, loaded)
+    print(show(rows, spec))
+    print(args.out / "results.json")
+    for path in draw(args, spec, rows):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""One gradual pruning: training steps with masks that grow, kept on disk so that it can go on."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments import data, metrics
+from experiments.batches import batch_at
+from experiments.checkpointing import Checkpoints
+from experiments.gradual_plan import DENSE, Plan, assimilates, make_optimizer, make_pruning
+from experiments.models import Spec, as_batch
+from experiments.training import loss_of
+
+LOG_EVERY = 10  # steps
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+TOLD = ("auxiliary_loss", "relative_residual", "damping")  # of those estimates that have them
+
+
+class Carry(NamedTuple):
+    """All that the next step depends on, but for its number, and the seconds until here."""
+
+    params: Any
+    constants: Any
+    state: Any
+    seconds: np.ndarray
+
+
+@lru_cache(maxsize=64)
+def _step(spec: Spec, plan: Plan, assimilate: bool) -> Callable:
+    """A step, compiled before the clock starts; seeds share it."""
+    gradient = jax.value_and_grad(loss_of(spec), has_aux=True)
+    tx = _transformation(spec, plan, seed=0)
+
+    def step(params, constants, state, inputs, targets):
+        (loss, new_constants), grads = gradient(params, constants, inputs, targets)
+        extra = {}
+        if plan.method != DENSE:
+            # chosen on the host: in a lax.cond gradients of convolutions are 30 times slower
+            extra = {"batch": as_batch(inputs, targets, constants), "assimilate": assimilate}
+        updates, state = tx.update(grads, state, params, **extra)
+        told = {"loss": loss}
+        if plan.method != DENSE:
+            told["sparsity"], estimate = state[-1].asked, state[-1].estimate
+            told |= {name: getattr(estimate, name) for name in TOLD if hasattr(estimate, name)}
+        return optax.apply_updates(params, updates), new_constants, state, told
+
+    params, constants = jax.eval_shape(spec.init, jax.random.key(0))
+    state = jax.eval_shape(tx.init, params)
+    inputs = jax.ShapeDtypeStruct((plan.batch, *spec.input_shape), spec.input_dtype)
+    targets = jax.ShapeDtypeStruct((plan.batch,), jnp.int32)
+    if spec.mean is not None:
+        targets = jax.ShapeDtypeStruct((plan.batch, math.prod(spec.input_shape)), jnp.float32)
+    jitted = jax.jit(step, donate_argnums=(0, 1, 2))
+    return jitted.lower(params, constants, state, inputs, targets).compile()
+
+
+def _transformation(spec: Spec, plan: Plan, seed: int) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(make_optimizer(plan), make_pruning(spec, plan, seed))
+
+
+def run(
+    spec: Spec,
+    plan: Plan,
+    train: data.Arrays,
+    start: tuple[Any, Any],
+    *,
+    seed: int,
+    folder: Path,
+    checkpoint_every: float,
+) -> Carry:
+    """Trains a network while it is pruned, or goes on with that.
+
+    What a step does follows from the carry and its number alone, so that a run that was killed
+    ends with the weights that it would have had.
+
+    Args:
+        spec: the model.
+        plan: what is done.
+        train: the training inputs and targets.
+        start: the parameters and constants of the trained network.
+        seed: of the order of the examples, of shifts and flips, and of the estimate.
+        folder: for `metrics.jsonl`, of every tenth step, and for the checkpoints, which are
+            deleted by who has found a better place for what is returned.
+        checkpoint_every: seconds between two checkpoints.
+
+    Returns:
+        The carry after the last step; its seconds are without compilation and checkpoints.
+    """
+    total = plan.recipe.steps
+    steps = {yes: _step(spec, plan, yes) for yes in _kinds(plan)}
+    params, constants = jax.tree.map(jnp.array, start)  # a copy: steps take the memory of these
+    state = jax.jit(_transformation(spec, plan, seed).init)(params)
+    carry = Carry(params, constants, state, np.zeros(()))
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = folder / METRICS
+    with Checkpoints(folder / CHECKPOINTS) as kept:
+        done, carry = kept.restore(carry) or (0, carry)
+        metrics.rewind(lines, done)
+        bar = tqdm(desc=_title(plan, seed), total=total, initial=done, disable=None)
+        with bar:
+            told, begin = [], time.perf_counter()
+            for step in range(done + 1, total + 1):
+                batch = batch_at(spec.dataset, train, seed=seed, step=step - 1, batch=plan.batch)
+                *others, now = steps[assimilates(plan, step)](*carry[:3], *batch)
+                carry = Carry(*others, carry.seconds)
+                if step % LOG_EVERY == 0 or step == total:
+                    told.append({"step": step, **now})
+                bar.update()
+                due = time.perf_counter() - begin > checkpoint_every
+                if due or step == total:
+                    jax.block_until_ready(carry)
+                    seconds = carry.seconds + (time.perf_counter() - begin)
+                    carry = carry._replace(seconds=seconds)
+                    metrics.append(lines, jax.tree.map(float, told))
+                    kept.save(step, carry)
+                    told, begin = [], time.perf_counter()
+    return carry
+
+
+def _kinds(plan: Plan) -> set[bool]:
+    return {assimilates(plan, step) for step in range(1, plan.recipe.steps + 1)}
+
+
+def _title(plan: Plan, seed: int) -> str:
+    return f"{plan.method} to {100 * plan.sparsity:g} %, seed {seed}"

@@ -1,0 +1,40 @@
+"""What a user of flax needs for `fishleg_jax.fishleg_prune`; the rest of the recipes are its tests.
+
+`flax.nnx.Optimizer.update(model, grads, batch=batch)` hands the batch on; `TrainState` does not.
+"""
+
+from functools import partial
+from typing import Any
+
+from flax.training import train_state
+
+
+class PruningTrainState(train_state.TrainState):
+    """A `TrainState` whose `apply_gradients` hands the batch to the transformation.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, fishleg_jax as flj
+        >>> model = flj.Model(lambda params, x: x @ params["kernel"], flj.likelihoods.gaussian())
+        >>> tx = optax.chain(
+        ...     optax.sgd(0.1), flj.fishleg_prune(model, flj.schedules.cubic(0.5, begin=0, end=1))
+        ... )
+        >>> params, batch = {"kernel": jnp.ones((4, 1))}, (jnp.eye(4), jnp.zeros((4, 1)))
+        >>> state = PruningTrainState.create(apply_fn=model.predict, params=params, tx=tx)
+        >>> for _ in range(2):
+        ...     state = state.apply_gradients(grads=params, batch=batch)
+        >>> flj.sparsity(state.params)
+        0.5
+    """
+
+    def apply_gradients(self, *, grads: Any, batch: tuple, **kwargs: Any) -> "PruningTrainState":
+        """Makes a step.
+
+        Args:
+            grads: the gradients, like the parameters.
+            batch: what they were taken on, `(inputs, targets[, constants])`.
+            **kwargs: fields to replace, such as `batch_stats`.
+        """
+        tx = self.tx
+        seeing = self.replace(tx=tx._replace(update=partial(tx.update, batch=batch)))
+        stepped = train_state.TrainState.apply_gradients(seeing, grads=grads, **kwargs)
+        return stepped.replace(tx=tx)
