@@ -44,7 +44,8 @@ def search(
     would go for a walk with the noise of the examples.
 
     Where the step is too long, or the loss was badly predicted, the next one up is tried first,
-    else the next one down, and the other where that was no better.
+    and on where that makes no difference yet; else the next one down; and the other direction
+    where the first was worse.
 
     Args:
         solve: `(x, raised) -> Trial`, from a starting point.
@@ -59,24 +60,23 @@ def search(
         # a ratio may be NaN
         return trial.too_long or (chosen and not trial.info["ratio"] <= POOR)
 
-    best = solve(x, 1.0)
-    tried = {1.0}
+    best = last = solve(x, 1.0)
     upwards = too_small(best)
     may_turn = chosen and lower
     if not upwards and not may_turn:
         return best
     for _ in range(attempts - 1):
-        raised = best.raised * (FACTOR if upwards else 1 / FACTOR)
-        if raised in tried:
-            break
-        tried.add(raised)
-        trial = solve(best.x, raised)
-        if trial.loss < best.loss - SHORT * best.gain:
+        trial = solve(last.x, last.raised * (FACTOR if upwards else 1 / FACTOR))
+        counts = SHORT * min(trial.gain, best.gain)  # too small a damping promises too much
+        if trial.loss < best.loss - counts:
             best, may_turn = trial, False
             if upwards and not too_small(best):
                 break
+            last = trial
+        elif upwards and too_small(trial) and trial.loss <= best.loss + counts:
+            last = trial
         elif may_turn:  # too small a damping for other data does not show in the ratio
-            upwards, may_turn = not upwards, False
+            upwards, may_turn, last = not upwards, False, best
         else:
             break
     return best

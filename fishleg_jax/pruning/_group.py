@@ -42,12 +42,12 @@ def group(
     curvature's batches.  They start at the `independent` correction, and are preconditioned by the
     estimate of the inverse Fisher, cut to K.  No matrix is formed.
 
-    Where a part of the step gives a loss that is lower than that of all of it by more than a tenth
-    of the gain that the solve predicts, the damping was too small for so long a step: it is raised
-    fourfold, and the solve goes on from where it is.  A damping that was not given is looked for:
-    a fourfold one first where the prediction of the loss was poor, else a quarter, and the other
-    where the measured loss is no better by a tenth of that gain.  It is only raised where there are
-    no held-out batches, for the curvature's own always like the smaller one.
+    Where a part of the step lowers the loss by a tenth more than all of it, the damping was too
+    small for so long a step: a fourfold one is tried, and the solve goes on from where it is.  A
+    damping that was not given is looked for: upwards also where the prediction of the loss was
+    poor, else downwards, and in the other direction where the first is worse; taken is one that
+    gains a tenth more than the quadratic model promises of the solve.  It is only raised where
+    there are no held-out batches, for the curvature's own always like the smaller one.
 
     Args:
         damping: γ of the solve, in units of the Fisher per example; by default found by the loss,
@@ -157,7 +157,7 @@ def group(
             delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
             # of the quadratic model on K, from no change to its lowest point
             gain = _tree.dot(right, x) / 2
-            too_long = ~(losses[0] - loss <= SHORT * gain)
+            too_long = ~(losses[0] - loss <= SHORT * (losses[-1] - loss))
             info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
             if check_step:
                 info |= {"step": step, "losses": losses}

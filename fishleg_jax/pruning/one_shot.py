@@ -32,7 +32,8 @@ class Result(NamedTuple):
         stopped: None where all went as asked for; else a sentence: at which stage what was not
             finite, weights, masks and state being those of the stage before; or how a target was
             not reached.
-        constants: what `recalibrate` made for these weights, None without it.
+        constants: what `recalibrate` made for these weights, None without it or where that was not
+            finite.
     """
 
     params: Any
@@ -164,9 +165,9 @@ def prune_one_shot(
             costs that are not positive, a target that no pruning can reach, constants from
             `recalibrate` that are unlike the batches', a selection of another number of weights
             than the scores'.
-        FloatingPointError: predictions, the fitted inverse, the pruned weights or constants from
-            `recalibrate` are not finite, in the first stage; a later one ends the pruning instead,
-            see `Result.stopped`.
+        FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite in
+            the first stage, when nothing is pruned yet; a later one ends the pruning instead, as do
+            constants from `recalibrate` that are not finite, see `Result.stopped`.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -267,8 +268,12 @@ def prune_one_shot(
 
     def result_of(outcome: _walk.Outcome) -> Result:
         point, state, told, stopped = outcome
+        try:
+            constants = constants_after(len(told), point.params)
+        except FloatingPointError as error:  # which costs none of the weights
+            constants = None
+            stopped = stopped or f"no constants for the weights after stage {len(told)}: {error}"
         report = make_report(point.removed, point.masks, chosen, told, stopped)
-        constants = constants_after(len(told), point.params)
         return Result(point.params, point.masks, report, state, told, stopped, constants)
 
     def tell(outcome: _walk.Outcome) -> None:

@@ -154,13 +154,13 @@ def test_a_long_step_raises_the_damping(x64):
 
     def loss(p):
         delta = (ravel_pytree(p)[0] - flat) * kept
-        return model.loss(p) + 1e4 * jnp.sum(delta**2)
+        return model.loss(p) + 0.3 * jnp.sum(delta**2)
 
     group = flj.compensation.group(damping=DAMPING, attempts=3)
     delta, info = group(
         params, old, new, model._replace(loss=loss), dense.STATED, dense_inverse(fisher)
     )
-    assert info["step"] < 1
+    assert info["damping"] > 2 * DAMPING
     assert min(info["losses"]) == pytest.approx(
         float(loss(jax.tree.map(jnp.add, params, delta))), rel=1e-12
     )

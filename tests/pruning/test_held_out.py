@@ -1,6 +1,7 @@
 """Stages of the group update: fresh data for each, steps checked on held-out data, damping."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -81,7 +82,11 @@ def search(losses, *, ratio=0.0, long=(), chosen=True, lower=True, attempts=3):
 
 
 def test_a_damping_is_not_changed_for_noise():
-    assert search({1.0: 2.0, 0.25: 1.95, 4.0: 1.95}) == (1.0, [1.0, 0.25, 4.0])
+    flat = {1024.0: 2.0, 0.25: 1.95, 1.0: 2.0, 4.0: 1.95, 16.0: 2.05, 64.0: 1.0, 256.0: 0.8}
+    assert search(flat) == (1.0, [1.0, 0.25, 4.0])
+    assert search(flat, ratio=3.0) == (1.0, [1.0, 4.0, 16.0])
+    # but gone through where it is far too small
+    assert search(flat, ratio=3.0, attempts=9) == (256.0, [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0])
 
 
 VALLEY = {0.0625: 3.0, 0.25: 1.0, 1.0: 2.0, 4.0: 1.5, 16.0: 5.0}
@@ -120,6 +125,27 @@ def test_a_stage_takes_over_the_damping(key):
     assert any(stage["raised"] != 1 for stage in result.stages[:-1])
     for stage in fixed.stages:
         assert stage["damping"] == pytest.approx(1e-2 * stage["raised"])
+
+
+def test_a_damping_that_is_far_too_small_is_left():
+    """At the minimum of a network's loss, which is far from quadratic where much is pruned."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    model = flj.Model(lambda w, x: jnp.tanh(x @ w[0]) @ w[1], flj.likelihoods.categorical())
+    params = [jax.random.normal(k, s) for k, s in zip(keys, ((6, 8), (8, 3)), strict=False)]
+    inputs = jax.random.normal(keys[2], (64, 6))
+    batches = [(inputs, jax.random.categorical(keys[3], model.predict(params, inputs)))]
+    curvature = flj.curvature(model, batches)
+    old = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    new = flj.make_masks(jax.tree.map(jnp.abs, params), 0.6)
+    estimator = flj.inverse.diagonal(model, 1e-6)
+    state = flj.fit(estimator, params, batches, key=keys[3])
+    one, found = (
+        flj.compensation.group(attempts=attempts)(params, old, new, curvature, estimator, state)[1]
+        for attempts in (1, 12)
+    )
+    assert one["step"] < 1
+    assert found["damping"] > 1e-4
+    assert min(found["losses"]) < min(one["losses"]) - 0.01
 
 
 def test_a_damping_is_not_lowered_without_held_out_data(key):

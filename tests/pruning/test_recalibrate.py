@@ -74,20 +74,29 @@ def test_without_it_there_are_no_constants_and_the_batches_own_stay(case):
     assert prune(*case).constants is None
 
 
-@pytest.mark.parametrize(
-    "made, error, message",
-    [
-        ({"mean": jnp.zeros(5)}, ValueError, "recalibrate must return constants like those"),
-        (
-            {"mean": jnp.zeros(5), "deviation": jnp.full(5, jnp.nan)},
-            FloatingPointError,
-            "recalibrate returned NaN or infinity at",
-        ),
-    ],
-)
-def test_unsound_constants_are_refused(case, made, error, message):
-    with pytest.raises(error, match=message):
-        prune(*case, stages=2, recalibrate=lambda params, batches: made)
+def test_constants_of_another_make_are_refused(case):
+    with pytest.raises(ValueError, match="recalibrate must return constants like those"):
+        prune(*case, stages=2, recalibrate=lambda params, batches: {"mean": jnp.zeros(5)})
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_constants_that_are_not_finite_end_a_pruning(case, calls):
+    """With the weights of the stage after which they were made."""
+    made = []
+
+    def recalibrate(params, batches):
+        made.append(None)
+        constants = statistics(params, batches)
+        return jax.tree.map(lambda c: c * jnp.nan, constants) if len(made) >= calls else constants
+
+    whole = prune(*case, stages=3, recalibrate=statistics)
+    result = prune(*case, stages=3, recalibrate=recalibrate)
+    assert len(result.stages) == calls
+    assert result.stages == whole.stages[:calls]
+    assert "recalibrate returned NaN or infinity at" in result.stopped
+    assert result.stopped in str(result.report)
+    assert result.constants is None
+    assert flj.sparsity(result.params) == pytest.approx(result.stages[-1]["sparsity"], abs=0.05)
 
 
 def test_batches_need_constants():
