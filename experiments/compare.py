@@ -128,6 +128,11 @@ def show(rows: Sequence[dict], finetuned: bool = False) -> str:
     if any(isinstance(row["sparsity_target"], str) for row in rows):
         reached = [row | {"percent": 100 * row["sparsity"]} for row in rows]
         shown.insert(0, tables.by_sparsity(reached, "percent", "sparsity, %", tables.spread))
+        ends = [row for row in rows if row.get("stopped")]
+        shown += [
+            f"seed {row['seed']}, {row['method']}, {row['sparsity_target']}: {row['stopped']}"
+            for row in ends
+        ]
     asked = [row for row in rows if "agreement" in row]
     if asked:
         shown += [

@@ -60,9 +60,11 @@ def prune(
         keep: called with each object of `results.json` as soon as it is there.
 
     Raises:
-        FloatingPointError: the inverse or the pruned weights are not finite.
+        FloatingPointError: the inverse or the pruned weights are not finite, or in a later stage,
+            so that a sparsity was not reached; then there is no result of it.
     """
     spec, args = job.spec, job.args
+    missed = []
     if settings.get("fresh"):
         batches = stage_batches(
             job.split.train, dense.constants, stages=settings["stages"],
@@ -120,6 +122,7 @@ def prune(
                 peak_memory_bytes=None if highest is None else max(highest, fit_peak),
                 curvature_examples=images_of(method, job),
                 seed=seed,
+                **({"stopped": result.stopped} if result.stopped else {}),
                 **({} if once else _of_stages(result, job)),
                 **trust(result, target),
                 **trained_on(result),
@@ -155,7 +158,10 @@ def prune(
                 compensation=clock.after(_compensation(settings)), on_update=on_update,
                 on_stage=on_stage, **options,
             )  # fmt: skip
-        if path is None:
+        ended = None if isinstance(target, str) else result.stopped  # a target tells how it ended
+        if ended:
+            missed.append(f"{100 * target:g} %: {ended}")
+        elif path is None:
             finished(result, target)
 
     with memory.watch() as peak:
@@ -167,6 +173,8 @@ def prune(
         ends = targets if path is None else path[-1:]
         for target in tqdm(ends, desc=f"pruning, {method}", disable=None):
             pruned(target)
+    if missed:
+        raise FloatingPointError("; ".join(missed))
 
 
 def through(sparsities: Sequence[float], stages: int) -> list[float]:
