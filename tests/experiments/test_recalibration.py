@@ -7,7 +7,7 @@ import numpy as np
 
 import fishleg_jax as flj
 from experiments import networks, recalibration
-from experiments.models import Spec
+from tests.experiments.small import small_spec
 
 
 class Small(nn.Module):
@@ -19,17 +19,7 @@ class Small(nn.Module):
         return networks._norm(train, "two")(nn.Dense(3, name="second")(x))
 
 
-def small_spec():
-    module = Small()
-
-    def predict(params, inputs, constants=None):
-        return module.apply({"params": params, "batch_stats": constants}, inputs)
-
-    model = flj.Model(predict, flj.likelihoods.categorical())
-    return Spec("small", module, model, "none", (5,), jnp.float32, None, 1, 8, 1e-3, 8, 8, None)
-
-
-SPEC = small_spec()
+SPEC = small_spec(Small(), (5,))
 
 
 def expected(params, inputs):

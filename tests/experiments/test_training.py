@@ -8,6 +8,7 @@ import pytest
 import fishleg_jax as flj
 from experiments import data, networks, training
 from experiments.models import MODELS
+from tests.experiments.small import small_spec
 
 
 def test_evaluation_counts_every_example_once(monkeypatch):
@@ -40,19 +41,7 @@ class Small(nn.Module):
         return nn.Dense(10, name="fc")(x.mean(axis=(1, 2)))
 
 
-def small_spec():
-    module = Small()
-
-    def predict(params, inputs, constants):
-        return module.apply({"params": params, "batch_stats": constants}, inputs)
-
-    model = flj.Model(predict, flj.likelihoods.categorical())
-    return MODELS["resnet20"]._replace(
-        name="small", module=module, model=model, input_shape=(8, 8, 3)
-    )
-
-
-SMALL = small_spec()
+SMALL = small_spec(Small(), (8, 8, 3))
 
 
 @pytest.fixture(scope="module")

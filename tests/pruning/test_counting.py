@@ -139,7 +139,6 @@ def test_at_the_end_of_the_schedule_it_is_exactly_the_target(kind, begin, length
         (flj.schedules.cubic(0.999999, begin=0, end=40), 99),
         (0.0, 0),
     ],
-    ids=str,
 )
 def test_other_schedules_reach_their_last_value(schedule, zeros):
     start = jnp.arange(100.0).reshape(10, 10)

@@ -302,7 +302,6 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"regrow": 1.5}, "regrow must be a number in \\[0, 1\\] or a function, got 1.5"),
         ({"renew": 51}, "renew must be at most mask_every, 50, got 51"),
     ],
-    ids=str,
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
