@@ -115,6 +115,8 @@ def within_budget(
         point, info = advance(plan, fitted, sparsity)
         kept = kept_cost(point.masks, costs, chosen)
         reached, stopped = kept <= budget.at_most, None
+        if final == 0:
+            stopped = not_needed(budget)
         if left == 1 and not reached:
             stopped = (
                 f"the budget of {budget.at_most:g} was not reached: at a sparsity of "
@@ -123,6 +125,14 @@ def within_budget(
         return Move(point, {"sparsity": sparsity, "cost": kept} | info, reached, stopped)
 
     return attempt
+
+
+def not_needed(budget: Budget) -> str:
+    """What is told where a budget takes all weights."""
+    return (
+        "nothing had to be pruned: all prunable weights together are within "
+        f"targets.{budget.unit}({budget.at_most:.12g})"
+    )
 
 
 def _lowest(keeps: Callable[[float], float], at_most: float, before: float, weights: int) -> float:
