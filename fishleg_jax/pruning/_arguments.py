@@ -41,13 +41,13 @@ def check_key(key: Any) -> None:
 
 def check_compensation(compensation: Any) -> None:
     """Raises a ValueError unless it is what functions of `flj.compensation` return."""
-    expected = "made by flj.compensation, such as flj.compensation.group()"
+    expected = "one of flj.compensation, such as flj.compensation.group()"
     _scalars.check_function(compensation, "compensation", 6, expected)
 
 
 def check_selection(selection: Any) -> None:
     """Raises a ValueError unless it is what functions of `flj.selection` return."""
-    expected = "made by flj.selection, such as flj.selection.swaps()"
+    expected = "one of flj.selection, such as flj.selection.swaps()"
     _scalars.check_function(selection, "selection", 8, expected)
 
 

@@ -51,10 +51,14 @@ def of_weights(at_most: int, sizes: Sequence[int]) -> float:
     return sparsity_of(bisect.bisect_left(range(total - 1), True, key=fits), total)
 
 
-def _costs_of(
+def costs_of(
     budget: Budget, model: Model, params: Any, batch: Batch, chosen: Sequence[bool], scope: str
 ) -> Any:
-    """What a weight of each leaf costs in a budget's unit."""
+    """What a weight of each leaf costs in a budget's unit; shapes will do for arrays.
+
+    Raises:
+        ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
+    """
     costs = budget.costs
     if budget.unit == "cost":
         _validate.check_costs(params, costs, chosen, positive=False)
@@ -100,7 +104,7 @@ def within_budget(
         ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
     """
     chosen = _tree.select(params, plan.prunable, "prunable")
-    costs = _costs_of(budget, model, params, batch, chosen, plan.scope)
+    costs = costs_of(budget, model, params, batch, chosen, plan.scope)
     weights = sum(_tree.chosen_sizes(params, chosen))
 
     def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
