@@ -57,12 +57,14 @@ def target(text: str) -> str:
     """Checks what is to be reached other than a sparsity, such as `flops:1e6` or `loss:0.05`."""
     name, _, number = text.partition(":")
     try:
-        positive(number)
+        value = positive(number)
         one_of(TARGETS)(name)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not one of {', '.join(TARGETS)} with :X behind it, X a positive number"
         ) from None
+    if name == "weights" and not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of weights")
     return text
 
 

@@ -5,8 +5,12 @@ from collections.abc import Sequence
 
 import jax
 
+import fishleg_jax as flj
 from experiments import arguments, comparing, data, methods, results
+from experiments.comparing import batch_shapes
 from experiments.models import Spec
+from fishleg_jax import _tree
+from fishleg_jax.pruning import _budget, _goal
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
 RESUMING = """
@@ -28,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         compensations=["independent", "group", "none"],
     )
     parser.epilog = RESUMING
+    parser.set_defaults(sparsity=None)  # those of `arguments`, where there is no --target either
     add = parser.add_argument
     damped = [name for name, method in methods.METHODS.items() if "damping" in method.takes]
     add(
@@ -157,7 +162,15 @@ def check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
                 "--target goes with neither --path nor --trust, and bytes and flops not with "
                 "--selection"
             )
+        if args.sparsity:
+            raise ValueError("--target is instead of --sparsity, not beside it")
+        _check_targets(args.target, spec, args.scope)
         args.sparsity = args.target
+    args.sparsity = args.sparsity or arguments.SPARSITIES
+    if args.first_order and args.selection in ("qubo", "annealing"):
+        raise ValueError(f"--first-order: --selection {args.selection} has no gradient, swaps has")
+    if args.first_order and args.method == ["magnitude"]:
+        raise ValueError("--first-order: --method magnitude takes no gradient, other methods do")
     if args.fisher != "exact" and (args.compensation != "group" or args.method != ["mfac"]):
         raise ValueError("--fisher estimate is for --compensation group and --method mfac")
     if args.compensation == "none" and args.scale is not None:
@@ -199,6 +212,25 @@ def check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
             jax.eval_shape(estimator.init, params)
         except ValueError as error:
             raise ValueError(f"{method}: {error}") from error
+
+
+def _check_targets(targets: Sequence[str], spec: Spec, scope: str) -> None:
+    """Raises a ValueError for a number of weights, or their cost, that can't be reached."""
+    params, _ = comparing.shapes(spec)
+    chosen = _tree.select(params, spec.prunable, "prunable")
+    for target in targets:
+        name, _, number = target.partition(":")
+        try:
+            if name == "weights":
+                at_most = flj.targets.weights(int(float(number)))
+                _goal.sparsity_or_target(at_most, params, chosen, scope)
+            elif _are_costs([target]):
+                budget, batch = getattr(flj.targets, name)(float(number)), batch_shapes(spec)
+                _budget.costs_of(budget, spec.model, params, batch, chosen, scope)
+        except ValueError as error:
+            raise ValueError(
+                f"--target {target}: {str(error).removeprefix('sparsity: ')}"
+            ) from None
 
 
 def _are_costs(targets: Sequence[str]) -> bool:

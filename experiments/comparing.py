@@ -38,16 +38,20 @@ def make_job(args: argparse.Namespace, spec: Spec, split: data.Data) -> Job:
     """
     part, costs = methods.share(args.examples or spec.examples, args.gradients), None
     if args.costs != "none":
-        params, constants = shapes(spec)
-        inputs = jax.ShapeDtypeStruct((1, *spec.input_shape), spec.input_dtype)
-        batch = as_batch(inputs, None, constants)
-        costs = flj.weight_costs(spec.model, params, batch, unit=args.costs)
+        params, _ = shapes(spec)
+        costs = flj.weight_costs(spec.model, params, batch_shapes(spec), unit=args.costs)
     return Job(args, spec, split, part, costs)
 
 
 def shapes(spec: Spec) -> tuple[Any, Any]:
     """The shapes of a model's parameters and constants."""
     return jax.eval_shape(spec.init, jax.random.key(0))
+
+
+def batch_shapes(spec: Spec) -> tuple:
+    """The shapes of a batch of one example without a label."""
+    inputs = jax.ShapeDtypeStruct((1, *spec.input_shape), spec.input_dtype)
+    return as_batch(inputs, None, shapes(spec)[1])
 
 
 def _given(method: str, args: argparse.Namespace, part: methods.Share) -> dict[str, Any]:

@@ -110,6 +110,17 @@ def _check_batch(batch: Any, argument: str) -> None:
             raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")
 
 
+def check_costs_are_numbers(costs: Any) -> None:
+    """Raises a ValueError unless every leaf of some costs is a real number or an array of such."""
+    leaves = _tree.named_leaves(costs)
+    if not leaves:
+        raise ValueError(f"costs must be a pytree like the parameters, got {costs!r}")
+    for name, cost in leaves:
+        dtype = getattr(cost, "dtype", None) or np.asarray(cost).dtype
+        if not any(jax.numpy.issubdtype(dtype, x) for x in (np.floating, np.integer)):
+            raise ValueError(f"costs: {name!r} must be a number or an array of such, got {cost!r}")
+
+
 def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bool = True) -> None:
     """Raises a ValueError unless every prunable leaf has positive costs, one or one a weight.
 
@@ -120,6 +131,7 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bo
             f"costs must have the structure of the parameters, {jax.tree.structure(params)}; got "
             f"{jax.tree.structure(costs)}"
         )
+    check_costs_are_numbers(costs)
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(costs), chosen, strict=True)
     for (name, leaf), cost, prunable in leaves:
         if np.shape(cost) not in ((), np.shape(leaf)):

@@ -222,12 +222,14 @@ class Curvature(NamedTuple):
         gradient: `(params) -> tangent`, its gradient.
         product: `(params, vector) -> tangent`, the undamped Fisher times a vector.
         check: like `loss`, on other data by which steps are checked; None where there are none.
+        missing: which of `loss` and `gradient` can't be told, as the data have no labels.
     """
 
     loss: Callable[[Params], jax.Array]
     gradient: Callable[[Params], Any]
     product: Callable[[Params, Params], Any]
     check: Callable[[Params], jax.Array] | None = None
+    missing: tuple[str, ...] = ()
 
 
 def curvature(
@@ -264,6 +266,7 @@ def curvature(
     _check_kind(kind, batches[0], key)
     key = jax.random.key(0) if key is None else key
     constants = split_batch(batches[0])[2]
+    labelled = all(split_batch(batch)[1] is not None for batch in batches)
     chunk = max(_chunks.number_of_examples(b) for b in batches)
     examples = sum(_chunks.number_of_examples(b) for b in batches)
 
@@ -292,6 +295,7 @@ def curvature(
         loss=lambda params: mean(_loss_sum, params),
         gradient=lambda params: mean(_gradient_sum, params),
         product=lambda params, vector: mean(_product_sum, params, vector),
+        missing=() if labelled else ("loss", "gradient"),
     )
 
 
@@ -304,7 +308,8 @@ def with_gradient(around: Curvature | None, gradient: Any) -> Curvature:
     """
     if around is None:
         return Curvature(_unknown, lambda params: gradient, _unknown)
-    return around._replace(gradient=lambda params: gradient)
+    missing = tuple(name for name in around.missing if name != "gradient")
+    return around._replace(gradient=lambda params: gradient, missing=missing)
 
 
 def over_axis(around: Curvature, axis_name: str) -> Curvature:
@@ -313,7 +318,7 @@ def over_axis(around: Curvature, axis_name: str) -> Curvature:
     def averaged(function):
         return lambda *at: _axis.mean(function(*_axis.varying(at, axis_name)), axis_name)
 
-    return Curvature(*map(averaged, around[:3]))
+    return Curvature(*map(averaged, around[:3]), missing=around.missing)
 
 
 def _unknown(*_):

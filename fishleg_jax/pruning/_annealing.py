@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax.pruning._objectives import qubo_cost
-from fishleg_jax.pruning._swap_search import Found, check_count
+from fishleg_jax._scalars import check_count
+from fishleg_jax.pruning._objectives import as_floats, qubo_cost
+from fishleg_jax.pruning._swap_search import Found
 
 # of the number of pruned weights, relative to what one weight costs: a hard one freezes the
 # annealing, as every swap passes through another number, and a soft one leaves much to repair
@@ -54,7 +55,7 @@ def anneal(
         The best of all reads and the start; `swaps` counts the weights that changed places.
 
     Raises:
-        ValueError: shapes that do not fit, reads or sweeps below one.
+        ValueError: shapes that do not fit, no weight at all, reads or sweeps below one.
         ImportError: dwave-samplers is not installed.
 
     References:
@@ -69,10 +70,9 @@ def anneal(
         >>> round(float(found.before), 2), round(float(found.after), 2)
         (3.0, 2.15)
     """
-    check_count(reads, "reads")
-    check_count(sweeps, "sweeps")
-    check_count(seed, "seed", least=0)
-    linear, quadratic, pruned = (jnp.asarray(x) for x in (linear, quadratic, pruned))
+    reads, sweeps = check_count(reads, "reads"), check_count(sweeps, "sweeps")
+    seed = check_count(seed, "seed", least=0)
+    linear, quadratic, pruned = as_floats(linear), as_floats(quadratic), jnp.asarray(pruned)
     before = qubo_cost(linear, quadratic, pruned)
     if groups is not None and np.shape(groups) != pruned.shape:
         raise ValueError(f"groups must have shape {pruned.shape}, got {np.shape(groups)}")

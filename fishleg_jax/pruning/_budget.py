@@ -51,10 +51,14 @@ def of_weights(at_most: int, sizes: Sequence[int]) -> float:
     return sparsity_of(bisect.bisect_left(range(total - 1), True, key=fits), total)
 
 
-def _costs_of(
+def costs_of(
     budget: Budget, model: Model, params: Any, batch: Batch, chosen: Sequence[bool], scope: str
 ) -> Any:
-    """What a weight of each leaf costs in a budget's unit."""
+    """What a weight of each leaf costs in a budget's unit; shapes will do for arrays.
+
+    Raises:
+        ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
+    """
     costs = budget.costs
     if budget.unit == "cost":
         _validate.check_costs(params, costs, chosen, positive=False)
@@ -100,7 +104,7 @@ def within_budget(
         ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
     """
     chosen = _tree.select(params, plan.prunable, "prunable")
-    costs = _costs_of(budget, model, params, batch, chosen, plan.scope)
+    costs = costs_of(budget, model, params, batch, chosen, plan.scope)
     weights = sum(_tree.chosen_sizes(params, chosen))
 
     def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
@@ -115,6 +119,8 @@ def within_budget(
         point, info = advance(plan, fitted, sparsity)
         kept = kept_cost(point.masks, costs, chosen)
         reached, stopped = kept <= budget.at_most, None
+        if final == 0:
+            stopped = not_needed(budget)
         if left == 1 and not reached:
             stopped = (
                 f"the budget of {budget.at_most:g} was not reached: at a sparsity of "
@@ -123,6 +129,14 @@ def within_budget(
         return Move(point, {"sparsity": sparsity, "cost": kept} | info, reached, stopped)
 
     return attempt
+
+
+def not_needed(budget: Budget) -> str:
+    """What is told where a budget takes all weights."""
+    return (
+        "nothing had to be pruned: all prunable weights together are within "
+        f"targets.{budget.unit}({budget.at_most:.12g})"
+    )
 
 
 def _lowest(keeps: Callable[[float], float], at_most: float, before: float, weights: int) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
+from fishleg_jax._scalars import check_count
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._border import (
@@ -20,7 +21,6 @@ from fishleg_jax.pruning._border import (
     two_sided,
 )
 from fishleg_jax.pruning._conditional import heading
-from fishleg_jax.pruning._swap_search import check_count
 
 
 class Free(NamedTuple):
@@ -67,7 +67,7 @@ def choosing(
     Raises:
         ValueError: a border of fewer than two weights.
     """
-    check_count(border, "border", least=2)
+    border = check_count(border, "border", least=2)
 
     def select(
         params: Any,

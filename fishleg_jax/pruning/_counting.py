@@ -1,6 +1,5 @@
 """How many weights a schedule asks to be pruned at a step, under `jit`."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fishleg_jax import _scalars
 from fishleg_jax.pruning.masks import number_to_prune
 
 PARTS = 1_000_000  # a traced sparsity is read to six decimals, which float32 holds
@@ -94,7 +94,7 @@ def asked_at(
 
 def is_number(x: Any) -> bool:
     """Whether it is a Python or NumPy number, known before anything is traced."""
-    return isinstance(x, (numbers.Real, np.generic)) and not isinstance(x, bool)
+    return _scalars.is_number(x) and not isinstance(x, (np.ndarray, jax.Array))
 
 
 def _parts(sparsity: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """From what `prune_one_shot` is asked to reach to what its stages do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fishleg_jax import _tree
@@ -23,7 +23,7 @@ def sparsity_or_target(
 
 def planned(goal: float | Target, stages: int, schedule: str | Sequence[float]) -> list[float]:
     """The sparsities of all stages, as far as they are known beforehand: of a budget none."""
-    if not isinstance(schedule, str):
+    if isinstance(schedule, Iterable) and not isinstance(schedule, str):
         return _given(goal, stages, schedule)
     final = goal
     if isinstance(goal, (Budget, Limit)):
@@ -35,8 +35,11 @@ def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list
     """A schedule that is given stage by stage."""
     if isinstance(goal, (Budget, Limit)):
         raise ValueError("schedule must be a name where sparsity is a target, got sparsities")
-    sparsities = [stage_sparsities(s, 1)[0] for s in schedule]
-    final = stage_sparsities(goal, 1)[0]
+    final = stage_sparsities(goal, stages)[-1]  # checks both
+    try:
+        sparsities = [stage_sparsities(s, 1)[0] for s in schedule]
+    except ValueError:
+        raise ValueError(f"schedule must be of numbers in [0, 1), got {schedule!r}") from None
     if len(sparsities) != stages or sparsities != sorted(sparsities) or sparsities[-1] != final:
         raise ValueError(
             f"schedule must be a name, or as many rising sparsities as stages={stages} that end at "
@@ -46,6 +49,7 @@ def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list
 
 
 def attempt_for(
+    asked: float | Target,
     goal: float | Target,
     plan: Plan,
     model: Model,
@@ -58,7 +62,8 @@ def attempt_for(
     """What every stage does to get to the goal.
 
     Args:
-        goal: a sparsity, or a target that depends on the ranking or on what is lost.
+        asked: what the user asked for.
+        goal: the same as a sparsity, or a target that depends on the ranking or on what is lost.
         plan: how.
         model: the model.
         params: the weights that came in.
@@ -74,4 +79,7 @@ def attempt_for(
         return _budget.within_budget(plan, goal, model, params, batch, len(sparsities), schedule)
     if isinstance(goal, Limit):
         return _limit.within_limit(plan, goal, params, loss, sparsities)
-    return _walk.by_schedule(plan, sparsities)
+    attempt = _walk.by_schedule(plan, sparsities)
+    if isinstance(asked, Budget) and goal == 0:
+        return lambda *args: attempt(*args)._replace(stopped=_budget.not_needed(asked))
+    return attempt

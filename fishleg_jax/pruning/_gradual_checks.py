@@ -1,14 +1,14 @@
 """What gradual pruning refuses, before anything is compiled."""
 
-import numbers
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from fishleg_jax import _tree, _validate
+from fishleg_jax import _scalars, _tree, _validate
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._arguments import check_compensation, check_estimator
 from fishleg_jax.pruning._counting import is_number
 from fishleg_jax.pruning.masks import SCOPES, number_to_prune
 
@@ -26,8 +26,7 @@ def check_arguments(
         regrow: None, a number or a function.
         **whole: numbers of steps; None where there is none.
     """
-    if not isinstance(estimator, InverseFisher):
-        raise ValueError(f"estimator must be an InverseFisher, got {estimator!r}")
+    check_estimator(estimator)
     if is_number(sparsity):
         number_to_prune(sparsity, 1)
     elif not callable(sparsity) and not _is_array(sparsity):
@@ -37,8 +36,7 @@ def check_arguments(
         )
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
-    if not callable(compensation):
-        raise ValueError(f"compensation must be one of flj.compensation, got {compensation!r}")
+    check_compensation(compensation)
     if is_number(regrow) and not 0 <= regrow <= 1:
         raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
     for name, value in whole.items():
@@ -89,4 +87,4 @@ def _is_whole(x: Any) -> bool:
     if isinstance(x, (jax.Array, np.ndarray)):
         whole = np.ndim(x) == 0 and np.issubdtype(x.dtype, np.integer)
         return whole and (not _concrete(x) or int(x) >= 1)
-    return isinstance(x, numbers.Integral) and not isinstance(x, bool) and x >= 1
+    return _scalars.is_whole(x, 1)

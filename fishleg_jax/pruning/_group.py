@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax._scalars import check_count, check_flag, check_positive, check_tolerance
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.pruning._damping_search import SHORT, Trial, search, search_traced
@@ -17,6 +18,7 @@ from fishleg_jax.pruning._independent import (
     corrections,
     lowest_loss,
     pick,
+    require_labels,
     scaled,
     to_zero,
 )
@@ -71,10 +73,13 @@ def group(
         change on held-out batches where there are any, and then `losses` are theirs.  `raised` is
         how many times the estimate's damping was
         raised, None where the damping was given; with a check there are the `step` and the
-        `losses` of `STEPS`.  Batches need labels.
+        `losses` of `STEPS`.  Batches without labels need `check_step=False`; `predicted` and
+        `actual` are then missing, and `ratio` is NaN.  Under `jit` there is none of `predicted`,
+        `actual`, `ratio`, `held_out` and `raised`.
 
     Raises:
-        ValueError: an argument out of its range; when called, no damping to be found.
+        ValueError: an argument out of its range; when called, or by `prune_one_shot` before the
+            fit, no damping to be found, or labels that are needed and missing.
 
     References:
         Yu, Serra, Ramalingam & Zhe, The combinatorial brain surgeon, ICML 2022, section 4;
@@ -91,16 +96,26 @@ def group(
         >>> result.params.round(3)  # 2.5 makes up for 1.0 on half of the examples
         Array([2.5, 0. ], dtype=float32)
     """
-    if damping is not None and not 0 < damping < math.inf:
-        raise ValueError(f"damping must be a positive finite number or None, got {damping!r}")
-    for name, value in (("iterations", iterations), ("attempts", attempts)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
+    if damping is not None:
+        damping = check_positive(damping, "damping", " or None")
+    iterations, attempts = check_count(iterations, "iterations"), check_count(attempts, "attempts")
+    tolerance, first_order = check_tolerance(tolerance), check_flag(first_order, "first_order")
+    check_step = check_flag(check_step, "check_step")
     if fisher not in FISHERS:
         raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
     steps = STEPS if check_step else STEPS[:1]
+
+    def check(curvature: Curvature | None, estimator: InverseFisher, state: Any) -> None:
+        if curvature is None:
+            raise ValueError("curvature is needed for the Fisher products of a group update")
+        if damping is None and getattr(state, "damping", None) is None:
+            raise ValueError("damping must be given: this estimate of the inverse has none")
+        if fisher == "estimate" and estimator.product is None:
+            raise ValueError(
+                "fisher='estimate' needs an estimate with its gradients in memory, such as "
+                "inverse.mfac"
+            )
+        require_labels(curvature, first_order, check_step)
 
     def compensate(
         params: Any,
@@ -110,18 +125,11 @@ def group(
         estimator: InverseFisher,
         state: Any,
     ) -> tuple[Any, dict]:
-        if curvature is None:
-            raise ValueError("curvature is needed for the Fisher products of a group update")
-        lowest = getattr(state, "damping", None) if damping is None else damping
-        if lowest is None:
-            raise ValueError("damping must be given: this estimate of the inverse has none")
-        if fisher == "estimate" and estimator.product is None:
-            raise ValueError(
-                "fisher='estimate' needs an estimate with its gradients in memory, such as "
-                "inverse.mfac"
-            )
+        check(curvature, estimator, state)
+        lowest = state.damping if damping is None else damping
         params = _tree.widen(params)
-        gradient = curvature.gradient(params)
+        gradient = None if "gradient" in curvature.missing else curvature.gradient(params)
+        measurable = "loss" not in curvature.missing
 
         def fisher_product(v):
             if fisher == "estimate":
@@ -152,7 +160,9 @@ def group(
             )  # fmt: skip
             x = solved.x
             deltas = [scaled(params, x, new_mask, step) for step in steps]
-            i, losses = lowest_loss(curvature, params, deltas)
+            i, losses = 0, [0.0]
+            if measurable or curvature.check is not None:
+                i, losses = lowest_loss(curvature, params, deltas)
             loss, step = losses[i], pick(steps, i)
             delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
             # of the quadratic model on K, from no change to its lowest point
@@ -173,7 +183,10 @@ def group(
             info = {}
             if curvature.check is not None:  # whose the loss then is
                 info["held_out"] = loss - float(curvature.check(params))
-                loss = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
+                if measurable:
+                    loss = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
+            if not measurable or gradient is None:
+                return info | {"ratio": math.nan}
             actual = loss - float(curvature.loss(params))
             return info | _told(gradient, delta, fisher_product(delta), gamma, actual)
 
@@ -186,6 +199,7 @@ def group(
             found = search(solve, x, attempts=number, chosen=damping is None, lower=lower)
         return found.delta, found.info
 
+    compensate.check = check
     return compensate
 
 

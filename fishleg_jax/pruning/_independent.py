@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax._scalars import check_flag, check_number
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 
@@ -74,7 +75,8 @@ def independent(
         and the `losses` of all of `STEPS`, in nats per example.
 
     Raises:
-        ValueError: a scale outside [0, 1].
+        ValueError: an argument out of its range; when called, or by `prune_one_shot` before the
+            fit, batches without labels for a gradient or a check.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -83,9 +85,14 @@ def independent(
         >>> correct(jnp.array([1.0, 2.0]), old, new, None, identity, ())[0]
         Array([-0., -2.], dtype=float32)
     """
-    if not 0 <= scale <= 1:
-        raise ValueError(f"scale must be a number in [0, 1], got {scale!r}")
-    check_step = first_order if check_step is None else check_step
+    scale = check_number(scale, "scale", lambda x: 0 <= x <= 1, "a number in [0, 1]")
+    first_order = check_flag(first_order, "first_order")
+    check_step = first_order if check_step is None else check_flag(check_step, "check_step")
+
+    def check(curvature: Curvature | None, estimator: InverseFisher, state: Any) -> None:
+        if curvature is None and (first_order or check_step):
+            raise ValueError("curvature is needed for the gradient and for the check of the step")
+        require_labels(curvature, first_order, check_step)
 
     def compensate(
         params: Any,
@@ -96,8 +103,7 @@ def independent(
         state: Any,
     ) -> tuple[Any, dict]:
         params = _tree.widen(params)
-        if curvature is None and (first_order or check_step):
-            raise ValueError("curvature is needed for the gradient and for the check of the step")
+        check(curvature, estimator, state)
         gradient = curvature.gradient(params) if first_order else None
         correct = jitted(corrections, estimator)
         delta = correct(state, params, old_mask, new_mask, gradient)
@@ -108,7 +114,22 @@ def independent(
         step = pick(STEPS, best)
         return scaled(params, delta, new_mask, scale * step), {"step": step, "losses": losses}
 
+    if first_order or check_step:
+        compensate.check = check
     return compensate
+
+
+def require_labels(curvature: Curvature | None, gradient: bool, check_step: bool) -> None:
+    """Raises a ValueError where what is asked of a curvature needs labels that are not there."""
+    if curvature is None:
+        return
+    without = "the targets of the batches are None"
+    if gradient and "gradient" in curvature.missing:
+        raise ValueError(f"batches need labels for first_order=True, and {without}")
+    if check_step and curvature.check is None and "loss" in curvature.missing:
+        raise ValueError(
+            f"batches need labels for check_step=True, and {without}; check_step=False needs none"
+        )
 
 
 def lowest_loss(

@@ -41,7 +41,7 @@ def compensated_cost(weights: jax.Array, inverse: jax.Array, pruned: jax.Array) 
         A scalar of the weights' dtype, in nats per example; NaN where P is not positive definite.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, no weight at all.
 
     References:
         Hassibi & Stork, Second order derivatives for network pruning, 1993, equation 5, for a set;
@@ -56,6 +56,7 @@ def compensated_cost(weights: jax.Array, inverse: jax.Array, pruned: jax.Array) 
         >>> print(f"{flj.selection.compensated_cost(jnp.ones(2), inverse, one):.2f}")
         0.75
     """
+    weights, inverse, pruned = as_floats(weights), as_floats(inverse), jnp.asarray(pruned)
     _check(weights, inverse, pruned, "weights", "inverse")
     block = jnp.where(jnp.outer(pruned, pruned), inverse, jnp.eye(len(pruned), dtype=inverse.dtype))
     gone = jnp.where(pruned, weights, 0)
@@ -79,7 +80,7 @@ def qubo_cost(linear: jax.Array, quadratic: jax.Array, pruned: jax.Array) -> jax
         A scalar of the arrays' dtype, in nats per example.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, no weight at all.
 
     References:
         Yu et al., The combinatorial brain surgeon, ICML 2022.
@@ -90,13 +91,22 @@ def qubo_cost(linear: jax.Array, quadratic: jax.Array, pruned: jax.Array) -> jax
         >>> flj.selection.qubo_cost(jnp.zeros(2), fisher, jnp.array([True, True]))
         Array(3., dtype=float32)
     """
+    linear, quadratic, pruned = as_floats(linear), as_floats(quadratic), jnp.asarray(pruned)
     _check(linear, quadratic, pruned, "linear", "quadratic")
     x = jnp.where(pruned, jnp.ones((), quadratic.dtype), 0)
     return x @ linear + x @ (quadratic @ x) / 2
 
 
+def as_floats(x: Any) -> jax.Array:
+    """An array of floating-point numbers of what may be a list, or of whole numbers."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
 def _check(vector: Any, matrix: Any, pruned: Any, vector_name: str, matrix_name: str) -> None:
     n = jnp.size(vector)
+    if n == 0:
+        raise ValueError(f"{vector_name} must have at least one weight, got none")
     expected = (
         ("pruned", pruned, (n,)),
         (vector_name, vector, (n,)),
@@ -105,8 +115,8 @@ def _check(vector: Any, matrix: Any, pruned: Any, vector_name: str, matrix_name:
     for name, array, shape in expected:
         if jnp.shape(array) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {jnp.shape(array)}")
-    if jnp.asarray(pruned).dtype != bool:
-        raise ValueError(f"pruned must be booleans, got {jnp.asarray(pruned).dtype}")
+    if pruned.dtype != bool:
+        raise ValueError(f"pruned must be booleans, got {pruned.dtype}")
 
 
 class _Tableau(NamedTuple):

@@ -1,6 +1,5 @@
 """The selection that lowers the loss without compensation: a QUBO."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax._jit import jitted
+from fishleg_jax._scalars import check_count, check_not_negative
 from fishleg_jax.pruning._annealing import anneal, require_sampler
 from fishleg_jax.pruning._border import Selection, gather, spread
 from fishleg_jax.pruning._choice import Free, choosing
-from fishleg_jax.pruning._swap_search import check_count, swap_search
+from fishleg_jax.pruning._swap_search import swap_search
 
 SOLVERS = ("swaps", "annealing")
 
@@ -67,11 +67,10 @@ def qubo(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if damping is not None and not 0 <= damping < math.inf:
-        raise ValueError(f"damping must be a finite number of at least 0 or None, got {damping!r}")
-    for name, value in (("steps", steps), ("reads", reads), ("sweeps", sweeps)):
-        check_count(value, name)
-    check_count(seed, "seed", least=0)
+    if damping is not None:
+        damping = check_not_negative(damping, "damping", " or None")
+    steps, reads = check_count(steps, "steps"), check_count(reads, "reads")
+    sweeps, seed = check_count(sweeps, "sweeps"), check_count(seed, "seed", least=0)
     if solver == "annealing":
         require_sampler()
 

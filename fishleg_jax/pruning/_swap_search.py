@@ -1,13 +1,13 @@
 """The best swap of a pruned and a kept weight, again and again, until none lowers the cost."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fishleg_jax._jit import jitted
-from fishleg_jax.pruning._objectives import COMPENSATED, QUBO, Objective
+from fishleg_jax._scalars import check_count
+from fishleg_jax.pruning._objectives import COMPENSATED, QUBO, Objective, as_floats
 
 OBJECTIVES = {"compensated": COMPENSATED, "qubo": QUBO}
 
@@ -55,7 +55,7 @@ def swap_search(
         The set, and its cost before and after.  Where numbers are not finite it is the start.
 
     Raises:
-        ValueError: an unknown objective, shapes that do not fit, steps below one.
+        ValueError: an unknown objective, shapes that do not fit, no weight at all, steps below one.
 
     References:
         Yu et al., The combinatorial brain surgeon, ICML 2022, whose objective is the
@@ -71,19 +71,14 @@ def swap_search(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    check_count(steps, "steps")
-    if groups is not None and np.shape(groups) != np.shape(pruned):
-        raise ValueError(f"groups must have shape {np.shape(pruned)}, got {np.shape(groups)}")
+    steps = check_count(steps, "steps")
+    vector, matrix, pruned = as_floats(vector), as_floats(matrix), jnp.asarray(pruned)
     if groups is None:
-        groups = jnp.zeros(jnp.shape(pruned), jnp.int32)
-    vector, matrix, pruned = jnp.asarray(vector), jnp.asarray(matrix), jnp.asarray(pruned)
+        groups = jnp.zeros(pruned.shape, jnp.int32)
+    groups = jnp.asarray(groups)
+    if groups.shape != pruned.shape:
+        raise ValueError(f"groups must have shape {pruned.shape}, got {groups.shape}")
     return jitted(_search, OBJECTIVES[objective])(vector, matrix, pruned, groups, steps)
-
-
-def check_count(value: Any, name: str, least: int = 1) -> None:
-    """Raises a ValueError unless a value is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _search(

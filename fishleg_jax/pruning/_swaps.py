@@ -3,10 +3,11 @@
 import jax
 
 from fishleg_jax._jit import jitted
+from fishleg_jax._scalars import check_count, check_flag, check_tolerance
 from fishleg_jax.pruning._border import Selection
 from fishleg_jax.pruning._choice import Free, choosing
 from fishleg_jax.pruning._conditional import conditional
-from fishleg_jax.pruning._swap_search import check_count, swap_search
+from fishleg_jax.pruning._swap_search import swap_search
 
 
 def swaps(
@@ -60,11 +61,9 @@ def swaps(
         >>> result.masks[:, 0].tolist()
         [True, False, False]
     """
-    check_count(steps, "steps")
-    check_count(iterations, "iterations")
-    check_count(columns_at_once, "columns_at_once")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), got {tolerance!r}")
+    steps, iterations = check_count(steps, "steps"), check_count(iterations, "iterations")
+    columns_at_once = check_count(columns_at_once, "columns_at_once")
+    first_order, tolerance = check_flag(first_order, "first_order"), check_tolerance(tolerance)
 
     def choose(free: Free) -> jax.Array:
         edge = free.edge

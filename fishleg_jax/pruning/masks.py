@@ -6,16 +6,14 @@ the floating-point number, so that nothing is sorted or gathered.
 """
 
 import math
-import numbers
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _scalars, _tree
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._gradual_state import find_state, holds_state
 
@@ -39,8 +37,7 @@ def number_to_prune(sparsity: float, weights: int) -> int:
         >>> number_to_prune(0.29, 100)
         29
     """
-    if not isinstance(sparsity, (numbers.Real, np.generic, jax.Array)) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+    _scalars.check_number(sparsity, "sparsity", lambda x: 0 <= x < 1, "a number in [0, 1)")
     return math.floor(Fraction(str(sparsity)) * weights)
 
 

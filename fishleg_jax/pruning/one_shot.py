@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _tree, _validate, fisher
+from fishleg_jax import _scalars, _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model
@@ -69,7 +69,7 @@ def fit(
         The estimator's state.
 
     Raises:
-        ValueError: unsound weights or batches, see `prune_one_shot`.
+        ValueError: unsound weights or batches, see `prune_one_shot`; no estimator, no random key.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -77,8 +77,11 @@ def fit(
         ...         key=jax.random.key(0))
         ()
     """
+    _arguments.check_estimator(estimator)
     _validate.check_params(params)
     _validate.check_batches(batches)
+    _arguments.check_key(key)
+    _arguments.check_functions(None, on_update, None)
     if masks is not None:
         _tree.check_same(params, masks, "masks")
     total = len(batches) if estimator.updates is None else estimator.updates
@@ -118,6 +121,8 @@ def prune_one_shot(
     on_stage: Callable[[Result], None] | None = None,
 ) -> Result:
     """Prunes a trained model once, by Optimal Brain Surgeon with an estimate of the inverse Fisher.
+
+    It runs on the host, and compiles its parts itself: it can't be called under `jit`.
 
     Args:
         model: the model; the curvature of the loss that it makes is handed to the compensation.
@@ -164,7 +169,8 @@ def prune_one_shot(
             mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
             costs that are not positive, a target that no pruning can reach, constants from
             `recalibrate` that are unlike the batches', a selection of another number of weights
-            than the scores'.
+            than the scores'; batches without labels where the gradient or a check needs them; an
+            argument of another type; a call under `jit`.
         FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite in
             the first stage, when nothing is pruned yet; a later one ends the pruning instead, as do
             constants from `recalibrate` that are not finite, see `Result.stopped`.
@@ -182,6 +188,8 @@ def prune_one_shot(
         >>> result.masks[:, 0].tolist()
         [True, False, True, False]
     """
+    _arguments.check_host(params, batches, held_out, costs, state, key)
+    _arguments.check_estimator(estimator)
     _validate.check_params(params)
     _validate.check_batches(batches)
     chosen = _tree.select(params, prunable, "prunable")
@@ -194,28 +202,33 @@ def prune_one_shot(
             f"selection keeps a number of weights, not a budget of {goal.unit}: leave it out, or "
             "use targets.weights"
         )
+    for name, flag in (("first_order", first_order), ("adapt_damping", adapt_damping)):
+        _scalars.check_flag(flag, name)
+    _arguments.check_functions(recalibrate, on_update, on_stage)
+    if selection is not None:
+        _arguments.check_selection(selection)
     if compensation is None:
         checked = first_order or held_out is not None
         compensation = _compensation.independent(first_order=first_order, check_step=checked)
+    _arguments.check_compensation(compensation)
     if costs is not None:
         _validate.check_costs(params, costs, chosen)
     key = jax.random.key(0) if key is None else key
+    _arguments.check_key(key)
     if estimator.updates != 0:
         _arguments.check_model(model, params, batches[0])
     _arguments.check_state(state, estimator, params, stages)
     if held_out is not None:
         _validate.check_batches(held_out, "held_out", like=batches[0])
+    _arguments.check_needs(
+        compensation, estimator, model, params, batches, held_out, first_order
+    )  # fmt: skip
     if recalibrate is not None and len(batches[0]) < 3:
         raise ValueError(
             "recalibrate makes constants: batches must be (inputs, targets, constants), got "
             "(inputs, targets)"
         )
-    if batches_per_stage is not None and batches_per_stage not in range(1, len(batches) + 1):
-        raise ValueError(
-            f"batches_per_stage must be from 1 to {len(batches)}, the number of batches, "
-            f"got {batches_per_stage}"
-        )
-    per_stage = len(batches) if batches_per_stage is None else batches_per_stage
+    per_stage = _arguments.check_per_stage(batches_per_stage, len(batches))
     labelled = _arguments.have_labels(batches if held_out is None else held_out)
     measure = stages > 1 and estimator.updates != 0 and labelled
     plan = _stage.Plan(
@@ -262,8 +275,8 @@ def prune_one_shot(
         return fisher.curvature(model, own).loss(weights)
 
     attempt = _goal.attempt_for(
-        goal, plan, model, params, batches[0], overall_loss if labelled else None, sparsities,
-        schedule,
+        sparsity, goal, plan, model, params, batches[0], overall_loss if labelled else None,
+        sparsities, schedule,
     )  # fmt: skip
 
     def result_of(outcome: _walk.Outcome) -> Result:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from fishleg_jax._scalars import is_number, is_whole
 
 
 def _geometric(initial: float, final: float, part: float) -> float:
@@ -70,7 +70,7 @@ def stage_sparsities(
     """
     if schedule not in tuple(SCHEDULES):
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if isinstance(stages, bool) or not isinstance(stages, numbers.Integral) or stages < 1:
+    if not is_whole(stages, 1):
         raise ValueError(f"stages must be an integer of at least 1, got {stages!r}")
     final, start = _checked(sparsity, initial, "sparsity")
     parts = (k / int(stages) for k in range(1, stages))
@@ -131,7 +131,7 @@ def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Cubic:
         [0.0, 0.0, 0.7, 0.8, 0.8]
     """
     for name, value in (("begin", begin), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        if not is_whole(value, 0):
             raise ValueError(f"{name} must be a step, an integer of at least 0, got {value!r}")
     if begin >= end:
         raise ValueError(f"end must be after begin, {begin}, got {end}")
@@ -152,8 +152,7 @@ def _checked(sparsity: Any, initial: Any, argument: str) -> tuple[float, float]:
 
 
 def _is_sparsity(x: Any) -> bool:
-    number = isinstance(x, (numbers.Real, np.generic, jax.Array)) and np.ndim(x) == 0
-    return number and bool(0 <= x < 1)
+    return is_number(x) and bool(0 <= x < 1)
 
 
 def _rounded(x: float) -> float:

@@ -3,12 +3,10 @@
 Each of these functions makes a value for its argument `sparsity`.
 """
 
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
+from fishleg_jax import _scalars, _validate
 
 
 class Budget(NamedTuple):
@@ -67,9 +65,7 @@ def weights(at_most: int) -> Budget:
         >>> result.params[:, 0]
         Array([3., 0., 2.], dtype=float32)
     """
-    if isinstance(at_most, bool) or not isinstance(at_most, numbers.Integral) or at_most < 1:
-        raise ValueError(f"at_most must be a whole number of at least 1, got {at_most!r}")
-    return Budget("weights", int(at_most))
+    return Budget("weights", _scalars.check_count(at_most, "at_most"))
 
 
 def bytes(at_most: float) -> Budget:
@@ -91,7 +87,7 @@ def bytes(at_most: float) -> Budget:
         >>> flj.targets.bytes(4e6)  # a million weights in float32
         Budget(unit='bytes', at_most=4000000.0, costs=None)
     """
-    return Budget("bytes", _positive(at_most, "at_most"))
+    return Budget("bytes", _scalars.check_positive(at_most, "at_most"))
 
 
 def flops(at_most: float) -> Budget:
@@ -118,7 +114,7 @@ def flops(at_most: float) -> Budget:
         >>> result.params[:, 0]
         Array([3., 0., 0.], dtype=float32)
     """
-    return Budget("flops", _positive(at_most, "at_most"))
+    return Budget("flops", _scalars.check_positive(at_most, "at_most"))
 
 
 def cost(at_most: float, costs: Any) -> Budget:
@@ -133,14 +129,16 @@ def cost(at_most: float, costs: Any) -> Budget:
         A target: the lowest sparsity that keeps no more.
 
     Raises:
-        ValueError: not a positive number.
+        ValueError: not a positive number; costs that are none.
 
     Example:
         >>> import fishleg_jax as flj
         >>> flj.targets.cost(10, {"kernel": 2.0, "bias": 1.0}).at_most
         10.0
     """
-    return Budget("cost", _positive(at_most, "at_most"), costs)
+    at_most = _scalars.check_positive(at_most, "at_most")
+    _validate.check_costs_are_numbers(costs)
+    return Budget("cost", at_most, costs)
 
 
 def loss_increase(
@@ -179,7 +177,7 @@ def loss_increase(
         >>> result.params[:, 0]
         Array([2., 0., 1., 0.], dtype=float32)
     """
-    unit = "measured" if measured else "predicted"
+    unit = "measured" if _scalars.check_flag(measured, "measured") else "predicted"
     return _limit(unit, at_most, "at_most", None, highest, resolution)
 
 
@@ -218,28 +216,17 @@ def metric(
         >>> result.params[:, 0]
         Array([3., 0., 2.], dtype=float32)
     """
-    if not callable(function):
-        raise ValueError(f"function must be a function (params) -> number, got {function!r}")
+    _scalars.check_function(function, "function", 1, "a function (params) -> number")
     return _limit("metric", at_most_drop, "at_most_drop", function, highest, resolution)
 
 
 def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) -> Limit:
-    if not _is_finite(at_most) or at_most < 0:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {at_most!r}")
-    for argument, value in zip(("highest", "resolution"), grid, strict=True):
-        if not _is_finite(value) or not 0 < value < 1:
-            raise ValueError(f"{argument} must be a number in (0, 1), got {value!r}")
-    return Limit(unit, float(at_most), function, *map(float, grid))
-
-
-def _positive(value: float, name: str) -> float:
-    if not _is_finite(value) or value <= 0:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
-    return float(value)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (numbers.Real, np.generic)) and math.isfinite(value)
+    at_most = _scalars.check_not_negative(at_most, name)
+    highest, resolution = (
+        _scalars.check_number(value, argument, lambda x: 0 < x < 1, "a number in (0, 1)")
+        for argument, value in zip(("highest", "resolution"), grid, strict=True)
+    )
+    return Limit(unit, at_most, function, highest, resolution)
 
 
 __all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "weights")

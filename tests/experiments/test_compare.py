@@ -21,7 +21,8 @@ WEIGHTS = 64 * 128 + 128 * 64 + 64 * 10
 
 def run(out, *arguments, methods=METHODS, seeds="0,1"):
     named = ["--method", ",".join(methods), "--seed", seeds, "--out", str(out)]
-    return compare.main([*NETWORK, *named, "--sparsity", "0.5,0.9", *arguments])
+    sparsity = [] if "--target" in arguments else ["--sparsity", "0.5,0.9"]
+    return compare.main([*NETWORK, *named, *sparsity, *arguments])
 
 
 def rows_of(out):
@@ -266,6 +267,13 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
         (["--fixed-damping"], "--fixed-damping is for --compensation group"),
         (["--iterations", "3"], "--iterations is for --compensation group"),
         (["--target", "size:3"], "'size:3' is not one of weights, bytes, flops, loss, accuracy"),
+        (["--target", "weights:0.5"], "'weights:0.5' is no whole number of weights"),
+        (["--target", "weights:12.7"], "'weights:12.7' is no whole number of weights"),
+        (["--target", "weights:2", "--scope", "layer"], "each of 3 leaves keeps a weight"),
+        (["--target", "bytes:1"], "--target bytes:1: the target in bytes must be at least 4"),
+        (["--target", "loss:0.1", "--sparsity", "0.5"], "--target is instead of --sparsity"),
+        (["--first-order", "--selection", "qubo"], "--selection qubo has no gradient, swaps has"),
+        (["--first-order", "--method", "magnitude"], "--method magnitude takes no gradient"),
         (["--target", "loss:0.1", "--trust"], "--target goes with neither --path nor --trust"),
         (["--fisher", "estimate"], "is for --compensation group and --method mfac"),
         (["--compensation", "group", "--scale", "0.5"], "--scale is for --compensation indep"),

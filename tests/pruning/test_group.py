@@ -211,11 +211,68 @@ def test_the_solver_under_jit_is_that_on_the_host(x64):
         ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
         ({"attempts": 0}, "attempts must be a whole number of at least 1, got 0"),
         ({"tolerance": 1.0}, "tolerance must be in \\[0, 1\\), got 1.0"),
+        ({"damping": "a"}, "damping must be a positive finite number or None, got 'a'"),
+        ({"damping": True}, "damping must be a positive finite number or None, got True"),
+        ({"tolerance": None}, "tolerance must be in \\[0, 1\\), got None"),
+        ({"iterations": True}, "iterations must be a whole number of at least 1, got True"),
+        ({"iterations": 2.0}, "iterations must be a whole number of at least 1, got 2.0"),
+        ({"check_step": "no"}, "check_step must be True or False, got 'no'"),
+        ({"first_order": "yes"}, "first_order must be True or False, got 'yes'"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         flj.compensation.group(**options)
+
+
+def test_numbers_of_numpy_and_jax_are_numbers(x64):
+    arguments = {"damping": DAMPING, "iterations": 3, "attempts": 1, "tolerance": 1e-3}
+    arrays = {name: jnp.asarray(value) for name, value in arguments.items()}
+    numbers = {name: np.asarray(value)[()] for name, value in arguments.items()}
+    first, *others = (
+        compensated(flj.compensation.group(**given), seed=1)[0]
+        for given in (arguments, arrays, numbers)
+    )
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, first, other)
+
+
+def test_without_labels_it_solves_the_same_system():
+    """The exact Fisher needs none, and neither does a gradient that takes no part."""
+    keys = jax.random.split(jax.random.key(4), 4)
+    params = {"a": jax.random.normal(keys[0], (4, 5)), "b": jax.random.normal(keys[1], (5, 3))}
+    batch = jax.random.normal(keys[2], (11, 4)), jax.random.randint(keys[3], (11,), 0, 3)
+    identity = flj.inverse.identity()
+
+    def prune(targets, **options):
+        group = flj.compensation.group(damping=DAMPING, **options)
+        return flj.prune_one_shot(
+            MODEL, params, identity, [(batch[0], targets)], sparsity=0.5, compensation=group
+        )
+
+    with_labels, without = (prune(y, check_step=False) for y in (batch[1], None))
+    jax.tree.map(np.testing.assert_array_equal, with_labels.params, without.params)
+    (told,) = without.stages
+    assert np.isnan(told["ratio"]) and "actual" not in told
+    assert told["predicted"] == pytest.approx(without.report.total.predicted)  # that of the scores
+    for options in ({}, {"check_step": False, "first_order": True}):
+        with pytest.raises(ValueError, match="batches need labels for (check_step|first_order)"):
+            prune(None, **options)
+
+
+def test_what_it_needs_of_an_estimate_is_asked_before_the_fit():
+    estimator = flj.inverse.identity()._replace(update=None, updates=1)
+    batches = [(jnp.ones((2, 3)), None)]
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    for options, message in (
+        ({}, "damping must be given"),
+        ({"damping": 0.1, "fisher": "estimate"}, "an estimate with its gradients in memory"),
+    ):
+        group = flj.compensation.group(check_step=False, **options)
+        with pytest.raises(ValueError, match=message):
+            flj.prune_one_shot(
+                model, jnp.ones((3, 1)), estimator, batches, sparsity=0.5, compensation=group
+            )
 
 
 def test_no_damping_anywhere_is_refused(x64):

@@ -222,9 +222,32 @@ def test_bad_batches_are_refused_before_any_work(batches, message):
         prune(PARAMS, batches, untouchable())
 
 
+def no(*_):
+    raise AssertionError("the input should have been refused before")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"sparsity": np.str_("a")}, "sparsity must be"),
+        ({"stages": 0, "schedule": []}, "stages must be an integer of at least 1, got 0"),
+        ({"schedule": None}, "schedule must be one of geometric, .*, got None"),
+        ({"schedule": 3}, "schedule must be one of geometric, .*, got 3"),
+        ({"schedule": []}, "schedule must be a name, or as many .* stages=1 .*, got \\[\\]"),
+        ({"schedule": ["a"]}, "schedule must be of numbers in \\[0, 1\\), got \\['a'\\]"),
+        ({"batches_per_stage": 1.0}, "batches_per_stage must be a whole number from 1 to 3"),
+        ({"batches_per_stage": 4}, "batches_per_stage must be .*, got 4"),
+        ({"compensation": "group"}, "compensation must be one of flj.compensation"),
+        ({"compensation": flj.compensation.group}, "compensation must be one of"),
+        ({"selection": flj.selection.swaps}, "selection must be one of flj.selection"),
+        ({"recalibrate": 3}, "recalibrate must be a function \\(params, batches\\) or None"),
+        ({"on_update": no, "on_stage": 3}, "on_stage must be a function \\(result\\) or None"),
+        ({"on_update": lambda: None}, "on_update must be a function"),
+        ({"estimator": flj.inverse.kfac}, "estimator must be an InverseFisher"),
+        ({"key": 3}, "key must be a random key, such as jax.random.key\\(0\\), got 3"),
+        ({"first_order": "yes"}, "first_order must be True or False"),
+        ({"adapt_damping": 1}, "adapt_damping must be True or False"),
+        ({"costs": jax.tree.map(str, PARAMS)}, "costs: .* must be a number or an array of such"),
         ({"sparsity": -0.1}, "sparsity must be"),
         ({"sparsity": 1.0}, "sparsity must be"),
         ({"sparsity": float("nan")}, "sparsity must be"),
@@ -233,19 +256,32 @@ def test_bad_batches_are_refused_before_any_work(batches, message):
         ({"prunable": "convolution"}, "prunable: 'convolution' matches no leaf"),
         ({"prunable": lambda name, leaf: False}, "prunable selects no leaf"),
     ],
-    ids=[
-        "negative",
-        "one",
-        "nan",
-        "text",
-        "scope",
-        "prunable matches nothing",
-        "prunable selects nothing",
-    ],
 )
 def test_bad_arguments_are_refused_before_any_work(arguments, message):
     with pytest.raises(ValueError, match=message):
-        prune(PARAMS, BATCHES, untouchable(), **arguments)
+        prune(PARAMS, BATCHES, **{"estimator": untouchable()} | arguments)
+
+
+def test_labels_that_are_needed_are_asked_for_before_any_work():
+    unlabelled = [(inputs, None) for inputs, _ in BATCHES]
+    with pytest.raises(ValueError, match="batches need labels for first_order=True"):
+        prune(PARAMS, unlabelled, untouchable(), first_order=True)
+    with pytest.raises(ValueError, match="held_out must have labels"):
+        prune(PARAMS, unlabelled, untouchable(), held_out=unlabelled)
+
+
+def test_it_runs_on_the_host():
+    for function, argument in (
+        (lambda params: prune(params, BATCHES, untouchable()), PARAMS),
+        (lambda _: prune(PARAMS, BATCHES, untouchable()), 1.0),  # constants become tracers there
+    ):
+        with pytest.raises(ValueError, match="got tracers: one-shot pruning runs on the host"):
+            jax.jit(function)(argument)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_a_key_of_either_kind_is_one(make):
+    prune(PARAMS, BATCHES, key=make(3), batches_per_stage=np.int64(2))
 
 
 def test_nothing_prunable():

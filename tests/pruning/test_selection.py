@@ -200,6 +200,17 @@ def test_steps_bound_the_swaps(x64):
     assert int(SELECTION.swap_search(vector, matrix, worst, steps=1).swaps) == 1
 
 
+def test_lists_are_arrays():
+    fisher, pruned = [[2, 1, 0], [1, 2, 0], [0, 0, 3]], [True, True, False]
+    assert float(SELECTION.qubo_cost([0, 0, 0], fisher, pruned)) == 3
+    assert float(SELECTION.compensated_cost([1, 1, 1], np.eye(3, dtype=int).tolist(), pruned)) == 1
+    options = {"objective": "qubo", "groups": [0, 0, 1]}
+    found = SELECTION.swap_search([0, 0, 0], fisher, pruned, **options)
+    assert found.pruned.tolist() == pruned  # the third is of another group
+    found = SELECTION.swap_search([0, 0, 0], fisher, pruned, objective="qubo")
+    assert float(found.after) == 2.5
+
+
 def test_annealing_says_which_extra_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "dimod", None)
     with pytest.raises(ImportError, match="fishleg_jax\\[selection\\]"):
@@ -223,6 +234,12 @@ def test_annealing_says_which_extra_is_missing(monkeypatch):
         (lambda w, m, x: SELECTION.qubo(solver="luck"), "solver must be one of swaps, annealing"),
         (lambda w, m, x: SELECTION.qubo(damping=-1.0), "damping must be a finite number"),
         (lambda w, m, x: SELECTION.qubo(seed=-1), "seed must be .* at least 0, got -1"),
+        (lambda w, m, x: SELECTION.swaps(tolerance="a"), "tolerance must be in"),
+        (lambda w, m, x: SELECTION.swaps(first_order=1), "first_order must be True or False"),
+        (lambda w, m, x: SELECTION.qubo(damping="a"), "damping must be a finite number"),
+        (lambda w, m, x: SELECTION.swap_search([], m[:0, :0], x[:0]), "at least one weight"),
+        (lambda w, m, x: SELECTION.anneal([], m[:0, :0], x[:0]), "at least one weight"),
+        (lambda w, m, x: SELECTION.compensated_cost([], m[:0, :0], x[:0]), "at least one weight"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

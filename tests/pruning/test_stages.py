@@ -248,7 +248,7 @@ def test_bad_costs_and_scales(key):
         prune(jax.tree.map(lambda p: 0.0, params))
     with pytest.raises(ValueError, match="'Dense_0/bias' must be a number or have shape"):
         prune(jax.tree.map(lambda p: jnp.ones(99), params))
-    for scale in (-0.1, 1.5):
+    for scale in (-0.1, 1.5, "a", None, True):
         with pytest.raises(ValueError, match="scale must be a number in"):
             flj.compensation.independent(scale)
     with pytest.raises(ValueError, match="batches must be two or more"):

@@ -56,7 +56,12 @@ def test_so_many_weights_are_kept(kept, stages):
     params, batches = problem()
     result = prune(params, batches, flj.targets.weights(kept), stages=stages)
     assert pruned(result) == max(WEIGHTS - kept, 0)
-    assert len(result.stages) == stages and result.stopped is None
+    assert len(result.stages) == stages
+    if kept < WEIGHTS:
+        assert result.stopped is None
+    else:
+        assert result.stopped.startswith("nothing had to be pruned")
+        assert result.stopped.endswith(f"within targets.weights({kept})")
 
 
 @pytest.mark.parametrize("kept", [2, 3, 11, 39])
@@ -102,7 +107,7 @@ def test_a_budget_is_kept_and_used_up(seed, share, of_leaves, stages):
     result = prune(params, batches, flj.targets.cost(budget, costs), stages=stages)
     fits = np.flatnonzero(kept <= budget)
     assert pruned(result) == (fits[0] if len(fits) else WEIGHTS - 1)
-    assert (result.stopped is None) == bool(len(fits))
+    assert (result.stopped is None) == bool(len(fits) and fits[0] > 0)
     assert result.stages[-1]["cost"] == pytest.approx(kept[pruned(result)])
 
 
@@ -313,6 +318,13 @@ def test_a_metric_that_is_nan_somewhere_breaks_the_limit_there():
         (lambda t: t.loss_increase(1, highest=1.0), r"highest must be a number in \(0, 1\)"),
         (lambda t: t.loss_increase(1, resolution=0), r"resolution must be a number in \(0, 1\)"),
         (lambda t: t.metric(0.9, 0.01), "function must be a function"),
+        (lambda t: t.bytes(True), "at_most must be a positive finite number, got True"),
+        (lambda t: t.bytes(np.str_("9")), "at_most must be a positive finite number"),
+        (lambda t: t.bytes(np.complex64(1)), "at_most must be a positive finite number"),
+        (lambda t: t.cost(3, None), "costs must be a pytree like the parameters, got None"),
+        (lambda t: t.cost(3, {"a": "x"}), "costs: 'a' must be a number or an array of such"),
+        (lambda t: t.loss_increase(np.str_("9")), "at_most must be a finite number"),
+        (lambda t: t.loss_increase(1, measured="no"), "measured must be True or False"),
         (lambda t: t.metric(len, -1), "at_most_drop must be a finite number of at least 0"),
     ],
 )
@@ -340,6 +352,14 @@ def test_what_is_known_before_any_work_is_refused_then(target, options, message)
     params, batches = problem()
     with pytest.raises(ValueError, match=message):
         prune(params, batches, target, untouchable(), **options)
+
+
+def test_numbers_of_numpy_and_jax_are_numbers():
+    for kind in (np.int32, jnp.int32):
+        assert flj.targets.weights(kind(3)) == flj.targets.weights(3)
+        assert flj.targets.bytes(kind(3)) == flj.targets.bytes(3)
+    limit = flj.targets.loss_increase(jnp.float32(0.5), measured=np.True_, highest=np.float32(0.5))
+    assert limit == flj.targets.loss_increase(0.5, highest=0.5)
 
 
 def test_a_loss_can_only_be_measured_with_labels():
