@@ -42,7 +42,7 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
     out, masks, refused = jax.lax.cond(
         due,
         lambda: _extended(plan, seen, state, groups, counts, share),
-        lambda: (_held(seen.updates, params, state.masks), state.masks, jnp.array(False)),
+        lambda: (_held(seen, seen.updates, state.masks), state.masks, jnp.array(False)),
     )
     return out, state._replace(
         count=optax.safe_increment(state.count),
@@ -101,15 +101,16 @@ def _extended(
     masks = _tree.keep_where(sound, masks, old)
     # also what comes back does so at 0.0
     both = jax.tree.map(jnp.logical_and, masks, old)
-    return _held(moved, seen.params, both), masks, ~sound
+    return _held(seen, moved, both), masks, ~sound
 
 
-def _held(updates: Any, params: Any, masks: Any) -> Any:
-    """The updates with what takes a pruned weight to exactly 0.0.
+def _held(seen: Seen, updates: Any, masks: Any) -> Any:
+    """Updates with what takes a pruned weight to exactly 0.0, in no lower dtype than the weight."""
 
-    They have the parameters' dtype, or p + (-p) might be rounded.
-    """
-    return jax.tree.map(lambda u, p, m: jnp.where(m, u.astype(p.dtype), -p), updates, params, masks)
+    def hold(u, came, p, mask):
+        return jnp.where(mask, u.astype(jnp.promote_types(came.dtype, p.dtype)), -p)
+
+    return jax.tree.map(hold, updates, seen.updates, seen.params, masks)
 
 
 def _violations(params: Any, masks: Any) -> jax.Array:

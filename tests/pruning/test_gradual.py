@@ -35,6 +35,10 @@ OPTIMISERS = {
 }
 
 
+PARAMS = initial()
+BATCH = at(0, batches())
+
+
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_pruned_weights_are_zero_and_stay_it(name):
     """To the bit, over some hundred steps; masks only grow, and what is kept trains on."""
@@ -207,17 +211,36 @@ def test_an_estimate_that_would_be_spoiled_stays_as_it_was():
     params, (x, y) = initial(), at(0, batches())
     _, state = tx.update(params, tx.init(params), params, batch=(x, y))
     before = float(state.estimate)
-    _, state = tx.update(params, state, params, batch=(x, y * jnp.inf))
-    assert before != 0 and float(state.estimate) == before and flj.check(state).failures == 1
+    for i, bad in enumerate((y.at[0, 0].set(jnp.nan), jnp.full_like(y, 3e38))):  # one overflows
+        _, state = tx.update(params, state, params, batch=(x, bad))
+        assert before != 0 and float(state.estimate) == before
+        assert flj.check(state).failures == i + 1
+
+
+def test_gradients_that_an_estimate_leaves_out_are_told():
+    """Those of a finite batch, too, by which the model overflows."""
+    params, (x, y) = initial(), BATCH
+    _, state = PRUNING.update(params, PRUNING.init(params), params, batch=(x.at[5].set(1e30), y))
+    assert int(state.estimate.skipped) == 1 and flj.check(state).failures == 1
+    assert bool(jnp.isfinite(state.estimate.squares["w"]).all())
+
+
+def test_a_check_that_finds_no_step_refuses_the_mask_update():
+    checked = flj.compensation.independent(check_step=True)
+    tx = flj.gradual_prune(MAGNITUDE, 0.5, model=MODEL, compensation=checked)
+    params, (x, y) = initial(), BATCH
+    still = jax.tree.map(jnp.zeros_like, params)
+    _, state = tx.update(still, tx.init(params), params, batch=(x, y.at[0].set(jnp.nan)))
+    assert flj.masks(state)["w"].all() and flj.check(state).failures == 1
+    _, state = tx.update(still, state, params, batch=(x, y))
+    assert zeros(flj.masks(state)) == 6 and flj.check(state).failures == 1
 
 
 def test_a_sparsity_that_is_none_is_counted():
     tx = flj.gradual_prune(MAGNITUDE, lambda step: jnp.where(step < 3, 0.5, 1.5))
     state = train(tx)[1]
-    assert (
-        flj.check(state).failures == STEPS - 2
-        and "sparsity outside [0, 1)" in flj.check(state).message
-    )
+    report = flj.check(state)
+    assert report.failures == STEPS - 2 and "sparsity outside [0, 1)" in report.message
 
 
 def test_not_last_in_the_chain_is_told():
@@ -264,10 +287,6 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
     coordinates = jax.tree.leaves(state[1].estimate.average)
     assert any((x != 0).any() for x in coordinates)
     assert (zeros(masks)[99:] == ZEROS).all() and flj.check(state).ok
-
-
-PARAMS = initial()
-BATCH = at(0, batches())
 
 
 @pytest.mark.parametrize(
