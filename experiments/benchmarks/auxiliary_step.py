@@ -12,25 +12,18 @@ Weights are those of the shared folder, and random ones where it has none.
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import fishleg_jax as flj
 from experiments import cases, tables
 from experiments.arguments import at_least, comma_list, one_of
+from experiments.benchmarks.timing import seconds
 from experiments.fitting import fit
 
 CASES = ("mlpnet", "resnet20", "autoencoder")
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - begin
 
 
 def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
@@ -56,8 +49,8 @@ def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
         lambda: update(state, case.params, batch, key),
     )
     for function in pair:
-        _seconds(function)  # compiles
-    times = [[_seconds(function) for function in pair] for _ in range(repeats)]
+        seconds(function)  # compiles
+    times = [[seconds(function) for function in pair] for _ in range(repeats)]
     medians = [1000 * statistics.median(column) for column in zip(*times, strict=True)]
     return {
         "case": case.spec.name,
