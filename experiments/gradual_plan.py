@@ -47,7 +47,9 @@ RECIPES = {
     "faces": Recipe(20, "adam", 1e-3, True, 3000, 100, 10),
     "resnet20": Recipe(30, "sgd", 0.02, True, 1000, 50, 10),
 }
-START = 32  # batches of which FishLeg starts, see `fishleg_jax.fishleg_prune`
+# as in `fishleg_jax.fishleg_prune`: how long before the first weight goes curvature is looked at,
+# and of how many batches, one a step, FishLeg starts
+AHEAD, START = 100, 32
 BEGIN, END = 0.1, 0.7  # of all steps: after the first pruning begins, at the second it ends
 GRADIENTS = 200
 
@@ -196,5 +198,6 @@ def assimilates(plan: Plan, step: int) -> bool:
     every = plan.recipe.mask_every
     if plan.renew:
         return -step % every < plan.renew and step > plan.begin
-    # the first batches are for the start of FishLeg
-    return step <= START or step % plan.recipe.aux_every == 0
+    before = plan.begin - AHEAD
+    first = max(before, 0) + START
+    return step > before and (step <= first or step % plan.recipe.aux_every == 0)

@@ -120,7 +120,7 @@ def run(
                     jax.block_until_ready(carry)
                     seconds = carry.seconds + (time.perf_counter() - begin)
                     carry = carry._replace(seconds=seconds)
-                    metrics.append(lines, jax.tree.map(float, told))
+                    metrics.append(lines, jax.tree.map(lambda x: np.asarray(x).item(), told))
                     kept.save(step, carry)
                     told, begin = [], time.perf_counter()
     return carry

@@ -11,23 +11,16 @@ Weights are those of the shared folder, and random ones where it has none.
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 
 import fishleg_jax as flj
 from experiments import arguments, cases, network_arguments, tables
+from experiments.benchmarks.timing import seconds
 from experiments.fitting import fit
 
 CASES = ("mlpnet", "resnet20", "autoencoder")
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - begin
 
 
 def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
@@ -53,8 +46,8 @@ def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
         lambda: update(state, case.params, batch, key),
     )
     for function in pair:
-        _seconds(function)  # compiles
-    times = [[_seconds(function) for function in pair] for _ in range(repeats)]
+        seconds(function)  # compiles
+    times = [[seconds(function) for function in pair] for _ in range(repeats)]
     medians = [1000 * statistics.median(column) for column in zip(*times, strict=True)]
     return {
         "case": case.spec.name,
