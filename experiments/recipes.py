@@ -15,13 +15,11 @@ class PruningTrainState(train_state.TrainState):
     Example:
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
         >>> model = flj.Model(lambda params, x: x @ params["kernel"], flj.likelihoods.gaussian())
-        >>> tx = optax.chain(
-        ...     optax.sgd(0.1), flj.fishleg_prune(model, flj.schedules.cubic(0.5, begin=0, end=1))
-        ... )
+        >>> estimator = flj.inverse.diagonal(model)
+        >>> tx = optax.chain(optax.sgd(0.1), flj.fishleg_prune(model, 0.5, estimator=estimator))
         >>> params, batch = {"kernel": jnp.ones((4, 1))}, (jnp.eye(4), jnp.zeros((4, 1)))
         >>> state = PruningTrainState.create(apply_fn=model.predict, params=params, tx=tx)
-        >>> for _ in range(2):
-        ...     state = state.apply_gradients(grads=params, batch=batch)
+        >>> state = state.apply_gradients(grads=params, batch=batch)
         >>> flj.sparsity(state.params)
         0.5
     """
