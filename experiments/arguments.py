@@ -104,6 +104,7 @@ def pruning_parser(
     sparsities: Sequence[float] = SPARSITIES,
     seeds: Sequence[int] = (0,),
     limited: bool = True,
+    scratch: bool = False,
 ) -> argparse.ArgumentParser:
     """A parser with the options that all experiments have that prune one network.
 
@@ -118,6 +119,7 @@ def pruning_parser(
         sparsities: those that are pruned to unless a user says otherwise, where there are several.
         seeds: likewise.
         limited: whether there is an `--examples`.
+        scratch: whether `--epochs` may be 0, for random weights.
 
     Returns:
         The parser, for `parse`.
@@ -130,7 +132,7 @@ def pruning_parser(
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
     add("--model", choices=models, help="default: the one that belongs to the data set")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights; else it is trained")
-    add("--epochs", type=at_least(1), help="of training, without --checkpoint")
+    add("--epochs", type=at_least(0 if scratch else 1), help="of training, without --checkpoint")
     add(
         "--method",
         type=comma_list(one_of(methods)),

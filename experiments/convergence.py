@@ -13,7 +13,7 @@ Networks without a checkpoint in the shared folder are trained a short while fir
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -29,6 +29,38 @@ from experiments.models import MODELS
 PROBES = 8
 
 
+def sampler(model: flj.Model, estimator: flj.InverseFisher) -> Callable:
+    """What measures an estimate on one probe.
+
+    Args:
+        model: the model.
+        estimator: an inverse Fisher whose state has a damping.
+
+    Returns:
+        A compiled function `(state, params, batch, key, masks=None) -> (loss, residual)`: the
+        auxiliary loss and the relative residual, of surviving weights where there are masks.
+    """
+
+    @jax.jit
+    def sample(state, params, batch, key, masks=None):
+        def masked(tree):
+            return tree if masks is None else flj.apply_masks(tree, masks)
+
+        leaves, tree = jax.tree.flatten(params)
+        flat = jax.random.normal(key, (sum(x.size for x in leaves),))
+        ends = np.cumsum([x.size for x in leaves])[:-1]
+        parts = jnp.split(flat, ends)
+        u = tree.unflatten([p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)])
+        u = masked(u)
+        z = estimator.multiply(state, u, masks)
+        fz = masked(flj.fisher_vector_product(model, params, batch, z))
+        fz = jax.tree.map(lambda f, x: f + state.damping * x, fz, z)
+        residual = optax.tree.norm(optax.tree.sub(fz, u)) / optax.tree.norm(u)
+        return 0.5 * optax.tree.vdot(z, fz) - optax.tree.vdot(u, z), residual
+
+    return sample
+
+
 def measure(case: cases.Case, estimator: flj.InverseFisher, states: Sequence) -> list[dict]:
     """The auxiliary loss and the relative residual of several states on the same probes.
 
@@ -40,21 +72,8 @@ def measure(case: cases.Case, estimator: flj.InverseFisher, states: Sequence) ->
     Returns:
         A dictionary with the means over the probes for each state.
     """
-    model, params, batch = case.spec.model, case.params, case.batches[-1]
-
-    @jax.jit
-    def sample(state, params, batch, key):
-        leaves, tree = jax.tree.flatten(params)
-        flat = jax.random.normal(key, (sum(x.size for x in leaves),))
-        ends = np.cumsum([x.size for x in leaves])[:-1]
-        parts = jnp.split(flat, ends)
-        u = tree.unflatten([p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)])
-        z = estimator.multiply(state, u)
-        fz = flj.fisher_vector_product(model, params, batch, z)
-        fz = jax.tree.map(lambda f, x: f + state.damping * x, fz, z)
-        residual = optax.tree.norm(optax.tree.sub(fz, u)) / optax.tree.norm(u)
-        return 0.5 * optax.tree.vdot(z, fz) - optax.tree.vdot(u, z), residual
-
+    params, batch = case.params, case.batches[-1]
+    sample = sampler(case.spec.model, estimator)
     rows = []
     for state in states:
         keys = jax.random.split(jax.random.key(12345), PROBES)

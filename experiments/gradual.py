@@ -4,8 +4,9 @@
     python -m experiments.gradual --dataset mnist --method fishleg,woodfisher,magnitude
     python -m experiments.gradual --dataset cifar10 --checkpoint resnet20_cifar10.npz --seed 0
 
-Every run starts from the same trained weights, and sees the same batches in the same order; methods
-differ in nothing but their estimate of the inverse Fisher, which sees training batches only.  With
+Every run starts from the same weights, trained ones or (for the digits, and by `--epochs 0`) random
+ones, and sees the same batches in the same order; methods differ in nothing but their estimate of
+the inverse Fisher, which sees training batches only.  With
 no pruning at all the same training gives the dense row.  Into `--out` go `results.json`, the
 pictures `accuracy_vs_sparsity.png` and `training.png`, and a folder for each run with
 `metrics.jsonl`, the pruned weights and the masks.  The same command goes on after it was stopped,
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 import fishleg_jax as flj
 from experiments import (
@@ -35,7 +38,6 @@ from experiments.gradual_plan import DENSE, Plan
 from experiments.gradual_run import CHECKPOINTS, METRICS, Carry, run
 from experiments.models import Spec
 
-MODELS = ("cnn", "mlp", "autoencoder", "mlpnet", "resnet20", "faces")
 RESUMING = """
 A run that was stopped goes on from its last checkpoint, and ends with the weights that it would
 have had.  Runs that are over are in results.json and are not made again: those of the same method,
@@ -49,38 +51,15 @@ def _parser() -> argparse.ArgumentParser:
         "Prune networks while they are trained on, and compare methods.",
         methods=gradual_plan.METHODS,
         default=("fishleg", "magnitude"),
-        models=MODELS,
+        models=tuple(gradual_plan.RECIPES),
         sparsities=(0.95, 0.98),
         seeds=range(5),
         limited=False,
+        scratch=True,
     )
     parser.epilog = RESUMING
-    add, whole = parser.add_argument, arguments.at_least(1)
-    add("--steps", type=arguments.at_least(10), help="of training; default: the model's")
-    add("--rate", type=arguments.positive, help="the learning rate; default: the model's")
-    add("--mask-every", type=whole, metavar="N", help="steps between mask updates")
-    add("--aux-every", type=whole, metavar="N", help="steps between batches that estimates see")
-    add(
-        "--damping",
-        type=arguments.by_name(gradual_plan.DAMPED, arguments.positive),
-        default={},
-        metavar="X|A=X,B=Y",
-        help="of all methods, or by name; default: each method's own",
-    )
-    add(
-        "--gradients",
-        type=whole,
-        default=gradual_plan.GRADIENTS,
-        metavar="M",
-        help="at most so many, means over equally many examples, are what woodfisher makes anew "
-        f"before a mask update, and mfac remembers; default: {gradual_plan.GRADIENTS}",
-    )
-    add(
-        "--block-size",
-        type=arguments.block_size,
-        metavar="none|leaf|N",
-        help="weights in a block of woodfisher and mfac; default: none, one block of all",
-    )
+    gradual_plan.add_options(parser)
+    add = parser.add_argument
     add(
         "--dense",
         choices=["trained", "start"],
@@ -89,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--validate",
-        type=whole,
+        type=arguments.at_least(1),
         metavar="N",
         help="leave the last N training examples out, and evaluate on these instead of test ones",
     )
@@ -133,13 +112,23 @@ def _split(args: argparse.Namespace, split: data.Data) -> data.Data:
     return data.Data((inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:]))
 
 
-def _weights(
+def start_weights(
     args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any, seed: int
 ) -> tuple[Any, Any]:
-    """The parameters and constants: those of the checkpoint, or trained and kept in `--out`."""
+    """The parameters and constants: of the checkpoint, trained and kept in `--out`, or random.
+
+    Args:
+        args: the arguments.
+        spec: the model.
+        split: what it is trained on.
+        loaded: those of the checkpoint, or None.
+        seed: for the training, or the random weights.
+    """
     if loaded is not None:
         return loaded
-    epochs = args.epochs or gradual_plan.RECIPES[spec.name].epochs
+    epochs = gradual_plan.RECIPES[spec.name].epochs if args.epochs is None else args.epochs
+    if epochs == 0:
+        return jax.jit(spec.init)(jax.random.key(seed))
     part = f"_of{len(split.train[0])}" if args.validate else ""
     path = args.out / f"{spec.name}_{epochs}epochs{part}_seed{seed}.npz"
     return training.trained(spec, split.train, path, epochs=epochs, seed=seed)
@@ -242,7 +231,7 @@ def compare(
     split = _split(args, split)
     rows = []
     for seed in args.seed:
-        start = _weights(args, spec, split, loaded, seed)
+        start = start_weights(args, spec, split, loaded, seed)
         before = _evaluated(spec, split, *start)
         dense = before
         if args.dense == "trained":

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import optax
 
 import fishleg_jax as flj
-from experiments import methods
+from experiments import arguments, methods
 from experiments.models import Spec
 
 DENSE = "dense"  # the same training without pruning
@@ -21,7 +21,8 @@ class Recipe(NamedTuple):
     """How a model is trained while it is pruned, unless a user says otherwise.
 
     Attributes:
-        epochs: how long it is trained before, where there are no trained weights.
+        epochs: how long it is trained before, where there are no trained weights; 0 for random
+            weights, so that it is trained and pruned at once.
         optimizer: `adam`, or `sgd` with momentum 0.9 and a weight decay of 1e-4.
         rate: the learning rate.
         decay: whether it falls to zero, like a cosine, once the pruning is over.
@@ -40,10 +41,10 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "cnn": Recipe(60, "adam", 1e-3, False, 1500, 50, 10),
-    "mlp": Recipe(60, "adam", 1e-3, False, 1500, 50, 10),
-    "mlpnet": Recipe(10, "adam", 1e-3, False, 3000, 100, 10),
+    "cnn": Recipe(0, "adam", 1e-3, False, 1200, 50, 10),
+    "mlp": Recipe(0, "adam", 1e-3, False, 1200, 50, 10),
     "autoencoder": Recipe(10, "adam", 1e-3, True, 3000, 100, 10),
+    "mlpnet": Recipe(10, "adam", 1e-3, False, 3000, 100, 10),
     "faces": Recipe(20, "adam", 1e-3, True, 3000, 100, 10),
     "resnet20": Recipe(30, "sgd", 0.02, True, 1000, 50, 10),
 }
@@ -96,12 +97,42 @@ class Plan(NamedTuple):
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `make_plan` wants to know, and `arguments.pruning_parser` has not."""
+    add, whole = parser.add_argument, arguments.at_least(1)
+    add("--steps", type=arguments.at_least(10), help="of training; default: the model's")
+    add("--rate", type=arguments.positive, help="the learning rate; default: the model's")
+    add("--mask-every", type=whole, metavar="N", help="steps between mask updates")
+    add("--aux-every", type=whole, metavar="N", help="steps between batches that estimates see")
+    add(
+        "--damping",
+        type=arguments.by_name(DAMPED, arguments.positive),
+        default={},
+        metavar="X|A=X,B=Y",
+        help="of all methods, or by name; default: each method's own",
+    )
+    add(
+        "--gradients",
+        type=whole,
+        default=GRADIENTS,
+        metavar="M",
+        help="at most so many, means over equally many examples, are what woodfisher makes anew "
+        f"before a mask update, and mfac remembers; default: {GRADIENTS}",
+    )
+    add(
+        "--block-size",
+        type=arguments.block_size,
+        metavar="none|leaf|N",
+        help="weights in a block of woodfisher and mfac; default: none, one block of all",
+    )
+
+
 def make_plan(spec: Spec, args: argparse.Namespace, method: str, sparsity: float) -> Plan:
     """The plan of a run.
 
     Args:
         spec: the model.
-        args: the arguments of `experiments.gradual`.
+        args: of a parser with `add_options`.
         method: a name in `METHODS`, or `DENSE`.
         sparsity: the final one.
 

@@ -35,10 +35,20 @@ class Carry(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _step(spec: Spec, plan: Plan, assimilate: bool) -> Callable:
-    """A step, compiled before the clock starts; seeds share it."""
+def compiled_step(spec: Spec, plan: Plan, assimilate: bool) -> Callable:
+    """A step, compiled before the clock starts; seeds share it.
+
+    Args:
+        spec: the model.
+        plan: what is done.
+        assimilate: whether the estimate sees the batch.
+
+    Returns:
+        A function `(params, constants, state, inputs, targets) -> (params, constants, state, told)`
+        that takes the memory of the first three; what is told goes into `metrics.jsonl`.
+    """
     gradient = jax.value_and_grad(loss_of(spec), has_aux=True)
-    tx = _transformation(spec, plan, seed=0)
+    tx = transformation(spec, plan, seed=0)
 
     def step(params, constants, state, inputs, targets):
         (loss, new_constants), grads = gradient(params, constants, inputs, targets)
@@ -63,7 +73,8 @@ def _step(spec: Spec, plan: Plan, assimilate: bool) -> Callable:
     return jitted.lower(params, constants, state, inputs, targets).compile()
 
 
-def _transformation(spec: Spec, plan: Plan, seed: int) -> optax.GradientTransformationExtraArgs:
+def transformation(spec: Spec, plan: Plan, seed: int) -> optax.GradientTransformationExtraArgs:
+    """The optimiser with the pruning behind it."""
     return optax.chain(make_optimizer(plan), make_pruning(spec, plan, seed))
 
 
@@ -96,9 +107,9 @@ def run(
         The carry after the last step; its seconds are without compilation and checkpoints.
     """
     total = plan.recipe.steps
-    steps = {yes: _step(spec, plan, yes) for yes in _kinds(plan)}
+    steps = {yes: compiled_step(spec, plan, yes) for yes in _kinds(plan)}
     params, constants = jax.tree.map(jnp.array, start)  # a copy: steps take the memory of these
-    state = jax.jit(_transformation(spec, plan, seed).init)(params)
+    state = jax.jit(transformation(spec, plan, seed).init)(params)
     carry = Carry(params, constants, state, np.zeros(()))
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / METRICS

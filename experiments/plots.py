@@ -182,3 +182,23 @@ def preconditioning(path: Path, results: Sequence[dict]) -> Path:
         frameon=False,
     )  # fmt: skip
     return _save(figure, path)
+
+
+def assimilation(path: Path, name: str, rows: Sequence[dict], estimates: Sequence[str]) -> Path:
+    """Draws relative residuals at mask updates against the step, a line for each estimate.
+
+    Args:
+        path: the png file.
+        name: of the model.
+        rows: the objects of the `assimilation.json` of `experiments.assimilation`.
+        estimates: the fields that are drawn.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    steps = [row["step"] for row in rows]
+    for field in estimates:
+        axes.plot(steps, [row[field] for row in rows], label=field, marker="o", markersize=3)
+    axes.set_title(f"{name}, pruned while it is trained")
+    axes.set(xlabel="step", ylabel="relative residual", yscale="log")
+    _tidy(axes)
+    axes.legend(frameon=False)
+    return _save(figure, path)

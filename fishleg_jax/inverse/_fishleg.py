@@ -127,7 +127,7 @@ def fishleg(
         zero = {u.name: _frames.zero_coordinates(u.factor, dtype) for u in units}
         frames = {u.name: _frames.empty_frame(u.factor, dtype) for u in units}
         moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
-        nan = jnp.full((), jnp.nan, dtype)
+        nothing = jnp.full((2,), jnp.nan, dtype)
         return FishLegState(
             count=jnp.zeros((), jnp.int32),
             damping=jnp.asarray(1.0 if damping is None else damping, dtype),
@@ -137,8 +137,9 @@ def fishleg(
             average=jax.tree.map(jnp.copy, zero),
             optimizer=optimizer.init(zero),
             guard=_guard.init(dtype),
-            auxiliary_loss=nan,
-            relative_residual=nan,
+            # two arrays, or the state could not be donated
+            auxiliary_loss=nothing[0],
+            relative_residual=nothing[1],
         )
 
     def update(state, params, batch, key, mask=None):

@@ -118,6 +118,9 @@ def test_state_is_a_pytree_of_arrays(row):
     # from shapes only
     abstract = jax.eval_shape(estimator.init, params)
     assert jax.tree.structure(abstract) == jax.tree.structure(start)
+    # no two leaves in one place, or a training step could not be given the memory of its state
+    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(start) if x.size]
+    assert len(set(places)) == len(places)
 
 
 @few_rows
