@@ -60,7 +60,8 @@ def follow(
     Returns:
         For every mask update its step, the sparsity before it, and the residuals.
     """
-    steps = {yes: gradual_run.compiled_step(spec, plan, yes) for yes in (False, True)}
+    works = {yes: (("assimilate", yes),) for yes in (False, True)}
+    steps = {yes: gradual_run.compiled_step(spec, plan, work) for yes, work in works.items()}
     every = plan.recipe.mask_every
     seen = max(every // plan.recipe.aux_every, 3)
     params, constants = jax.tree.map(jnp.array, start)

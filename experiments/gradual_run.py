@@ -16,7 +16,7 @@ from tqdm import tqdm
 from experiments import data, metrics
 from experiments.batches import batch_at
 from experiments.checkpointing import Checkpoints
-from experiments.gradual_plan import DENSE, Plan, assimilates, make_optimizer, make_pruning
+from experiments.gradual_plan import DENSE, Plan, make_optimizer, make_pruning, work_of
 from experiments.models import Spec, as_batch
 from experiments.training import loss_of
 
@@ -35,13 +35,13 @@ class Carry(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def compiled_step(spec: Spec, plan: Plan, assimilate: bool) -> Callable:
+def compiled_step(spec: Spec, plan: Plan, work: tuple[tuple[str, bool], ...]) -> Callable:
     """A step, compiled before the clock starts; seeds share it.
 
     Args:
         spec: the model.
         plan: what is done.
-        assimilate: whether the estimate sees the batch.
+        work: what `work_of` says of the step, as pairs.
 
     Returns:
         A function `(params, constants, state, inputs, targets) -> (params, constants, state, told)`
@@ -54,8 +54,7 @@ def compiled_step(spec: Spec, plan: Plan, assimilate: bool) -> Callable:
         (loss, new_constants), grads = gradient(params, constants, inputs, targets)
         extra = {}
         if plan.method != DENSE:
-            # chosen on the host: in a lax.cond gradients of convolutions are 30 times slower
-            extra = {"batch": as_batch(inputs, targets, constants), "assimilate": assimilate}
+            extra = {"batch": as_batch(inputs, targets, constants), **dict(work)}
         updates, state = tx.update(grads, state, params, **extra)
         told = {"loss": loss}
         if plan.method != DENSE:
@@ -107,7 +106,8 @@ def run(
         The carry after the last step; its seconds are without compilation and checkpoints.
     """
     total = plan.recipe.steps
-    steps = {yes: compiled_step(spec, plan, yes) for yes in _kinds(plan)}
+    works = [tuple(work_of(plan, step).items()) for step in range(1, total + 1)]
+    steps = {work: compiled_step(spec, plan, work) for work in sorted(set(works))}
     params, constants = jax.tree.map(jnp.array, start)  # a copy: steps take the memory of these
     state = jax.jit(transformation(spec, plan, seed).init)(params)
     carry = Carry(params, constants, state, np.zeros(()))
@@ -121,7 +121,7 @@ def run(
             told, begin = [], time.perf_counter()
             for step in range(done + 1, total + 1):
                 batch = batch_at(spec.dataset, train, seed=seed, step=step - 1, batch=plan.batch)
-                *others, now = steps[assimilates(plan, step)](*carry[:3], *batch)
+                *others, now = steps[works[step - 1]](*carry[:3], *batch)
                 carry = Carry(*others, carry.seconds)
                 if step % LOG_EVERY == 0 or step == total:
                     told.append({"step": step, **now})
@@ -135,10 +135,6 @@ def run(
                     kept.save(step, carry)
                     told, begin = [], time.perf_counter()
     return carry
-
-
-def _kinds(plan: Plan) -> set[bool]:
-    return {assimilates(plan, step) for step in range(1, plan.recipe.steps + 1)}
 
 
 def _title(plan: Plan, seed: int) -> str:

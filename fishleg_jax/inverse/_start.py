@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._branch import run_if
 from fishleg_jax.inverse import _frames
 from fishleg_jax.inverse._state import FishLegState, move
 from fishleg_jax.inverse._units import Unit
@@ -50,43 +51,26 @@ def assimilate_samples(
     def pack(unit, samples):
         return jnp.stack([unit.pack(sample) for sample in samples])
 
-    def average_moments(moments, samples):
+    def average_moments(moments):
         new = {
             u.name: _mean(partial(_frames.moments_of, u.factor), pack(u, samples)) for u in units
         }
         return move(moments, new, weight)
 
-    moments = jax.lax.cond(
-        usable & first_phase,
-        average_moments,
-        lambda moments, samples: moments,
-        state.moments,
-        samples,
-    )
-    frames = jax.lax.cond(
-        usable & (state.count == for_frames - 1),
-        lambda f, m: {u.name: _frames.decompose(u.factor, f[u.name], m[u.name]) for u in units},
-        lambda f, m: f,
-        state.frames,
-        moments,
-    )
+    def decompose(frames):
+        return {u.name: _frames.decompose(u.factor, frames[u.name], moments[u.name]) for u in units}
 
-    def average_spectrum(frames, samples):
+    def average_spectrum(frames):
         out = {}
         for u in units:
             frame = frames[u.name]
             squares = _mean(partial(_frames.spectrum_of, u.factor, frame), pack(u, samples))
-            out[u.name] = move(frame.spectrum, squares, weight)
+            out[u.name] = frame._replace(spectrum=move(frame.spectrum, squares, weight))
         return out
 
-    spectra = jax.lax.cond(
-        usable & ~first_phase,
-        average_spectrum,
-        lambda frames, samples: {name: frame.spectrum for name, frame in frames.items()},
-        frames,
-        samples,
-    )
-    frames = {name: frame._replace(spectrum=spectra[name]) for name, frame in frames.items()}
+    moments = run_if(usable & first_phase, average_moments, state.moments)
+    frames = run_if(usable & (state.count == for_frames - 1), decompose, state.frames)
+    frames = run_if(usable & ~first_phase, average_spectrum, frames)
 
     damping = state.damping
     if measure_damping:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from fishleg_jax import _tree
+from fishleg_jax._branch import run_if
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._plan import GradualPlan, Seen
 
@@ -29,7 +30,8 @@ def assimilated(
         return state
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
 
-    def run(estimate, number, failures):
+    def run(parts):
+        estimate, number, failures = parts
         if plan.renew is not None:
             first = (seen.step + plan.renew - 1) % plan.mask_every == 0
             estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
@@ -47,9 +49,7 @@ def assimilated(
     parts = state.estimate, state.assimilated, state.failures
     # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
     # convolutions in one far slower
-    estimate, number, failures = (
-        run(*parts) if due is True else jax.lax.cond(due, run, lambda *same: same, *parts)
-    )
+    estimate, number, failures = run(parts) if due is True else run_if(due, run, parts)
     return state._replace(estimate=estimate, assimilated=number, failures=failures)
 
 

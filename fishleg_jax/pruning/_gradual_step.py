@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from fishleg_jax import _tree
+from fishleg_jax._branch import run_if
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
 from fishleg_jax.pruning._counting import asked_at
@@ -19,6 +20,24 @@ from fishleg_jax.pruning.saliency import obs_saliency
 
 def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
     """The updates that hold pruned weights at 0.0, and the state after the step."""
+    params = seen.params
+    violations = _violations(params, state.masks)
+    updates, state = (
+        _wide_enough(seen),
+        state._replace(
+            count=optax.safe_increment(state.count), violations=add(state.violations, violations)
+        ),
+    )
+    if not seen.hold:
+        updates, state = _worked(plan, seen, state, updates, violations)
+    held = jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, state.masks)
+    return held, state
+
+
+def _worked(
+    plan: GradualPlan, seen: Seen, state: GradualState, updates: Any, violations: jax.Array
+) -> tuple[Any, GradualState]:
+    """Updates with a compensation in them where one is due, and the state with what was learned."""
     params, step = seen.params, seen.step
     groups = groups_of(params, plan.prunable, plan.scope)
     sizes = group_sizes(params, groups)
@@ -29,27 +48,23 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
 
     more = jnp.any(counts > state.pruned)
     finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
-    violations = _violations(params, state.masks)
     state = assimilated(plan, seen, state, asked.soon & ~finished)
 
     regular = step % plan.mask_every == 0
     due = more & (regular | asked.flat)
     if callable(plan.regrow):  # by which masks change though the sparsity does not
         due |= regular & (share > 0) & jnp.any(state.pruned > 0)
-
     due &= is_ready(plan, state) & seen.emit
-    # either branch makes all of the updates, or XLA would copy them on the way in and out
-    out, masks, refused = jax.lax.cond(
+    due &= violations >= 0  # always: but it orders the counting before what is written in place
+    updates, masks, refused = run_if(
         due,
-        lambda: _extended(plan, seen, state, groups, counts, share),
-        lambda: (_held(seen, seen.updates, state.masks), state.masks, jnp.array(False)),
+        lambda carry: _extended(plan, seen, state, groups, counts, share, *carry[:2]),
+        (updates, state.masks, jnp.array(False)),
     )
-    return out, state._replace(
-        count=optax.safe_increment(state.count),
+    return updates, state._replace(
         masks=masks,
         pruned=jnp.where(due & ~refused, counts, state.pruned),
         asked=asked.sparsity,
-        violations=add(state.violations, violations),
         failures=add(state.failures, refused | jnp.isnan(asked.sparsity)),
     )
 
@@ -61,13 +76,15 @@ def _extended(
     groups: list[list[int]],
     counts: jax.Array,
     share: jax.Array | None,
+    came: Any,
+    old: Any,
 ) -> tuple[Any, Any, jax.Array]:
     """Updates with the compensation in them, longer masks, and whether these were refused.
 
     Where they are refused it is as if no mask update had been due.
     """
-    estimator, old = plan.estimator, state.masks
-    updates = _tree.widen(seen.updates)
+    estimator = plan.estimator
+    updates = _tree.widen(came)
     target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
     target = apply_mask(target, old)
     diagonal = estimator.diagonal(state.estimate, seen.params, old)
@@ -89,28 +106,28 @@ def _extended(
         kept = _keep([scores[i] for i in group], [candidates[i] for i in group], counts[k])
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
-    masks = tree.unflatten(new)
+    new_masks = tree.unflatten(new)
 
     delta, info = plan.compensation(
-        target, old, masks, seen.curvature, estimator, state.estimate
+        target, old, new_masks, seen.curvature, estimator, state.estimate
     )  # fmt: skip
-    sound &= _tree.all_finite(apply_mask(delta, masks))
+    sound &= _tree.all_finite(apply_mask(delta, new_masks))
     if "losses" in info:  # a check of the step that found none it could take
         sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
-    moved = jax.tree.map(lambda u, d: jnp.where(sound, u + d, u), updates, delta)
-    masks = _tree.keep_where(sound, masks, old)
-    # also what comes back does so at 0.0
-    both = jax.tree.map(jnp.logical_and, masks, old)
-    return _held(seen, moved, both), masks, ~sound
+    masks = _tree.keep_where(sound, new_masks, old)
+
+    def moved(u, d, p, mask):
+        changed = jnp.where(sound, u.astype(d.dtype) + d, u)
+        return jnp.where(mask, changed.astype(u.dtype), -p)  # what comes back does so at 0.0
+
+    return jax.tree.map(moved, came, delta, seen.params, old), masks, ~sound
 
 
-def _held(seen: Seen, updates: Any, masks: Any) -> Any:
-    """Updates with what takes a pruned weight to exactly 0.0, in no lower dtype than the weight."""
-
-    def hold(u, came, p, mask):
-        return jnp.where(mask, u.astype(jnp.promote_types(came.dtype, p.dtype)), -p)
-
-    return jax.tree.map(hold, updates, seen.updates, seen.params, masks)
+def _wide_enough(seen: Seen) -> Any:
+    """The updates in no lower dtype than the weights, or minus a weight might not be one."""
+    return jax.tree.map(
+        lambda u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)), seen.updates, seen.params
+    )
 
 
 def _violations(params: Any, masks: Any) -> jax.Array:

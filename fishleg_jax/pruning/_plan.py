@@ -37,6 +37,7 @@ class Seen(NamedTuple):
         curvature: the loss on the batch, None without one.
         assimilate: whether the batch goes into the estimate; None where the counter decides.
         emit: False where the step is going to be thrown away.
+        hold: whether nothing is done but to hold what is pruned.
     """
 
     step: jax.Array
@@ -46,6 +47,7 @@ class Seen(NamedTuple):
     curvature: Curvature | None
     assimilate: bool | jax.Array | None
     emit: bool | jax.Array
+    hold: bool
 
 
 def groups_of(params: Any, prunable: _tree.Selection, scope: str) -> list[list[int]]:

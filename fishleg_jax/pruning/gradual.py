@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _tree, _validate, fisher, inverse
+from fishleg_jax import _axis, _scalars, _tree, _validate, fisher, inverse
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
@@ -30,8 +30,8 @@ def gradual_prune(
     model: Model | None = None,
     prunable: _tree.Selection = None,
     scope: str = "global",
-    aux_every: int = 10,
-    mask_every: int = 50,
+    aux_every: int = 200,
+    mask_every: int = 100,
     compensation: _compensation.Compensation | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
@@ -101,8 +101,8 @@ def gradual_prune(
         )
 
     # compiled here as well, or the conditionals of a step outside of `jit` would be every time
-    @functools.partial(jax.jit, static_argnames="known")
-    def step(updates, state, params, batch, grad, assimilate, emit, known):
+    @functools.partial(jax.jit, static_argnames=("known", "hold"))
+    def step(updates, state, params, batch, grad, assimilate, emit, known, hold):
         curvature = None
         if model is not None and batch is not None:
             curvature = fisher.curvature(model, [batch])
@@ -114,19 +114,23 @@ def gradual_prune(
             curvature = fisher.with_gradient(curvature, grad)
         seen = Seen(
             state.count + 1, updates, params, batch, curvature,
-            assimilate if known is None else known, True if emit is None else emit,
+            assimilate if known is None else known, True if emit is None else emit, hold,
         )  # fmt: skip
         return make_step(plan, seen, state)
 
     def update(
-        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=None, **extra
-    ):
+        updates, state, params=None, *, batch=None, grad=None, assimilate=None, hold=False,
+        emit=None, **extra,
+    ):  # fmt: skip
         del extra
+        hold = _scalars.check_flag(hold, "hold")
         known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
         _gradual_checks.check_weights(params, prunable)
+        if hold:
+            return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
         flag = assimilate if known is None else None
-        return step(updates, state, params, batch, grad, flag, emit, known)
+        return step(updates, state, params, batch, grad, flag, emit, known, False)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -138,9 +142,9 @@ def fishleg_prune(
     prunable: _tree.Selection = None,
     scope: str = "global",
     damping: float | None = None,
-    aux_every: int = 10,
+    aux_every: int = 200,
     aux_optimizer: optax.GradientTransformation | None = None,
-    mask_every: int = 50,
+    mask_every: int = 100,
     compensation: _compensation.Compensation | None = None,
     estimator: InverseFisher | None = None,
     renew: int | None = None,
@@ -159,8 +163,8 @@ def fishleg_prune(
     stays it.  Where the schedule stops rising its sparsity is reached at once, whatever the
     intervals: exactly `floor(sparsity · n)` weights, in decimal.
 
-    `update(updates, state, params, *, batch, grad=None, assimilate=None)` takes, beside what
-    optax hands on:
+    `update(updates, state, params, *, batch, grad=None, assimilate=None, hold=False)` takes, beside
+    what optax hands on:
 
     - `batch`: `(inputs, targets[, constants])` that the gradient was of.
     - `grad`: the gradient of the loss, which the last in a chain does not see; first-order
@@ -169,6 +173,11 @@ def fishleg_prune(
       without a conditional, so that a loop can have two compiled steps; XLA for the CPU runs
       gradients of convolutions in a conditional some thirty times slower.  A traced boolean is a
       further condition.
+    - `hold`: True, from Python, for a step that does nothing but hold what is pruned: no batch is
+      looked at, and masks that were due wait for the next step without it.  A loop that compiles
+      its step twice, and calls this one wherever `aux_every` and `mask_every` do not divide the
+      number of the step, pays for curvature only where it is used: on the CPU a step with a
+      conditional over all weights takes longer even where the conditional is not taken.
 
     It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
     averages of weights and lookahead keep weights of their own, for which zeros are promised of
@@ -239,7 +248,7 @@ def fishleg_prune(
     """
     if estimator is None:
         estimator = inverse.fishleg(
-            model, damping, optimizer=aux_optimizer, start=START, window=WINDOW,
+            model, damping, optimizer=aux_optimizer, start=START, window=WINDOW, probe="sign",
             axis_name=axis_name,
         )  # fmt: skip
     return gradual_prune(

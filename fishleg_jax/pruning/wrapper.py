@@ -68,8 +68,9 @@ def prune(
         return PruneState(pruning.init(params), inner.init(params))
 
     def update(
-        updates, state, params=None, *, batch=None, grad=None, assimilate=None, emit=None, **extra
-    ):
+        updates, state, params=None, *, batch=None, grad=None, assimilate=None, hold=False,
+        emit=None, **extra,
+    ):  # fmt: skip
         if params is not None:
             kept = apply_mask(updates, state.pruning.masks)
             moved, inner_state = inner.update(kept, state.inner, params, **extra)
@@ -77,7 +78,7 @@ def prune(
             moved, inner_state = updates, state.inner  # refused in a moment
         out, pruned = pruning.update(
             moved, state.pruning, params, batch=batch, grad=updates if grad is None else grad,
-            assimilate=assimilate, emit=emit,
+            assimilate=assimilate, hold=hold, emit=emit,
         )  # fmt: skip
         return out, PruneState(pruned, _cut(inner_state, pruned.masks))
 

@@ -10,6 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
+from fishleg_jax.inverse._fishleg import _signs
 from fishleg_jax.inverse._start import RELATIVE_DAMPING
 from tests import dense
 from tests.dense import inverse_matrix as matrix
@@ -259,6 +260,7 @@ def test_masks_give_the_inverse_on_the_kept_weights(x64, key):
     [
         {"kind": "sampled", "examples_per_chunk": 7},
         {"kind": "empirical"},
+        {"probe": "sign"},
         {"preconditioned": 50, "join_bias": True},
     ],
     ids=str,
@@ -279,6 +281,13 @@ def test_variants_learn(key, arguments):
     # at least six tenths of what an unrestricted Q could gain
     loss = auxiliary_loss(matrix(estimator, state, params), fisher)
     assert loss < 0.6 * (-0.5 * np.trace(inverse))
+
+
+def test_the_sign_probe_has_the_covariance_of_the_normal_one(key):
+    signs = np.stack([_signs(k, (70,), jnp.float32) for k in jax.random.split(key, 4000)])
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    # each entry has a standard error of 1/√4000, and there are 70² of them
+    assert np.abs(signs.T @ signs / 4000 - np.eye(70)).max() < 6 / np.sqrt(4000)
 
 
 def test_the_gradient_probe_solves_for_the_gradient(x64, key):
@@ -352,7 +361,7 @@ def test_a_state_says_when_it_has_converged(key):
         ({"damping": float("nan")}, "damping must be"),
         ({"damping": float("inf")}, "damping must be"),
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
-        ({"probe": "uniform"}, "probe must be one of normal, gradient, got 'uniform'"),
+        ({"probe": "uniform"}, "probe must be one of normal, sign, gradient, got 'uniform'"),
         ({"start": 0}, "start must be at least 2, got 0"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"samples": 2.5}, "samples must be a whole number, got 2.5"),

@@ -301,7 +301,7 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"aux_every": 0}, "aux_every must be a whole number of steps, at least 1, got 0"),
         ({"mask_every": 2.5}, "mask_every must be a whole number of steps, at least 1, got 2.5"),
         ({"regrow": 1.5}, "regrow must be a number in \\[0, 1\\] or a function, got 1.5"),
-        ({"renew": 51}, "renew must be at most mask_every, 50, got 51"),
+        ({"renew": 101}, "renew must be at most mask_every, 100, got 101"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -146,6 +146,27 @@ def test_multi_steps_of_optax_work_as_well_at_their_price():
     jax.tree.map(np.testing.assert_array_equal, state, other)
 
 
+def test_a_step_that_only_holds_has_no_branch_and_ends_as_one_where_nothing_is_due():
+    pruning = flj.gradual_prune(flj.inverse.identity(), 0.5, mask_every=10)
+    params, updates = initial(), jax.tree.map(jnp.ones_like, initial())
+    params, state = both(pruning, params, pruning.init(params), updates)  # 0.5 is reached at once
+    assert flj.sparsity(params) == 0.5
+    usual, held = (both(pruning, params, state, updates, hold=hold) for hold in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, usual, held)
+    assert flj.sparsity(held[0]) == 0.5
+    program = str(jax.make_jaxpr(lambda: pruning.update(updates, state, params, hold=True))())
+    assert "while[" not in program and "cond[" not in program
+    broken = jax.tree.map(jnp.ones_like, params)
+    assert flj.check(both(pruning, broken, state, updates, hold=True)[1]).violations > 0
+    with pytest.raises(ValueError, match="hold must be True or False, got 'yes'"):
+        pruning.update(updates, state, params, hold="yes")
+
+
+def both(pruning, params, state, updates, **options):
+    updates, state = pruning.update(updates, state, params, **options)
+    return optax.apply_updates(params, updates), state
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_assimilate_from_python_needs_no_conditional(known):
     estimator, runs = counting(DIAGONAL)
@@ -153,8 +174,8 @@ def test_assimilate_from_python_needs_no_conditional(known):
     params, data = initial(), at(0, batches())
     state = pruning.init(params)
     update = lambda flag: lambda: pruning.update(params, state, params, batch=data, assimilate=flag)
-    conditionals = [str(jax.make_jaxpr(update(flag))()).count("cond[") for flag in (None, known)]
-    assert conditionals[1] == conditionals[0] - 1
+    branches = [str(jax.make_jaxpr(update(flag))()).count("while[") for flag in (None, known)]
+    assert branches[1] == branches[0] - 1
     jax.jit(update(known))()[1].count.block_until_ready()
     jax.effects_barrier()
     assert len(runs) == known
