@@ -97,4 +97,6 @@ class FitClock:
             self.restart()
             return out
 
+        if hasattr(compensation, "check"):  # of its arguments, before the first fit
+            compensate.check = compensation.check
         return compensate

@@ -117,7 +117,8 @@ def training(path: Path, runs: Mapping[float, Mapping[str, Sequence[dict]]]) -> 
             axes.set_title(f"{title}, to {100 * sparsity:g} %", fontsize="medium")
             _tidy(axes)
         row[0].set_yscale("log")
-    figure.supxlabel("step")
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
     figure.legend(
         lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False
     )
