@@ -24,6 +24,7 @@ from fishleg_jax.pruning.saliency import obs_saliency
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.trust import Trust, trust
 from fishleg_jax.pruning.wrapper import MultiSteps, PruneState, prune
+from fishleg_jax.rematerialise import remat
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ __all__ = [
     "per_example_gradients",
     "prune",
     "prune_one_shot",
+    "remat",
     "save_masks",
     "schedules",
     "selection",

@@ -79,7 +79,7 @@ def map_over_chunks(
     """`function(batch)`, a pytree with a row for every example, a chunk at a time.
 
     A leaf that has as many rows whatever the chunk is, one that all examples share, is that of the
-    first chunk.  What a derivative of it needs of a chunk is made anew when that chunk has its turn.
+    first chunk.  What a derivative needs of a chunk is made anew when that chunk has its turn.
 
     Args:
         function: maps a batch to a pytree of arrays.
