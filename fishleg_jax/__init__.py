@@ -11,6 +11,7 @@ from fishleg_jax.fisher import (
     per_example_gradients,
 )
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.memory import Memory, peak_memory
 from fishleg_jax.model import Model, loss, losses
 from fishleg_jax.pruning import compensation, schedules, selection, targets
 from fishleg_jax.pruning._gradual_state import Check, GradualState, check, masks
@@ -33,6 +34,7 @@ __all__ = [
     "Curvature",
     "GradualState",
     "InverseFisher",
+    "Memory",
     "Model",
     "MultiSteps",
     "PruneState",
@@ -55,6 +57,7 @@ __all__ = [
     "make_masks",
     "masks",
     "obs_saliency",
+    "peak_memory",
     "per_example_gradients",
     "prune",
     "prune_one_shot",
