@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fishleg_jax.pruning.costs import IDENTITIES, MOVES, _convolution_flops
 
@@ -31,7 +31,13 @@ def count(function: Callable, *args: Any, dearest: bool = False) -> float:
 
 
 def _of(jaxpr: Jaxpr, pick: Callable) -> float:
-    return sum(_of_equation(equation, pick) for equation in jaxpr.eqns)
+    total, wanted = 0.0, {x for x in jaxpr.outvars if not isinstance(x, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        # what leads to no result the compiler leaves out
+        if wanted.intersection(equation.outvars):
+            wanted.update(x for x in equation.invars if not isinstance(x, Literal))
+            total += _of_equation(equation, pick)
+    return total
 
 
 def _of_equation(equation: Any, pick: Callable) -> float:
