@@ -4,8 +4,9 @@
     python -m experiments.compare --model mlpnet --checkpoint mlpnet_mnist.npz --seed 0,1,2
 
 Every method × sparsity × seed goes into `results.json` of `--out`, in the objects that
-`experiments.one_shot` writes, with three fields more: `fit_seconds`, `prune_seconds` and
-`peak_memory_bytes`, see `experiments.memory`.  With `--finetune` each pruned network is trained on
+`experiments.one_shot` writes, with four fields more: `fit_seconds`, `prune_seconds`,
+`peak_memory_bytes`, see `experiments.memory`, and `predicted_memory_bytes`, what the fit was
+expected to take.  With `--finetune` each pruned network is trained on
 with its masks held, for `finetuned_accuracy`, `finetuned_loss` and `finetune_seconds`.  Prints
 tables of accuracy and loss with the median and the range over seeds, and draws
 `accuracy_vs_sparsity.png`.  The same command goes on after it was stopped; see `--help`.
@@ -112,7 +113,7 @@ def show(rows: Sequence[dict], finetuned: bool = False) -> str:
 
     def column(field, unit, digits, of=statistics.median):
         def cell(own):
-            values = [row[field] for row in own if row[field] is not None]
+            values = [row[field] for row in own if row.get(field) is not None]
             return f"{of(values) / unit:.{digits}f}" if values else "–"
 
         return cell
@@ -120,6 +121,7 @@ def show(rows: Sequence[dict], finetuned: bool = False) -> str:
     further = {
         "fit, s": column("fit_seconds", 1, 1),
         "prune, s": column("prune_seconds", 1, 1),
+        "predicted, MB": column("predicted_memory_bytes", 1e6, 0, max),
         "peak, MB": column("peak_memory_bytes", 1e6, 0, max),
     }
     shown = []

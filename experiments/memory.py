@@ -42,6 +42,18 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def told(name: str, predicted: int, measured: int | None) -> str:
+    """A line that has the memory of a fit as it was predicted, and as it was.
+
+    Args:
+        name: of the method.
+        predicted: bytes, by `fishleg_jax.peak_memory`.
+        measured: bytes, by `watch`; None where they can't be known.
+    """
+    found = "unknown" if measured is None else f"{measured / 1e6:.0f} MB"
+    return f"{name}: memory of the fit, predicted {predicted / 1e6:.0f} MB, measured {found}"
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[Callable[[], int | None]]:
     """Watches the memory, by looking at it every 20 ms.

@@ -120,6 +120,7 @@ def prune(
                 fit_seconds=fit_seconds,
                 prune_seconds=seconds - fit_seconds,
                 peak_memory_bytes=None if highest is None else max(highest, fit_peak),
+                predicted_memory_bytes=predicted,
                 curvature_examples=images_of(method, job),
                 seed=seed,
                 **({"stopped": result.stopped} if result.stopped else {}),
@@ -166,10 +167,14 @@ def prune(
 
     with memory.watch() as peak:
         state, fitted_in, fit_peak = None, 0.0, 0
+        begin = time.perf_counter()
+        predicted = flj.peak_memory(estimator, dense.params, batches[0]).peak
         if once:
-            begin = time.perf_counter()
+            peak()  # forgets the compiler
             state = fit(estimator, dense.params, batches, key=key, name=method)
             fitted_in, fit_peak = time.perf_counter() - begin, peak()
+            if predicted:
+                tqdm.write(memory.told(method, predicted, fit_peak))
         ends = targets if path is None else path[-1:]
         for target in tqdm(ends, desc=f"pruning, {method}", disable=None):
             pruned(target)

@@ -18,7 +18,17 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import arguments, checkpoints, data, files, plots, results, tables, training
+from experiments import (
+    arguments,
+    checkpoints,
+    data,
+    files,
+    memory,
+    plots,
+    results,
+    tables,
+    training,
+)
 from experiments.cases import curvature_batches
 from experiments.fitting import fit
 from experiments.methods import make_estimator
@@ -63,8 +73,13 @@ def prune(
     key = jax.random.key(seed)
     estimator = make_estimator(method, spec.model, damping=args.damping, updates=args.updates)
     begin = time.perf_counter()
-    state = fit(estimator, dense.params, batches, key=key, name=method)
+    predicted = flj.peak_memory(estimator, dense.params, batches[0]).peak
+    with memory.watch() as peak:
+        state = fit(estimator, dense.params, batches, key=key, name=method)
+        measured = peak()
     fit_seconds = time.perf_counter() - begin
+    if not magnitude:
+        print(memory.told(method, predicted, measured))
     settings = {
         "scope": args.scope,
         "compensation": compensation,

@@ -203,3 +203,25 @@ def assimilation(path: Path, name: str, rows: Sequence[dict], estimates: Sequenc
     _tidy(axes)
     axes.legend(frameon=False)
     return _save(figure, path)
+
+
+def against_weights(path: Path, rows: Sequence[dict]) -> Path:
+    """Draws seconds and bytes of updates against the number of weights, both axes logarithmic.
+
+    Args:
+        path: the png file.
+        rows: what `experiments.benchmarks.fit_scaling` measured.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
+    fields = {"learning_s": "seconds of a learning update", "peak_bytes": "peak, bytes"}
+    for axes, (field, title) in zip(panels, fields.items(), strict=True):
+        for family, cap in dict.fromkeys((row["family"], row["cap"]) for row in rows):
+            own = [row for row in rows if (row["family"], row["cap"]) == (family, cap)]
+            found = [(row["weights"], row[field]) for row in own if row[field]]
+            style = {"linestyle": "--" if cap is None else "-", "marker": "o", "markersize": 4}
+            label = f"{family}, {'no cap' if cap is None else f'cap {cap}'}"
+            axes.plot(*zip(*found, strict=True), label=label, **style)
+        axes.set(xlabel="weights", ylabel=title, xscale="log", yscale="log")
+        _tidy(axes)
+    panels[0].legend(frameon=False)
+    return _save(figure, path)

@@ -11,6 +11,7 @@ from fishleg_jax.fisher import (
     per_example_gradients,
 )
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.memory import Memory, peak_memory
 from fishleg_jax.model import Model, loss, losses
 from fishleg_jax.pruning import compensation, schedules, selection, targets
 from fishleg_jax.pruning._gradual_state import Check, GradualState, check, masks
@@ -24,6 +25,7 @@ from fishleg_jax.pruning.saliency import obs_saliency
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.trust import Trust, trust
 from fishleg_jax.pruning.wrapper import MultiSteps, PruneState, prune
+from fishleg_jax.rematerialise import remat
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,7 @@ __all__ = [
     "Curvature",
     "GradualState",
     "InverseFisher",
+    "Memory",
     "Model",
     "MultiSteps",
     "PruneState",
@@ -54,9 +57,11 @@ __all__ = [
     "make_masks",
     "masks",
     "obs_saliency",
+    "peak_memory",
     "per_example_gradients",
     "prune",
     "prune_one_shot",
+    "remat",
     "save_masks",
     "schedules",
     "selection",

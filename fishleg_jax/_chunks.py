@@ -5,7 +5,13 @@ from typing import Any
 
 import jax
 
-from fishleg_jax.model import Batch, split_batch
+Batch = tuple  # (inputs, targets) or (inputs, targets, constants)
+
+
+def split_batch(batch: Batch) -> tuple[Any, Any, tuple]:
+    """Takes a batch apart into its inputs, its targets (or None) and a tuple of its constants."""
+    inputs, *rest = batch
+    return inputs, (rest[0] if rest else None), tuple(rest[1:])
 
 
 def number_of_examples(batch: Batch) -> int:
@@ -61,6 +67,40 @@ def check_chunk(examples_per_chunk: int | None) -> None:
         raise ValueError(f"examples_per_chunk must be at least 1 or None, got {examples_per_chunk}")
 
 
+def fits(batch: Batch, examples_per_chunk: int | None) -> bool:
+    """Whether a batch is worked on in one piece."""
+    check_chunk(examples_per_chunk)
+    return examples_per_chunk is None or examples_per_chunk >= number_of_examples(batch)
+
+
+def map_over_chunks(
+    function: Callable[[Batch], Any], batch: Batch, examples_per_chunk: int | None
+) -> Any:
+    """`function(batch)`, a pytree with a row for every example, a chunk at a time.
+
+    A leaf that has as many rows whatever the chunk is, one that all examples share, is that of the
+    first chunk.  What a derivative needs of a chunk is made anew when that chunk has its turn.
+
+    Args:
+        function: maps a batch to a pytree of arrays.
+        batch: the batch.
+        examples_per_chunk: how many examples are worked on at once; None for all of them.
+    """
+    if fits(batch, examples_per_chunk):
+        return function(batch)
+    stacked, rest, as_batch = split_into_chunks(batch, examples_per_chunk)
+    of_chunk = jax.checkpoint(lambda pair: function(as_batch(pair)))
+    parts = jax.lax.map(of_chunk, stacked)
+    tail = [] if rest is None else [jax.checkpoint(function)(rest)]
+
+    def join(whole, parts, *tail):
+        if parts.shape[1:] == whole.shape:
+            return parts[0]
+        return jax.numpy.concatenate([parts.reshape(-1, *parts.shape[2:]), *tail])
+
+    return jax.tree.map(join, jax.eval_shape(function, batch), parts, *tail)
+
+
 def sum_over_chunks(
     function: Callable[[Batch, jax.Array], Any],
     batch: Batch,
@@ -75,8 +115,7 @@ def sum_over_chunks(
         key: split into one key for each chunk.
         examples_per_chunk: how many examples are worked on at once; None for all of them.
     """
-    check_chunk(examples_per_chunk)
-    if examples_per_chunk is None or examples_per_chunk >= number_of_examples(batch):
+    if fits(batch, examples_per_chunk):
         return function(batch, key)
     stacked, rest, as_batch = split_into_chunks(batch, examples_per_chunk)
     rest_key, key = jax.random.split(key)

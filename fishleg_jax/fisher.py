@@ -34,20 +34,32 @@ def _check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
         raise ValueError("batch is empty: it has no examples")
 
 
-def with_sampled_targets(model: Model, params: Params, batch: Batch, key: jax.Array) -> Batch:
+def with_sampled_targets(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    examples_per_chunk: int | None = None,
+) -> Batch:
     """The batch with its targets drawn from the model's own distribution.
+
+    They are the same whatever the chunk: outputs are made chunk by chunk, and drawn from at once.
 
     Args:
         model: the model.
         params: its parameters.
         batch: `(inputs, targets[, constants])`; the targets may be None.
         key: a random key.
+        examples_per_chunk: how many examples are predicted at once; None for all of them.
 
     Returns:
         A batch of the same inputs and constants.
     """
     inputs, _, constants = split_batch(batch)
-    targets = model.likelihood.sample(key, jax.lax.stop_gradient(predict(model, params, batch)))
+    outputs = _chunks.map_over_chunks(
+        lambda chunk: predict(model, params, chunk), batch, examples_per_chunk
+    )
+    targets = model.likelihood.sample(key, jax.lax.stop_gradient(outputs))
     return (inputs, targets, *constants)
 
 
@@ -115,6 +127,7 @@ def fisher_vector_product(
         kind: `exact`, `sampled` or `empirical`, see the module.
         key: a random key, for `sampled`.
         examples_per_chunk: bounds memory: that many examples are worked on at once (a `lax.scan`).
+            The product is the same whatever it is; `sampled` then takes one more forward pass.
 
     Returns:
         A pytree of the parameters' structure, shapes and dtypes.
@@ -143,6 +156,9 @@ def fisher_vector_product(
         return vjp(output_fisher(model, outputs, targets, jvp(vector), kind))
 
     key = jax.random.key(0) if key is None else key
+    if kind == "sampled" and not _chunks.fits(batch, examples_per_chunk):
+        batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
+        kind = "empirical"
     total = _chunks.sum_over_chunks(product, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)
     return jax.tree.map(lambda x: x / examples, total)
@@ -168,9 +184,8 @@ def per_example_gradients(
         key: a random key, for `sampled`.
         examples_per_gradient: how many examples in a row share a gradient, that of their mean loss;
             it divides `m`.
-        examples_per_chunk: about that many examples are worked on at once, whole gradients and at
-            least one.  The result holds all gradients whatever this is; it bounds the activations
-            beside them.
+        examples_per_chunk: at most that many examples are worked on at once.  The result holds all
+            gradients whatever this is; it bounds the activations beside them.
 
     Returns:
         A pytree of the parameters' structure whose leaves have a leading axis of
@@ -192,26 +207,34 @@ def per_example_gradients(
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     _check_kind(labels, batch, key)
     if labels == "sampled":
-        batch = with_sampled_targets(model, params, batch, key)
+        batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
     _chunks.check_chunk(examples_per_chunk)
     inputs, targets, constants = split_batch(batch)
     examples = _chunks.number_of_examples(batch)
-    if examples_per_gradient < 1 or examples % examples_per_gradient:
-        raise ValueError(
-            f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
-            f"got {examples_per_gradient}"
-        )
+    check_gradients(examples, examples_per_gradient)
     groups = jax.tree.map(
         lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
     )
 
     def gradient(group):
-        return jax.grad(lambda p: loss(model, p, (*group, *constants)))(params)
+        whole = (*group, *constants)
+        return jax.grad(lambda p: loss(model, p, whole, examples_per_chunk=examples_per_chunk))(
+            params
+        )
 
     if examples_per_chunk is None or examples_per_chunk >= examples:
         return jax.vmap(gradient)(groups)
     at_once = max(examples_per_chunk // examples_per_gradient, 1)
     return jax.lax.map(gradient, groups, batch_size=at_once)
+
+
+def check_gradients(examples: int, examples_per_gradient: int) -> None:
+    """Raises a ValueError where gradients of so many examples do not make up a batch."""
+    if examples_per_gradient < 1 or examples % examples_per_gradient:
+        raise ValueError(
+            f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
+            f"got {examples_per_gradient}"
+        )
 
 
 class Curvature(NamedTuple):
@@ -238,6 +261,7 @@ def curvature(
     *,
     kind: str = "exact",
     key: jax.Array | None = None,
+    examples_per_chunk: int | None = None,
 ) -> Curvature:
     """Loss, gradient and Fisher products on fixed mini-batches, with the activations of one.
 
@@ -246,6 +270,7 @@ def curvature(
         batches: a sequence of batches with the same constants; sizes may differ.
         kind: which Fisher, see the module.
         key: a random key, for the sampled Fisher; the same labels throughout.
+        examples_per_chunk: bounds the activations further: so many examples of a batch at once.
 
     Returns:
         Three functions of the parameters: a loop over the batches, or under `jit` a `lax.scan`.
@@ -263,6 +288,7 @@ def curvature(
     """
     if not batches:
         raise ValueError("batches is empty: at least one batch is needed")
+    _chunks.check_chunk(examples_per_chunk)
     _check_kind(kind, batches[0], key)
     key = jax.random.key(0) if key is None else key
     constants = split_batch(batches[0])[2]
@@ -280,11 +306,12 @@ def curvature(
 
     def mean(part_sum, *arguments):
         if is_traced(arguments):
-            one = lambda part, part_key: part_sum(model, kind, part, part_key, *arguments)  # noqa: E731
+            static = model, kind, examples_per_chunk
+            one = lambda part, part_key: part_sum(*static, part, part_key, *arguments)  # noqa: E731
             total = _chunks.sum_over_chunks(one, merged(), key, chunk)
         else:
             # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
-            compiled = jitted(part_sum, model, kind)
+            compiled = jitted(part_sum, model, kind, examples_per_chunk)
             total = None
             for i, batch in enumerate(batches):
                 part = compiled(tuple(batch), jax.random.fold_in(key, i), *arguments)
@@ -325,15 +352,17 @@ def _unknown(*_):
     raise ValueError("model and batch are needed for losses and Fisher products")
 
 
-def _loss_sum(model, kind, batch, key, params):
+def _loss_sum(model, kind, chunk, batch, key, params):
     del kind, key
-    return losses(model, params, batch).sum()
+    return losses(model, params, batch, examples_per_chunk=chunk).sum()
 
 
-def _gradient_sum(model, kind, batch, key, params):
-    return jax.grad(lambda p: _loss_sum(model, kind, batch, key, p))(params)
+def _gradient_sum(model, kind, chunk, batch, key, params):
+    return jax.grad(lambda p: _loss_sum(model, kind, chunk, batch, key, p))(params)
 
 
-def _product_sum(model, kind, batch, key, params, vector):
-    product = fisher_vector_product(model, params, batch, vector, kind=kind, key=key)
+def _product_sum(model, kind, chunk, batch, key, params, vector):
+    product = fisher_vector_product(
+        model, params, batch, vector, kind=kind, key=key, examples_per_chunk=chunk
+    )
     return jax.tree.map(lambda x: x * _chunks.number_of_examples(batch), product)

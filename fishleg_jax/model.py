@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fishleg_jax import _chunks
+from fishleg_jax._chunks import Batch, split_batch
 from fishleg_jax.likelihoods import Likelihood
 
 Params = Any
-Batch = tuple  # (inputs, targets) or (inputs, targets, constants)
 
 
 class Model(NamedTuple):
@@ -34,31 +35,29 @@ class Model(NamedTuple):
     likelihood: Likelihood
 
 
-def split_batch(batch: Batch) -> tuple[Any, Any, tuple]:
-    """Takes a batch apart into its inputs, its targets (or None) and a tuple of its constants."""
-    inputs, *rest = batch
-    return inputs, (rest[0] if rest else None), tuple(rest[1:])
-
-
 def predict(model: Model, params: Params, batch: Batch) -> Any:
     """The model's outputs on a batch."""
     inputs, _, constants = split_batch(batch)
     return model.predict(params, inputs, *constants)
 
 
-def losses(model: Model, params: Params, batch: Batch) -> jax.Array:
+def losses(
+    model: Model, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
+) -> jax.Array:
     """The negative log-likelihood of every example, summed over its outputs.
 
     Args:
         model: the model.
         params: its parameters, any pytree.
         batch: `(inputs, targets[, constants])`.
+        examples_per_chunk: bounds memory, that of a gradient too: that many examples are worked on
+            at once, and a gradient makes the activations of each chunk anew.
 
     Returns:
         An array of shape `(examples,)`, in nats.
 
     Raises:
-        ValueError: the batch has no targets.
+        ValueError: the batch has no targets, a chunk of no examples.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -66,12 +65,18 @@ def losses(model: Model, params: Params, batch: Batch) -> jax.Array:
         >>> flj.losses(model, jnp.zeros((3, 2)), (jnp.ones((1, 3)), jnp.array([1]))).round(3)
         Array([0.693], dtype=float32)
     """
-    targets = split_batch(batch)[1]
-    if targets is None:
+    if split_batch(batch)[1] is None:
         raise ValueError("batch has no targets, got None: a loss needs labels")
-    return model.likelihood.negative_log_likelihood(predict(model, params, batch), targets)
+
+    def of_chunk(chunk):
+        targets = split_batch(chunk)[1]
+        return model.likelihood.negative_log_likelihood(predict(model, params, chunk), targets)
+
+    return _chunks.map_over_chunks(of_chunk, batch, examples_per_chunk)
 
 
-def loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+def loss(
+    model: Model, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
+) -> jax.Array:
     """The mean over a batch of `losses`: a scalar, in nats per example."""
-    return losses(model, params, batch).mean()
+    return losses(model, params, batch, examples_per_chunk=examples_per_chunk).mean()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.model import Model
 
@@ -42,7 +42,7 @@ def diagonal(
         damping: γ, in units of the Fisher per example.
         labels: `sampled` from the model for the true Fisher, or `empirical`.
         examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds the memory of making gradients.
+        examples_per_chunk: bounds memory: no more gradients at once than of so many examples.
 
     Returns:
         An `InverseFisher` whose state is a `DiagonalState`.  A fit makes one pass over its batches.
@@ -63,7 +63,7 @@ def diagonal(
         Array([0.5, 1. ], dtype=float32)
     """
     check_damping(damping)
-    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+    total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def init(params):
         wide = _tree.widen(params)
@@ -73,11 +73,14 @@ def diagonal(
         return DiagonalState(zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), squares)
 
     def update(state, params, batch, key, mask=None):
-        leaves, finite = rows_of(params, batch, key, mask)
-        new = jax.tree.structure(params).unflatten([jnp.sum(x**2, axis=0) for x in leaves])
+        def squares(rows):
+            return [jnp.sum(x**2, axis=0) for x in rows.leaves]
+
+        new, gradients, skipped = total_of(params, batch, key, mask, squares)
+        new = jax.tree.structure(params).unflatten(new)
         return state._replace(
-            count=state.count + len(finite),
-            skipped=state.skipped + jnp.sum(~finite),
+            count=state.count + gradients,
+            skipped=state.skipped + skipped,
             squares=jax.tree.map(jnp.add, state.squares, new),
         )
 

@@ -87,7 +87,9 @@ def fishleg(
         preconditioned: how many of the first learning updates use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
         window: how many updates the running average of λ reaches back at most.
-        examples_per_chunk: bounds the memory of Fisher products.
+        examples_per_chunk: bounds the memory of activations: so many examples are worked on at
+            once.  The estimate is the same whatever it is; labels that are drawn then take one more
+            forward pass.
         axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
             own; the state is the same on all.  Not together with `examples_per_chunk`.
 
@@ -156,7 +158,7 @@ def fishleg(
         def masked(leaves):
             return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
 
-        u = masked(_probe(probe, model, params, batch, probe_key, axis_name))
+        u = masked(_probe(probe, model, params, batch, probe_key, examples_per_chunk, axis_name))
         z, pull_back = jax.vjp(
             lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
         )
@@ -223,18 +225,32 @@ def _pull(
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         params, z = _axis.varying((params, z), axis_name)
 
-    def pull(chunk, chunk_key):
-        outputs, jvp, vjp = fisher.linearise(model, params, chunk)
-        targets = split_batch(chunk)[1]
-        if kind != "empirical":
-            targets = model.likelihood.sample(chunk_key, outputs)
+    def with_labels(part, part_key):
+        inputs, targets, constants = split_batch(part)
         # scores of sampled labels have mean zero and are independent between examples, so that
         # their sum over a batch has the batch's summed Fisher for its covariance; those of the
         # data's labels need random signs for that
-        weights = jnp.ones(_chunks.number_of_examples(chunk), jax.tree.leaves(z)[0].dtype)
+        weights = jnp.ones(_chunks.number_of_examples(part), jax.tree.leaves(z)[0].dtype)
         if kind == "empirical":
-            weights = jax.random.rademacher(chunk_key, weights.shape, weights.dtype)
-        weights = _axis.varying(weights, axis_name)
+            weights = jax.random.rademacher(part_key, weights.shape, weights.dtype)
+        elif _chunks.fits(part, examples_per_chunk):
+            targets = None  # drawn from the outputs that the product has anyway
+        else:
+            draw = lambda: fisher.with_sampled_targets(  # noqa: E731
+                model, params, part, part_key, examples_per_chunk
+            )[1]
+            none = lambda: jax.tree.map(  # noqa: E731
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw)
+            )
+            # the exact Fisher looks at no labels once it has started
+            targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
+        return inputs, (targets, _axis.varying(weights, axis_name)), *constants
+
+    def pull(chunk, chunk_key):
+        inputs, (targets, weights), constants = split_batch(chunk)
+        outputs, jvp, vjp = fisher.linearise(model, params, (inputs, None, *constants))
+        if targets is None:
+            targets = model.likelihood.sample(chunk_key, outputs)
         score = fisher.output_gradient(model, outputs, targets, weights)
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))
@@ -247,7 +263,9 @@ def _pull(
         [
             x * scale.astype(x.dtype)
             for x in jax.tree.leaves(
-                _chunks.sum_over_chunks(pull, part, part_key, examples_per_chunk)
+                _chunks.sum_over_chunks(
+                    pull, with_labels(part, part_key), part_key, examples_per_chunk
+                )
             )
         ]
         for part, part_key in zip(parts, jax.random.split(key, len(parts)), strict=True)
@@ -256,11 +274,19 @@ def _pull(
 
 
 def _probe(
-    probe: str, model: Model, params: Any, batch: Any, key: jax.Array, axis_name: str | None
+    probe: str,
+    model: Model,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    chunk: int | None,
+    axis_name: str | None,
 ) -> list[jax.Array]:
     """The vector u: standard normal, random signs, or the batch's gradient at length one."""
     if probe == "gradient":
-        gradient = jax.grad(lambda p: loss(model, p, batch))(_axis.varying(params, axis_name))
+        gradient = jax.grad(lambda p: loss(model, p, batch, examples_per_chunk=chunk))(
+            _axis.varying(params, axis_name)
+        )
         gradient = _axis.mean(gradient, axis_name)
         norm = jnp.sqrt(_tree.dot(gradient, gradient))
         return [g / jnp.maximum(norm, jnp.finfo(g.dtype).tiny) for g in jax.tree.leaves(gradient)]

@@ -68,6 +68,42 @@ def gradient_rows(
     return rows
 
 
+def sum_over_rows(
+    model: Model, labels: str, examples_per_gradient: int, examples_per_chunk: int | None
+) -> Callable[..., Any]:
+    """Like `gradient_rows`, for estimates that only add up: no more gradients at once than a chunk.
+
+    Returns:
+        `(params, batch, key, mask, function) -> (total, gradients, skipped)`: the sum over chunks
+        of `function(Rows)`, how many gradients there were and how many of them were not finite.
+    """
+    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+    labelled_rows_of = gradient_rows(
+        model, "empirical", examples_per_gradient, examples_per_chunk
+    )  # fmt: skip
+    at_once = examples_per_chunk
+    if at_once is not None:  # whole gradients
+        at_once = max(at_once // examples_per_gradient, 1) * examples_per_gradient
+
+    def total(params, batch, key, mask, function):
+        examples = _chunks.number_of_examples(batch)
+        fisher.check_gradients(examples, examples_per_gradient)
+        make = rows_of
+        if labels == "sampled" and not _chunks.fits(batch, at_once):
+            wide = _tree.widen(params)
+            batch = fisher.with_sampled_targets(model, wide, batch, key, examples_per_chunk)
+            make = labelled_rows_of
+
+        def of_chunk(chunk, chunk_key):
+            rows = make(params, chunk, chunk_key, mask)
+            return function(rows), jnp.sum(~rows.finite)
+
+        added, skipped = _chunks.sum_over_chunks(of_chunk, batch, key, at_once)
+        return added, examples // examples_per_gradient, skipped
+
+    return total
+
+
 def check_damping(damping: float) -> None:
     """Raises a ValueError unless the damping is positive and finite."""
     if not 0 < damping < float("inf"):

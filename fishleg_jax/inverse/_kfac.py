@@ -9,7 +9,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from fishleg_jax import _tree
 from fishleg_jax.inverse import _algebra, _frames
 from fishleg_jax.inverse import factors as _factors
-from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.model import Model
@@ -56,7 +56,7 @@ def kfac(
         labels: `sampled` from the model for the true Fisher, or `empirical`.
         cap: the largest block of a factor; None for whole factors.
         examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds the memory of making gradients.
+        examples_per_chunk: bounds memory: no more gradients at once than of so many examples.
 
     Returns:
         An `InverseFisher` whose state is a `KfacState`.  A fit makes one pass over its batches.
@@ -81,7 +81,7 @@ def kfac(
     check_damping(damping)
     if cap is not None and cap < 1:
         raise ValueError(f"cap must be at least 1 or None, got {cap}")
-    rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
+    total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def rule(shape, cap):
         return _factors.kronecker(shape, cap) if len(shape) > 1 else _factors.diagonal(shape)
@@ -100,20 +100,22 @@ def kfac(
         )  # fmt: skip
 
     def update(state, params, batch, key, mask=None):
-        leaves, finite = rows_of(params, batch, key, mask)
-        moments, squares = {}, {}
-        for unit in units_of(params):
-            name, rows = unit.name, leaves[unit.leaves[0]]
-            if unit.factor.spectrum:
-                new = jnp.sum(rows.reshape(len(rows), -1) ** 2, axis=0)
-                squares[name] = state.squares[name] + new
-                moments[name] = ()
-            else:
-                squares[name] = None
-                moments[name] = _add_moments(unit.factor, state.moments[name], rows)
+        def second_moments(gradients):
+            moments, squares = {}, {}
+            for unit in units_of(params):
+                name, rows = unit.name, gradients.leaves[unit.leaves[0]]
+                moments[name], squares[name] = (), None
+                if unit.factor.spectrum:
+                    squares[name] = jnp.sum(rows.reshape(len(rows), -1) ** 2, axis=0)
+                else:
+                    moments[name] = _sum_of_moments(unit.factor, rows)
+            return moments, squares
+
+        new, gradients, skipped = total_of(params, batch, key, mask, second_moments)
+        moments, squares = jax.tree.map(jnp.add, (state.moments, state.squares), new)
         return state._replace(
-            count=state.count + len(finite),
-            skipped=state.skipped + jnp.sum(~finite),
+            count=state.count + gradients,
+            skipped=state.skipped + skipped,
             moments=moments,
             squares=squares,
         )
@@ -154,13 +156,13 @@ def kfac(
     return InverseFisher(init, update, multiply, diagonal)
 
 
-def _add_moments(factor: _factors.Factor, moments: Any, rows: jax.Array) -> Any:
-    """Second moments with those of more gradients, one at a time: none has a matrix of its own."""
+def _sum_of_moments(factor: _factors.Factor, rows: jax.Array) -> Any:
+    """The second moments of gradients, added one at a time: none has a matrix of its own."""
 
     def add(total, row):
         return jax.tree.map(jnp.add, total, _frames.moments_of(factor, row)), None
 
-    return jax.lax.scan(add, moments, rows)[0]
+    return jax.lax.scan(add, _frames.zero_moments(factor, rows.dtype), rows)[0]
 
 
 def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> list[jax.Array]:

@@ -55,7 +55,8 @@ def mfac(
             size, larger ones as m×m systems.
         labels: `empirical` for the data's own, `sampled` for ones drawn from the model.
         examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds the memory of making gradients.
+        examples_per_chunk: bounds the memory of making gradients; those of a whole batch are there
+            at once.
 
     Returns:
         An `InverseFisher` whose state is an `MfacState`.  A fit makes one pass over its batches.

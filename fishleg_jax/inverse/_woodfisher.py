@@ -56,7 +56,8 @@ def woodfisher(
             numbers.
         labels: `empirical` for the data's own, `sampled` for ones drawn from the model.
         examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds the memory of making gradients.
+        examples_per_chunk: bounds the memory of making gradients; those of a whole batch are there
+            at once.
 
     Returns:
         An `InverseFisher` whose state is a `WoodFisherState`.  A fit makes one pass over its

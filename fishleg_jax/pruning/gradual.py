@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _scalars, _tree, _validate, fisher, inverse
+from fishleg_jax import _axis, _chunks, _scalars, _tree, _validate, fisher, inverse
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
@@ -35,6 +35,7 @@ def gradual_prune(
     compensation: _compensation.Compensation | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
+    examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -56,6 +57,8 @@ def gradual_prune(
         renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
             last so many batches before every step that `mask_every` divides, and of no others.
         regrow: see `fishleg_prune`.
+        examples_per_chunk: bounds the memory of what a compensation or `regrow` wants to know of
+            the model; the estimator has an argument of the same name for its own.
         axis_name: see `fishleg_prune`; the estimate is made of the examples of all devices.
         seed: see `fishleg_prune`.
 
@@ -74,6 +77,9 @@ def gradual_prune(
         Array([[0., 4.],
                [3., 0.]], dtype=float32)
     """
+    if axis_name is not None and examples_per_chunk is not None:
+        raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
+    _chunks.check_chunk(examples_per_chunk)
     compensation = _compensation.independent() if compensation is None else compensation
     _gradual_checks.check_arguments(
         estimator, sparsity, scope, compensation, regrow,
@@ -105,7 +111,7 @@ def gradual_prune(
     def step(updates, state, params, batch, grad, assimilate, emit, known, hold):
         curvature = None
         if model is not None and batch is not None:
-            curvature = fisher.curvature(model, [batch])
+            curvature = fisher.curvature(model, [batch], examples_per_chunk=examples_per_chunk)
             if axis_name is not None:
                 curvature = fisher.over_axis(curvature, axis_name)
         if axis_name is not None and batch is not None and estimator.axis_name != axis_name:
@@ -149,6 +155,7 @@ def fishleg_prune(
     estimator: InverseFisher | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
+    examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -209,6 +216,8 @@ def fishleg_prune(
             larger than the scores of as many others that go instead.  They start from 0.0.  A
             number counts where the sparsity rises; a function of the step wherever it is not 0 at a
             step that `mask_every` divides.
+        examples_per_chunk: bounds memory: so many examples of a batch are worked on at once.  Not
+            together with `axis_name`.
         axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
             own.  Updates must be the same on all, as with averaged gradients; then masks are.
         seed: of the random numbers of the estimate.
@@ -249,12 +258,12 @@ def fishleg_prune(
     if estimator is None:
         estimator = inverse.fishleg(
             model, damping, optimizer=aux_optimizer, start=START, window=WINDOW, probe="sign",
-            axis_name=axis_name,
+            examples_per_chunk=examples_per_chunk, axis_name=axis_name,
         )  # fmt: skip
     return gradual_prune(
         estimator, sparsity, model=model, prunable=prunable, scope=scope, aux_every=aux_every,
         mask_every=mask_every, compensation=compensation, renew=renew, regrow=regrow,
-        axis_name=axis_name, seed=seed,
+        examples_per_chunk=examples_per_chunk, axis_name=axis_name, seed=seed,
     )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """One-shot pruning: fit an inverse Fisher to batches, score, mask, compensate, stage by stage."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _scalars, _tree, _validate, fisher
+from fishleg_jax import _chunks, _scalars, _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model
@@ -117,6 +118,7 @@ def prune_one_shot(
     prunable: _tree.Selection = None,
     key: jax.Array | None = None,
     state: Any | None = None,
+    examples_per_chunk: int | None = None,
     on_update: Callable[[int, int, Any], None] | None = None,
     on_stage: Callable[[Result], None] | None = None,
 ) -> Result:
@@ -158,6 +160,8 @@ def prune_one_shot(
             default every leaf of two or more dimensions.
         key: a random key; `jax.random.key(0)` by default.
         state: a fitted state of the estimator at these weights, to skip the fit of a single stage.
+        examples_per_chunk: bounds the memory of losses, gradients and Fisher products of the
+            compensation; the estimator has an argument of the same name for its own.
         on_update: see `fit`.
         on_stage: called after every stage with what would be returned if it were the last one.
 
@@ -205,6 +209,7 @@ def prune_one_shot(
     for name, flag in (("first_order", first_order), ("adapt_damping", adapt_damping)):
         _scalars.check_flag(flag, name)
     _arguments.check_functions(recalibrate, on_update, on_stage)
+    _chunks.check_chunk(examples_per_chunk)
     if selection is not None:
         _arguments.check_selection(selection)
     if compensation is None:
@@ -235,6 +240,8 @@ def prune_one_shot(
         estimator, compensation, scope, first_order, costs, prunable, measure, selection
     )  # fmt: skip
 
+    curvature_on = partial(fisher.curvature, model, examples_per_chunk=examples_per_chunk)
+
     def seen_in(stage: int) -> list[Batch]:
         return [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
 
@@ -256,9 +263,9 @@ def prune_one_shot(
     def fit_at(stage: int, point: _stage.Point) -> tuple[Any, fisher.Curvature]:
         constants = constants_after(stage, point.params) if stage > 0 else None
         own = _with(seen_in(stage), constants)
-        curvature = fisher.curvature(model, own)
+        curvature = curvature_on(own)
         if held_out is not None:
-            check = fisher.curvature(model, _with(held_out, constants))
+            check = curvature_on(_with(held_out, constants))
             curvature = curvature._replace(check=check.loss)
         if state is not None:
             return state, curvature
@@ -272,7 +279,7 @@ def prune_one_shot(
     def overall_loss(weights: Any) -> jax.Array:
         measured_on = batches if held_out is None else held_out
         own = _with(measured_on, constants_for(weights, batches))
-        return fisher.curvature(model, own).loss(weights)
+        return curvature_on(own).loss(weights)
 
     attempt = _goal.attempt_for(
         sparsity, goal, plan, model, params, batches[0], overall_loss if labelled else None,

@@ -40,6 +40,7 @@ def trust(
     scope: str = "global",
     prunable: _tree.Selection = None,
     key: jax.Array | None = None,
+    examples_per_chunk: int | None = None,
 ) -> Trust:
     """Prunes with either half of the data, and says how much the two differ.
 
@@ -55,6 +56,7 @@ def trust(
         scope: see `prune_one_shot`.
         prunable: see `prune_one_shot`.
         key: a random key, the same for both halves; `jax.random.key(0)` by default.
+        examples_per_chunk: see `prune_one_shot`.
 
     Returns:
         Two numbers.
@@ -78,13 +80,15 @@ def trust(
     results = [
         prune_one_shot(
             model, params, estimator, half, sparsity=sparsity, scope=scope, prunable=prunable,
-            key=key,
+            key=key, examples_per_chunk=examples_per_chunk,
         )
         for half in halves
     ]  # fmt: skip
     chosen = _tree.select(params, prunable, "prunable")
     agreement = _agreement(*[_pruned(result, chosen) for result in results])
-    curvatures = [fisher.curvature(model, half) for half in halves]
+    curvatures = [
+        fisher.curvature(model, half, examples_per_chunk=examples_per_chunk) for half in halves
+    ]
     ratios = []
     for i, result in enumerate(results):
         delta = jax.tree.map(jnp.subtract, _tree.widen(result.params), _tree.widen(params))

@@ -97,7 +97,12 @@ def test_results_have_all_fields(finished):
     keys = [(row["method"], row["sparsity_target"], row["seed"]) for row in rows]
     assert sorted(keys) == sorted((m, s, i) for m in METHODS for s in (0.5, 0.9) for i in (0, 1))
     for row in rows:
-        assert row.keys() == KEYS | {"fit_seconds", "prune_seconds", "peak_memory_bytes"}
+        assert row.keys() == KEYS | {
+            "fit_seconds",
+            "prune_seconds",
+            "peak_memory_bytes",
+            "predicted_memory_bytes",
+        }
         target = row["sparsity_target"]
         assert row["sparsity"] == pytest.approx(math.floor(target * WEIGHTS) / WEIGHTS, abs=1e-12)
         assert row["seconds"] == pytest.approx(row["fit_seconds"] + row["prune_seconds"])

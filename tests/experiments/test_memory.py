@@ -53,3 +53,9 @@ def test_where_nothing_is_known_nothing_is_said(monkeypatch):
     monkeypatch.setattr(memory, "in_use", lambda: None)
     with memory.watch() as peak:
         assert peak() is None
+
+
+def test_a_line_of_what_was_predicted_and_measured():
+    line = memory.told("fishleg", 12 * MB, 15 * MB)
+    assert line == "fishleg: memory of the fit, predicted 12 MB, measured 15 MB"
+    assert memory.told("kfac", MB, None).endswith("predicted 1 MB, measured unknown")

@@ -203,3 +203,20 @@ def test_rule_by_shape(shape, expected):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "constructor, shape", [(factors.spectral, (5, 7)), (factors.kronecker, (4, 6))]
+)
+def test_many_blocks_along_the_last_axis_make_the_same_product(
+    x64, monkeypatch, constructor, shape
+):
+    """Few are products of their own, many one product of a batch."""
+    factor = constructor(shape, 2)
+    frame, coordinates = random_parts(factor, 0, 1.0)
+    x = jax.random.normal(jax.random.key(1), shape)
+    found = []
+    for few in (_algebra.FEW, 0):
+        monkeypatch.setattr(_algebra, "FEW", few)
+        found.append(_algebra.multiply(factor, frame, coordinates, jnp.array(0.1), x))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)

@@ -1,0 +1,260 @@
+"""Time and memory of a FishLeg fit against the number of weights, by width and by depth.
+
+    python -m experiments.benchmarks.fit_scaling
+    python -m experiments.benchmarks.fit_scaling --weights 1e6,1e7 --cap 128
+
+Networks are square: so many layers of n×n without biases, random weights, random inputs.  `width`
+has 4 layers and a growing n, `depth` layers of 512×512 (128×128 below a million weights) and a
+growing number of them.  Measured are the update
+while FishLeg starts, the one that makes its frames, and the learning update, of which a fit mostly
+consists: after they are compiled, medians of `--repeats`.  Beside its seconds stand those of the
+processor, which others on it do not stretch.  Bytes are those of the state, those that
+`fishleg_jax.peak_memory` predicts for state and update, and the most that were taken.  Every case
+has a process of its own.
+
+What is fitted is a line through the logarithms: the slope against d of seconds and of bytes from a
+million weights on, below which what every operation costs by itself is most of the time.
+"""
+
+import argparse
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+import fishleg_jax as flj
+from experiments import files, memory, plots, tables
+from experiments.arguments import at_least, comma_list, one_of, positive
+from experiments.benchmarks.timing import seconds
+from fishleg_jax._jit import jitted
+
+FAMILIES = ("width", "depth")
+LAYERS = 4  # of the family of widths
+WIDTHS = 64  # divides every width, or the blocks of some would be padded
+WEIGHTS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
+START = 4  # updates, so that few have to be made to get past it
+LARGE = 10**6  # weights from which slopes count
+QUANTITIES = ("learning_s", "learning_cpu_s", "starting_s", "peak_bytes", "predicted_bytes")
+
+
+def sizes(family: str, weights: float) -> tuple[int, int]:
+    """The number of layers, and of units in each, of a network of about so many weights."""
+    if family == "width":
+        return LAYERS, WIDTHS * round(math.sqrt(weights / LAYERS) / WIDTHS)
+    units = 512 if weights >= LARGE else 128
+    return max(round(weights / units**2), 1), units
+
+
+def predict(params: Sequence[jax.Array], x: jax.Array) -> jax.Array:
+    """A network of square layers."""
+    for kernel in params:
+        x = jnp.tanh(x @ kernel)
+    return x
+
+
+def measure(layers: int, units: int, cap: int | None, batch: int, repeats: int) -> dict:
+    """Times updates of one network, and watches the memory.
+
+    Args:
+        layers: how many.
+        units: in each of them.
+        cap: of the factors.
+        batch: how many examples.
+        repeats: how many updates of each kind are timed.
+    """
+    model = flj.Model(predict, flj.likelihoods.gaussian())
+    estimator = flj.inverse.fishleg(model, cap=cap, start=START)
+    keys = jax.random.split(jax.random.key(0), layers)
+    params = [jax.random.normal(k, (units, units)) / math.sqrt(units) for k in keys]
+    data = jax.random.normal(jax.random.key(1), (batch, units)), None
+    begin = time.perf_counter()
+    predicted = flj.peak_memory(estimator, params, data)
+    compiled = time.perf_counter() - begin
+    initialise, update = jitted(estimator.init), jitted(estimator.update, donate=0)
+    jax.block_until_ready((params, initialise.lower(params).compile()))
+    times, used = [], []
+    with memory.watch() as peak:
+        state = initialise(params)
+        for i in range(START + 1 + repeats):
+
+            def step(i=i):
+                nonlocal state
+                state = update(state, params, data, jax.random.fold_in(keys[0], i), None)
+                return state
+
+            used.append(-time.process_time())
+            times.append(seconds(step))
+            used[-1] += time.process_time()
+        highest = peak()
+    # the frames are made of the first half of the start
+    framing = START // 2 - 1
+    return {
+        "weights": layers * units**2,
+        "layers": layers,
+        "units": units,
+        "compile_s": compiled,
+        "starting_s": statistics.median(times[START // 2 : START]),
+        "framing_s": times[framing],
+        "learning_s": statistics.median(times[START + 1 :]),
+        "learning_cpu_s": statistics.median(used[START + 1 :]),
+        "state_bytes": predicted.state,
+        "predicted_bytes": predicted.peak,
+        "peak_bytes": highest,
+    }
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the line of least squares through the logarithms of points (x, y)."""
+    if len(points) < 2:
+        return math.nan
+    xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
+    return statistics.linear_regression(xs, ys).slope
+
+
+def slopes(rows: Sequence[dict]) -> list[dict]:
+    """The slopes against d of every family and cap."""
+    found = []
+    for family, cap in dict.fromkeys((row["family"], row["cap"]) for row in rows):
+        own = [row for row in rows if (row["family"], row["cap"]) == (family, cap)]
+        own = [row for row in own if row["weights"] > 0.9 * LARGE]
+        fitted = {
+            name: slope([(row["weights"], row[name]) for row in own if row.get(name)])
+            for name in QUANTITIES
+        }
+        found.append({"family": family, "cap": cap, "points": len(own), **fitted})
+    return found
+
+
+def reason(layers: int, units: int, cap: int | None, args) -> str | None:
+    """Why a case is left out; None where it is not."""
+    if cap is None and units > args.uncapped_units:
+        return (
+            f"whole factors of {units}×{units}: eigenvectors of {2 * layers} such matrices and "
+            f"products of {units}³ operations, see --uncapped-units"
+        )
+    return None
+
+
+def run(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    """All cases, each in a fresh process, and what was left out and why."""
+    rows, left_out = [], []
+    for cap in args.cap:
+        for family in args.family:
+            for weights in args.weights:
+                layers, units = sizes(family, weights)
+                why = reason(layers, units, cap, args)
+                if why:
+                    left_out.append(f"{family}, cap {_cap(cap)}, {weights:.0e} weights: {why}")
+                    continue
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    job = process.submit(measure, layers, units, cap, args.batch, args.repeats)
+                    rows.append({"family": family, "cap": cap, **job.result()})
+                print(show(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+                files.write_json(args.out / "fit_scaling.json", rows)
+    return rows, left_out
+
+
+def _cap(cap: int | None) -> str:
+    return "none" if cap is None else str(cap)
+
+
+def show(rows: Sequence[dict]) -> str:
+    """The measurements as a table."""
+    header = ["family", "cap", "weights", "layers", "units", "compile, s", "start, ms"]
+    header += [
+        "frames, ms",
+        "learning, ms",
+        "processor, ms",
+        "state, MB",
+        "predicted, MB",
+        "peak, MB",
+    ]
+    cells = [
+        [row["family"], _cap(row["cap"]), f"{row['weights']:.2e}"]
+        + [str(row["layers"]), str(row["units"]), f"{row['compile_s']:.0f}"]
+        + [
+            f"{1000 * row[name]:.1f}"
+            for name in ("starting_s", "framing_s", "learning_s", "learning_cpu_s")
+        ]
+        + [
+            "–" if row[name] is None else f"{row[name] / 1e6:.1f}"
+            for name in ("state_bytes", "predicted_bytes", "peak_bytes")
+        ]
+        for row in rows
+    ]
+    return tables.table(header, cells)
+
+
+def show_slopes(found: Sequence[dict]) -> str:
+    """The slopes as a table."""
+    header = [
+        "slope against d",
+        "cap",
+        "points",
+        "learning",
+        "processor",
+        "start",
+        "peak",
+        "predicted",
+    ]
+    cells = [
+        [row["family"], _cap(row["cap"]), str(row["points"])]
+        + [f"{row[name]:.2f}" for name in QUANTITIES]
+        for row in found
+    ]
+    return tables.table(header, cells)
+
+
+def _cap_of(text: str) -> int | None:
+    return None if text == "none" else at_least(1)(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.fit_scaling",
+        description="Time and memory of a FishLeg fit against the number of weights.",
+    )
+    add = parser.add_argument
+    families, caps = comma_list(one_of(FAMILIES)), comma_list(_cap_of)
+    add("--family", type=families, default=list(FAMILIES), metavar="A,B", help="width, depth")
+    add("--cap", type=caps, default=[128, None], metavar="A,B", help="default: 128,none")
+    add("--weights", type=comma_list(positive), default=list(WEIGHTS), metavar="X,Y")
+    add(
+        "--uncapped-units", type=at_least(1), default=1600,
+        help="the widest layers that are tried without a cap; default: 1600",
+    )  # fmt: skip
+    add("--batch", type=at_least(1), default=32, help="examples; default: 32")
+    add("--repeats", type=at_least(1), default=5, help="default: 5")
+    add("--out", type=Path, default=Path("results/fit_scaling"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    args = make_parser().parse_args(argv)
+    rows, left_out = run(args)
+    print(show(rows), "", show_slopes(slopes(rows)), sep="\n")
+    for line in left_out:
+        print(f"left out: {line}")
+    print(files.write_json(args.out / "fit_scaling.json", rows))
+    print(plots.against_weights(args.out / "fit_scaling.png", rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

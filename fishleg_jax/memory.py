@@ -1,0 +1,71 @@
+"""The memory that a fit will take, before it runs: from shapes and the compiled update."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from fishleg_jax._jit import jitted
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.model import Batch, Params
+
+
+class Memory(NamedTuple):
+    """Bytes on one device.
+
+    Attributes:
+        state: of the estimate, which stays.
+        update: what an update takes beside it while it runs: activations, Fisher products and what
+            else is no result; not the weights and the batch that are there anyway.
+    """
+
+    state: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        """State and update: what a fit adds to the weights and data that are there before it."""
+        return self.state + self.update
+
+
+def peak_memory(
+    estimator: InverseFisher, params: Params, batch: Batch, *, masks: Any | None = None
+) -> Memory:
+    """The memory of a fit: that of the estimate, and of an update of it.
+
+    Nothing is run and nothing allocated: the update is compiled, as `fit` does with the same
+    arguments, which then has it compiled already.  It is the compiler's plan for this machine's
+    kind of device; a library that it calls may take more.
+
+    Args:
+        estimator: the estimate.
+        params: the weights; shapes and dtypes (`jax.ShapeDtypeStruct`, with shardings where there
+            are several devices) will do.
+        batch: a batch, or its shapes and dtypes.
+        masks: which weights survive, or their shapes and dtypes; None for all.
+
+    Returns:
+        Bytes; of arrays that are sharded over devices those of one.
+
+    Raises:
+        ValueError: a state that does not fit into memory, from estimates that check it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> weights = jax.ShapeDtypeStruct((1000,), jnp.float32)
+        >>> batch = (jax.ShapeDtypeStruct((8, 1000), jnp.float32), None)
+        >>> flj.peak_memory(flj.inverse.diagonal(model), weights, batch).state
+        4044
+    """
+    if estimator.updates == 0:
+        return Memory(0, 0)
+    # the very functions of `fit`, so that it finds them compiled
+    state = jax.eval_shape(jitted(estimator.init), params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    plan = jitted(estimator.update, donate=0).lower(state, params, batch, key, masks).compile()
+    found = plan.memory_analysis()
+    kept = found.output_size_in_bytes
+    beside = found.temp_size_in_bytes
+    # results that could not take the memory of what was given up stand beside it
+    beside += kept - found.alias_size_in_bytes
+    return Memory(kept, beside)
