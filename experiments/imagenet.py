@@ -6,8 +6,8 @@ Weights are those that `python ../shared/data/prepare.py resnet50` makes, photos
 tars of the shared folder: `calibration.tar` for the curvature, the dampings and batch norm,
 `validation.tar` for accuracy and for nothing else.  `--data-dir` takes a full ImageNet instead,
 prepared by TensorFlow Datasets as `imagenet2012`.  All 54 kernels are pruned with one threshold,
-25,502,912 of 25,583,592 weights, as WoodFisher's configuration for this network does; `--prunable
-blocks` leaves out the first convolution and the classifier.
+25,502,912 weights, as WoodFisher's configuration for this network does; `--prunable blocks` leaves
+out the first convolution and the classifier, and has 23,445,504.  Biases and batch norm stay.
 
 Every method × compensation × sparsity goes into `results.json` of `--out` as soon as it is there,
 with how far every photo's class is from the top, and dampings that were chosen into

@@ -38,9 +38,8 @@ def _magnitude(model: flj.Model, args: argparse.Namespace, damping: float) -> Me
 
 def _fishleg(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:
     settings = {"updates": args.updates, "cap": args.cap}
-    return Method(
-        flj.inverse.fishleg(model, damping, **settings), args.batch, settings | {"batch": args.batch}
-    )  # fmt: skip
+    estimator = flj.inverse.fishleg(model, damping, **settings)
+    return Method(estimator, args.batch, settings | {"batch": args.batch})
 
 
 def _kfac(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:

@@ -21,15 +21,16 @@ class Network(NamedTuple):
 
     Attributes:
         name: its name.
-        model: the network, whose constants are the statistics of batch norm.
-        by_batch: `(params, images) -> (logits, statistics)` of these images themselves.
+        model: the network, whose constants have the statistics of batch norm.
+        by_batch: `(params, images, constants) -> (logits, constants)`, with the statistics of these
+            images themselves.
         preprocess: from pixels to images.
         size: of an image.
     """
 
     name: str
     model: flj.Model
-    by_batch: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+    by_batch: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
     preprocess: Callable[[np.ndarray], np.ndarray]
     size: int
 
@@ -41,7 +42,7 @@ class Job(NamedTuple):
         args: the arguments.
         network: the network.
         params: its weights.
-        constants: its statistics of batch norm.
+        constants: its constants, with the statistics of batch norm as stored.
         fit: the photos that the curvature sees, and on which batch norm is recomputed.
         held_out: the photos by which dampings are chosen.
         validation: the photos to evaluate on.
@@ -133,14 +134,16 @@ def _lazily(job: Job, photos: Photos) -> Iterator[tuple]:
 
 
 def recomputed(job: Job, params: Any) -> Any:
-    """The statistics of batch norm for other weights, on the photos that the curvature sees."""
+    """Constants with the statistics of other weights, on the photos that the curvature sees."""
     compiled = jitted(_statistics, job.network.by_batch)
-    parts = [(compiled(params, batch[0]), len(batch[0])) for batch in _lazily(job, job.fit)]
+    parts = [
+        (compiled(params, batch[0], batch[2]), len(batch[0])) for batch in _lazily(job, job.fit)
+    ]
     return recalibration.averaged(*zip(*parts, strict=True))
 
 
-def _statistics(by_batch: Callable, params, images):
-    return by_batch(params, images)[1]
+def _statistics(by_batch: Callable, params, images, constants):
+    return by_batch(params, images, constants)[1]
 
 
 def held_out_loss(job: Job, params: Any) -> float:
@@ -151,11 +154,12 @@ def held_out_loss(job: Job, params: Any) -> float:
     """
     compiled = jitted(_loss_by_batch, job.network.model, job.network.by_batch)
     photos = job.held_out
-    return float(compiled(params, job.network.preprocess(photos.pixels), photos.labels))
+    images = job.network.preprocess(photos.pixels)
+    return float(compiled(params, images, photos.labels, job.constants))
 
 
-def _loss_by_batch(model: flj.Model, by_batch: Callable, params, images, labels):
-    logits = by_batch(params, images)[0]
+def _loss_by_batch(model: flj.Model, by_batch: Callable, params, images, labels, constants):
+    logits = by_batch(params, images, constants)[0]
     return jnp.mean(model.likelihood.negative_log_likelihood(logits, labels))
 
 
