@@ -104,10 +104,11 @@ def batches(
 
 def _ranks_and_losses(model: flj.Model, params, constants, images, labels):
     logits = model.predict(params, images, constants)
-    return _ranks(logits, labels), model.likelihood.negative_log_likelihood(logits, labels)
+    return ranks(logits, labels), model.likelihood.negative_log_likelihood(logits, labels)
 
 
-def _ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """For every example how many other classes are as likely as its own, or likelier."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     # ties count against it, and so does NaN
     return jnp.sum(~(logits < own), axis=1) - 1
