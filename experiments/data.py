@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -51,13 +52,16 @@ def digits() -> Data:
     return Data((x_train, y_train), (x_test, y_test))
 
 
-def prepared(name: str, data_dir: str | Path | None = None) -> Path:
+def prepared(
+    name: str, data_dir: str | Path | None = None, splits: Sequence[str] = ("train", "test")
+) -> Path:
     """The folder of a data set that TensorFlow Datasets has prepared in the array_record format.
 
     Args:
-        name: `mnist` or `cifar10`.
+        name: `mnist`, `cifar10` or `imagenet2012`.
         data_dir: the folder of the data sets; None for `TFDS_DATA_DIR`, else
             `~/.cache/fishleg-data` where that has the data set, else `~/tensorflow_datasets`.
+        splits: the splits that must be there.
 
     Returns:
         `data_dir/name/version`.
@@ -72,7 +76,7 @@ def prepared(name: str, data_dir: str | Path | None = None) -> Path:
     versions = [
         info.parent
         for info in sorted(Path(data_dir).expanduser().glob(f"{name}/*/dataset_info.json"))
-        if all(any(info.parent.glob(f"{name}-{s}.array_record-*")) for s in ("train", "test"))
+        if all(any(info.parent.glob(f"{name}-{s}.array_record-*")) for s in splits)
     ]
     if not versions:
         raise ValueError(
@@ -84,7 +88,17 @@ def prepared(name: str, data_dir: str | Path | None = None) -> Path:
     return versions[-1]
 
 
-def _decode(name: str, folder: Path, split: str) -> Arrays:
+def source(folder: Path, split: str) -> Any:
+    """The examples of a prepared data set, decoded as they are asked for: a sequence of dicts.
+
+    Args:
+        folder: see `prepared`.
+        split: the name of a split.
+
+    Raises:
+        ValueError: tensorflow-datasets is not installed.
+    """
+    name = folder.parent.name
     logging.getLogger("absl").setLevel(logging.ERROR)  # it advises to install OpenCV
     try:
         import tensorflow_datasets as tfds
@@ -92,10 +106,14 @@ def _decode(name: str, folder: Path, split: str) -> Arrays:
         raise ValueError(
             f'{name} is read with tensorflow-datasets ({error}): pip install -e ".[experiments]"'
         ) from error
-    source = tfds.data_source(
+    return tfds.data_source(
         f"{name}:{folder.name}", split=split, data_dir=folder.parents[1], download=False
     )
-    bar = tqdm(source, desc=f"reading {name} {split}", disable=None, leave=False)
+
+
+def _decode(name: str, folder: Path, split: str) -> Arrays:
+    examples = source(folder, split)
+    bar = tqdm(examples, desc=f"reading {name} {split}", disable=None, leave=False)
     images, labels = zip(*((item["image"], item["label"]) for item in bar), strict=True)
     return np.stack(images), np.asarray(labels, np.int32)
 

@@ -89,7 +89,7 @@ def accuracy_vs_sparsity(
         axes.fill_between(list(found), low, high, color=line.get_color(), alpha=0.2)
     if len(percent) <= 10:
         axes.set_xticks(percent, [f"{p:g}" for p in percent])
-    axes.legend(loc="lower left" if field == "accuracy" else "upper left", frameon=False)
+    axes.legend(loc="upper left" if field.endswith("loss") else "lower left", frameon=False)
     return _save(figure, path)
 
 

@@ -37,12 +37,16 @@ def recalibrate(spec: Spec) -> Callable[[Any, Sequence[tuple]], Any]:
     """
 
     def constants_of(params: Any, batches: Sequence[tuple]) -> Any:
-        sizes = [len(batch[0]) for batch in batches]
         parts = [_statistics(spec, params, batch[2], batch[0]) for batch in batches]
-        shares = [size / sum(sizes) for size in sizes]
-        return jax.tree.map(lambda *xs: sum(s * x for s, x in zip(shares, xs, strict=True)), *parts)
+        return averaged(parts, [len(batch[0]) for batch in batches])
 
     return constants_of
+
+
+def averaged(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """The statistics of several batches, by their numbers of examples."""
+    shares = [size / sum(sizes) for size in sizes]
+    return jax.tree.map(lambda *xs: sum(s * x for s, x in zip(shares, xs, strict=True)), *parts)
 
 
 def recalibrated(spec: Spec, params: Any, constants: Any, train: data.Arrays, seed: int) -> Any:

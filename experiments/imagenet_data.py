@@ -1,0 +1,159 @@
+"""Photos of ImageNet: from a tar of JPEGs, or from a prepared TensorFlow data set."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import data, files
+
+CLASSES = 1000
+TARS = {
+    "calibration": "data/imagenet/calibration.tar",
+    "validation": "data/imagenet/validation.tar",
+}
+# of a photo from TFDS the shorter side is scaled to this before the crop, as is usual
+SHORTER_SIDE = 256
+
+
+class Photos(NamedTuple):
+    """Photos as they are decoded.
+
+    Attributes:
+        pixels: `(photos, size, size, 3)`, uint8, RGB.
+        labels: `(photos,)`, int32, in [0, 1000).
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """Where photos are from.
+
+    Attributes:
+        name: in a word, for results.
+        calibration: photos for the curvature, the damping and the statistics of batch norm.
+        validation: photos to evaluate on, and for nothing else.
+    """
+
+    name: str
+    calibration: Photos
+    validation: Photos
+
+
+def load(data_dir: Path | None, *, calibration: int, validation: int | None, size: int) -> Source:
+    """Reads photos.
+
+    Args:
+        data_dir: a folder in which TensorFlow Datasets has `imagenet2012`; None for the two tars of
+            the shared folder.
+        calibration: how many to calibrate on, spread evenly over the tar, which is in the order of
+            classes, or over the training part of the data set.
+        validation: how many to evaluate on, chosen likewise; None for all.
+        size: pixels of the square that is cut out of their centre.
+
+    Raises:
+        ValueError: they are missing, or there are fewer.
+    """
+    wanted = {"calibration": calibration, "validation": validation}
+    if data_dir is None:
+        paths = {part: files.shared(name) for part, name in TARS.items()}
+        return Source("tar", *(read_tar(paths[part], wanted[part], size) for part in TARS))
+    folder = prepared(data_dir)
+    splits = {"calibration": "train", "validation": "validation"}
+    return Source(
+        "tfds", *(read_tfds(folder, split, wanted[part], size) for part, split in splits.items())
+    )  # fmt: skip
+
+
+def crop(image, size: int) -> np.ndarray:
+    """The square in the centre of an image of PIL, as uint8 RGB; a smaller image is scaled up."""
+    shorter = min(image.size)
+    if shorter < size:
+        image = scaled(image, size)
+    left, top = ((side - size) // 2 for side in image.size)
+    box = (left, top, left + size, top + size)
+    return np.asarray(image.convert("RGB").crop(box))
+
+
+def scaled(image, shorter: int):
+    """An image of PIL whose shorter side has so many pixels."""
+    factor = shorter / min(image.size)
+    return image.resize([max(round(side * factor), shorter) for side in image.size])
+
+
+def read_tar(path: Path, number: int | None, size: int) -> Photos:
+    """Photos of a tar, spread evenly over the order of their names, `<index>_<label>.jpg`.
+
+    Args:
+        path: the tar.
+        number: how many; None for all.
+        size: pixels of the square that is cut out of their centre.
+
+    Raises:
+        ValueError: it is no such tar, or has fewer photos.
+    """
+    from PIL import Image
+
+    try:
+        with tarfile.open(path) as tar:
+            members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
+            members = [members[i] for i in _spread(len(members), number, path)]
+            bar = tqdm(members, desc=f"reading {path.name}", disable=None, leave=False)
+            pixels = [crop(Image.open(io.BytesIO(tar.extractfile(m).read())), size) for m in bar]
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a tar of photos: {error}") from error
+    return Photos(np.stack(pixels), np.array([_label(m.name, path) for m in members], np.int32))
+
+
+def _label(name: str, path: Path) -> int:
+    text = Path(name).stem.rpartition("_")[2]
+    if not text.isdecimal() or int(text) >= CLASSES:
+        raise ValueError(f"{path} has {name}, expected <index>_<label>.jpg, labels below {CLASSES}")
+    return int(text)
+
+
+def _spread(available: int, number: int | None, where: Path) -> list[int]:
+    wanted = available if number is None else number
+    if not 0 < wanted <= available:
+        raise ValueError(f"{wanted} photos are wanted, and {where} has {available}")
+    return [i * available // wanted for i in range(wanted)]
+
+
+def prepared(data_dir: Path) -> Path:
+    """The folder of `imagenet2012` in a folder of TensorFlow Datasets, see `data.prepared`.
+
+    Raises:
+        ValueError: it is not there; ImageNet is downloaded by hand, as it says.
+    """
+    return data.prepared("imagenet2012", data_dir, splits=("train", "validation"))
+
+
+def read_tfds(folder: Path, split: str, number: int | None, size: int) -> Photos:
+    """Photos of a prepared data set, spread evenly over a split.
+
+    Args:
+        folder: see `prepared`.
+        split: `train` or `validation`.
+        number: how many; None for all.
+        size: pixels of the square that is cut out of their centre, once their shorter side has 256.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    from PIL import Image
+
+    source = data.source(folder, split)
+    rows = _spread(len(source), number, folder)
+    bar = tqdm(rows, desc=f"reading {split}", disable=None, leave=False)
+    pixels, labels = [], []
+    for row in bar:
+        item = source[row]
+        image = scaled(Image.fromarray(item["image"]), max(SHORTER_SIDE, size))
+        pixels.append(crop(image, size))
+        labels.append(item["label"])
+    return Photos(np.stack(pixels), np.asarray(labels, np.int32))
