@@ -188,6 +188,9 @@ def solve_batches(job: Job) -> list[tuple]:
     return batches(job, job.fit, args.batch, number=args.solve, labels=False)
 
 
+COUNTS = 1e-3  # of a loss: a smaller difference is none
+
+
 class Choice(NamedTuple):
     """A damping that was chosen.
 
@@ -205,7 +208,7 @@ class Choice(NamedTuple):
 def choose(
     attempt: Callable[[float], tuple[Any, float]], start: float, *, factor: float, most: int
 ) -> Choice:
-    """Walks from a damping to larger or smaller ones while the loss falls.
+    """Walks from a damping to larger or smaller ones while the loss falls by what counts.
 
     Args:
         attempt: `damping -> (what is made with it, its loss on held-out photos)`; a
@@ -215,7 +218,7 @@ def choose(
         most: how many dampings are tried at most.
 
     Returns:
-        The one of the lowest loss.
+        The last one of the walk.
 
     Raises:
         FloatingPointError: there is none with a finite loss.
@@ -229,7 +232,7 @@ def choose(
         except FloatingPointError:
             result, loss = None, np.inf
         losses[damping] = loss
-        better = loss < losses.get(best.damping, np.inf) or len(losses) == 1
+        better = len(losses) == 1 or loss < losses[best.damping] * (1 - COUNTS)
         if better:
             best = Choice(damping, result, losses)
         return better

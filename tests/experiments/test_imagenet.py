@@ -93,14 +93,15 @@ def test_what_was_there_is_kept_and_used(finished, monkeypatch, capsys):
     assert "top-1 of 20 photos" in printed and "batch norm recomputed on 16" in printed
 
 
-def test_the_dampings_chosen_have_the_lowest_held_out_losses(finished):
+def test_no_damping_was_better_than_the_one_chosen_by_what_counts(finished):
     out, _, _ = finished
     told = json.loads((out / "dampings.json").read_text())
     assert {(row["method"], row["kind"]) for row in told} == {
         ("magnitude", "solve"), ("mfac", "scores"), ("mfac", "solve"),
     }  # fmt: skip
     for row in told:
-        assert f"{row['damping']:.3g}" == min(row["losses"], key=row["losses"].get)
+        lowest = min(row["losses"].values())
+        assert row["losses"][f"{row['damping']:.3g}"] * (1 - imagenet_run.COUNTS) <= lowest
 
 
 def test_other_settings_are_another_result(finished, monkeypatch):
@@ -150,6 +151,11 @@ def test_a_walk_ends_where_the_loss_rises():
     down = imagenet_run.choose(attempt, 1e4, factor=10, most=9)
     assert down.damping == pytest.approx(100) and len(down.losses) == 5
     assert len(imagenet_run.choose(attempt, 1e-9, factor=10, most=3).losses) == 3
+
+
+def test_a_walk_goes_nowhere_for_rounding():
+    still = imagenet_run.choose(lambda d: (None, 1.7 - 1e-6 * d), 1.0, factor=10, most=9)
+    assert still.damping == 1 and list(still.losses) == pytest.approx([1, 10, 0.1])
 
 
 def test_a_walk_survives_dampings_that_fail():
