@@ -18,7 +18,17 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import arguments, checkpoints, data, files, plots, results, tables, training
+from experiments import (
+    arguments,
+    checkpoints,
+    data,
+    files,
+    plots,
+    processes,
+    results,
+    tables,
+    training,
+)
 from experiments.cases import curvature_batches
 from experiments.fitting import fit
 from experiments.methods import make_estimator
@@ -126,6 +136,7 @@ def run(args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any) -> 
         )
         if loaded is None:
             print(checkpoints.save(args.out / f"{spec.name}_seed{seed}.npz", params, constants))
+        params, constants = processes.everywhere((params, constants))
         dense = results.evaluated(spec, split, params, constants)
         for method in args.method:
             rows += prune(method, spec, dense, split, args, seed)
@@ -147,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.at_least(3),
         help="auxiliary updates of FishLeg; default: the library's",
     )
+    processes.add_options(parser)
     return parser
 
 
@@ -159,11 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args, spec, split, loaded = arguments.parse(_parser(), argv)
-    rows = run(args, spec, split, loaded)
-    print(tables.accuracies(rows))
-    print(files.write_json(args.out / "results.json", rows))
-    print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
+    parser = _parser()
+    with processes.joined(parser, argv):
+        args, spec, split, loaded = arguments.parse(parser, argv)
+        rows = run(args, spec, split, loaded)
+        print(tables.accuracies(rows))
+        print(files.write_json(args.out / "results.json", rows))
+        print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
     return 0
 
 
