@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from experiments import data
+from experiments import data, processes
 
 
 @lru_cache(maxsize=2)
@@ -37,6 +37,12 @@ def batch_at(
         step: the number of the step, from 0.
         batch: how many examples.
     """
-    chosen = rows(seed, step, len(train[0]), batch)
+    own = processes.share(batch)
+    chosen = rows(seed, step, len(train[0]), batch)[own]
     rng = np.random.default_rng([seed, step, 1])
-    return data.augmented(name, train[0][chosen], rng), train[1][chosen]
+    images = data.augmented(name, train[0][chosen], rng, (batch, own))
+    return (
+        processes.joint((images, train[1][chosen]))
+        if processes.several()
+        else (images, train[1][chosen])
+    )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import checkpoints, data, files, training
+from experiments import checkpoints, data, files, processes, training
 from experiments.models import MODELS, Spec, as_batch
 
 
@@ -139,7 +139,7 @@ def _choose(available: int, examples: int, seed: int | list[int]) -> np.ndarray:
 
 def _cut(train: data.Arrays, constants: Any, rows: np.ndarray, size: int) -> list[tuple]:
     parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
-    return [as_batch(jnp.asarray(train[0][r]), jnp.asarray(train[1][r]), constants) for r in parts]
+    return [as_batch(*processes.read(train, r), constants) for r in parts]
 
 
 def network(

@@ -199,7 +199,12 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
     return Data(*splits)
 
 
-def augmented(name: str, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augmented(
+    name: str,
+    images: np.ndarray,
+    rng: np.random.Generator,
+    part: tuple[int, slice] | None = None,
+) -> np.ndarray:
     """Images as networks for CIFAR-10 see them in training: shifted by up to 4 pixels, and flipped.
 
     The statistics of the checkpoint's batch norm are those of such images: on plain ones, without
@@ -209,17 +214,19 @@ def augmented(name: str, images: np.ndarray, rng: np.random.Generator) -> np.nda
         name: the name of the data set; what is not `cifar10` stays as it is.
         images: `(examples, height, width, channels)`, as `load` makes them.
         rng: chooses the shifts and which images are flipped.
+        part: of how many images these are which, that a share of a batch is treated as in it.
     """
     if name != "cifar10":
         return images
     mean, scale = np.float32(NORMALISATION[name])
+    total, own = (len(images), slice(None)) if part is None else part
     count, height, width, _ = images.shape
     edges = [(0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)]
     # zero is black once the mean is added
     padded = np.pad(images * scale + mean, edges)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    top, left = rng.integers(0, 2 * SHIFT + 1, (2, count))
+    top, left = rng.integers(0, 2 * SHIFT + 1, (2, total))[:, own]
     chosen = np.moveaxis(windows[np.arange(count), top, left], 1, -1)
-    flipped = rng.random(count) < 0.5
+    flipped = rng.random(total)[own] < 0.5
     chosen = np.where(flipped[:, None, None, None], chosen[:, :, ::-1], chosen)
     return (chosen - mean) / scale

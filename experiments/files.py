@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments import processes
+
 
 def write(path: Path, writer: Callable[[Path], Any]) -> Path:
     """Writes a file beside its place and then renames it, so that no half-written file is seen.
+
+    Of several processes the first one does, see `experiments.processes`.
 
     Args:
         path: where the file shall be; its folder is made when it is missing.
@@ -18,6 +22,8 @@ def write(path: Path, writer: Callable[[Path], Any]) -> Path:
     Returns:
         `path`.
     """
+    if not processes.is_first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

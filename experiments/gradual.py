@@ -30,6 +30,7 @@ from experiments import (
     gradual_plan,
     metrics,
     plots,
+    processes,
     results,
     tables,
     training,
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         scratch=True,
     )
     parser.epilog = RESUMING
+    processes.add_options(parser)
     gradual_plan.add_options(parser)
     add = parser.add_argument
     add(
@@ -191,8 +193,10 @@ def _one(
         "metrics": str(folder.relative_to(args.out) / METRICS),
         "settings": settings,
     }
-    results.add(path, [row])
-    shutil.rmtree(folder / CHECKPOINTS)
+    processes.wait("the end of a run")  # in whose checkpoints nobody reads any more
+    if processes.is_first():
+        results.add(path, [row])
+        shutil.rmtree(folder / CHECKPOINTS)
     return row
 
 
@@ -206,7 +210,8 @@ def _pruning(plan: Plan, carry: Carry, folder: Path) -> dict[str, Any]:
     if plan.method == DENSE:
         return {}
     found = flj.check(carry.state)
-    flj.save_masks(folder / "masks.npz", flj.masks(carry.state))
+    if processes.is_first():
+        flj.save_masks(folder / "masks.npz", flj.masks(carry.state))
     return {
         "violations": found.violations,
         "failures": found.failures,
@@ -231,7 +236,7 @@ def compare(
     split = _split(args, split)
     rows = []
     for seed in args.seed:
-        start = start_weights(args, spec, split, loaded, seed)
+        start = processes.everywhere(start_weights(args, spec, split, loaded, seed))
         before = _evaluated(spec, split, *start)
         dense = before
         if args.dense == "trained":
@@ -292,12 +297,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args, spec, split, loaded = arguments.parse(_parser(), argv, _check)
-    rows = compare(args, spec, split, loaded)
-    print(show(rows, spec))
-    print(args.out / "results.json")
-    for path in draw(args, spec, rows):
-        print(path)
+    parser = _parser()
+    with processes.joined(parser, argv):
+        args, spec, split, loaded = arguments.parse(parser, argv, _check)
+        rows = compare(args, spec, split, loaded)
+        print(show(rows, spec))
+        print(args.out / "results.json")
+        for path in draw(args, spec, rows) if processes.is_first() else ():
+            print(path)
     return 0
 
 

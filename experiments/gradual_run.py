@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import data, metrics
+from experiments import data, metrics, processes
 from experiments.batches import batch_at
 from experiments.checkpointing import Checkpoints
 from experiments.gradual_plan import DENSE, Plan, make_optimizer, make_pruning, work_of
@@ -68,7 +68,13 @@ def compiled_step(spec: Spec, plan: Plan, work: tuple[tuple[str, bool], ...]) ->
     targets = jax.ShapeDtypeStruct((plan.batch,), jnp.int32)
     if spec.mean is not None:
         targets = jax.ShapeDtypeStruct((plan.batch, math.prod(spec.input_shape)), jnp.float32)
-    jitted = jax.jit(step, donate_argnums=(0, 1, 2))
+    own, cut = processes.on_all(), processes.by_example()
+    jitted = jax.jit(
+        step,
+        donate_argnums=(0, 1, 2),
+        in_shardings=(own, own, own, cut, cut),
+        out_shardings=own,
+    )
     return jitted.lower(params, constants, state, inputs, targets).compile()
 
 
@@ -109,9 +115,10 @@ def run(
     works = [tuple(work_of(plan, step).items()) for step in range(1, total + 1)]
     steps = {work: compiled_step(spec, plan, work) for work in sorted(set(works))}
     params, constants = jax.tree.map(jnp.array, start)  # a copy: steps take the memory of these
-    state = jax.jit(transformation(spec, plan, seed).init)(params)
+    state = jax.jit(transformation(spec, plan, seed).init, out_shardings=processes.on_all())(params)
     carry = Carry(params, constants, state, np.zeros(()))
     folder.mkdir(parents=True, exist_ok=True)
+    processes.wait(str(folder))
     lines = folder / METRICS
     with Checkpoints(folder / CHECKPOINTS) as kept:
         done, carry = kept.restore(carry) or (0, carry)
@@ -127,6 +134,8 @@ def run(
                     told.append({"step": step, **now})
                 bar.update()
                 due = time.perf_counter() - begin > checkpoint_every
+                if processes.several():  # all save at the same step
+                    due = step % LOG_EVERY == 0 and processes.agreed(due)
                 if due or step == total:
                     jax.block_until_ready(carry)
                     seconds = carry.seconds + (time.perf_counter() - begin)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import files
+from experiments import files, processes
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -44,6 +44,8 @@ def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         path: a `metrics.jsonl`.
         rows: the objects.
     """
+    if not processes.is_first():
+        return
     with path.open("a") as file:
         file.write("".join(map(_line, rows)))
 

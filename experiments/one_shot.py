@@ -25,6 +25,7 @@ from experiments import (
     files,
     memory,
     plots,
+    processes,
     results,
     tables,
     training,
@@ -141,6 +142,7 @@ def run(args: argparse.Namespace, spec: Spec, split: data.Data, loaded: Any) -> 
         )
         if loaded is None:
             print(checkpoints.save(args.out / f"{spec.name}_seed{seed}.npz", params, constants))
+        params, constants = processes.everywhere((params, constants))
         dense = results.evaluated(spec, split, params, constants)
         for method in args.method:
             rows += prune(method, spec, dense, split, args, seed)
@@ -162,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.at_least(3),
         help="auxiliary updates of FishLeg; default: the library's",
     )
+    processes.add_options(parser)
     return parser
 
 
@@ -174,11 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args, spec, split, loaded = arguments.parse(_parser(), argv)
-    rows = run(args, spec, split, loaded)
-    print(tables.accuracies(rows))
-    print(files.write_json(args.out / "results.json", rows))
-    print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
+    parser = _parser()
+    with processes.joined(parser, argv):
+        args, spec, split, loaded = arguments.parse(parser, argv)
+        rows = run(args, spec, split, loaded)
+        print(tables.accuracies(rows))
+        print(files.write_json(args.out / "results.json", rows))
+        print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
     return 0
 
 

@@ -12,7 +12,7 @@ import optax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import checkpoints
+from experiments import checkpoints, processes
 from experiments.data import Arrays
 from experiments.models import Spec, as_batch
 
@@ -91,7 +91,7 @@ def train(
     rate = spec.learning_rate if learning_rate is None else learning_rate
     params, constants = jax.jit(spec.init)(jax.random.key(seed)) if start is None else start
     optimizer, step = _make_step(spec, rate, epochs * steps)
-    state = optimizer.init(params)
+    params, constants, state = processes.everywhere((params, constants, optimizer.init(params)))
     order = np.random.default_rng(seed)
     # one jitted step and a Python loop: in a lax.scan the gradient of a convolution is 30 times
     # slower on a CPU
@@ -100,7 +100,7 @@ def train(
             chosen = order.permutation(len(inputs))[: steps * batch].reshape(steps, batch)
             for rows in chosen:
                 params, constants, state = step(
-                    params, constants, state, masks, inputs[rows], targets[rows]
+                    params, constants, state, masks, *processes.read(data, rows)
                 )
                 bar.update()
     return params, constants
@@ -121,8 +121,10 @@ def trained(
     Returns:
         The parameters and the constants.
     """
-    if not path.exists():
-        checkpoints.save(path, *train(spec, data, epochs=epochs, seed=seed))
+    if not processes.agreed(path.exists()):
+        weights = train(spec, data, epochs=epochs, seed=seed)
+        checkpoints.save(path, *weights)
+        processes.wait(str(path))
     return checkpoints.load(path, spec)
 
 
@@ -161,13 +163,14 @@ def evaluate(
     inputs, targets = data
     examples = len(inputs)
     size = min(EVALUATION_BATCH, examples)
+    size += -size % jax.device_count() if processes.several() else 0
     score = loss = 0.0
     for begin in range(0, examples, size):
         # the last batch is filled up with weightless examples: one shape, one compilation
         rows = np.arange(begin, begin + size)
-        weights = jnp.asarray(rows < examples, jnp.float32)
+        weights = np.asarray(rows < examples, np.float32)
         rows = np.minimum(rows, examples - 1)
-        batch = as_batch(inputs[rows], targets[rows], constants)
+        batch = as_batch(*processes.read((inputs, targets), rows), constants)
         totals = _totals(model, mean, params, batch, weights)
         score, loss = score + float(totals[0]), loss + float(totals[1])
     return score / examples, loss / examples

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from fishleg_jax import _sharding
+
 Batch = tuple  # (inputs, targets) or (inputs, targets, constants)
 
 
@@ -22,12 +24,20 @@ def number_of_examples(batch: Batch) -> int:
 def slice_examples(batch: Batch, begin: int, end: int) -> Batch:
     """Examples `begin` to `end` of a batch; its constants stay whole."""
     inputs, targets, constants = split_batch(batch)
-    inputs, targets = jax.tree.map(lambda x: x[begin:end], (inputs, targets))
+    inputs, targets = _picked((inputs, targets), slice(begin, end))
     return (inputs, targets, *constants)
 
 
+def _picked(tree: Any, which: slice) -> Any:
+    def one(x):
+        number = len(range(x.shape[0])[which])
+        return _sharding.regroup(lambda x: x[which], x, (number, *x.shape[1:]), 0)
+
+    return jax.tree.map(one, tree)
+
+
 def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Callable]:
-    """Cuts a batch into equal chunks and a smaller rest.
+    """Deals a batch out in turn, see `deal`, to equal chunks, and leaves a smaller rest.
 
     Returns:
         The stacked chunks (every leaf `(chunks, chunk, ...)`), the rest as a batch (None where the
@@ -36,9 +46,13 @@ def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Call
     examples = number_of_examples(batch)
     whole = examples - examples % chunk
     inputs, targets, constants = split_batch(slice_examples(batch, 0, whole))
-    stacked = jax.tree.map(
-        lambda x: x.reshape(whole // chunk, chunk, *x.shape[1:]), (inputs, targets)
-    )
+
+    def stack(x):
+        shape = (chunk, whole // chunk, *x.shape[1:])
+        turned = (shape[1], shape[0], *shape[2:])
+        return _sharding.regroup(lambda x: x.reshape(shape).swapaxes(0, 1), x, turned, 1)
+
+    stacked = jax.tree.map(stack, (inputs, targets))
     rest = slice_examples(batch, whole, examples) if whole < examples else None
     return stacked, rest, lambda pair: (*pair, *constants)
 
@@ -55,10 +69,7 @@ def deal(batch: Batch, parts: int) -> list[Batch]:
     examples = number_of_examples(batch)
     parts = next(n for n in range(parts, 0, -1) if examples % n == 0)
     inputs, targets, constants = split_batch(batch)
-    return [
-        (*jax.tree.map(lambda x: x[k::parts], (inputs, targets)), *constants)  # noqa: B023
-        for k in range(parts)
-    ]
+    return [(*_picked((inputs, targets), slice(k, None, parts)), *constants) for k in range(parts)]
 
 
 def check_chunk(examples_per_chunk: int | None) -> None:

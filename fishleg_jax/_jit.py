@@ -13,12 +13,20 @@ def is_traced(tree: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def jitted(function: Callable, *static: Hashable, donate: int | tuple = ()) -> Callable:
+def jitted(
+    function: Callable,
+    *static: Hashable,
+    donate: int | tuple = (),
+    keep_unused: bool = False,
+) -> Callable:
     """`function` with its first arguments held fixed, compiled: one and the same for equal calls.
 
     Args:
         function: what is compiled.
         *static: models, estimators and other things that are no arrays.
         donate: which of the other arguments are given up, so that results may take their memory.
+        keep_unused: whether an argument counts for where it is computed though nothing reads it.
     """
-    return jax.jit(functools.partial(function, *static), donate_argnums=donate)
+    return jax.jit(
+        functools.partial(function, *static), donate_argnums=donate, keep_unused=keep_unused
+    )

@@ -10,8 +10,10 @@ from fishleg_jax import _tree
 
 
 def _is_finite(x: Any) -> bool:
-    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+    if isinstance(x, jax.core.Tracer):
         return True  # nothing to look at from here
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        return bool(_all_finite(x))  # where it lies, without gathering it
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if not jax.numpy.issubdtype(dtype, np.inexact):
         return True
@@ -19,6 +21,11 @@ def _is_finite(x: Any) -> bool:
     if array.dtype.itemsize < 4:
         array = array.astype(np.float32)  # NumPy does not know what is finite in bfloat16
     return bool(np.isfinite(array).all())
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jax.numpy.all(jax.numpy.isfinite(x))
 
 
 def check_dtypes(params: Any) -> None:

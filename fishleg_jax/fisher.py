@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks
+from fishleg_jax import _axis, _chunks, _sharding
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
 
@@ -82,8 +82,10 @@ def linearise(model: Model, params: Params, batch: Batch) -> tuple[Any, Callable
 
 def output_gradient(model: Model, outputs: Any, targets: Any, weights: jax.Array) -> Any:
     """The gradient with respect to the outputs of the losses, weighted example by example."""
-    _, pull_back = jax.vjp(lambda o: model.likelihood.negative_log_likelihood(o, targets), outputs)
-    return pull_back(weights)[0]
+    losses, pull_back = jax.vjp(
+        lambda o: model.likelihood.negative_log_likelihood(o, targets), outputs
+    )
+    return pull_back(_sharding.like(weights, losses))[0]
 
 
 def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: str) -> Any:

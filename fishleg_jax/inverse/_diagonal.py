@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model
 
 
@@ -92,6 +92,6 @@ def diagonal(
     def multiply(state, tangent, mask=None):
         return jax.tree.map(jnp.multiply, inverse(state, mask), _tree.widen(tangent))
 
-    return InverseFisher(
-        init, update, multiply, lambda state, params, mask=None: inverse(state, mask)
+    return spread(
+        InverseFisher(init, update, multiply, lambda state, params, mask=None: inverse(state, mask))
     )

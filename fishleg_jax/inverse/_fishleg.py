@@ -16,6 +16,7 @@ So the model is never differentiated inside a `lax.cond`, where XLA for the CPU 
 of convolutions many times slower (jax issue 12868).
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _axis, _chunks, _tree, fisher
+from fishleg_jax import _axis, _chunks, _sharding, _tree, fisher
 from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
@@ -32,7 +33,7 @@ from fishleg_jax.inverse._learning import learn as learn_step
 from fishleg_jax.inverse._start import assimilate_samples
 from fishleg_jax.inverse._state import FishLegState, multiply_leaves
 from fishleg_jax.inverse._units import Unit, make_units
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, loss, split_batch
 
 SMALLEST_PART = 32  # examples; in smaller ones the products with the weights take longer
@@ -170,9 +171,10 @@ def fishleg(
             )
         ]  # fmt: skip
 
-        state = assimilate_samples(
-            units, state, pulled, mask, start=start, measure_damping=damping is None
+        assimilate = functools.partial(
+            assimilate_samples, units, start=start, measure_damping=damping is None
         )
+        state = _sharding.automatic(assimilate, state, state, pulled, mask)
         if not learn:
             return state
         product = [sum(parts) / len(parts) for parts in zip(*pulled, strict=True)]
@@ -196,9 +198,12 @@ def fishleg(
             unit.unpack(_algebra.diagonal_of(unit.factor, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(
-        init, update, multiply, diagonal,
-        updates=updates if learn else start, ready=lambda state: state.count >= start,
+    return spread(
+        InverseFisher(
+            init, update, multiply, diagonal,
+            updates=updates if learn else start, ready=lambda state: state.count >= start,
+        ),
+        model_outside=True,
     )  # fmt: skip
 
 
@@ -291,12 +296,16 @@ def _probe(
         norm = jnp.sqrt(_tree.dot(gradient, gradient))
         return [g / jnp.maximum(norm, jnp.finfo(g.dtype).tiny) for g in jax.tree.leaves(gradient)]
     leaves = jax.tree.leaves(params)
-    # one draw for all leaves: a draw for each takes minutes to compile on a network of many
-    sizes = [x.size for x in leaves]
-    draw = _signs if probe == "sign" else jax.random.normal
-    flat = draw(key, (sum(sizes),), jnp.result_type(*leaves))
-    parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
-    return [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+
+    def draw(key):
+        # one for all leaves: a draw for each takes minutes to compile on a network of many
+        sizes = [x.size for x in leaves]
+        random = _signs if probe == "sign" else jax.random.normal
+        flat = random(key, (sum(sizes),), jnp.result_type(*leaves))
+        parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
+        return [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+
+    return _sharding.automatic(draw, leaves, key)
 
 
 def _signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:

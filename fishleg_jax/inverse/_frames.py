@@ -4,10 +4,13 @@ All gradients here are *Fisher samples*: random tensors M whose covariance is th
 the gradient of a batch's loss at labels drawn from the model, times the root of the batch's size.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.inverse._algebra import HIGHEST, pad, rotate, to_blocks
+from fishleg_jax import _sharding
+from fishleg_jax.inverse._algebra import HIGHEST, other_axis, pad, rotate, to_blocks
 from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 
@@ -55,9 +58,19 @@ def zero_moments(factor: Factor, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
 def moments_of(factor: Factor, sample: jax.Array) -> tuple[jax.Array, ...]:
     """For each dense axis the diagonal blocks of `M_(k) M_(k)ᵀ`, (blocks, size, size)."""
 
+    padded = pad(factor, sample.reshape(factor.axes))
+
     def second(axis):
-        unfolded = to_blocks(factor, pad(factor, sample.reshape(factor.axes)), axis)
-        return jnp.matmul(unfolded, unfolded.mT, precision=HIGHEST)
+        def product(x):
+            unfolded = to_blocks(factor, x, axis)
+            return jnp.matmul(unfolded, unfolded.mT, precision=HIGHEST)
+
+        other = other_axis(padded.shape, axis)
+        return (
+            product(padded)
+            if other is None
+            else _sharding.local(product, (padded,), (other,), None)
+        )
 
     return tuple(second(k) for k in factor.dense_axes)
 
@@ -91,7 +104,8 @@ def decompose(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> F
     for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
         # block by block: XLA for the CPU hands a batch of them to the very threads that wait for
         # it, and two such batches at once wait for ever
-        eigenvalues, vectors[axis] = jax.lax.map(jnp.linalg.eigh, matrix)
+        one_by_one = partial(jax.lax.map, jnp.linalg.eigh)
+        eigenvalues, vectors[axis] = _sharding.local(one_by_one, (matrix,), (0,), 0)
         if factor.triangles:
             values[axis] = jnp.maximum(eigenvalues, 0)  # rounding leaves small negative ones
     return frame._replace(vectors=tuple(vectors), values=tuple(values))

@@ -60,8 +60,9 @@ def gradient_rows(
             examples_per_chunk=examples_per_chunk,
         )
         leaves = jax.tree.leaves(apply_mask(gradients, mask))
-        finite = jnp.stack([jnp.isfinite(x.reshape(len(x), -1)).all(axis=1) for x in leaves])
-        finite = finite.all(axis=0)
+        # without a reshape, by which what is spread over devices would be gathered
+        finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
+        finite = jnp.stack(finite).all(axis=0)
         keep = lambda x: jnp.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x, 0)  # noqa: E731
         return Rows([keep(x) for x in leaves], finite)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _sharding, _tree
 
 
 class Group(NamedTuple):
@@ -33,10 +33,14 @@ class Group(NamedTuple):
 
     def pack(self, leaves: list[jax.Array]) -> jax.Array:
         """(blocks, size) of the leaves of a flattened tree."""
-        return self.pack_rows([x[None] for x in leaves])[:, 0]
+        return self._cut([_sharding.along(x, 0)[None] if x.ndim else x[None] for x in leaves])[:, 0]
 
     def pack_rows(self, leaves: list[jax.Array]) -> jax.Array:
         """(blocks, rows, size) of leaves that have a leading axis of rows."""
+        # one row is made flat where it is whole
+        return self._cut([_sharding.along(x, 0, examples=True) for x in leaves])
+
+    def _cut(self, leaves: list[jax.Array]) -> jax.Array:
         parts = [leaves[i].reshape(leaves[i].shape[0], -1) for i in self.leaves]
         flat = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         flat = jnp.pad(flat, [(0, 0), (0, self.blocks * self.size - self.weights)])

@@ -1,17 +1,18 @@
 """K-FAC: a Kronecker product for every matrix, from second moments of its gradients."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from fishleg_jax import _tree
+from fishleg_jax import _sharding, _tree
 from fishleg_jax.inverse import _algebra, _frames
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse._units import Unit, make_units
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model
 
 
@@ -153,7 +154,7 @@ def kfac(
                 unit.unpack(_diagonal_of(unit.factor, part), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(init, update, multiply, diagonal)
+    return spread(InverseFisher(init, update, multiply, diagonal))
 
 
 def _sum_of_moments(factor: _factors.Factor, rows: jax.Array) -> Any:
@@ -162,7 +163,10 @@ def _sum_of_moments(factor: _factors.Factor, rows: jax.Array) -> Any:
     def add(total, row):
         return jax.tree.map(jnp.add, total, _frames.moments_of(factor, row)), None
 
-    return jax.lax.scan(add, _frames.zero_moments(factor, rows.dtype), rows)[0]
+    def sums(rows):
+        return jax.lax.scan(add, _frames.zero_moments(factor, rows.dtype), rows)[0]
+
+    return _sharding.local(sums, (rows,), (0,), None, examples=True)
 
 
 def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> list[jax.Array]:
@@ -177,7 +181,8 @@ def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> lis
         least = matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix))
         shift = jnp.maximum(_algebra.axis_damping(factor, axis, damping), least)
         damped = matrix + shift * jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
-        return jax.lax.map(jnp.linalg.cholesky, damped)  # one by one: see `_frames.decompose`
+        one_by_one = partial(jax.lax.map, jnp.linalg.cholesky)  # see `_frames.decompose`
+        return _sharding.local(one_by_one, (damped,), (0,), 0)
 
     matrices = _frames.kronecker_factors(factor, moments)
     return [triangle(k, m) for k, m in zip(factor.dense_axes, matrices, strict=True)]
@@ -187,20 +192,26 @@ def _solve(factor: _factors.Factor, triangles: list[jax.Array], vector: jax.Arra
     """The inverse of the Kronecker product of `L Lᵀ`, times a vector."""
     x = _algebra.pad(factor, vector.reshape(factor.axes))
     for axis, lower in zip(factor.dense_axes, triangles, strict=True):
-        rows = _algebra.to_blocks(factor, x, axis)
-        solved = jax.lax.map(lambda pair: cho_solve((pair[0], True), pair[1]), (lower, rows))
-        x = _algebra.from_blocks(factor, solved, axis)
+        x = _algebra.by_axis(_solve_blocks, factor, lower, x, axis)
     return _algebra.crop(factor, x).reshape(vector.shape)
+
+
+def _solve_blocks(lower: jax.Array, rows: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda pair: cho_solve((pair[0], True), pair[1]), (lower, rows))
 
 
 def _diagonal_of(factor: _factors.Factor, triangles: list[jax.Array]) -> jax.Array:
     """The diagonal of the inverse of the Kronecker product of `L Lᵀ`, of the shape `axes`."""
     out = jnp.ones((1,) * len(factor.axes), triangles[0].dtype)
     for axis, lower in zip(factor.dense_axes, triangles, strict=True):
-        eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
-        inverse = jax.lax.map(lambda one: solve_triangular(one, eye, lower=True), lower)  # noqa: B023
+
+        def squares(lower):
+            eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
+            invert = lambda one: solve_triangular(one, eye, lower=True)
+            # (L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹
+            return jnp.sum(jax.lax.map(invert, lower) ** 2, axis=1)
+
         along = [1] * len(factor.axes)
         along[axis] = -1
-        # (L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹
-        out = out * jnp.sum(inverse**2, axis=1).reshape(along)
+        out = out * _sharding.local(squares, (lower,), (0,), 0).reshape(along)
     return _algebra.crop(factor, out)

@@ -9,7 +9,7 @@ from fishleg_jax import _tree
 from fishleg_jax.inverse import _memory, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import check_block_size, make_groups
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model
 
 
@@ -156,4 +156,6 @@ def mfac(
         }
         return state._replace(windows=windows)
 
-    return InverseFisher(init, update, multiply, diagonal, product=product, restrict=restrict)
+    return spread(
+        InverseFisher(init, update, multiply, diagonal, product=product, restrict=restrict)
+    )

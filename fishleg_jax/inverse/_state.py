@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _sharding
 from fishleg_jax.inverse import _algebra, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._units import Unit
@@ -46,11 +47,15 @@ def multiply_leaves(
     leaves: list[jax.Array],
 ) -> list[jax.Array]:
     """Q at some coordinates, times the leaves of a flattened tree."""
-    out = list(leaves)
-    for unit in units:
-        args = (state.frames[unit.name], coordinates[unit.name], state.damping)
-        unit.unpack(_algebra.multiply(unit.factor, *args, unit.pack(leaves)), out)
-    return out
+
+    def product(frames, damping, coordinates, leaves):
+        out = list(leaves)
+        for unit in units:
+            args = (frames[unit.name], coordinates[unit.name], damping)
+            unit.unpack(_algebra.multiply(unit.factor, *args, unit.pack(leaves)), out)
+        return out
+
+    return _sharding.automatic(product, leaves, state.frames, state.damping, coordinates, leaves)
 
 
 def move(old: Any, new: Any, weight: jax.Array) -> Any:

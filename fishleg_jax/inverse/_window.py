@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _sharding
 from fishleg_jax.inverse._algebra import HIGHEST
 
 COLUMNS_AT_ONCE = 8192
@@ -43,13 +44,15 @@ def empty(blocks: int, window: int, size: int, dtype: jnp.dtype) -> Window:
 
 def push(window: Window, rows: jax.Array, slots: jax.Array) -> Window:
     """The window with rows (blocks, rows, size) in some slots, in place of what was there."""
+    rows = _sharding.along(rows, 2)
     stored = window.rows.at[:, slots].set(rows, unique_indices=True)
     if window.gram is None:
         return Window(stored, None)
     # rows that hold no gradient yet are zero, and so is the diagonal of G Gᵀ
     used = jnp.any(window.gram.diagonal(axis1=1, axis2=2) > 0, axis=0)
     last = jnp.max(jnp.where(used, jnp.arange(len(used)), -1))
-    products = _products(stored, rows, jnp.maximum(last, jnp.max(slots)) + 1)
+    filled = jnp.maximum(last, jnp.max(slots)) + 1
+    products = _sharding.local(_products, (stored, rows, filled), (2, 2, None), None)
     gram = window.gram.at[:, :, slots].set(products, unique_indices=True)
     gram = gram.at[:, slots].set(products.mT, unique_indices=True)
     return Window(stored, gram)
@@ -129,15 +132,15 @@ def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
         eye = jnp.eye(len(gram), dtype=gram.dtype)
         inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
 
-        def part(g):
+        def part(g, inverse):
             norms = jnp.zeros(g.shape[1], g.dtype)
             for top in range(0, len(g), TILE[0]):  # the inverse is lower triangular
                 end = min(top + TILE[0], len(g))
                 products = jnp.matmul(inverse[top:end, :end], g[:end], precision=HIGHEST)
                 norms += jnp.sum(products**2, axis=0)
-            return (1 - norms) / damping
+            return 1 - norms
 
-        return _by_columns(part, rows)
+        return _by_columns(part, rows, inverse) / damping
 
     def by_basis(rows, gram):
         basis, root = _basis(rows, count, damping)
@@ -145,12 +148,13 @@ def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
             root, jnp.eye(len(root), dtype=root.dtype), lower=False
         ).T
 
-        def part(q):
-            outside = jnp.maximum(1 - jnp.sum(q**2, axis=0), 0) / damping
+        def part(q, inverse):
+            outside = jnp.maximum(1 - jnp.sum(q**2, axis=0), 0)
             inside = jnp.sum(jnp.matmul(inverse, q, precision=HIGHEST) ** 2, axis=0)
-            return outside + count * inside
+            return jnp.stack([outside, inside], axis=1)
 
-        return _by_columns(part, basis)
+        outside, inside = _by_columns(part, basis, inverse).T
+        return outside / damping + count * inside
 
     return _by_block(window, count * damping, by_system, by_basis)
 
@@ -173,19 +177,25 @@ def _cholesky(gram: jax.Array, shift: jax.Array) -> jax.Array:
     return jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
 
 
-def _by_columns(function, rows: jax.Array) -> jax.Array:
-    """A function (m, columns) -> (columns,) of all columns, so many at a time."""
-    size = rows.shape[1]
-    at_once = min(size, COLUMNS_AT_ONCE)
-    whole = size // at_once
+def _by_columns(function, rows: jax.Array, shared: jax.Array) -> jax.Array:
+    """A function (m, columns), shared -> (columns, ...) of all columns, so many at a time."""
 
-    def part(i):
-        return function(jax.lax.dynamic_slice_in_dim(rows, i * at_once, at_once, axis=1))
+    def own(rows, shared):
+        size = rows.shape[1]
+        at_once = min(size, COLUMNS_AT_ONCE)
+        whole = size // at_once
 
-    out = jax.lax.map(part, jnp.arange(whole)).reshape(-1)
-    if size % at_once:
-        out = jnp.concatenate([out, function(rows[:, whole * at_once :])])
-    return out
+        def part(i):
+            columns = jax.lax.dynamic_slice_in_dim(rows, i * at_once, at_once, axis=1)
+            return function(columns, shared)
+
+        out = jax.lax.map(part, jnp.arange(whole))
+        out = out.reshape(-1, *out.shape[2:])
+        if size % at_once:
+            out = jnp.concatenate([out, function(rows[:, whole * at_once :], shared)])
+        return out
+
+    return _sharding.local(own, (rows, shared), (1, None), 0)
 
 
 def _root(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.Array:
@@ -221,7 +231,7 @@ def _basis(rows: jax.Array, count: jax.Array, damping: jax.Array) -> tuple[jax.A
     def project(part, basis):
         inner = jnp.matmul(part, basis.T, precision=HIGHEST)
         part = part - jnp.matmul(inner, basis, precision=HIGHEST)
-        q, r = jnp.linalg.qr(part.T)
+        q, r = _sharding.tall_qr(part.T)
         return inner, q.T, r.T
 
     def add(i, carry):

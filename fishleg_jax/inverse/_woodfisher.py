@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _sharding, _tree
 from fishleg_jax.inverse import _memory, _square_root, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model
 
 
@@ -110,7 +110,8 @@ def woodfisher(
         def extended(group, old):
             rows = group.pack_rows(leaves)
             if has_root(group):
-                return _square_root.extend(old, rows * (wanted / gradients**0.5)[:, None])
+                rows = rows * (wanted / gradients**0.5)[:, None]
+                return _sharding.local(_square_root.extend, (old, rows), (0, 0), 0)
             return _window.push(old, rows, slots)
 
         blocks = {
@@ -143,8 +144,10 @@ def woodfisher(
                 group.unpack(_window.diagonal(old, jnp.asarray(gradients), state.damping), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return InverseFisher(
-        init, update, multiply, diagonal, ready=lambda state: state.count >= gradients
+    return spread(
+        InverseFisher(
+            init, update, multiply, diagonal, ready=lambda state: state.count >= gradients
+        )
     )
 
 

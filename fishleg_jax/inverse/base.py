@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _sharding, _tree
 
 
 class InverseFisher(NamedTuple):
@@ -53,6 +53,43 @@ def apply_mask(tree: Any, mask: Any | None) -> Any:
     return jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
 
 
+def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseFisher:
+    """The estimate with states and products that lie on the devices where the parameters do.
+
+    Args:
+        estimator: made of functions that know nothing of devices.
+        model_outside: whether its `update` looks after Explicit axes by itself.
+    """
+    automatic = _sharding.automatic
+
+    def init(params):
+        if all(_sharding.sharding_of(x) is None for x in jax.tree.leaves(params)):
+            return estimator.init(params)
+        placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+        return jax.jit(lambda p: placement.of(estimator.init(p)), keep_unused=True)(params)
+
+    def update(state, params, batch, key, mask=None):
+        return automatic(estimator.update, state, state, params, batch, key, mask)
+
+    def optional(function, like):
+        if function is None:
+            return None
+        return lambda state, other: automatic(function, like(state, other), state, other)
+
+    return estimator._replace(
+        init=init,
+        update=estimator.update if model_outside else update,
+        multiply=lambda state, tangent, mask=None: automatic(
+            estimator.multiply, tangent, state, tangent, mask
+        ),
+        diagonal=lambda state, params, mask=None: automatic(
+            estimator.diagonal, params, state, params, mask
+        ),
+        product=optional(estimator.product, lambda state, tangent: tangent),
+        restrict=optional(estimator.restrict, lambda state, mask: state),
+    )
+
+
 def identity() -> InverseFisher:
     """The inverse Fisher when nothing is known: with it OBS prunes by magnitude.
 
@@ -65,12 +102,14 @@ def identity() -> InverseFisher:
         >>> estimator.multiply(estimator.init(jnp.ones(2)), jnp.array([1.0, 2.0]))
         Array([1., 2.], dtype=float32)
     """
-    return InverseFisher(
-        init=lambda params: (),
-        update=lambda state, params, batch, key, mask=None: state,
-        multiply=lambda state, tangent, mask=None: apply_mask(_tree.widen(tangent), mask),
-        diagonal=lambda state, params, mask=None: apply_mask(
-            jax.tree.map(lambda x: jnp.ones(x.shape, _tree.wide_dtype(x.dtype)), params), mask
-        ),
-        updates=0,
+    return spread(
+        InverseFisher(
+            init=lambda params: (),
+            update=lambda state, params, batch, key, mask=None: state,
+            multiply=lambda state, tangent, mask=None: apply_mask(_tree.widen(tangent), mask),
+            diagonal=lambda state, params, mask=None: apply_mask(
+                jax.tree.map(lambda x: jnp.ones(x.shape, _tree.wide_dtype(x.dtype)), params), mask
+            ),
+            updates=0,
+        )
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _chunks, _scalars, _tree, _validate, fisher, inverse
+from fishleg_jax import _axis, _chunks, _scalars, _sharding, _tree, _validate, fisher, inverse
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
@@ -93,7 +93,7 @@ def gradual_prune(
         _gradual_checks.check_weights(params, prunable)
         _validate.check_params(params)
         sizes = group_sizes(params, groups_of(params, prunable, scope))
-        return GradualState(
+        state = GradualState(
             count=jnp.zeros((), jnp.int32),
             masks=jax.tree.map(lambda p: jnp.ones(p.shape, bool), params),
             estimate=estimator.init(params),
@@ -105,6 +105,7 @@ def gradual_prune(
             violations=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
         )
+        return _sharding.placement_for(state, params).of(state)
 
     # compiled here as well, or the conditionals of a step outside of `jit` would be every time
     @functools.partial(jax.jit, static_argnames=("known", "hold"))

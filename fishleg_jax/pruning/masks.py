@@ -6,14 +6,14 @@ the floating-point number, so that nothing is sorted or gathered.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _scalars, _tree
+from fishleg_jax import _scalars, _sharding, _tree
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._gradual_state import find_state, holds_state
 
@@ -93,12 +93,16 @@ def make_masks(
         kept = _keep([leaves[i] for i in group], [old[i] for i in group], count)
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
-    return tree.unflatten(new)
+    return _sharding.like(tree.unflatten(new), scores)
 
 
 @jax.jit
 def _keep(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax.Array]:
     """Masks without the `count` lowest scores; what is already pruned counts as lowest of all."""
+    return _sharding.automatic(_without_lowest, old, scores, old, count)
+
+
+def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax.Array]:
     common = _tree.wide_dtype(jnp.result_type(*scores))
     ranks = [_rank(s.astype(common), m) for s, m in zip(scores, old, strict=True)]
     dtype = ranks[0].dtype
@@ -107,24 +111,54 @@ def _keep(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax
         return sum(jnp.sum(r <= threshold) for r in ranks)
 
     # the smallest rank t with at least `count` ranks at or below it, from the highest bit downwards
+    low, high = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
+    threshold = _bisect(lambda t: at_most(t) >= count, low, high, jnp.iinfo(dtype).bits)
+    # all below the threshold go, and of those at it the first ones, until the count is full
+    spare = count - sum(jnp.sum(r < threshold) for r in ranks)
+    gone = _first([rank == threshold for rank in ranks], spare)
+    return [(rank >= threshold) & ~first for rank, first in zip(ranks, gone, strict=True)]
+
+
+def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
+    """Of what is marked in some leaves the first so many; their end is found by counting, too."""
+    places = [_places(x.shape) for x in marked]
+    totals = jnp.stack([jnp.sum(x) for x in marked])
+    wanted = jnp.clip(number - (jnp.cumsum(totals) - totals), 0, totals)
+
+    def before(ends):
+        pairs = zip(marked, places, strict=True)
+        return [x & (place < ends[i]) for i, (x, place) in enumerate(pairs)]
+
+    def enough(ends):
+        return jnp.stack([jnp.sum(x) for x in before(ends)]) >= wanted
+
+    sizes = [x.size for x in marked]
+    low, high = jnp.zeros(len(sizes), jnp.uint32), jnp.asarray(sizes, jnp.uint32)
+    return before(_bisect(enough, low, high, max(sizes).bit_length()))
+
+
+def _bisect(
+    enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array, bits: int
+) -> jax.Array:
+    """The smallest whole number in [low, high] for which, as for all above it, `enough` is true."""
+
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = at_most(middle) >= count
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+        found = enough(middle)
+        # where the bounds have met, `enough` may be asked no more
+        return jnp.where(found, low, jnp.minimum(middle + 1, high)), jnp.where(found, middle, high)
 
-    bits = jnp.iinfo(dtype).bits
-    bounds = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
-    threshold, _ = jax.lax.fori_loop(0, bits, halve, bounds)
-    # all below the threshold go, and of those at it the first ones, until the count is full
-    spare = count - sum(jnp.sum(r < threshold) for r in ranks)
-    kept = []
-    for rank in ranks:
-        tied = rank == threshold
-        place = jnp.cumsum(tied.reshape(-1)).reshape(tied.shape)
-        kept.append((rank > threshold) | (tied & (place > spare)))
-        spare = spare - tied.sum()
-    return kept
+    return jax.lax.fori_loop(0, bits, halve, (low, high))[0]
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """The position of every entry in the order of memory: less than 2³² in a leaf."""
+    places, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return places
 
 
 def _rank(score: jax.Array, mask: jax.Array) -> jax.Array:
@@ -175,7 +209,7 @@ def apply_masks(params: Any, masks: Any) -> Any:
     if holds_state(masks):
         masks = find_state(masks).masks
     _tree.check_same(params, masks, "masks")
-    return apply_mask(params, masks)
+    return _sharding.like(apply_mask(params, masks), params)
 
 
 def sparsity(params: Any, prunable: _tree.Selection = None) -> float:

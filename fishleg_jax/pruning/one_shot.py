@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _chunks, _scalars, _tree, _validate, fisher
+from fishleg_jax import _chunks, _scalars, _sharding, _tree, _validate, fisher
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model
@@ -46,6 +46,7 @@ class Result(NamedTuple):
     constants: Any | None = None
 
 
+@_sharding.in_mesh_of_params
 def fit(
     estimator: InverseFisher,
     params: Any,
@@ -88,8 +89,9 @@ def fit(
     total = len(batches) if estimator.updates is None else estimator.updates
     # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
     # gives every leaf memory of its own
-    update = jitted(estimator.update, donate=0)
-    state = jitted(estimator.init)(params)
+    placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+    state = jitted(_placed, estimator.init, placement, keep_unused=True)(params)
+    update = jitted(_placed, estimator.update, placement, donate=0)
     for i in range(total):
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
         if on_update is not None:
@@ -97,6 +99,11 @@ def fit(
     return state
 
 
+def _placed(function: Callable, placement: _sharding.Placement, *arguments: Any) -> Any:
+    return placement.of(function(*arguments))
+
+
+@_sharding.in_mesh_of_params
 def prune_one_shot(
     model: Model,
     params: Any,

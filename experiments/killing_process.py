@@ -1,0 +1,174 @@
+"""Kills one of several processes of `experiments.gradual`, and lets the run go on.
+
+    python -m experiments.killing_process
+    python -m experiments.killing_process --processes 4 --victim 0
+
+Processes on this machine share a run.  One run is left alone; of another a process is sent
+SIGKILL once there is a checkpoint.  The others have to end with an error within a minute, and the
+same commands again have to end with the weights and masks of the first run, bit for bit.  A run in
+one process tells how far several differ from it.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import arguments
+from experiments.killing import finished, identical
+
+RUN = (
+    "--model", "mlp", "--epochs", "2", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
+    "--mask-every", "20", "--method", "fishleg", "--checkpoint-every", "0.5",
+)  # fmt: skip
+MOST = 60  # seconds until all others have to have ended
+
+
+def free_address() -> str:
+    """An address of this machine at which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return f"localhost:{one.getsockname()[1]}"
+
+
+def start(module: str, options: Sequence[str], processes: int) -> list[subprocess.Popen]:
+    """Starts an experiment in so many processes of one device each.
+
+    Args:
+        module: of `experiments`.
+        options: its arguments.
+        processes: how many; 1 for a plain run.
+    """
+    command = [sys.executable, "-m", f"experiments.{module}", *options]
+    own = [[]]
+    if processes > 1:
+        shared = ["--coordinator", free_address(), "--processes", str(processes)]
+        own = [[*shared, "--process-id", str(i)] for i in range(processes)]
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return [
+        subprocess.Popen(
+            [*command, *more], env=os.environ | flags, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for more in own
+    ]  # fmt: skip
+
+
+def complete(module: str, options: Sequence[str], processes: int) -> float:
+    """Runs an experiment to its end, and says how many seconds it took.
+
+    Raises:
+        RuntimeError: a process failed.
+    """
+    begin = time.perf_counter()
+    running = start(module, options, processes)
+    errors = [process.communicate()[1] for process in running]
+    for process, error in zip(running, errors, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(process.args)} failed:\n{error}")
+    return time.perf_counter() - begin
+
+
+def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> list[float]:
+    """Kills a process once there is a checkpoint, and waits for the others.
+
+    Returns:
+        After how many seconds each of the others ended.
+
+    Raises:
+        RuntimeError: one of them ended as if nothing had happened, or did not end.
+    """
+    running = start("gradual", options, processes)
+    try:
+        while not any(path.name.isdigit() for path in out.glob("runs/*/checkpoints/*")):
+            if any(process.poll() is not None for process in running):
+                raise RuntimeError(f"ended before the kill:\n{running[0].communicate()[1]}")
+            time.sleep(0.05)
+        running[victim].kill()
+        begin = time.perf_counter()
+        seconds = []
+        for i, process in enumerate(running):
+            if i == victim:
+                continue
+            error = process.communicate(timeout=MOST)[1]
+            seconds.append(time.perf_counter() - begin)
+            if process.returncode == 0:
+                raise RuntimeError(f"process {i} ended well after process {victim} was killed")
+            last = " ".join([line for line in error.splitlines() if line.strip()][-3:])
+            print(f"process {i} ended after {seconds[-1]:.1f} s with exit code "
+                  f"{process.returncode}: ... {last[-400:]}", flush=True)  # fmt: skip
+        return seconds
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, int]:
+    """The largest difference of weights of two runs, and how many masks differ.
+
+    The folders of runs are named by their settings, which are the same.
+    """
+    if one.keys() != other.keys():
+        raise RuntimeError(f"other files: {sorted(one.keys() ^ other.keys())}")
+    masks = {name for name in one if "/masks.npz/" in name and one[name].dtype == bool}
+    weights = max(
+        float(np.abs(one[name] - other[name]).max()) for name in one if "/weights.npz/" in name
+    )
+    return weights, sum(int((one[name] != other[name]).sum()) for name in masks)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code: 1 where a run ended with other weights.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.killing_process",
+        description="Kill one of several processes, and let the run go on.",
+    )
+    add = parser.add_argument
+    add("--processes", type=arguments.at_least(2), default=2, help="default: 2")
+    add("--victim", type=arguments.at_least(0), default=1, help="which is killed; default: 1")
+    add("--steps", type=arguments.at_least(100), default=400, help="default: 400")
+    add("--heartbeat", type=arguments.at_least(1), default=20, help="default: 20 seconds")
+    add("--out", type=Path, default=Path("results/killing_process"))
+    args = parser.parse_args(argv)
+    if args.victim >= args.processes:
+        parser.error(f"--victim must be less than --processes, got {args.victim}")
+    shutil.rmtree(args.out, ignore_errors=True)
+
+    def options(name: str) -> list[str]:
+        return [*RUN, "--steps", str(args.steps), "--out", str(args.out / name)]
+
+    shared = ["--heartbeat", str(args.heartbeat)]
+    complete("gradual", options("single"), 1)
+    seconds = complete("gradual", [*options("unbroken"), *shared], args.processes)
+    expected = finished(args.out / "unbroken")
+    weights, masks = furthest(finished(args.out / "single"), expected)
+    print(f"{args.processes} processes against one: weights differ by at most {weights:.1e}, "
+          f"{masks} masks differ; {seconds:.1f} s", flush=True)  # fmt: skip
+    ends = kill_one(
+        args.out / "killed", [*options("killed"), *shared], args.processes, args.victim
+    )  # fmt: skip
+    print(f"process {args.victim} of {args.processes} was killed; the last of the others ended "
+          f"{max(ends):.1f} s later", flush=True)  # fmt: skip
+    complete("gradual", [*options("killed"), *shared], args.processes)
+    same = identical(finished(args.out / "killed"), expected)
+    print(f"started again, it ended {'with the same' if same else 'with OTHER'} weights and masks")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

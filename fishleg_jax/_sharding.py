@@ -1,0 +1,298 @@
+"""Arrays that are spread over devices: what is made of them stays spread like them.
+
+Under Auto axes of a mesh the compiler spreads what is computed.  Under Explicit axes JAX wants to
+be told at every reshape and every product; the algebra of this library is left to the compiler
+there too (`automatic`), and only its results are told.  A model is called under the axes that its
+user has chosen, but for per-example gradients: one example can't be spread over devices.
+"""
+
+import contextlib
+import contextvars
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fishleg_jax import _tree
+
+
+def sharding_of(x: Any) -> NamedSharding | None:
+    """How an array is spread, where that is known: of Auto axes it is not under `jit`."""
+    if isinstance(x, jax.core.Tracer):
+        sharding = jax.typeof(x).sharding
+        return sharding if _explicit(sharding.mesh) else None
+    sharding = getattr(x, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
+    """`function(*arguments)` with Explicit axes left to the compiler.
+
+    Args:
+        function: of arrays, and trees of them.
+        like: a tree of arrays like the result, which is spread like them; or of shardings.
+        *arguments: what it is given.
+    """
+    mesh = _explicit_mesh((like, arguments))
+    if mesh is None:
+        return function(*arguments)
+    placed = jax.tree.map(lambda x: _in_mesh(x, mesh), like)
+    run = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=placed)
+    with _spread_over(_axes(jax.tree.leaves(placed), mesh)):
+        return run(*arguments)
+
+
+class Placement(NamedTuple):
+    """How the leaves of a tree are spread; hashable.  One stays as it is where that is None."""
+
+    leaves: tuple[NamedSharding | None, ...]
+
+    def of(self, tree: Any) -> Any:
+        """A tree that is spread like this."""
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten(map(_placed, leaves, self.leaves))
+
+
+def _placed(x: Any, sharding: NamedSharding | None) -> Any:
+    if sharding is None or sharding_of(x) == sharding:
+        return x
+    if not isinstance(x, jax.core.Tracer):
+        return jax.device_put(x, sharding)
+    if _explicit(sharding.mesh):
+        return jax.sharding.reshard(x, sharding)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def like(tree: Any, params: Any) -> Any:
+    """A tree with the structure of the parameters, spread like them where that is known."""
+    return Placement(tuple(map(sharding_of, jax.tree.leaves(params)))).of(tree)
+
+
+def placement_for(state: Any, params: Any) -> Placement:
+    """How the state of an estimate is spread so that each part lies like what it belongs to.
+
+    A part belongs to the parameter that has its path, or whose name is a key of it, else to all.
+    One of the parameter's shape is spread like it; another over the same devices, along its first
+    axis (of blocks) or else the longest that can be cut.
+
+    Args:
+        state: arrays, or their shapes.
+        params: the parameters.
+
+    Returns:
+        The placement of the state, which changes nothing where nothing is known of the parameters.
+    """
+    placed = [(path, _tree.leaf_name(path), x, sharding_of(x))
+              for path, x in jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
+    known = [s for *_, s in placed if s is not None]
+    if not known:
+        return Placement((None,) * len(jax.tree.leaves(state)))
+    mesh = known[0].mesh
+
+    def one(path, x):
+        keys = {getattr(entry, "key", None) for entry in path}
+        own = [
+            (leaf, sharding)
+            for leaf_path, name, leaf, sharding in placed
+            if sharding is not None and (name in keys or (leaf_path and _ends(path, leaf_path)))
+        ]
+        for leaf, sharding in own:
+            if leaf.shape == x.shape:
+                return sharding
+        owners = [sharding for _, sharding in own] or (known if len(x.shape) > 1 else [])
+        return NamedSharding(mesh, _cut(x.shape, mesh, _axes(owners, mesh)))
+
+    return Placement(tuple(one(*leaf) for leaf in jax.tree_util.tree_leaves_with_path(state)))
+
+
+def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: int) -> jax.Array:
+    """A function of the examples of a batch that picks some or puts them into groups.
+
+    Args:
+        function: of the array.
+        x: a leaf of a batch, with examples along its first axis.
+        shape: of the result.
+        examples: the axis of the result along which they then lie, and are spread as before where
+            the devices divide them.
+    """
+    mesh = _explicit_mesh(x)
+    if mesh is None:
+        return function(x)
+    first, *rest = (*jax.typeof(x).sharding.spec, *[None] * x.ndim)[: x.ndim]
+    names = first if isinstance(first, tuple) else () if first is None else (first,)
+    if shape[examples] % math.prod(mesh.shape[name] for name in names):
+        first = None
+    spec = PartitionSpec(*[None] * examples, first, *rest)
+    return automatic(function, NamedSharding(mesh, spec), x)
+
+
+def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
+    """An array cut along one axis over the devices that are known, so that the others are whole.
+
+    They are those over which the parameters are spread, where that is known: of Explicit axes, or
+    in `fit` and `prune_one_shot`.
+
+    Args:
+        x: the array.
+        axis: along which it is cut.
+        examples: whether that is one of examples; then all devices of the mesh have a part.
+    """
+    names = _cutters((x.shape[axis],), examples)
+    if not names:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, names))
+
+
+def local(
+    function: Callable,
+    arguments: tuple,
+    cut: tuple[int | None, ...],
+    out: int | None,
+    *,
+    examples: bool = False,
+) -> Any:
+    """`function(*arguments)`, each device with its piece and without a word to the others.
+
+    Without devices that are known, or where they don't divide what is cut, it is left as it is to
+    the compiler, which may gather.
+
+    Args:
+        function: of arrays, to an array or a tuple of them.
+        arguments: arrays.
+        cut: for each of them the axis along which it is cut; None for one that all have whole.
+        out: the axis along which the pieces of the result lie; None for a sum of them.
+        examples: see `along`.
+    """
+    cuts = zip(arguments, cut, strict=True)
+    names = _cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
+    if not names:
+        return function(*arguments)
+
+    def spec(axis):
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, names)
+
+    def piece(*parts):
+        found = function(*parts)
+        return found if out is not None else jax.lax.psum(found, names)
+
+    return jax.shard_map(
+        piece, in_specs=tuple(map(spec, cut)), out_specs=spec(out), check_vma=False
+    )(*arguments)  # fmt: skip
+
+
+def tall_qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The QR factorisation of a tall matrix; over devices that of pieces, and of their Rs."""
+    names = _cutters((x.shape[0],))
+    if not names:
+        return jnp.linalg.qr(x)
+
+    def piece(x):
+        q, r = jnp.linalg.qr(x)
+        outer, whole = jnp.linalg.qr(jax.lax.all_gather(r, names, tiled=True))
+        begin = jax.lax.axis_index(names) * r.shape[0]
+        own = jax.lax.dynamic_slice_in_dim(outer, begin, r.shape[0])
+        return jnp.matmul(q, own, precision=jax.lax.Precision.HIGHEST), whole
+
+    cut = PartitionSpec(names)
+    return jax.shard_map(piece, in_specs=cut, out_specs=(cut, PartitionSpec()), check_vma=False)(x)
+
+
+def in_mesh_of_params(function: Callable) -> Callable:
+    """Sets the mesh of the parameters, its second argument, for a function on the host."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        params = kwargs["params"] if "params" in kwargs else args[1] if len(args) > 1 else ()
+        known = [s for s in map(sharding_of, jax.tree.leaves(params)) if s is not None]
+        mesh = known[0].mesh if known else None
+        free = jax.sharding.get_abstract_mesh().empty and isinstance(mesh, jax.sharding.Mesh)
+        with contextlib.ExitStack() as known_here:
+            if free:
+                known_here.enter_context(jax.set_mesh(mesh))
+            if mesh is not None:
+                known_here.enter_context(_spread_over(_axes(known, mesh)))
+            return function(*args, **kwargs)
+
+    return run
+
+
+# Axes over which the parameters at hand are spread.  Under Auto axes what was traced for some may
+# be found again for others: then the compiler has more to move, and the numbers are the same.
+_PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "axes", default=()
+)
+
+
+@contextlib.contextmanager
+def _spread_over(axes: tuple[str, ...]) -> Iterator[None]:
+    before = _PARAMETER_AXES.set(axes)
+    try:
+        yield
+    finally:
+        _PARAMETER_AXES.reset(before)
+
+
+def _cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
+    """The axes of the known mesh that make the most pieces of equal length of all lengths."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:
+        return ()
+    usable = mesh.axis_names
+    if not examples:
+        usable = [name for name in usable if name in _PARAMETER_AXES.get()]
+    best, most = (), 1
+    for number in range(1, len(usable) + 1):
+        for names in itertools.combinations(usable, number):
+            parts = math.prod(mesh.shape[name] for name in names)
+            if parts > most and all(n % parts == 0 for n in lengths):
+                best, most = names, parts
+    return best
+
+
+def _ends(path: tuple, end: tuple) -> bool:
+    return len(path) > len(end) and path[-len(end) :] == end
+
+
+def _axes(shardings: list[NamedSharding], mesh: Any) -> tuple[str, ...]:
+    """The axes of a mesh that any of some shardings uses, in the mesh's order."""
+    used = set()
+    for sharding in shardings:
+        for entry in sharding.spec:
+            used |= set(entry) if isinstance(entry, tuple) else {entry}
+    return tuple(name for name in mesh.axis_names if name in used)
+
+
+def _cut(shape: tuple[int, ...], mesh: Any, axes: tuple[str, ...]) -> PartitionSpec:
+    parts = math.prod(mesh.shape[name] for name in axes)
+    fitting = [k for k, n in enumerate(shape) if n and n % parts == 0]
+    if parts == 1 or not fitting:
+        return PartitionSpec()
+    best = 0 if fitting[0] == 0 else max(fitting, key=lambda k: shape[k])
+    return PartitionSpec(*[None] * best, axes)
+
+
+def _explicit(mesh: Any) -> bool:
+    return bool(getattr(mesh, "explicit_axes", ()))
+
+
+def _explicit_mesh(tree: Any) -> Any:
+    """The mesh with Explicit axes over which any array of a tree is spread; None without one."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array):
+            mesh = jax.typeof(x).sharding.mesh
+            if _explicit(mesh):
+                return mesh
+    return None
+
+
+def _in_mesh(x: Any, mesh: Any) -> NamedSharding:
+    if isinstance(x, NamedSharding):
+        return x
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    spec = sharding.spec if sharding is not None and _explicit(sharding.mesh) else PartitionSpec()
+    return NamedSharding(mesh, spec)

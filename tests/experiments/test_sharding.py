@@ -1,0 +1,72 @@
+"""Prunings over eight virtual devices against one, in a process that has them.
+
+`python -m experiments.sharding` goes through all combinations; here each estimate goes through one,
+or two.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import functools, json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+from experiments import sharding
+told = []
+for name, kind, layout, how in json.loads(sys.argv[1]):
+    prune = sharding.gradual if how == "gradual" else functools.partial(sharding.one_shot, stages=1)
+    expected = prune(name, sharding.make_case())
+    with jax.set_mesh(sharding.make_mesh(kind)):
+        case = sharding.make_case(sharding.make_mesh(kind), layout)
+        found = prune(name, case)
+        row = [*sharding.differences(found, expected), found.placed]
+        row.append(sharding.largest(sharding.gathered(name, case)) if layout != "data" else 0)
+    told.append(row)
+# a gather that is there is found, and one that is not is not
+with jax.set_mesh(sharding.make_mesh("auto")):
+    kernel = sharding.make_case(sharding.make_mesh("auto"), "mixed").params["one"]
+    functions = lambda x: jax.numpy.sort(x.reshape(-1)), lambda x: 2 * x
+    told.append([sharding.largest({"": sharding.compiled(f, kernel)}) for f in functions])
+print(json.dumps(told))
+"""
+CASES = [
+    ("identity", "explicit", "full", "gradual"),
+    ("diagonal", "auto", "mixed", "one_shot"),
+    ("kfac", "explicit", "mixed", "one_shot"),
+    ("woodfisher", "auto", "mixed", "one_shot"),
+    ("mfac", "explicit", "data", "one_shot"),
+    ("fishleg", "auto", "full", "one_shot"),
+    ("fishleg", "explicit", "mixed", "gradual"),
+]
+
+
+@pytest.fixture(scope="module")
+def told():
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(CASES)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=["-".join(case) for case in CASES])
+def test_eight_devices_are_as_one(told, index):
+    masks, weights, placed, gather = told[index]
+    assert masks == 0
+    assert weights < 1e-9
+    assert placed
+    assert gather < 32 * 64, "a kernel is gathered"
+
+
+def test_gathers_are_found(told):
+    assert told[-1] == [32 * 64, 0]
