@@ -100,12 +100,13 @@ def joined(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Itera
             yield
             wait("the end")
         except BaseException as error:
-            if isinstance(error, SystemExit) and not error.code:
-                raise
+            # an orderly end would first wait minutes for one that is dead
+            if isinstance(error, SystemExit):  # which has told why
+                sys.stderr.flush()
+                os._exit(error.code if isinstance(error.code, int) else 1)
             traceback.print_exc()
             print(DEAD.format(index=jax.process_index(), number=jax.process_count()),
                   file=sys.stderr, flush=True)  # fmt: skip
-            # an orderly end would first wait minutes for the one that is dead
             os._exit(1)
 
 

@@ -33,8 +33,9 @@ from fishleg_jax.pruning.masks import _keep
 
 P = PartitionSpec
 DEVICES, MESH = 8, (4, 2)
-SIZES, EXAMPLES, SPARSITY = (32, 64, 16), 64, 0.6
-SMALLEST_KERNEL = 64 * 16
+SIZES, EXAMPLES, SPARSITY = (32, 64, 48), 96, 0.6
+GRADIENTS = EXAMPLES // 4  # of mfac
+SMALLEST_KERNEL = 32 * 64
 EVERYWHERE = ("data", "model")
 MESHES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 # of the batch's examples, of the two kernels and of the bias
@@ -47,11 +48,11 @@ ESTIMATORS = {
     "identity": lambda model: flj.inverse.identity(),
     "diagonal": lambda model: flj.inverse.diagonal(model, 0.1),
     "kfac": lambda model: flj.inverse.kfac(model, 0.1, cap=16),
-    "woodfisher": lambda model: flj.inverse.woodfisher(model, 0.1, gradients=64, block_size=16),
+    "woodfisher": lambda model: flj.inverse.woodfisher(model, 0.1, gradients=96, block_size=16),
     "mfac": lambda model: flj.inverse.mfac(
-        model, 0.1, window=16, block_size="leaf", examples_per_gradient=4
+        model, 0.1, window=24, block_size="leaf", examples_per_gradient=4
     ),
-    "mfac_all": lambda model: flj.inverse.mfac(model, 0.1, window=16, examples_per_gradient=4),
+    "mfac_all": lambda model: flj.inverse.mfac(model, 0.1, window=24, examples_per_gradient=4),
     "fishleg": lambda model: flj.inverse.fishleg(model, 0.1, start=4, updates=6, cap=16),
 }
 TOLERANCES = {"float64": (0.0, 1e-9), "float32": (1e-5, 1e-5)}  # of scores, of weights
@@ -190,15 +191,15 @@ def differences(one: Pruned, other: Pruned) -> tuple[int, float]:
     return int((masks[0] != masks[1]).sum()), float(gap.max(initial=0))
 
 
-GATHER = re.compile(r"= \(?\w+\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
+GATHER = re.compile(r"= \(?(?!pred)\w+\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
 
 
 def all_gathers(text: str) -> Counter:
-    """Shapes of the results of all-gathers in a compiled text.
+    """Shapes of the results of all-gathers in a compiled text, but for those of booleans (masks).
 
-    They are sorted and without ones; of gradients of all examples they are those of one.
+    They are sorted and without ones; of gradients of all examples they are those of one gradient.
     """
-    without = {"", "1", str(EXAMPLES)}
+    without = {"", "1", str(EXAMPLES), str(GRADIENTS)}
     found = [[int(n) for n in dims.split(",") if n not in without] for dims in GATHER.findall(text)]
     return Counter(tuple(sorted(shape)) for shape in found)
 

@@ -148,6 +148,24 @@ def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, names))
 
 
+def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
+    """Cut along one axis over the devices of the parameters, and along examples over the others.
+
+    On the way from `along(x, examples, examples=True)` to `along(x, axis)`, which the compiler else
+    makes by gathering everything.
+    """
+    names = _cutters((x.shape[axis],))
+    if not names:
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    others = tuple(name for name in mesh.axis_names if name not in names)
+    spec = [None] * x.ndim
+    spec[axis] = names
+    if others and x.shape[examples] % math.prod(mesh.shape[name] for name in others) == 0:
+        spec[examples] = others
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
 def local(
     function: Callable,
     arguments: tuple,

@@ -44,7 +44,7 @@ def empty(blocks: int, window: int, size: int, dtype: jnp.dtype) -> Window:
 
 def push(window: Window, rows: jax.Array, slots: jax.Array) -> Window:
     """The window with rows (blocks, rows, size) in some slots, in place of what was there."""
-    rows = _sharding.along(rows, 2)
+    rows = _sharding.along(_sharding.halfway(rows, 2, 1), 2)
     stored = window.rows.at[:, slots].set(rows, unique_indices=True)
     if window.gram is None:
         return Window(stored, None)

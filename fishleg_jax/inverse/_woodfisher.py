@@ -110,7 +110,7 @@ def woodfisher(
         def extended(group, old):
             rows = group.pack_rows(leaves)
             if has_root(group):
-                rows = rows * (wanted / gradients**0.5)[:, None]
+                rows = _sharding.halfway(rows * (wanted / gradients**0.5)[:, None], 0, 1)
                 return _sharding.local(_square_root.extend, (old, rows), (0, 0), 0)
             return _window.push(old, rows, slots)
 

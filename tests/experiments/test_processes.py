@@ -67,7 +67,9 @@ def run(out, number):
     printed = [process.communicate(timeout=240) for process in started]
     for process, (_, error) in zip(started, printed, strict=True):
         assert process.returncode == 0, error[-3000:]
-    assert [out for out, _ in printed] == ["only once\n"] + [""] * (number - 1)
+    # what gloo itself prints is none of ours
+    lines = [[x for x in out.splitlines() if "[Gloo]" not in x] for out, _ in printed]
+    assert lines == [["only once"]] + [[]] * (number - 1)
     assert [path.name for path in out.glob("*.json")] == ["by0.json"]
     return json.loads((out / "by0.json").read_text())
 
