@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import _sharding
+from fishleg_jax import _scalars, _sharding
 
 Batch = tuple  # (inputs, targets) or (inputs, targets, constants)
 
@@ -74,8 +74,8 @@ def deal(batch: Batch, parts: int) -> list[Batch]:
 
 def check_chunk(examples_per_chunk: int | None) -> None:
     """Raises a ValueError for a chunk of no examples."""
-    if examples_per_chunk is not None and examples_per_chunk < 1:
-        raise ValueError(f"examples_per_chunk must be at least 1 or None, got {examples_per_chunk}")
+    if examples_per_chunk is not None:
+        _scalars.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")
 
 
 def fits(batch: Batch, examples_per_chunk: int | None) -> bool:

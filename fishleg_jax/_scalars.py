@@ -58,10 +58,11 @@ def check_tolerance(value: Any, name: str = "tolerance") -> float:
     return check_number(value, name, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
-def check_count(value: Any, name: str, least: int = 1) -> int:
+def check_count(value: Any, name: str, least: int = 1, or_none: str = "") -> int:
     """A whole number of at least `least`, or a ValueError."""
     if not is_whole(value, least):
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        expected = f"a whole number of at least {least}{or_none}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
     return int(value)
 
 

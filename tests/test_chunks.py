@@ -137,12 +137,12 @@ def test_pruning_and_trust():
         ).params  # fmt: skip
 
     close(pruned(CHUNK), pruned(None), atol=1e-5)
-    with pytest.raises(ValueError, match="examples_per_chunk must be at least 1"):
+    with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):
         pruned(0)
 
 
 def test_gradual_pruning_takes_a_chunk():
     with pytest.raises(ValueError, match="axis_name and examples_per_chunk do not go together"):
         flj.fishleg_prune(MODEL, 0.5, examples_per_chunk=2, axis_name="devices")
-    with pytest.raises(ValueError, match="examples_per_chunk must be at least 1"):
+    with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):
         flj.fishleg_prune(MODEL, 0.5, examples_per_chunk=0)

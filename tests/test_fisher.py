@@ -238,7 +238,7 @@ def test_products_keep_the_dtype():
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
         ({"kind": "sampled"}, "key is needed"),
         ({"kind": "empirical"}, "targets are None"),
-        ({"examples_per_chunk": 0}, "examples_per_chunk must be at least 1"),
+        ({"examples_per_chunk": 0}, "examples_per_chunk must be a whole number of at least 1"),
     ],
 )
 def test_bad_arguments_of_products(kwargs, message):
@@ -263,7 +263,7 @@ def test_bad_arguments_of_per_example_gradients(kwargs, message):
 
 def test_bad_chunk_of_per_example_gradients():
     model, params, batch, _ = case("categorical")
-    with pytest.raises(ValueError, match="examples_per_chunk must be at least 1"):
+    with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):
         flj.per_example_gradients(model, params, batch, examples_per_chunk=0)
 
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _axis, _chunks, _sharding, _tree, fisher
+from fishleg_jax import _axis, _chunks, _scalars, _sharding, _tree, fisher
 from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
@@ -115,6 +115,7 @@ def fishleg(
     """
     if axis_name is not None and examples_per_chunk is not None:
         raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
+    learn = _scalars.check_flag(learn, "learn")
     _check(
         damping, kind, probe, cap, start, samples, updates, preconditioned, window,
         examples_per_chunk,
@@ -319,8 +320,8 @@ def _signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
 def _check(
     damping, kind, probe, cap, start, samples, updates, preconditioned, window, examples_per_chunk
 ) -> None:
-    if damping is not None and not 0 < damping < float("inf"):
-        raise ValueError(f"damping must be a positive finite number or None, got {damping!r}")
+    if damping is not None:
+        _scalars.check_positive(damping, "damping", " or None")
     for name, value, allowed in (("kind", kind, fisher.KINDS), ("probe", probe, PROBES)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -333,7 +334,4 @@ def _check(
         ("preconditioned", preconditioned, 0),
         ("window", window, 1),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        if int(value) != value:
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        _scalars.check_count(value, name, least, " or None" if name == "cap" else "")

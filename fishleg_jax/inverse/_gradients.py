@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _tree, fisher
+from fishleg_jax import _chunks, _scalars, _tree, fisher
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model
 
@@ -45,8 +45,7 @@ def gradient_rows(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
-    if examples_per_gradient < 1:
-        raise ValueError(f"examples_per_gradient must be at least 1, got {examples_per_gradient}")
+    _scalars.check_count(examples_per_gradient, "examples_per_gradient")
     _chunks.check_chunk(examples_per_chunk)
 
     def rows(params: Any, batch: Any, key: jax.Array, mask: Any | None) -> Rows:
@@ -107,5 +106,4 @@ def sum_over_rows(
 
 def check_damping(damping: float) -> None:
     """Raises a ValueError unless the damping is positive and finite."""
-    if not 0 < damping < float("inf"):
-        raise ValueError(f"damping must be a positive finite number, got {damping!r}")
+    _scalars.check_positive(damping, "damping")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from fishleg_jax import _sharding, _tree
+from fishleg_jax import _scalars, _sharding, _tree
 from fishleg_jax.inverse import _algebra, _frames
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
@@ -80,8 +80,8 @@ def kfac(
         True
     """
     check_damping(damping)
-    if cap is not None and cap < 1:
-        raise ValueError(f"cap must be at least 1 or None, got {cap}")
+    if cap is not None:
+        _scalars.check_count(cap, "cap", or_none=" or None")
     total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def rule(shape, cap):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _scalars, _tree
 from fishleg_jax.inverse import _memory, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import check_block_size, make_groups
@@ -81,8 +81,7 @@ def mfac(
     """
     check_damping(damping)
     check_block_size(block_size)
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    _scalars.check_count(window, "window")
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def init(params):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _sharding, _tree
+from fishleg_jax import _scalars, _sharding, _tree
 from fishleg_jax.inverse import _memory, _square_root, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
@@ -81,8 +81,7 @@ def woodfisher(
     """
     check_damping(damping)
     check_block_size(block_size)
-    if gradients < 1:
-        raise ValueError(f"gradients must be at least 1, got {gradients}")
+    _scalars.check_count(gradients, "gradients")
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def has_root(group: Group) -> bool:

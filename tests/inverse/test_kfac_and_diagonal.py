@@ -139,10 +139,12 @@ def test_bad_arguments_are_refused_at_once(key, name):
         make(MODEL, -1)
     with pytest.raises(ValueError, match="labels must be one of empirical, sampled, got 'none'"):
         make(MODEL, labels="none")
-    with pytest.raises(ValueError, match="examples_per_chunk must be at least 1"):
+    with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):
         make(MODEL, examples_per_chunk=0)
     if name == "kfac":
-        with pytest.raises(ValueError, match="cap must be at least 1 or None, got 0"):
+        with pytest.raises(
+            ValueError, match="cap must be a whole number of at least 1 or None, got 0"
+        ):
             make(MODEL, cap=0)
     params, (inputs, _) = problem(key)
     with pytest.raises(ValueError, match="'empirical' needs labels"):

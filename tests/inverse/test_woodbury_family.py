@@ -284,7 +284,10 @@ def test_no_curvature_at_all(key, method):
     "make, message",
     [
         (lambda: flj.inverse.woodfisher(MODEL, 0.0), "damping must be a positive finite number"),
-        (lambda: flj.inverse.woodfisher(MODEL, gradients=0), "gradients must be at least 1, got 0"),
+        (
+            lambda: flj.inverse.woodfisher(MODEL, gradients=0),
+            "gradients must be a whole number of at least 1, got 0",
+        ),
         (lambda: flj.inverse.woodfisher(MODEL, block_size=0), "block_size must be at least 1"),
         (
             lambda: flj.inverse.woodfisher(MODEL, block_size="row"),
@@ -293,9 +296,12 @@ def test_no_curvature_at_all(key, method):
         (lambda: flj.inverse.woodfisher(MODEL, labels="true"), "labels must be one of empirical"),
         (
             lambda: flj.inverse.mfac(MODEL, examples_per_gradient=0),
-            "examples_per_gradient must be at least 1, got 0",
+            "examples_per_gradient must be a whole number of at least 1, got 0",
         ),
-        (lambda: flj.inverse.mfac(MODEL, window=0), "window must be at least 1, got 0"),
+        (
+            lambda: flj.inverse.mfac(MODEL, window=0),
+            "window must be a whole number of at least 1, got 0",
+        ),
         (lambda: flj.inverse.mfac(MODEL, float("nan")), "damping must be a positive"),
     ],
 )
