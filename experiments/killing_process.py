@@ -25,7 +25,7 @@ from experiments import arguments
 from experiments.killing import finished, identical
 
 RUN = (
-    "--model", "mlp", "--epochs", "2", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
+    "--model", "mlp", "--epochs", "0", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
     "--mask-every", "20", "--method", "fishleg", "--checkpoint-every", "0.5",
 )  # fmt: skip
 MOST = 60  # seconds until all others have to have ended
@@ -112,17 +112,14 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
 
 
 def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, int]:
-    """The largest difference of weights of two runs, and how many masks differ.
-
-    The folders of runs are named by their settings, which are the same.
-    """
+    """The largest difference of weights of two runs, and how many masks differ."""
     if one.keys() != other.keys():
         raise RuntimeError(f"other files: {sorted(one.keys() ^ other.keys())}")
-    masks = {name for name in one if "/masks.npz/" in name and one[name].dtype == bool}
+    masks = [name for name in one if "/masks.npz/" in name and name.endswith(":bits")]
     weights = max(
         float(np.abs(one[name] - other[name]).max()) for name in one if "/weights.npz/" in name
     )
-    return weights, sum(int((one[name] != other[name]).sum()) for name in masks)
+    return weights, sum(int(np.unpackbits(one[name] ^ other[name]).sum()) for name in masks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
