@@ -26,7 +26,7 @@ from experiments.batches import batch_at
 from experiments.cases import curvature_batches
 from experiments.convergence import sampler
 from experiments.data import Data
-from experiments.gradual_plan import Plan, assimilates
+from experiments.gradual_plan import START, Plan, assimilates
 from experiments.models import Spec, as_batch
 
 PROBES, EXAMPLES = 4, 1000
@@ -81,7 +81,7 @@ def follow(
             key = jax.random.fold_in(jax.random.key(seed + 1), step)
             images = as_batch(inputs, targets, constants)
             renewed = update(renewed, params, images, key, flj.masks(state))
-        if kept is not None and step % every == 0 and step > plan.begin:
+        if kept is not None and step % every == 0:
             masks = flj.masks(state)
             states = {"carried": state[-1].estimate, "renewed": renewed, "kept": kept}
             rows.append(
@@ -92,7 +92,8 @@ def follow(
                 }
             )
         params, constants, state, _ = steps[yes](params, constants, state, inputs, targets)
-        if kept is None and step >= plan.begin:
+        # when FishLeg's start is over, and a mask update is
+        if kept is None and step % every == 0 and step >= max(plan.begin, START):
             kept = jax.tree.map(jnp.copy, state[-1].estimate)
             damping = float(kept.damping)
             renewing = flj.inverse.fishleg(spec.model, damping, updates=seen)

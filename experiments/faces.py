@@ -25,10 +25,11 @@ def read(path: Path) -> np.ndarray:
         ValueError: it is something else.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         faces = loadmat(path)["faces"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, MatReadError) as error:
         raise ValueError(f"{path} has no faces: {error}") from error
     if faces.shape != (64 * 64, PEOPLE * EACH):
         raise ValueError(f"{path} has faces of shape {faces.shape}, expected (4096, 400)")

@@ -58,7 +58,9 @@ def compiled_step(spec: Spec, plan: Plan, work: tuple[tuple[str, bool], ...]) ->
         updates, state = tx.update(grads, state, params, **extra)
         told = {"loss": loss}
         if plan.method != DENSE:
-            told["sparsity"], estimate = state[-1].asked, state[-1].estimate
+            pruning = state[-1]
+            told["sparsity"] = pruning.pruned.sum() / pruning.weights.sum()
+            estimate = pruning.estimate
             told |= {name: getattr(estimate, name) for name in TOLD if hasattr(estimate, name)}
         return optax.apply_updates(params, updates), new_constants, state, told
 

@@ -1,0 +1,177 @@
+"""Gradual pruning, small: what is written, what a second run does not do again, what is refused."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fishleg_jax as flj
+from experiments import checkpoints, gradual, gradual_plan, gradual_run, killing, training
+from experiments.models import MODELS
+
+NETWORK = ["--model", "mlp", "--steps", "100", "--mask-every", "10", "--seed", "0"]
+WEIGHTS = 64 * 128 + 128 * 64 + 64 * 10
+
+
+def run(out, *arguments, method="magnitude,diagonal"):
+    return gradual.main(
+        [*NETWORK, "--method", method, "--sparsity", "0.7", "--out", str(out), *arguments]
+    )
+
+
+def rows_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run."""
+    out = tmp_path_factory.mktemp("gradual") / "out"
+    assert run(out) == 0
+    return out
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+def test_results_have_all_fields(finished):
+    rows = {row["method"]: row for row in rows_of(finished)}
+    assert list(rows) == ["dense", "magnitude", "diagonal"]
+    for method, row in rows.items():
+        pruned = 0 if method == "dense" else math.floor(0.7 * WEIGHTS)
+        assert row["sparsity"] == pytest.approx(pruned / WEIGHTS, abs=1e-9)
+        assert row["accuracy"] > 60 and row["seconds"] > 0  # chance is 10
+        assert row["settings"]["steps"] == 100 and row["model"] == "mlp"
+        if method != "dense":
+            assert row["dense_accuracy"] == rows["dense"]["accuracy"]
+            assert row["start_accuracy"] < 40  # random weights
+            assert row["violations"] == row["failures"] == 0
+    assert rows["diagonal"]["settings"]["renew"] == 1
+    for name in ("accuracy_vs_sparsity.png", "training.png"):
+        assert (finished / name).stat().st_size > 1000
+
+
+def test_what_is_kept_of_a_run_is_what_was_measured(finished):
+    spec = MODELS["mlp"]
+    for row in rows_of(finished)[1:]:
+        folder = (finished / row["metrics"]).parent
+        params, constants = checkpoints.load(folder / "weights.npz", spec)
+        test = gradual.data.digits().test
+        found = training.evaluate(spec.model, params, test, constants)
+        assert found == pytest.approx((row["accuracy"], row["loss"]))
+        masks = flj.load_masks(folder / "masks.npz", params)
+        jax.tree.map(lambda x, m: np.testing.assert_array_equal(x[~m], 0), params, masks)
+        lines = [json.loads(line) for line in (finished / row["metrics"]).read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(10, 101, 10))
+        sparsities = [line["sparsity"] for line in lines]
+        assert sparsities == sorted(sparsities) and sparsities[-1] == pytest.approx(0.7, abs=1e-4)
+        assert not (folder / "checkpoints").exists()
+
+
+def test_what_is_there_is_not_computed_again(out, monkeypatch, capsys):
+    before = (out / "results.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(gradual, "run", lambda *a, **k: pytest.fail("a run, of what was there"))
+        assert run(out) == 0
+    assert (out / "results.json").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert "seed 0, diagonal to 70 %: in" in printed and "test accuracy, %" in printed
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
+    batch_at = gradual_run.batch_at
+
+    def stopped(name, train, *, seed, step, batch):
+        if step == 73:
+            raise KeyboardInterrupt
+        return batch_at(name, train, seed=seed, step=step, batch=batch)
+
+    options = ["--checkpoint-every", "1e-9", "--dense", "start"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gradual_run, "batch_at", stopped)
+        run(tmp_path, *options, method="diagonal")
+    [folder] = (tmp_path / "runs").iterdir()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["72", "73"]
+    assert run(tmp_path, *options, method="diagonal") == 0
+    whole = {n: x for n, x in killing.finished(finished).items() if n.startswith(folder.name)}
+    assert killing.identical(killing.finished(tmp_path), whole)
+    lines = [
+        path / folder.name / "metrics.jsonl" for path in (tmp_path / "runs", finished / "runs")
+    ]
+    assert lines[0].read_bytes() == lines[1].read_bytes()
+
+
+def test_held_out_training_examples_are_no_test_images(tmp_path):
+    assert run(tmp_path, "--validate", "200", method="magnitude") == 0
+    args = gradual._parser().parse_args([*NETWORK, "--validate", "200"])
+    whole = gradual.data.digits()
+    split = gradual._split(args, whole)
+    for part, cut in ((split.train, slice(-200)), (split.test, slice(-200, None))):
+        for x, y in zip(part, whole.train, strict=True):
+            np.testing.assert_array_equal(x, y[cut])
+    [row] = [row for row in rows_of(tmp_path) if row["method"] == "magnitude"]
+    [folder] = (tmp_path / "runs").glob("mlp_magnitude*")
+    params, _ = checkpoints.load(folder / "weights.npz", MODELS["mlp"])
+    found = training.evaluate(MODELS["mlp"].model, params, split.test, {})
+    assert found[0] == pytest.approx(row["accuracy"])
+
+
+def counting(ready):
+    """An estimate that knows nothing but how many batches it saw."""
+    return flj.InverseFisher(
+        init=lambda params: jnp.zeros((), jnp.int32),
+        update=lambda state, params, batch, key, mask=None: state + 1,
+        multiply=lambda state, tangent, mask=None: tangent,
+        diagonal=lambda state, params, mask=None: jax.tree.map(jnp.ones_like, params),
+        ready=lambda state: state >= ready,
+    )
+
+
+@pytest.mark.parametrize("method, ready", [("fishleg", gradual_plan.START), ("diagonal", 1)])
+def test_the_host_assimilates_when_the_library_would(method, ready):
+    argv = ["--model", "mlp", "--steps", "600", "--mask-every", "20", "--aux-every", "6"]
+    args = gradual._parser().parse_args(argv)
+    plan = gradual_plan.make_plan(MODELS["mlp"], args, method, 0.7)
+    assert plan.begin == 60 and plan.end == 420
+    schedule = flj.schedules.cubic(plan.sparsity, begin=plan.begin, end=plan.end)
+    tx = flj.gradual_prune(counting(ready), schedule, aux_every=6, mask_every=20, renew=plan.renew)
+    params, batch = jnp.arange(1.0, 101).reshape(10, 10), (jnp.ones((1, 10)), None)
+
+    def step(carry, _):
+        params, state = carry
+        updates, new = tx.update(jnp.zeros_like(params), state, params, batch=batch)
+        return (optax.apply_updates(params, updates), new), new.estimate
+
+    _, seen = jax.lax.scan(step, (params, tx.init(params)), None, length=600)
+    seen = np.asarray(seen)
+    changed = np.diff(seen, prepend=0) != 0
+    wanted = np.array([gradual_plan.assimilates(plan, n) for n in range(1, 601)])
+    if plan.renew is None:
+        first = 0
+    else:
+        first = 60  # what is seen before the first weight goes would be forgotten
+    # the library may be done a few steps before the end, where a schedule in millionths is flat
+    np.testing.assert_array_equal(changed[first:400], wanted[first:400])
+    assert not changed[420:].any() and not wanted[420:].any()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--steps", "20", "--mask-every", "20"], "--steps 20 is too few for --mask-every 20"),
+        (["--validate", "1290"], "--validate 1290 leaves 7 examples to train on"),
+        (["--damping", "magnitude=1"], "'magnitude' is not one of fishleg"),
+        (["--dataset", "faces", "--model", "cnn"], "--model cnn is for digits, --dataset is faces"),
+        (["--steps", "9"], "'9' is not a whole number of at least 10"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_nothing_is_written(refuses, arguments, message):
+    refuses(gradual.main, arguments, message)
