@@ -154,10 +154,8 @@ def test_the_host_assimilates_when_the_library_would(method, ready):
     seen = np.asarray(seen)
     changed = np.diff(seen, prepend=0) != 0
     wanted = np.array([gradual_plan.assimilates(plan, n) for n in range(1, 601)])
-    if plan.renew is None:
-        first = 0
-    else:
-        first = 60  # what is seen before the first weight goes would be forgotten
+    # what is seen before the first weight goes would be forgotten by those that are made anew
+    first = 0 if plan.renew is None else 60
     # the library may be done a few steps before the end, where a schedule in millionths is flat
     np.testing.assert_array_equal(changed[first:400], wanted[first:400])
     assert not changed[420:].any() and not wanted[420:].any()
