@@ -8,6 +8,7 @@ import optax
 
 from fishleg_jax import _scalars, _tree, _validate
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.model import Model
 from fishleg_jax.pruning._arguments import check_compensation, check_estimator
 from fishleg_jax.pruning._counting import is_number
 from fishleg_jax.pruning.masks import SCOPES, number_to_prune
@@ -37,16 +38,42 @@ def check_arguments(
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     check_compensation(compensation)
-    if is_number(regrow) and not 0 <= regrow <= 1:
+    if isinstance(sparsity, jax.Array) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
+    known = is_number(regrow) or (_is_array(regrow) and _concrete(regrow))
+    fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or _is_array(regrow)
+    if regrow is not None and not fits:
         raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
     for name, value in whole.items():
-        if value is not None and not _is_whole(value):
+        if not (value is None and name == "renew") and not _is_whole(value):
             raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
     if whole.get("renew") is not None and _concrete(whole["renew"]) and (
         _concrete(whole["mask_every"]) and whole["renew"] > whole["mask_every"]
     ):  # fmt: skip
         raise ValueError(
             f"renew must be at most mask_every, {whole['mask_every']}, got {whole['renew']}"
+        )
+
+
+def check_others(model: Any, prunable: Any, axis_name: Any, seed: Any, aux_optimizer: Any) -> None:
+    """Raises a ValueError for an argument of `fishleg_prune` or `gradual_prune` that is none."""
+    if model is not None and not isinstance(model, Model):
+        raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
+    patterns = prunable if isinstance(prunable, (list, tuple)) else [prunable]
+    texts = all(isinstance(p, str) for p in patterns)
+    if prunable is not None and not callable(prunable) and not texts:
+        raise ValueError(
+            "prunable must be regular expressions over key paths, a predicate or None, "
+            f"got {prunable!r}"
+        )
+    if axis_name is not None and not (isinstance(axis_name, (str, tuple)) and axis_name):
+        raise ValueError(f"axis_name must be the name of an axis or None, got {axis_name!r}")
+    traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
+    if not traced and not _scalars.is_whole(seed, 0):
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    if aux_optimizer is not None and not hasattr(aux_optimizer, "update"):
+        raise ValueError(
+            f"aux_optimizer must be an optax transformation or None, got {aux_optimizer!r}"
         )
 
 

@@ -43,6 +43,8 @@ class Check(NamedTuple):
         violations: see `GradualState`.
         failures: see `GradualState`.
         sparsity: the fraction of the prunable weights that is pruned.
+        asked: that which the schedule asked for at the last step that did more than hold; more
+            than `sparsity` between two mask updates, and while the estimate is not ready.
         message: all of this, and what to do about it, in words.
     """
 
@@ -50,6 +52,7 @@ class Check(NamedTuple):
     violations: int
     failures: int
     sparsity: float
+    asked: float
     message: str
 
 
@@ -111,7 +114,8 @@ def check(state: Any) -> Check:
         A `Check`.
 
     Raises:
-        ValueError: there is no gradual pruning in it, or more than one.
+        ValueError: there is no gradual pruning in it, or more than one; or it is that of several
+            under `vmap`, or traced.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -120,6 +124,11 @@ def check(state: Any) -> Check:
         'sparsity 0 after 0 steps; all pruned weights were 0.0 and all numbers finite'
     """
     found = find_state(state)
+    if isinstance(found.count, jax.core.Tracer) or np.ndim(found.count):
+        raise ValueError(
+            "state must be the concrete state of one pruning, got one "
+            + ("inside jit or scan" if np.ndim(found.count) == 0 else "of several, under vmap")
+        )
     pruned, weights = (int(np.asarray(x, np.int64).sum()) for x in (found.pruned, found.weights))
     sparsity = pruned / weights
     violations, failures = int(found.violations), int(found.failures)
@@ -133,8 +142,14 @@ def check(state: Any) -> Check:
     if failures:
         parts.append(
             f"{failures} times a batch or a mask update was refused because of NaN, infinity or a "
-            "sparsity outside [0, 1)"
+            "sparsity outside [0, 1); where weights themselves are NaN every mask update is"
         )
     told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
     message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
-    return Check(not parts, violations, failures, sparsity, message)
+    asked = float(found.asked)
+    if asked > sparsity + 1 / weights:  # no fault between two mask updates
+        message += (
+            f"; {asked:.6g} was asked for, and awaits a mask update and an estimate that is "
+            f"ready: it has seen {int(found.assimilated)} batches"
+        )
+    return Check(not parts, violations, failures, sparsity, asked, message)

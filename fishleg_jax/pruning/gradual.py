@@ -85,6 +85,7 @@ def gradual_prune(
         estimator, sparsity, scope, compensation, regrow,
         aux_every=aux_every, mask_every=mask_every, renew=renew,
     )  # fmt: skip
+    _gradual_checks.check_others(model, prunable, axis_name, seed, None)
     plan = GradualPlan(
         estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
     )  # fmt: skip
@@ -182,10 +183,11 @@ def fishleg_prune(
       gradients of convolutions in a conditional some thirty times slower.  A traced boolean is a
       further condition.
     - `hold`: True, from Python, for a step that does nothing but hold what is pruned: no batch is
-      looked at, and masks that were due wait for the next step without it.  A loop that compiles
-      its step twice, and calls this one wherever `aux_every` and `mask_every` do not divide the
-      number of the step, pays for curvature only where it is used: on the CPU a step with a
-      conditional over all weights takes longer even where the conditional is not taken.
+      looked at, and masks that were due wait for the next step without it.  On the CPU a step with
+      a branch over all weights takes longer even where it is not taken, so that a loop may compile
+      its step twice and hold where nothing is due.  Something is: at the first steps, of which the
+      estimate starts (32 of FishLeg; `estimator.ready` says when it is over), at those that
+      `aux_every` or `mask_every` divides, and at that with which the schedule ends.
 
     It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
     averages of weights and lookahead keep weights of their own, for which zeros are promised of
@@ -256,6 +258,9 @@ def fishleg_prune(
         >>> flj.sparsity(params), bool(params[0] > 2.5), flj.check(state).ok
         (0.5, True, True)
     """
+    _gradual_checks.check_others(model, prunable, axis_name, seed, aux_optimizer)
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
     if estimator is None:
         estimator = inverse.fishleg(
             model, damping, optimizer=aux_optimizer, start=START, window=WINDOW, probe="sign",

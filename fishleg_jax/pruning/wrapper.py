@@ -61,6 +61,8 @@ def prune(
         >>> params[:, 0] == 0, state.inner[1][0].trace[:, 0] == 0
         (Array([ True, False], dtype=bool), Array([ True, False], dtype=bool))
     """
+    if not hasattr(inner, "update"):
+        raise ValueError(f"inner must be an optax transformation, got {inner!r}")
     pruning = fishleg_prune(model, sparsity, **options)
     inner = optax.with_extra_args_support(inner)
 

@@ -189,6 +189,7 @@ def test_scores_that_are_not_finite_are_refused_until_they_are():
     assert zeros(flj.masks(state)) == 6 and flj.check(state).failures == 1
 
 
+NEVER_READY = flj.inverse.diagonal(MODEL)._replace(ready=lambda state: jnp.array(False))
 NAN_INVERSE = flj.InverseFisher(
     init=lambda params: jnp.zeros(()),
     update=lambda state, params, batch, key, mask=None: jnp.mean(batch[1]),
@@ -301,6 +302,11 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"aux_every": 0}, "aux_every must be a whole number of steps, at least 1, got 0"),
         ({"mask_every": 2.5}, "mask_every must be a whole number of steps, at least 1, got 2.5"),
         ({"regrow": 1.5}, "regrow must be a number in \\[0, 1\\] or a function, got 1.5"),
+        ({"mask_every": None}, "mask_every must be a whole number of steps, at least 1, got None"),
+        ({"prunable": 5}, "prunable must be regular expressions over key paths"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+        ({"axis_name": 3}, "axis_name must be the name of an axis or None, got 3"),
+        ({"model": 3}, "model must be a fishleg_jax.Model, got 3"),
         ({"renew": 101}, "renew must be at most mask_every, 100, got 101"),
     ],
 )
@@ -383,3 +389,15 @@ def test_an_estimate_that_is_renewed_is_of_the_last_batches_alone(kind):
     np.testing.assert_allclose(np.where(kept, found["w"], 0), np.where(kept, wanted["w"], 0), 1e-4)
     assert int(state[1].assimilated) == 3 and int(state[1].estimate.count) == 12
     assert (zeros(masks)[29:] == ZEROS).all() and flj.check(state).ok
+
+
+def test_a_target_that_was_not_reached_is_told():
+    tx = flj.gradual_prune(NEVER_READY, 0.5, mask_every=1)
+    params = initial()
+    state = tx.init(params)
+    _, state = tx.update(params, state, params, batch=at(0, batches()))
+    told = flj.check(state)
+    assert (told.sparsity, told.asked) == (0, 0.5)
+    assert "0.5 was asked for, and awaits a mask update" in told.message
+    with pytest.raises(ValueError, match="state must be the concrete state of one pruning"):
+        flj.check(jax.tree.map(lambda x: jnp.stack([x, x]), state))
