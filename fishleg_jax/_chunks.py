@@ -37,7 +37,7 @@ def _picked(tree: Any, which: slice) -> Any:
 
 
 def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Callable]:
-    """Deals a batch out in turn, see `deal`, to equal chunks, and leaves a smaller rest.
+    """Cuts a batch into equal chunks, one after the other, and leaves a smaller rest.
 
     Returns:
         The stacked chunks (every leaf `(chunks, chunk, ...)`), the rest as a batch (None where the
@@ -48,9 +48,8 @@ def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Call
     inputs, targets, constants = split_batch(slice_examples(batch, 0, whole))
 
     def stack(x):
-        shape = (chunk, whole // chunk, *x.shape[1:])
-        turned = (shape[1], shape[0], *shape[2:])
-        return _sharding.regroup(lambda x: x.reshape(shape).swapaxes(0, 1), x, turned, 1)
+        shape = (whole // chunk, chunk, *x.shape[1:])
+        return _sharding.regroup(lambda x: x.reshape(shape), x, shape, 1)
 
     stacked = jax.tree.map(stack, (inputs, targets))
     rest = slice_examples(batch, whole, examples) if whole < examples else None

@@ -55,10 +55,10 @@ class Placement(NamedTuple):
     def of(self, tree: Any) -> Any:
         """A tree that is spread like this."""
         leaves, structure = jax.tree.flatten(tree)
-        return structure.unflatten(map(_placed, leaves, self.leaves))
+        return structure.unflatten(map(_put, leaves, self.leaves))
 
 
-def _placed(x: Any, sharding: NamedSharding | None) -> Any:
+def _put(x: Any, sharding: NamedSharding | None) -> Any:
     if sharding is None or sharding_of(x) == sharding:
         return x
     if not isinstance(x, jax.core.Tracer):
@@ -66,6 +66,11 @@ def _placed(x: Any, sharding: NamedSharding | None) -> Any:
     if _explicit(sharding.mesh):
         return jax.sharding.reshard(x, sharding)
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def placed(function: Callable, placement: Placement, *arguments: Any) -> Any:
+    """What a function gives, placed."""
+    return placement.of(function(*arguments))
 
 
 def like(tree: Any, params: Any) -> Any:

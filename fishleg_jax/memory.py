@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fishleg_jax import _sharding
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Params
@@ -62,7 +63,9 @@ def peak_memory(
     # the very functions of `fit`, so that it finds them compiled
     state = jax.eval_shape(jitted(estimator.init), params)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    plan = jitted(estimator.update, donate=0).lower(state, params, batch, key, masks).compile()
+    placement = _sharding.placement_for(state, params)
+    update = jitted(_sharding.placed, estimator.update, placement, donate=0)
+    plan = update.lower(state, params, batch, key, masks).compile()
     found = plan.memory_analysis()
     kept = found.output_size_in_bytes
     beside = found.temp_size_in_bytes

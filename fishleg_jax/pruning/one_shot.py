@@ -90,17 +90,13 @@ def fit(
     # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
     # gives every leaf memory of its own
     placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
-    state = jitted(_placed, estimator.init, placement, keep_unused=True)(params)
-    update = jitted(_placed, estimator.update, placement, donate=0)
+    state = jitted(_sharding.placed, estimator.init, placement, keep_unused=True)(params)
+    update = jitted(_sharding.placed, estimator.update, placement, donate=0)
     for i in range(total):
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
         if on_update is not None:
             on_update(i + 1, total, state)
     return state
-
-
-def _placed(function: Callable, placement: _sharding.Placement, *arguments: Any) -> Any:
-    return placement.of(function(*arguments))
 
 
 @_sharding.in_mesh_of_params
