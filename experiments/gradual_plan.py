@@ -242,6 +242,10 @@ def work_of(plan: Plan, step: int) -> dict[str, bool]:
     """
     if plan.method == DENSE:
         return {}
-    assimilate = assimilates(plan, step)
     due = step % plan.recipe.mask_every == 0 and step <= plan.end
+    return told(assimilates(plan, step), due)
+
+
+def told(assimilate: bool, due: bool) -> dict[str, bool]:
+    """What `update` is told: a batch to assimilate or not, or only to hold where no mask is due."""
     return {"assimilate": assimilate} if assimilate or due else {"hold": True}

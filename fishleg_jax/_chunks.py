@@ -71,8 +71,10 @@ def deal(batch: Batch, parts: int) -> list[Batch]:
     return [(*_picked((inputs, targets), slice(k, None, parts)), *constants) for k in range(parts)]
 
 
-def check_chunk(examples_per_chunk: int | None) -> None:
-    """Raises a ValueError for a chunk of no examples."""
+def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) -> None:
+    """Raises a ValueError for a chunk of no examples, or one inside a named axis."""
+    if axis_name is not None and examples_per_chunk is not None:
+        raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
     if examples_per_chunk is not None:
         _scalars.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")
 

@@ -41,9 +41,9 @@ def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
     mesh = _explicit_mesh((like, arguments))
     if mesh is None:
         return function(*arguments)
-    placed = jax.tree.map(lambda x: _in_mesh(x, mesh), like)
-    run = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=placed)
-    with _spread_over(_axes(jax.tree.leaves(placed), mesh)):
+    where = jax.tree.map(lambda x: _in_mesh(x, mesh), like)
+    run = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=where)
+    with _spread_over(_axes(jax.tree.leaves(where), mesh)):
         return run(*arguments)
 
 
@@ -92,9 +92,9 @@ def placement_for(state: Any, params: Any) -> Placement:
     Returns:
         The placement of the state, which changes nothing where nothing is known of the parameters.
     """
-    placed = [(path, _tree.leaf_name(path), x, sharding_of(x))
+    owners = [(path, _tree.leaf_name(path), x, sharding_of(x))
               for path, x in jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
-    known = [s for *_, s in placed if s is not None]
+    known = [s for *_, s in owners if s is not None]
     if not known:
         return Placement((None,) * len(jax.tree.leaves(state)))
     mesh = known[0].mesh
@@ -103,14 +103,14 @@ def placement_for(state: Any, params: Any) -> Placement:
         keys = {getattr(entry, "key", None) for entry in path}
         own = [
             (leaf, sharding)
-            for leaf_path, name, leaf, sharding in placed
+            for leaf_path, name, leaf, sharding in owners
             if sharding is not None and (name in keys or (leaf_path and _ends(path, leaf_path)))
         ]
         for leaf, sharding in own:
             if leaf.shape == x.shape:
                 return sharding
-        owners = [sharding for _, sharding in own] or (known if len(x.shape) > 1 else [])
-        return NamedSharding(mesh, _cut(x.shape, mesh, _axes(owners, mesh)))
+        theirs = [sharding for _, sharding in own] or (known if len(x.shape) > 1 else [])
+        return NamedSharding(mesh, _cut(x.shape, mesh, _axes(theirs, mesh)))
 
     return Placement(tuple(one(*leaf) for leaf in jax.tree_util.tree_leaves_with_path(state)))
 

@@ -4,9 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _sharding
-from fishleg_jax._jit import jitted
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.inverse.base import InverseFisher, compiled
 from fishleg_jax.model import Batch, Params
 
 
@@ -61,10 +59,9 @@ def peak_memory(
     if estimator.updates == 0:
         return Memory(0, 0)
     # the very functions of `fit`, so that it finds them compiled
-    state = jax.eval_shape(jitted(estimator.init), params)
+    init, update = compiled(estimator, params)
+    state = jax.eval_shape(init, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    placement = _sharding.placement_for(state, params)
-    update = jitted(_sharding.placed, estimator.update, placement, donate=0)
     plan = update.lower(state, params, batch, key, masks).compile()
     found = plan.memory_analysis()
     kept = found.output_size_in_bytes

@@ -20,7 +20,6 @@ Convolutional networks choose between two compiled steps on the host, see
 random ones where it has none.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -34,10 +33,10 @@ import optax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import allocator, cases, tables
-from experiments.arguments import at_least, comma_list, one_of
+from experiments import allocator, cases, network_arguments, tables
+from experiments.arguments import at_least
 from experiments.benchmarks.timing import seconds
-from experiments.gradual_plan import START
+from experiments.gradual_plan import START, told
 
 CASES = ("autoencoder", "mlpnet", "cnn", "resnet20")
 CONVOLUTIONS = ("cnn", "resnet20")
@@ -81,9 +80,7 @@ class Training:
 
 def chosen(step: int) -> dict[str, bool]:
     """What a loop that chooses between compiled steps on the host tells `update`."""
-    assimilate = step <= START or step % AUX_EVERY == 0
-    due = step % MASK_EVERY == 0
-    return {"assimilate": assimilate} if assimilate or due else {"hold": True}
+    return told(step <= START or step % AUX_EVERY == 0, step % MASK_EVERY == 0)
 
 
 def measure(case: cases.Case, *, repeats: int, host: bool) -> dict[str, Any]:
@@ -157,19 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.training_step",
-        description="Time training with fishleg_prune against training without it.",
+    parser = network_arguments.make_parser(
+        "experiments.benchmarks.training_step",
+        "Time training with fishleg_prune against training without it.",
+        CASES,
+        option="--case",
+        default=["autoencoder"],
     )
     add = parser.add_argument
-    add(
-        "--case",
-        type=comma_list(one_of(CASES)),
-        default=["autoencoder"],
-        metavar="A,B",
-        help=f"of {', '.join(CASES)}; default: autoencoder",
-    )
-    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
     add("--train-in", type=Path, help="train networks without a checkpoint, and keep them here")
     add("--repeats", type=at_least(1), default=10, help="cycles of each; default: 10")
     add("--host", action="store_true", help="choose between two compiled steps on the host")
@@ -179,16 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="keeping",
         help="whether the C library keeps a step's memory for the next; default: keeping",
     )
-    args = parser.parse_args(argv)
+    args = network_arguments.parse(parser, argv)
     if args.malloc == "keeping":
         allocator.keep_memory()
-    try:
-        for name in args.case:
-            cases.check(name, args.data_dir)
-    except ValueError as error:
-        parser.error(str(error))
     rows = []
-    for name in args.case:
+    for name in args.model:
         case = cases.load(name, train_in=args.train_in, data_dir=args.data_dir)
         host = args.host or name in CONVOLUTIONS
         rows.append(measure(case, repeats=args.repeats, host=host))

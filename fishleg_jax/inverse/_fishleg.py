@@ -113,12 +113,10 @@ def fishleg(
         >>> bool(state.relative_residual < 0.2)
         True
     """
-    if axis_name is not None and examples_per_chunk is not None:
-        raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
+    _chunks.check_chunk(examples_per_chunk, axis_name)
     learn = _scalars.check_flag(learn, "learn")
     _check(
-        damping, kind, probe, cap, start, samples, updates, preconditioned, window,
-        examples_per_chunk,
+        damping, kind, probe, cap, start, samples, updates, preconditioned, window
     )  # fmt: skip
     optimizer = default_optimizer() if optimizer is None else optimizer
     start = min(start, 2 * updates // 3) if learn else start
@@ -317,21 +315,19 @@ def _signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     return 1 - 2 * bits.reshape(-1)[:size].astype(dtype)
 
 
-def _check(
-    damping, kind, probe, cap, start, samples, updates, preconditioned, window, examples_per_chunk
-) -> None:
+def _check(damping, kind, probe, cap, start, samples, updates, preconditioned, window) -> None:
     if damping is not None:
         _scalars.check_positive(damping, "damping", " or None")
     for name, value, allowed in (("kind", kind, fisher.KINDS), ("probe", probe, PROBES)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    _chunks.check_chunk(examples_per_chunk)
+    if cap is not None:
+        _scalars.check_count(cap, "cap", or_none=" or None")
     for name, value, least in (
-        ("cap", 1 if cap is None else cap, 1),
         ("start", start, 2),
         ("samples", samples, 1),
         ("updates", updates, 3),
         ("preconditioned", preconditioned, 0),
         ("window", window, 1),
     ):
-        _scalars.check_count(value, name, least, " or None" if name == "cap" else "")
+        _scalars.check_count(value, name, least)

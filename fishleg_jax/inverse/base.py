@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _sharding, _tree
+from fishleg_jax._jit import jitted
 
 
 class InverseFisher(NamedTuple):
@@ -87,6 +88,18 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         ),
         product=optional(estimator.product, lambda state, tangent: tangent),
         restrict=optional(estimator.restrict, lambda state, mask: state),
+    )
+
+
+def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:
+    """`init` and `update` of an estimate as a fit runs them: compiled, with states placed.
+
+    Updates give up the state that they are handed.
+    """
+    placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+    return (
+        jitted(_sharding.placed, estimator.init, placement, keep_unused=True),
+        jitted(_sharding.placed, estimator.update, placement, donate=0),
     )
 
 

@@ -55,10 +55,20 @@ def check_arguments(
         )
 
 
-def check_others(model: Any, prunable: Any, axis_name: Any, seed: Any, aux_optimizer: Any) -> None:
-    """Raises a ValueError for an argument of `fishleg_prune` or `gradual_prune` that is none."""
-    if model is not None and not isinstance(model, Model):
+def check_model(model: Any) -> None:
+    """Raises a ValueError for what is no model."""
+    if not isinstance(model, Model):
         raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
+
+
+def check_optimizer(value: Any, name: str, or_none: str = "") -> None:
+    """Raises a ValueError for what is no transformation of optax."""
+    if not hasattr(value, "update"):
+        raise ValueError(f"{name} must be an optax transformation{or_none}, got {value!r}")
+
+
+def check_others(prunable: Any, axis_name: Any, seed: Any) -> None:
+    """Raises a ValueError for an argument of `gradual_prune` that is of another type."""
     patterns = prunable if isinstance(prunable, (list, tuple)) else [prunable]
     texts = all(isinstance(p, str) for p in patterns)
     if prunable is not None and not callable(prunable) and not texts:
@@ -71,10 +81,6 @@ def check_others(model: Any, prunable: Any, axis_name: Any, seed: Any, aux_optim
     traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
     if not traced and not _scalars.is_whole(seed, 0):
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-    if aux_optimizer is not None and not hasattr(aux_optimizer, "update"):
-        raise ValueError(
-            f"aux_optimizer must be an optax transformation or None, got {aux_optimizer!r}"
-        )
 
 
 def check_weights(params: Any, prunable: _tree.Selection) -> None:

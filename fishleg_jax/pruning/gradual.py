@@ -77,15 +77,15 @@ def gradual_prune(
         Array([[0., 4.],
                [3., 0.]], dtype=float32)
     """
-    if axis_name is not None and examples_per_chunk is not None:
-        raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
-    _chunks.check_chunk(examples_per_chunk)
+    _chunks.check_chunk(examples_per_chunk, axis_name)
     compensation = _compensation.independent() if compensation is None else compensation
     _gradual_checks.check_arguments(
         estimator, sparsity, scope, compensation, regrow,
         aux_every=aux_every, mask_every=mask_every, renew=renew,
     )  # fmt: skip
-    _gradual_checks.check_others(model, prunable, axis_name, seed, None)
+    if model is not None:
+        _gradual_checks.check_model(model)
+    _gradual_checks.check_others(prunable, axis_name, seed)
     plan = GradualPlan(
         estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
     )  # fmt: skip
@@ -258,9 +258,9 @@ def fishleg_prune(
         >>> flj.sparsity(params), bool(params[0] > 2.5), flj.check(state).ok
         (0.5, True, True)
     """
-    _gradual_checks.check_others(model, prunable, axis_name, seed, aux_optimizer)
-    if not isinstance(model, Model):
-        raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
+    _gradual_checks.check_model(model)
+    if aux_optimizer is not None:
+        _gradual_checks.check_optimizer(aux_optimizer, "aux_optimizer", " or None")
     if estimator is None:
         estimator = inverse.fishleg(
             model, damping, optimizer=aux_optimizer, start=START, window=WINDOW, probe="sign",

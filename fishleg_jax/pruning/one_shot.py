@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fishleg_jax import _chunks, _scalars, _sharding, _tree, _validate, fisher
-from fishleg_jax._jit import jitted
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.inverse.base import InverseFisher, compiled
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
 from fishleg_jax.pruning import compensation as _compensation
@@ -89,9 +88,8 @@ def fit(
     total = len(batches) if estimator.updates is None else estimator.updates
     # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
     # gives every leaf memory of its own
-    placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
-    state = jitted(_sharding.placed, estimator.init, placement, keep_unused=True)(params)
-    update = jitted(_sharding.placed, estimator.update, placement, donate=0)
+    init, update = compiled(estimator, params)
+    state = init(params)
     for i in range(total):
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
         if on_update is not None:

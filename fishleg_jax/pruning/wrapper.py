@@ -10,6 +10,7 @@ import optax
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model
 from fishleg_jax.pruning._counting import Sparsity
+from fishleg_jax.pruning._gradual_checks import check_optimizer
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning.gradual import fishleg_prune
 
@@ -61,8 +62,7 @@ def prune(
         >>> params[:, 0] == 0, state.inner[1][0].trace[:, 0] == 0
         (Array([ True, False], dtype=bool), Array([ True, False], dtype=bool))
     """
-    if not hasattr(inner, "update"):
-        raise ValueError(f"inner must be an optax transformation, got {inner!r}")
+    check_optimizer(inner, "inner")
     pruning = fishleg_prune(model, sparsity, **options)
     inner = optax.with_extra_args_support(inner)
 
