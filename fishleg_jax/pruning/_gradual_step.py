@@ -131,5 +131,5 @@ def _wide_enough(seen: Seen) -> Any:
 
 
 def _violations(params: Any, masks: Any) -> jax.Array:
-    wrong = jax.tree.map(lambda p, m: jnp.sum(~m & (p != 0), dtype=jnp.int32), params, masks)
+    wrong = jax.tree.map(lambda p, m: _tree.count(~m & (p != 0)), params, masks)
     return sum(jax.tree.leaves(wrong))

@@ -108,13 +108,13 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
     dtype = ranks[0].dtype
 
     def at_most(threshold):
-        return sum(jnp.sum(r <= threshold) for r in ranks)
+        return sum(_tree.count(r <= threshold) for r in ranks)
 
     # the smallest rank t with at least `count` ranks at or below it, from the highest bit downwards
     low, high = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
-    threshold = _bisect(lambda t: at_most(t) >= count, low, high, jnp.iinfo(dtype).bits)
+    threshold = _bisect(lambda t: at_most(t) >= count, low, high)
     # all below the threshold go, and of those at it the first ones, until the count is full
-    spare = count - sum(jnp.sum(r < threshold) for r in ranks)
+    spare = count - sum(_tree.count(r < threshold) for r in ranks)
     gone = _first([rank == threshold for rank in ranks], spare)
     return [(rank >= threshold) & ~first for rank, first in zip(ranks, gone, strict=True)]
 
@@ -122,7 +122,7 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
 def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
     """Of what is marked in some leaves the first so many; their end is found by counting, too."""
     places = [_places(x.shape) for x in marked]
-    totals = jnp.stack([jnp.sum(x) for x in marked])
+    totals = jnp.stack([_tree.count(x) for x in marked])
     wanted = jnp.clip(number - (jnp.cumsum(totals) - totals), 0, totals)
 
     def before(ends):
@@ -130,26 +130,27 @@ def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
         return [x & (place < ends[i]) for i, (x, place) in enumerate(pairs)]
 
     def enough(ends):
-        return jnp.stack([jnp.sum(x) for x in before(ends)]) >= wanted
+        return jnp.stack([_tree.count(x) for x in before(ends)]) >= wanted
 
-    sizes = [x.size for x in marked]
-    low, high = jnp.zeros(len(sizes), jnp.uint32), jnp.asarray(sizes, jnp.uint32)
-    return before(_bisect(enough, low, high, max(sizes).bit_length()))
+    # of a leaf all or nothing is wanted, but of one at most: mostly there is nothing to look for
+    sizes = jnp.asarray([x.size for x in marked], jnp.uint32)
+    low, high = jnp.where(wanted == totals, sizes, 0), jnp.where(wanted == 0, 0, sizes)
+    return before(_bisect(enough, low, high))
 
 
 def _bisect(
-    enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array, bits: int
+    enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array
 ) -> jax.Array:
     """The smallest whole number in [low, high] for which, as for all above it, `enough` is true."""
 
-    def halve(_, bounds):
+    def halve(bounds):
         low, high = bounds
         middle = low + (high - low) // 2
         found = enough(middle)
         # where the bounds have met, `enough` may be asked no more
         return jnp.where(found, low, jnp.minimum(middle + 1, high)), jnp.where(found, middle, high)
 
-    return jax.lax.fori_loop(0, bits, halve, (low, high))[0]
+    return jax.lax.while_loop(lambda b: jnp.any(b[0] < b[1]), halve, (low, high))[0]
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:
