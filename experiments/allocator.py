@@ -1,26 +1,23 @@
-"""Keeps the memory of a step for the next one, where the C library would hand it back."""
+"""Which C library's allocator a program runs with, and how to run it with another.
 
-import contextlib
-import ctypes
+On the CPU XLA asks for one block of temporary memory at every call of a compiled function, the
+largest that any of its branches might need.  glibc takes one of more than 32 MiB from the system
+each time and gives it back, so that every page of it that is used is zeroed and mapped anew;
+jemalloc, told to keep what it has, does not.  An allocator can't be changed in a running program:
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
-_LARGE = 2**30
+    LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1 python ...
+
+(On Debian `apt-get install libjemalloc2`.)
+"""
+
+import os
+from pathlib import Path
+
+NAMES = ("jemalloc", "tcmalloc", "mimalloc")
 
 
-def keep_memory() -> bool:
-    """Tells glibc to keep blocks of up to a gigabyte, as `MALLOC_MMAP_THRESHOLD_` would.
-
-    On the CPU XLA asks for one block of temporary memory at every call of a compiled function, the
-    largest that any of its branches might need.  glibc takes one of more than 32 MiB from the
-    system each time and gives it back: every page of it that is used is then zeroed again.
-
-    Returns:
-        Whether there is a glibc that was told.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        told = [
-            ctypes.CDLL(None).mallopt(what, value)
-            for what, value in ((_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, 2 * _LARGE - 1))
-        ]
-        return all(told)
-    return False
+def name() -> str:
+    """The allocator of this process; `system` where none of those that are known is loaded."""
+    maps = Path("/proc/self/maps")
+    loaded = maps.read_text() if maps.exists() else os.environ.get("LD_PRELOAD", "")
+    return next((known for known in NAMES if known in loaded), "system")

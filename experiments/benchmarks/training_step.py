@@ -2,18 +2,16 @@
 
     python -m experiments.benchmarks.training_step
     python -m experiments.benchmarks.training_step --case cnn --repeats 10
-    python -m experiments.benchmarks.training_step --malloc system
 
 Both are the jitted loss, its gradient and Adam, always on one batch.  They alternate in cycles of
 two hundred steps, in which two mask updates and one batch that is assimilated fall, and the ratio
-is that of whole cycles: of what a user waits for.  Its spread is over cycles.  Beside it stand the
-medians of single steps, without pruning, with masks that are held, with a mask update, and with a
-batch that is assimilated besides; and the residual `‖F_γQu − u‖ / ‖u‖` that the estimate has in the
-end.
+is that of whole cycles: of what a user waits for, whose loop does not wait for every step.  Its
+spread is over cycles.  Beside it stand the medians of single steps of a last cycle, each waited
+for: without pruning, with masks that are held, with a mask update, and with a batch that is
+assimilated besides; and the residual `‖F_γQu − u‖ / ‖u‖` that the estimate has in the end.
 
 On the CPU a step that needs more than 32 MiB of temporary memory is slowed down by glibc, which
-takes it from the system each time: see `experiments.allocator`, which is used here for both, unless
-`--malloc system` is given.
+takes it from the system each time: `experiments.allocator` says what to do about it.
 
 Convolutional networks choose between two compiled steps on the host, see
 `fishleg_jax.fishleg_prune`; `--host` makes all do so.  Weights are those of the shared folder, and
@@ -72,6 +70,10 @@ class Training:
         )
         return self._params
 
+    def cycle(self) -> float:
+        """Makes the steps of one cycle, and gives the seconds that all take together."""
+        return seconds(lambda: [self._one() for _ in range(AUX_EVERY)][-1])
+
     def steps(self, number: int) -> dict[int, float]:
         """Makes some, and gives the seconds of each by its number."""
         numbers = range(self.count + 1, self.count + number + 1)
@@ -96,24 +98,24 @@ def measure(case: cases.Case, *, repeats: int, host: bool) -> dict[str, Any]:
     """
     # the start of the estimate and all compilation are no part of a cycle
     warm = -(-START // AUX_EVERY) * AUX_EVERY
-    schedule = flj.schedules.cubic(0.95, begin=1, end=warm + (repeats + 1) * AUX_EVERY)
+    schedule = flj.schedules.cubic(0.95, begin=1, end=warm + (repeats + 2) * AUX_EVERY)
     pruning = flj.fishleg_prune(case.spec.model, schedule, prunable=case.spec.prunable)
     nothing = lambda n: {}
     plain = Training(case, optax.adam(1e-3), nothing)
     pruned = Training(case, optax.chain(optax.adam(1e-3), pruning), chosen if host else nothing)
     plain.steps(AUX_EVERY)
     pruned.steps(warm)
-    ratios, steps, without = [], {}, []
+    ratios = []
     for _ in tqdm(range(repeats), desc=case.spec.name, disable=None):
-        one, other = plain.steps(AUX_EVERY), pruned.steps(AUX_EVERY)
-        ratios.append(sum(other.values()) / sum(one.values()))
-        without += one.values()
-        steps |= other
+        one, other = plain.cycle(), pruned.cycle()
+        ratios.append(other / one)
+    without, steps = plain.steps(AUX_EVERY).values(), pruned.steps(AUX_EVERY)
     milliseconds = lambda times: 1000 * statistics.median(times)
     found = flj.check(pruned.state)
     return {
         "case": f"{case.spec.name}{', host' if host else ''}",
         "weights": "trained" if case.spec.checkpoint else "random",
+        "allocator": allocator.name(),
         "batch": len(case.batches[0][0]),
         "plain_ms": milliseconds(without),
         "held_ms": milliseconds([t for n, t in steps.items() if n % MASK_EVERY]),
@@ -129,11 +131,13 @@ def measure(case: cases.Case, *, repeats: int, host: bool) -> dict[str, Any]:
 
 def show(rows: Sequence[dict]) -> str:
     """The measurements as a table; steps in milliseconds."""
-    header = ["case", "weights", "batch", "plain", "held", "masks", "masks and batch", "ratio"]
+    kinds = ["plain", "held", "masks", "masks and batch"]
+    header = ["case", "weights", "allocator", "batch", *kinds, "ratio"]
     cells = [
         [
             row["case"],
             row["weights"],
+            row["allocator"],
             str(row["batch"]),
             *(f"{row[f'{n}_ms']:.2f}" for n in ("plain", "held", "mask", "assimilating")),
             tables.spread(row["ratios"], 3),
@@ -165,15 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--train-in", type=Path, help="train networks without a checkpoint, and keep them here")
     add("--repeats", type=at_least(1), default=10, help="cycles of each; default: 10")
     add("--host", action="store_true", help="choose between two compiled steps on the host")
-    add(
-        "--malloc",
-        choices=("keeping", "system"),
-        default="keeping",
-        help="whether the C library keeps a step's memory for the next; default: keeping",
-    )
     args = network_arguments.parse(parser, argv)
-    if args.malloc == "keeping":
-        allocator.keep_memory()
     rows = []
     for name in args.model:
         case = cases.load(name, train_in=args.train_in, data_dir=args.data_dir)

@@ -39,7 +39,9 @@ def assimilated(
         new = estimator.update(estimate, seen.params, seen.batch, key, state.masks)
         sound = _stays_finite(estimate, new) & _finite_numbers(seen.batch)
         refused = ~sound | (_skipped(new) > _skipped(estimate))
-        return _tree.keep_where(sound, new, estimate), number + sound, add(failures, refused)
+        # selects of a whole state, all by what hangs on all of it, would take minutes to compile
+        new = run_if(~sound, lambda _: estimate, new)
+        return new, number + sound, add(failures, refused)
 
     if seen.assimilate is True:
         due = seen.emit
