@@ -230,8 +230,9 @@ def fishleg_prune(
         `apply_masks` find it in the state of a chain.
 
     Raises:
-        ValueError: an argument out of its range; from `init` and `update`, parameters that are
-            missing, masked or no floating-point arrays; no batch.
+        ValueError: an argument out of its range, or a function of the step that raises or returns
+            no number, of which one call with a traced step tells; from `init` and `update`,
+            parameters that are missing, masked or no floating-point arrays; no batch.
 
     References:
         Zhu & Gupta, To prune, or not to prune, 2017, for pruning by a schedule; Garcia et al.,

@@ -315,6 +315,49 @@ def test_bad_arguments(arguments, message):
         flj.gradual_prune(**{"estimator": DIAGONAL, "sparsity": 0.5} | arguments)
 
 
+def raising(step):
+    raise RuntimeError(f"no sparsity at {type(step).__name__}\nsecond line")
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda step: jnp.full(3, 0.5), "an array of shape \\(3,\\) and dtype float32"),
+        (lambda step: jnp.full((1,), 0.5), "an array of shape \\(1,\\) and dtype float32"),
+        (lambda step: [0.5], "returned \\[0.5\\]"),
+        (lambda step: step > 3, "an array of shape \\(\\) and dtype bool"),
+        (lambda step: step + 0.5j, "an array of shape \\(\\) and dtype complex64"),
+        (lambda step: 0.5j, "returned 0.5j"),
+        (lambda step: True, "returned True"),
+        (lambda step: "0.5", "returned '0.5'"),
+        (lambda step: None, "returned None"),
+        (raising, "raised RuntimeError: no sparsity at DynamicJaxprTracer"),
+        (lambda: 0.5, "raised TypeError: .* takes 0 positional arguments"),
+        (lambda step: 0.5 if step > 3 else 0.0, "jnp.where .* raised TracerBoolConversionError"),
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("name", ["sparsity", "regrow"])
+def test_functions_of_the_step_that_return_no_number(name, function, message):
+    """Are told before a step is compiled."""
+    with pytest.raises(ValueError, match=f"^{name}, where it is a function, .*{message}") as caught:
+        flj.gradual_prune(**{"estimator": MAGNITUDE, "sparsity": 0.5} | {name: function})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sparsity", [np.array(1.5), np.array("0.5"), jnp.array(False)])
+def test_arrays_that_are_no_sparsity(sparsity):
+    with pytest.raises(ValueError, match="sparsity must be"):
+        flj.gradual_prune(MAGNITUDE, sparsity)
+
+
+def test_functions_of_the_step_that_return_numbers_of_python_and_numpy():
+    for value in (0.5, 0, np.float64(0.5), np.array(0.5), jnp.float32(0.5)):
+        function = lambda step, value=value: value
+        state = flj.gradual_prune(MAGNITUDE, function, regrow=function).init(PARAMS)
+        assert flj.check(state).ok
+
+
 @pytest.mark.parametrize(
     "params, message",
     [
