@@ -200,7 +200,11 @@ def fishleg_prune(
             of the step, the first being 1, such as `schedules.cubic` makes; or an array, as by
             `optax.inject_hyperparams(fishleg_prune, static_args=...)`, where all arguments but the
             sparsity must be static.  What is traced is read to six decimals.  The masks never
-            shrink, so that a lower sparsity than before changes nothing.
+            shrink, so that a lower sparsity than before changes nothing.  An array does not tell
+            what will follow: the first value, and one that stands still for a step, are taken for
+            the end of a rise and pruned to at once, others at the steps that `mask_every` divides.
+            A constant then prunes as a number does, what is changed by hand a step later; a
+            schedule that is injected prunes to its first value, too, and ends a step later.
         prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
             default every leaf of two or more dimensions.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
