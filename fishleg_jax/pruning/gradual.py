@@ -105,6 +105,7 @@ def gradual_prune(
             weights=jnp.asarray(sizes, jnp.int32),
             violations=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
+            overdue=jnp.zeros((), jnp.int32),
         )
         return _sharding.placement_for(state, params).of(state)
 
@@ -183,11 +184,12 @@ def fishleg_prune(
       gradients of convolutions in a conditional some thirty times slower.  A traced boolean is a
       further condition.
     - `hold`: True, from Python, for a step that does nothing but hold what is pruned: no batch is
-      looked at, and masks that were due wait for the next step without it.  On the CPU a step with
-      a branch over all weights takes longer even where it is not taken, so that a loop may compile
-      its step twice and hold where nothing is due.  Something is: at the first steps, of which the
-      estimate starts (32 of FishLeg; `estimator.ready` says when it is over), at those that
-      `aux_every` or `mask_every` divides, and at that with which the schedule ends.
+      looked at, and a mask update that was due waits for the next such step without it, which
+      `check` tells.  On the CPU a step with a branch over all weights takes longer even where it is
+      not taken, so that a loop may compile its step twice and hold where nothing is due.  Something
+      is: at the first steps, of which the estimate starts (32 of FishLeg; `estimator.ready` says
+      when it is over), at those that `aux_every` or `mask_every` divides, and at that with which
+      the schedule ends.
 
     It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
     averages of weights and lookahead keep weights of their own, for which zeros are promised of
