@@ -474,6 +474,13 @@ def test_a_mask_update_that_is_overdue_is_told_until_it_is_made():
     assert told[-1].sparsity == ZEROS / 12 and "asked for" not in told[-1].message
 
 
+def test_fishleg_that_has_not_seen_its_first_batches_is_told():
+    schedule = flj.schedules.cubic(0.7, begin=5, end=20)
+    told = checks(flj.fishleg_prune(MODEL, schedule), at(slice(33), batches()))
+    assert [t.ok for t in told] == [True] * 19 + [False] * 12 + [True] * 2
+    assert "it has seen 31 batches" in told[30].message and told[31].sparsity == ZEROS / 12
+
+
 @pytest.mark.parametrize("spoiled", [False, True], ids=["too_few_batches", "refused_batches"])
 def test_a_schedule_that_ends_before_the_estimate_is_ready_is_not_ok(spoiled):
     data = with_nan(batches(), *range(STEPS)) if spoiled else batches()

@@ -306,14 +306,37 @@ def test_lookahead_with_curvature_outside_of_it():
     assert (np.asarray(slow["w"])[~kept] == 0.0).all() and (params.slow["w"] != 0).all()
 
 
-def test_masked_and_partition_are_refused_with_what_to_do_instead():
-    kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    for tx in (
+def kernels(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
         optax.masked(PRUNING, kernels),
+        optax.masked(CHAIN, kernels),
         optax.partition({"p": PRUNING, "s": optax.sgd(0.1)}, {"w": "p", "b": "s"}),
-    ):
-        with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
-            tx.init(initial())
+        optax.masked(flj.fishleg_prune(MODEL, CUBIC), kernels),
+        optax.partition(
+            {"p": flj.fishleg_prune(MODEL, CUBIC), "s": optax.sgd(0.1)}, {"w": "p", "b": "s"}
+        ),
+    ],
+    ids=["masked", "masked_chain", "partition", "masked_fishleg", "partition_fishleg"],
+)
+def test_masked_and_partition_are_refused_with_what_to_do_instead(tx):
+    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+        tx.init(initial())
+
+
+def test_a_state_made_outside_of_masked_does_not_get_past_it_either():
+    """As of a checkpoint that was written without it."""
+    tx = optax.masked(PRUNING, kernels)
+    state = optax.MaskedState(PRUNING.init(initial()))
+    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+        tx.update(initial(), state, initial(), batch=at(0, batches()))
+
+
+def test_masked_inside_of_the_chain():
     outside = optax.chain(optax.masked(optax.sgd(0.02), kernels), PRUNING)
     params, state, _ = train(outside)
     assert is_pruned(params, state)
