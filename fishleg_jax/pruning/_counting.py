@@ -11,6 +11,7 @@ from fishleg_jax import _scalars
 from fishleg_jax.pruning.masks import number_to_prune
 
 PARTS = 1_000_000  # a traced sparsity is read to six decimals, which float32 holds
+ROUNDING = 7e-8  # by which equal ones may differ under jit: the last digit of float32 below 1
 FAR = 2**30  # a step after the end of any schedule
 AHEAD = 100  # steps before the first weight goes from which curvature is of use
 
@@ -21,7 +22,8 @@ class Asked(NamedTuple):
     Attributes:
         sparsity: as a number; NaN where it is none in [0, 1).
         counts: how many weights of every group.
-        flat: whether it asks for no more up to the next regular mask update.
+        flat: whether it asks for no more up to the next regular mask update; of an array, whether
+            it stands still, or is the first.
         soon: whether it asks for anything within the next `AHEAD` steps, or may.
         final: whether it will never ask for more, as far as is known.
     """
@@ -69,7 +71,7 @@ def asked_at(
         sizes: how many weights each group has.
         step: the number of the step, the first is 1.
         ahead: that of the next regular mask update after it.
-        before: what was asked for at the step before.
+        before: what was asked for at the step before; NaN where there was nothing.
     """
     if is_number(sparsity):
         value = jnp.asarray(float(sparsity), jnp.float32)
@@ -77,8 +79,8 @@ def asked_at(
         return Asked(value, _exact(sparsity, sizes), yes, yes, yes)
     if not callable(sparsity):
         value = _sound(sparsity)
-        same = _parts(value) == _parts(before)
-        flat = same & ~jnp.isnan(before)
+        # the first may be the only one; what rises by less than a millionth may rise yet
+        flat = (jnp.abs(value - before) <= ROUNDING) | jnp.isnan(before)
         return Asked(value, _floors(value, sizes), flat, jnp.array(True), jnp.array(False))
     value = _sound(sparsity(step))
     now, after, soon, last = (

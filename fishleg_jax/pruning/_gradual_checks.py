@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -35,10 +36,13 @@ def check_arguments(
             "sparsity must be a number in [0, 1) or a function of the step, such as "
             f"schedules.cubic(0.9, begin=100, end=2000), got {sparsity!r}"
         )
+    for name, value in (("sparsity", sparsity), ("regrow", regrow)):
+        if callable(value):
+            check_schedule(value, name)
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     check_compensation(compensation)
-    if isinstance(sparsity, jax.Array) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
+    if _is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
     known = is_number(regrow) or (_is_array(regrow) and _concrete(regrow))
     fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or _is_array(regrow)
@@ -53,6 +57,34 @@ def check_arguments(
         raise ValueError(
             f"renew must be at most mask_every, {whole['mask_every']}, got {whole['renew']}"
         )
+
+
+def check_schedule(value: Any, name: str) -> None:
+    """Raises a ValueError for a function of the step that returns no real number, or raises.
+
+    It is called once with a traced step, as under `jit`; nothing is computed.
+
+    Args:
+        value: the function.
+        name: that of the argument.
+    """
+    told = []
+    expected = (
+        f"{name}, where it is a function, must return a number for any step, one that is traced "
+        "under jit as well (jnp.where in place of if)"
+    )
+    try:
+        jax.eval_shape(
+            lambda step: told.append(_no_number(value(step))),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        )
+    except Exception as error:  # whatever a user's function raises
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{expected}, got {value!r}, which raised {type(error).__name__}: {first}"
+        ) from error
+    if told[0]:
+        raise ValueError(f"{expected}, got {value!r}, which returned {told[0]}")
 
 
 def check_model(model: Any) -> None:
@@ -113,7 +145,19 @@ def _concrete(x: Any) -> bool:
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, (jax.Array, np.ndarray)) and np.ndim(x) == 0
+    """Whether it is an array of one real number, which may be traced."""
+    kinds = jnp.floating, jnp.integer
+    fits = isinstance(x, (jax.Array, np.ndarray)) and np.ndim(x) == 0
+    return fits and any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
+
+
+def _no_number(x: Any) -> str | None:
+    """What a function returned, in words, or None where it is a number."""
+    if is_number(x) or _is_array(x):
+        return None
+    if isinstance(x, (jax.Array, np.ndarray, np.generic)):
+        return f"an array of shape {x.shape} and dtype {x.dtype}"
+    return repr(x)
 
 
 def _is_whole(x: Any) -> bool:

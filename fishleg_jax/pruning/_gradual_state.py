@@ -21,6 +21,8 @@ class GradualState(NamedTuple):
         weights: how many there are.
         violations: how many pruned weights were found not to be 0.0, added up over the steps.
         failures: how often a batch or a mask update was refused because numbers were not finite.
+        overdue: how often a mask update was due and not made, since the estimate was not ready,
+            the step one with `hold` or the update refused; 0 again once the masks are as asked.
     """
 
     count: jax.Array  # shape=(), int32
@@ -33,24 +35,27 @@ class GradualState(NamedTuple):
     weights: jax.Array  # shape=(groups,), int32
     violations: jax.Array  # shape=(), int32
     failures: jax.Array  # shape=(), int32
+    overdue: jax.Array  # shape=(), int32
 
 
 class Check(NamedTuple):
     """What `check` returns.
 
     Attributes:
-        ok: whether nothing went wrong.
+        ok: whether nothing went wrong, and no mask update that was due is still to be made.
         violations: see `GradualState`.
         failures: see `GradualState`.
+        overdue: see `GradualState`.
         sparsity: the fraction of the prunable weights that is pruned.
-        asked: that which the schedule asked for at the last step that did more than hold; more
-            than `sparsity` between two mask updates, and while the estimate is not ready.
+        asked: that which the schedule asked for at the last step; more than `sparsity` between two
+            mask updates, which is no fault, and where one is overdue, which is.
         message: all of this, and what to do about it, in words.
     """
 
     ok: bool
     violations: int
     failures: int
+    overdue: int
     sparsity: float
     asked: float
     message: str
@@ -102,10 +107,12 @@ def masks(state: Any) -> Any:
 
 
 def check(state: Any) -> Check:
-    """Whether all pruned weights were 0.0 whenever looked at, and all numbers finite.
+    """Whether all pruned weights were 0.0 whenever looked at, all numbers finite, no mask overdue.
 
     A compiled step can't raise, so it counts: every step counts the pruned weights that it finds
-    not to be 0.0, which the step before had put there.
+    not to be 0.0, which the step before had put there.  A mask update that was due and could not be
+    made is told until it is: with a number for a sparsity from the first step on, until the
+    estimate is ready.
 
     Args:
         state: of a gradual pruning, or of an optimiser with one somewhere inside; concrete.
@@ -131,7 +138,8 @@ def check(state: Any) -> Check:
         )
     pruned, weights = (int(np.asarray(x, np.int64).sum()) for x in (found.pruned, found.weights))
     sparsity = pruned / weights
-    violations, failures = int(found.violations), int(found.failures)
+    violations, failures, overdue = map(int, (found.violations, found.failures, found.overdue))
+    asked = float(found.asked)
     parts = []
     if violations:
         parts.append(
@@ -144,12 +152,15 @@ def check(state: Any) -> Check:
             f"{failures} times a batch or a mask update was refused because of NaN, infinity or a "
             "sparsity outside [0, 1); where weights themselves are NaN every mask update is"
         )
+    if overdue:
+        parts.append(
+            f"{asked:.6g} was asked for and is not reached: {overdue} times a mask update was due "
+            "and could not be made, as the estimate was not ready (it has seen "
+            f"{int(found.assimilated)} batches), the step was one with hold=True or the update was "
+            "refused"
+        )
     told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
     message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
-    asked = float(found.asked)
-    if asked > sparsity + 1 / weights:  # no fault between two mask updates
-        message += (
-            f"; {asked:.6g} was asked for, and awaits a mask update and an estimate that is "
-            f"ready: it has seen {int(found.assimilated)} batches"
-        )
-    return Check(not parts, violations, failures, sparsity, asked, message)
+    if not overdue and asked > sparsity + 1 / weights:
+        message += f"; {asked:.6g} was asked for, and awaits the next mask update"
+    return Check(not parts, violations, failures, overdue, sparsity, asked, message)

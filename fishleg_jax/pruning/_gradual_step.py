@@ -10,7 +10,7 @@ from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
-from fishleg_jax.pruning._counting import asked_at
+from fishleg_jax.pruning._counting import Asked, asked_at
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._plan import GradualPlan, Seen, group_sizes, groups_of
 from fishleg_jax.pruning._regrowth import more_to_come, revived, share_at
@@ -20,7 +20,7 @@ from fishleg_jax.pruning.saliency import obs_saliency
 
 def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
     """The updates that hold pruned weights at 0.0, and the state after the step."""
-    params = seen.params
+    params, step = seen.params, seen.step
     violations = _violations(params, state.masks)
     updates, state = (
         _wide_enough(seen),
@@ -28,33 +28,45 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
             count=optax.safe_increment(state.count), violations=add(state.violations, violations)
         ),
     )
+    groups = groups_of(params, plan.prunable, plan.scope)
+    ahead = (step // plan.mask_every + 1) * plan.mask_every
+    asked = asked_at(plan.sparsity, group_sizes(params, groups), step, ahead, state.asked)
+    more = jnp.any(asked.counts > state.pruned)
+    due = more & ((step % plan.mask_every == 0) | asked.flat) & seen.emit
     if not seen.hold:
-        updates, state = _worked(plan, seen, state, updates, violations)
+        updates, state = _worked(plan, seen, state, updates, violations, groups, asked, due)
+    # what was due stays overdue until the masks are as long as asked
+    short = jnp.any(asked.counts > state.pruned)
+    state = state._replace(
+        asked=asked.sparsity,
+        failures=add(state.failures, jnp.isnan(asked.sparsity)),
+        overdue=jnp.where(short, add(state.overdue, due), 0),
+    )
     held = jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, state.masks)
     return held, state
 
 
 def _worked(
-    plan: GradualPlan, seen: Seen, state: GradualState, updates: Any, violations: jax.Array
+    plan: GradualPlan,
+    seen: Seen,
+    state: GradualState,
+    updates: Any,
+    violations: jax.Array,
+    groups: list[list[int]],
+    asked: Asked,
+    due: jax.Array,
 ) -> tuple[Any, GradualState]:
     """Updates with a compensation in them where one is due, and the state with what was learned."""
-    params, step = seen.params, seen.step
-    groups = groups_of(params, plan.prunable, plan.scope)
-    sizes = group_sizes(params, groups)
-    ahead = (step // plan.mask_every + 1) * plan.mask_every
-    asked = asked_at(plan.sparsity, sizes, step, ahead, state.asked)
     counts = jnp.maximum(asked.counts, state.pruned)  # masks never shrink
-    share = share_at(plan.regrow, step)
-
+    share = share_at(plan.regrow, seen.step)
     more = jnp.any(counts > state.pruned)
     finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
     state = assimilated(plan, seen, state, asked.soon & ~finished)
 
-    regular = step % plan.mask_every == 0
-    due = more & (regular | asked.flat)
     if callable(plan.regrow):  # by which masks change though the sparsity does not
-        due |= regular & (share > 0) & jnp.any(state.pruned > 0)
-    due &= is_ready(plan, state) & seen.emit
+        regular = seen.step % plan.mask_every == 0
+        due |= regular & (share > 0) & jnp.any(state.pruned > 0) & seen.emit
+    due &= is_ready(plan, state)
     due &= violations >= 0  # always: but it orders the counting before what is written in place
     updates, masks, refused = run_if(
         due,
@@ -64,8 +76,7 @@ def _worked(
     return updates, state._replace(
         masks=masks,
         pruned=jnp.where(due & ~refused, counts, state.pruned),
-        asked=asked.sparsity,
-        failures=add(state.failures, refused | jnp.isnan(asked.sparsity)),
+        failures=add(state.failures, refused),
     )
 
 

@@ -105,6 +105,7 @@ def gradual_prune(
             weights=jnp.asarray(sizes, jnp.int32),
             violations=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
+            overdue=jnp.zeros((), jnp.int32),
         )
         return _sharding.placement_for(state, params).of(state)
 
@@ -183,11 +184,12 @@ def fishleg_prune(
       gradients of convolutions in a conditional some thirty times slower.  A traced boolean is a
       further condition.
     - `hold`: True, from Python, for a step that does nothing but hold what is pruned: no batch is
-      looked at, and masks that were due wait for the next step without it.  On the CPU a step with
-      a branch over all weights takes longer even where it is not taken, so that a loop may compile
-      its step twice and hold where nothing is due.  Something is: at the first steps, of which the
-      estimate starts (32 of FishLeg; `estimator.ready` says when it is over), at those that
-      `aux_every` or `mask_every` divides, and at that with which the schedule ends.
+      looked at, and a mask update that was due waits for the next such step without it, which
+      `check` tells.  On the CPU a step with a branch over all weights takes longer even where it is
+      not taken, so that a loop may compile its step twice and hold where nothing is due.  Something
+      is: at the first steps, of which the estimate starts (32 of FishLeg; `estimator.ready` says
+      when it is over), at those that `aux_every` or `mask_every` divides, and at that with which
+      the schedule ends.
 
     It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
     averages of weights and lookahead keep weights of their own, for which zeros are promised of
@@ -200,7 +202,11 @@ def fishleg_prune(
             of the step, the first being 1, such as `schedules.cubic` makes; or an array, as by
             `optax.inject_hyperparams(fishleg_prune, static_args=...)`, where all arguments but the
             sparsity must be static.  What is traced is read to six decimals.  The masks never
-            shrink, so that a lower sparsity than before changes nothing.
+            shrink, so that a lower sparsity than before changes nothing.  An array does not tell
+            what will follow: the first value, and one that stands still for a step, are taken for
+            the end of a rise and pruned to at once, others at the steps that `mask_every` divides.
+            A constant then prunes as a number does, what is changed by hand a step later; a
+            schedule that is injected prunes to its first value, too, and ends a step later.
         prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
             default every leaf of two or more dimensions.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
@@ -230,8 +236,9 @@ def fishleg_prune(
         `apply_masks` find it in the state of a chain.
 
     Raises:
-        ValueError: an argument out of its range; from `init` and `update`, parameters that are
-            missing, masked or no floating-point arrays; no batch.
+        ValueError: an argument out of its range, or a function of the step that raises or returns
+            no number, of which one call with a traced step tells; from `init` and `update`,
+            parameters that are missing, masked or no floating-point arrays; no batch.
 
     References:
         Zhu & Gupta, To prune, or not to prune, 2017, for pruning by a schedule; Garcia et al.,

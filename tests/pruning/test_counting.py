@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.pruning._counting import floor_share
+from fishleg_jax.pruning._counting import asked_at, floor_share
 from tests.pruning.training import MAGNITUDE
 
 WEIGHTS = [1, 12, 100, 32_360, 269_824, 999_999, 1_000_000, 25_557_032, 2**31 - 1]
@@ -158,6 +158,19 @@ def test_other_schedules_reach_their_last_value(schedule, zeros):
         params, state = run(every)
         assert flj.check(state).ok and flj.check(state).sparsity == zeros / 100
         np.testing.assert_array_equal(params.reshape(-1) > 0, np.arange(100) >= max(zeros, 1))
+
+
+def test_an_array_that_rises_slowly_does_not_stand_still():
+    """As a cubic schedule does at its end: by less than the millionths that are counted."""
+
+    @jax.jit
+    def step(before, value):
+        asked = asked_at(value, [100], jnp.int32(1), jnp.int32(2), before)
+        return asked.sparsity, asked.flat
+
+    values = 0.9 + 4e-7 * jnp.arange(8)
+    _, flat = jax.lax.scan(step, jnp.float32(jnp.nan), jnp.append(values, values[-1]))
+    assert flat.tolist() == [True, *[False] * 7, True]
 
 
 def test_masks_stay_as_they_are_where_a_schedule_falls():

@@ -183,10 +183,10 @@ def test_scores_that_are_not_finite_are_refused_until_they_are():
     params, fine = initial(), jax.tree.map(jnp.zeros_like, initial())
     bad = {"w": fine["w"].at[1, 1].set(jnp.nan), "b": fine["b"]}
     out, state = tx.update(bad, tx.init(params), params)
-    assert flj.masks(state)["w"].all() and flj.check(state).failures == 1
+    assert flj.masks(state)["w"].all() and flj.check(state)[:4] == (False, 0, 1, 1)
     np.testing.assert_array_equal(out["w"], bad["w"])  # what the optimiser did is its own affair
     out, state = tx.update(fine, state, params)
-    assert zeros(flj.masks(state)) == 6 and flj.check(state).failures == 1
+    assert zeros(flj.masks(state)) == 6 and flj.check(state)[:4] == (False, 0, 1, 0)
 
 
 NEVER_READY = flj.inverse.diagonal(MODEL)._replace(ready=lambda state: jnp.array(False))
@@ -315,6 +315,49 @@ def test_bad_arguments(arguments, message):
         flj.gradual_prune(**{"estimator": DIAGONAL, "sparsity": 0.5} | arguments)
 
 
+def raising(step):
+    raise RuntimeError(f"no sparsity at {type(step).__name__}\nsecond line")
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda step: jnp.full(3, 0.5), "an array of shape \\(3,\\) and dtype float32"),
+        (lambda step: jnp.full((1,), 0.5), "an array of shape \\(1,\\) and dtype float32"),
+        (lambda step: [0.5], "returned \\[0.5\\]"),
+        (lambda step: step > 3, "an array of shape \\(\\) and dtype bool"),
+        (lambda step: step + 0.5j, "an array of shape \\(\\) and dtype complex64"),
+        (lambda step: 0.5j, "returned 0.5j"),
+        (lambda step: True, "returned True"),
+        (lambda step: "0.5", "returned '0.5'"),
+        (lambda step: None, "returned None"),
+        (raising, "raised RuntimeError: no sparsity at DynamicJaxprTracer"),
+        (lambda: 0.5, "raised TypeError: .* takes 0 positional arguments"),
+        (lambda step: 0.5 if step > 3 else 0.0, "jnp.where .* raised TracerBoolConversionError"),
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("name", ["sparsity", "regrow"])
+def test_functions_of_the_step_that_return_no_number(name, function, message):
+    """Are told before a step is compiled."""
+    with pytest.raises(ValueError, match=f"^{name}, where it is a function, .*{message}") as caught:
+        flj.gradual_prune(**{"estimator": MAGNITUDE, "sparsity": 0.5} | {name: function})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sparsity", [np.array(1.5), np.array("0.5"), jnp.array(False)])
+def test_arrays_that_are_no_sparsity(sparsity):
+    with pytest.raises(ValueError, match="sparsity must be"):
+        flj.gradual_prune(MAGNITUDE, sparsity)
+
+
+def test_functions_of_the_step_that_return_numbers_of_python_and_numpy():
+    for value in (0.5, 0, np.float64(0.5), np.array(0.5), jnp.float32(0.5)):
+        function = lambda step, value=value: value
+        state = flj.gradual_prune(MAGNITUDE, function, regrow=function).init(PARAMS)
+        assert flj.check(state).ok
+
+
 @pytest.mark.parametrize(
     "params, message",
     [
@@ -398,6 +441,70 @@ def test_a_target_that_was_not_reached_is_told():
     _, state = tx.update(params, state, params, batch=at(0, batches()))
     told = flj.check(state)
     assert (told.sparsity, told.asked) == (0, 0.5)
-    assert "0.5 was asked for, and awaits a mask update" in told.message
+    assert not told.ok and "0.5 was asked for and is not reached: 1 times" in told.message
     with pytest.raises(ValueError, match="state must be the concrete state of one pruning"):
         flj.check(jax.tree.map(lambda x: jnp.stack([x, x]), state))
+
+
+def checks(tx, data):
+    """What is told after every step of an optimiser that does nothing."""
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = tx.update(still, state, params, batch=batch)
+        params = optax.apply_updates(params, updates)
+        return (params, state), state._replace(masks=None, estimate=None)
+
+    _, states = jax.jit(lambda c: jax.lax.scan(step, c, data))((PARAMS, tx.init(PARAMS)))
+    return [flj.check(at(i, states)) for i in range(len(data[0]))]
+
+
+def ready_after(number):
+    return DIAGONAL._replace(ready=lambda state: state.count >= 4 * number)  # gradients in a batch
+
+
+def test_a_mask_update_that_is_overdue_is_told_until_it_is_made():
+    """Due at every fourth step; weights that wait for the next one are no fault."""
+    told = checks(flj.gradual_prune(ready_after(17), CUBIC, mask_every=4), batches())
+    assert [t.overdue for t in told] == [0] * 7 + [1] * 4 + [2] * 4 + [3] * 4 + [0] * 21
+    assert all(t.ok == (t.overdue == 0) for t in told)
+    waiting = told[22]
+    assert waiting.asked > waiting.sparsity + 1 / 12 and "awaits the next mask" in waiting.message
+    assert told[-1].sparsity == ZEROS / 12 and "asked for" not in told[-1].message
+
+
+def test_fishleg_that_has_not_seen_its_first_batches_is_told():
+    schedule = flj.schedules.cubic(0.7, begin=5, end=20)
+    told = checks(flj.fishleg_prune(MODEL, schedule), at(slice(33), batches()))
+    assert [t.ok for t in told] == [True] * 19 + [False] * 12 + [True] * 2
+    assert "it has seen 31 batches" in told[30].message and told[31].sparsity == ZEROS / 12
+
+
+@pytest.mark.parametrize("spoiled", [False, True], ids=["too_few_batches", "refused_batches"])
+def test_a_schedule_that_ends_before_the_estimate_is_ready_is_not_ok(spoiled):
+    data = with_nan(batches(), *range(STEPS)) if spoiled else batches()
+    tx = flj.gradual_prune(DIAGONAL if spoiled else ready_after(41), CUBIC, mask_every=4)
+    told = checks(tx, data)
+    assert [t.ok for t in told[:8]] == [not spoiled] * 7 + [False]
+    # at the regular ones, and from the end of the schedule at every step
+    assert told[-1].overdue == len(range(8, 30, 4)) + len(range(30, STEPS + 1))
+    assert (told[-1].ok, told[-1].sparsity) == (False, 0) and (told[-1].failures > 0) == spoiled
+    seen = 0 if spoiled else STEPS
+    assert f"was not ready (it has seen {seen} batches)" in told[-1].message
+
+
+def test_holding_where_the_schedule_ends_is_told():
+    update = jax.jit(PRUNING.update, static_argnames="hold")
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    params, state, told = PARAMS, PRUNING.init(PARAMS), []
+    for i in range(STEPS):
+        hold = 20 <= i < STEPS - 1
+        updates, state = update(still, state, params, batch=BATCH, hold=hold)
+        params = optax.apply_updates(params, updates)
+        told.append(flj.check(state))
+    assert all(t.ok for t in told[:23])  # the last weight is due at the 24th step, again at others
+    assert [t.overdue for t in told[23:]] == [1, 1, 1, 1, 2, 2, *range(3, 13), 0]
+    assert not any(t.ok for t in told[23:-1]) and "hold=True" in told[-2].message
+    assert told[22].asked < told[29].asked == np.float32(0.7)
+    assert told[-1].ok and told[-1].sparsity == ZEROS / 12

@@ -85,8 +85,8 @@ def test_a_sparsity_that_is_injected_and_changed_by_hand(dtype):
             state.hyperparams["sparsity"] = jnp.float32(0.95)
         params, state = step(params, state)
         counts.append(int((params["w"] == 0).sum()))
-    # from where it has stood still for a step
-    assert counts == [1, *[29] * 6, *[95] * 5] and len(traces) == 1
+    # at once, and what is changed from where it has stood still for a step
+    assert counts == [*[29] * 7, *[95] * 5] and len(traces) == 1
     assert flj.check(state).ok and state.hyperparams["mask_every"].dtype == jnp.int32
 
 
@@ -96,6 +96,37 @@ def test_a_schedule_that_is_injected():
     params, state, (_, masks) = train(optax.chain(optax.sgd(0.02), pruning))
     assert is_pruned(params, state) and flj.check(state).ok
     assert (zeros(masks)[31:] == ZEROS).all()
+
+
+@pytest.mark.parametrize("estimator", [MAGNITUDE, DIAGONAL], ids=["magnitude", "diagonal"])
+def test_a_constant_that_is_injected_prunes_when_a_number_does(estimator):
+    options = {"sparsity": 0.5, "mask_every": 1000, "aux_every": 3}
+    inject = optax.inject_hyperparams(flj.gradual_prune, static_args=("mask_every", "aux_every"))
+    data = at(slice(4), batches())
+    counts = [
+        zeros(train(optax.chain(optax.sgd(0.02), pruning), data=data)[2][1]).tolist()
+        for pruning in (inject(estimator, **options), flj.gradual_prune(estimator, **options))
+    ]
+    assert counts == [[6] * 4, [6] * 4]
+
+
+def test_a_schedule_that_is_injected_does_not_prune_at_every_step():
+    """But where one that is handed in does, and at its first value, and a step after its end."""
+    schedule = optax.linear_schedule(0.1, 0.9, 25)
+    inject = optax.inject_hyperparams(flj.gradual_prune, static_args="mask_every")
+    params = jnp.arange(1000.0).reshape(10, 100)
+    changes = []
+    for pruning in (
+        inject(MAGNITUDE, sparsity=schedule, mask_every=10),
+        flj.gradual_prune(MAGNITUDE, lambda step: schedule(step - 1), mask_every=10),
+    ):
+        step = lambda state, _, tx=pruning: (
+            tx.update(params, state, params)[1],
+            flj.masks(state).sum(),
+        )
+        _, kept = jax.lax.scan(step, pruning.init(params), length=STEPS)
+        changes.append(np.flatnonzero(np.diff(kept)) + 1)
+    assert [x.tolist() for x in changes] == [[1, 10, 20, 27], [10, 20, 26]]
 
 
 def counting(estimator):
@@ -275,14 +306,37 @@ def test_lookahead_with_curvature_outside_of_it():
     assert (np.asarray(slow["w"])[~kept] == 0.0).all() and (params.slow["w"] != 0).all()
 
 
-def test_masked_and_partition_are_refused_with_what_to_do_instead():
-    kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    for tx in (
+def kernels(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
         optax.masked(PRUNING, kernels),
+        optax.masked(CHAIN, kernels),
         optax.partition({"p": PRUNING, "s": optax.sgd(0.1)}, {"w": "p", "b": "s"}),
-    ):
-        with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
-            tx.init(initial())
+        optax.masked(flj.fishleg_prune(MODEL, CUBIC), kernels),
+        optax.partition(
+            {"p": flj.fishleg_prune(MODEL, CUBIC), "s": optax.sgd(0.1)}, {"w": "p", "b": "s"}
+        ),
+    ],
+    ids=["masked", "masked_chain", "partition", "masked_fishleg", "partition_fishleg"],
+)
+def test_masked_and_partition_are_refused_with_what_to_do_instead(tx):
+    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+        tx.init(initial())
+
+
+def test_a_state_made_outside_of_masked_does_not_get_past_it_either():
+    """As of a checkpoint that was written without it."""
+    tx = optax.masked(PRUNING, kernels)
+    state = optax.MaskedState(PRUNING.init(initial()))
+    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+        tx.update(initial(), state, initial(), batch=at(0, batches()))
+
+
+def test_masked_inside_of_the_chain():
     outside = optax.chain(optax.masked(optax.sgd(0.02), kernels), PRUNING)
     params, state, _ = train(outside)
     assert is_pruned(params, state)
