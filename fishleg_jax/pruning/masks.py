@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _scalars, _sharding, _tree
+from fishleg_jax._branch import run_if
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._gradual_state import find_state, holds_state
 
@@ -110,13 +111,28 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
     def at_most(threshold):
         return sum(_tree.count(r <= threshold) for r in ranks)
 
-    # the smallest rank t with at least `count` ranks at or below it, from the highest bit downwards
+    def closer(found):
+        low, high, number = found
+        middle = low + (high - low) // 2
+        there = at_most(middle)
+        enough = there >= count
+        # one with exactly so many at or below it will do, though a lower one may have as many
+        low = jnp.where(there == count, middle, jnp.where(enough, low, middle + 1))
+        return low, jnp.where(enough, middle, high), jnp.where(enough, there, number)
+
+    # a rank with at least `count` ranks at or below it, from the highest bit downwards
     low, high = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
-    threshold = _bisect(lambda t: at_most(t) >= count, low, high)
-    # all below the threshold go, and of those at it the first ones, until the count is full
-    spare = count - sum(_tree.count(r < threshold) for r in ranks)
-    gone = _first([rank == threshold for rank in ranks], spare)
-    return [(rank >= threshold) & ~first for rank, first in zip(ranks, gone, strict=True)]
+    number = jnp.asarray(sum(r.size for r in ranks), jnp.int32)
+    _, threshold, number = jax.lax.while_loop(lambda f: f[0] < f[1], closer, (low, high, number))
+    kept = [rank > threshold for rank in ranks]
+
+    def with_the_last(_):  # of those at the threshold only the first ones go
+        at_it = [rank == threshold for rank in ranks]
+        spare = sum(map(_tree.count, at_it)) - (number - count)
+        gone = _first(at_it, spare)
+        return [(rank >= threshold) & ~first for rank, first in zip(ranks, gone, strict=True)]
+
+    return run_if(number > count, with_the_last, kept)
 
 
 def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
