@@ -24,15 +24,18 @@ class PruningTrainState(train_state.TrainState):
         0.5
     """
 
-    def apply_gradients(self, *, grads: Any, batch: tuple, **kwargs: Any) -> "PruningTrainState":
+    def apply_gradients(
+        self, *, grads: Any, batch: tuple | None = None, told: dict | None = None, **kwargs: Any
+    ) -> "PruningTrainState":
         """Makes a step.
 
         Args:
             grads: the gradients, like the parameters.
             batch: what they were taken on, `(inputs, targets[, constants])`.
+            told: what else the `update` of `fishleg_prune` is told, such as `{"hold": True}`.
             **kwargs: fields to replace, such as `batch_stats`.
         """
-        tx = self.tx
-        seeing = self.replace(tx=tx._replace(update=partial(tx.update, batch=batch)))
+        tx, told = self.tx, told or {}
+        seeing = self.replace(tx=tx._replace(update=partial(tx.update, batch=batch, **told)))
         stepped = train_state.TrainState.apply_gradients(seeing, grads=grads, **kwargs)
         return stepped.replace(tx=tx)

@@ -92,6 +92,14 @@ def _make(batch: Any) -> tuple:
 
 
 def _check_batch(batch: Any, argument: str) -> None:
+    check_batch_shapes(batch, argument)
+    for name, leaf in _tree.named_leaves(tuple(batch)):
+        if not _is_finite(leaf):
+            raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")
+
+
+def check_batch_shapes(batch: Any, argument: str) -> None:
+    """Raises a ValueError unless it is a batch, of whatever numbers."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         raise ValueError(
             f"{argument} must be a tuple (inputs, targets) or (inputs, targets, constants), got "
@@ -112,9 +120,6 @@ def _check_batch(batch: Any, argument: str) -> None:
         )
     if lengths == {0}:
         raise ValueError(f"{argument} is empty: it has no examples")
-    for name, leaf in _tree.named_leaves(tuple(batch)):
-        if not _is_finite(leaf):
-            raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")
 
 
 def check_costs_are_numbers(costs: Any) -> None:

@@ -8,12 +8,13 @@ import optax
 
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
+from fishleg_jax.pruning._counting import asked_at
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._plan import GradualPlan, Seen
 
 
 def assimilated(
-    plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
+    plan: GradualPlan, seen: Seen, state: GradualState, sizes: list[int], wanted: jax.Array
 ) -> GradualState:
     """The state with the batch in its estimate, where that is due.
 
@@ -23,6 +24,7 @@ def assimilated(
         plan: how to prune.
         seen: what the step sees.
         state: the state before.
+        sizes: how many weights share each threshold.
         wanted: whether weights are going to be scored, from soon on.
     """
     estimator = plan.estimator
@@ -30,10 +32,11 @@ def assimilated(
         return state
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
 
+    inside, first = (None, None) if plan.renew is None else _renewal(plan, seen, state, sizes)
+
     def run(parts):
-        estimate, number, failures = parts
+        estimate, number, latest, failures = parts
         if plan.renew is not None:
-            first = (seen.step + plan.renew - 1) % plan.mask_every == 0
             estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
             number = jnp.where(first, 0, number)
         new = estimator.update(estimate, seen.params, seen.batch, key, state.masks)
@@ -41,32 +44,46 @@ def assimilated(
         refused = ~sound | (_skipped(new) > _skipped(estimate))
         # selects of a whole state, all by what hangs on all of it, would take minutes to compile
         new = run_if(~sound, lambda _: estimate, new)
-        return new, number + sound, add(failures, refused)
+        return new, number + sound, jnp.full_like(latest, seen.step), add(failures, refused)
 
     if seen.assimilate is True:
         due = seen.emit
     else:
-        due = _by_counter(plan, seen, state) & wanted & seen.emit
+        regular = (seen.step % plan.aux_every == 0) | ~is_ready(plan, state)
+        due = (regular if inside is None else inside) & wanted & seen.emit
         due &= True if seen.assimilate is None else seen.assimilate
-    parts = state.estimate, state.assimilated, state.failures
+    parts = state.estimate, state.assimilated, state.latest, state.failures
     # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
     # convolutions in one far slower
-    estimate, number, failures = run(parts) if due is True else run_if(due, run, parts)
-    return state._replace(estimate=estimate, assimilated=number, failures=failures)
+    parts = run(parts) if due is True else run_if(due, run, parts)
+    names = "estimate", "assimilated", "latest", "failures"
+    return state._replace(**dict(zip(names, parts, strict=True)))
 
 
 def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
     """Whether the estimate has seen enough to score by."""
     if plan.estimator.updates == 0:
         return jnp.array(True)
-    ready = state.assimilated > 0
+    ready = state.assimilated >= (1 if plan.renew is None else plan.renew)
     return ready if plan.estimator.ready is None else ready & plan.estimator.ready(state.estimate)
 
 
-def _by_counter(plan: GradualPlan, seen: Seen, state: GradualState) -> jax.Array:
-    if plan.renew is not None:
-        return -seen.step % plan.mask_every < plan.renew
-    return (seen.step % plan.aux_every == 0) | ~is_ready(plan, state)
+def _renewal(
+    plan: GradualPlan, seen: Seen, state: GradualState, sizes: list[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a step is one of the last before masks are extended, and the first of these.
+
+    They are before the steps that `mask_every` divides, and before those at which the schedule
+    stops rising.  Where both meet the estimate goes on, so that it is ready for the one that comes
+    first.
+    """
+    last = seen.step + plan.renew - 1  # of a window that would begin here
+    after = (last // plan.mask_every + 1) * plan.mask_every
+    then = asked_at(plan.sparsity, sizes, last, after, state.asked)
+    ending = then.flat & jnp.any(then.counts > state.pruned)
+    begins = (last % plan.mask_every == 0) & ~ending
+    inside = (-seen.step % plan.mask_every < plan.renew) | ending
+    return inside, begins | (seen.step > state.latest + 1)
 
 
 def add(total: jax.Array, more: jax.Array) -> jax.Array:

@@ -111,8 +111,8 @@ def check_others(prunable: Any, axis_name: Any, seed: Any) -> None:
     if axis_name is not None and not (isinstance(axis_name, (str, tuple)) and axis_name):
         raise ValueError(f"axis_name must be the name of an axis or None, got {axis_name!r}")
     traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
-    if not traced and not _scalars.is_whole(seed, 0):
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    if not traced and not (_scalars.is_whole(seed, 0) and int(seed) < 2**31):
+        raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
 
 
 def check_weights(params: Any, prunable: _tree.Selection) -> None:
@@ -136,7 +136,28 @@ def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
     if batch is None and estimator.updates != 0 and assimilate is not False:
         raise ValueError(
             "batch must be handed to update for its curvature: tx.update(grads, state, params, "
-            "batch=(inputs, targets)); a wrapper that drops extra arguments has to be replaced"
+            "batch=(inputs, targets)); a wrapper that drops extra arguments has to be replaced, as "
+            "the TrainState of flax by that of experiments/recipes.py"
+        )
+    if batch is not None:
+        _validate.check_batch_shapes(batch, "batch")
+
+
+def check_step(assimilate: Any, hold: bool) -> None:
+    """Raises a ValueError for what a step can't be told to do."""
+    traced = isinstance(assimilate, jax.Array) and assimilate.dtype == bool
+    if not (assimilate is None or isinstance(assimilate, (bool, np.bool_)) or traced):
+        raise ValueError(f"assimilate must be None, True, False or traced, got {assimilate!r}")
+    if hold and assimilate is not None and assimilate is not False:
+        raise ValueError(f"assimilate must be None where hold is True, got {assimilate!r}")
+
+
+def check_sizes(sizes: list[int]) -> None:
+    """Raises a ValueError where more weights share a threshold than can be counted."""
+    if max(sizes) >= 2**31:
+        raise ValueError(
+            f"prunable: at most 2³¹ - 1 weights can share a threshold, got {max(sizes)}; use "
+            'scope="layer", or one pruning for each part of the network'
         )
 
 

@@ -15,6 +15,7 @@ class GradualState(NamedTuple):
         estimate: the state of the inverse Fisher.
         key: the data of a random key, which with `count` gives that of every step.
         assimilated: how many batches the estimate was handed.
+        latest: the step of the last of them; 0 before the first.
         asked: the sparsity that was asked for at the last step; NaN before the first.
         pruned: how many weights are pruned of those that share a threshold: of all, or of each
             prunable leaf.
@@ -30,6 +31,7 @@ class GradualState(NamedTuple):
     estimate: Any
     key: jax.Array  # shape=(2,), uint32 with the default generator
     assimilated: jax.Array  # shape=(), int32
+    latest: jax.Array  # shape=(), int32
     asked: jax.Array  # shape=(), float32
     pruned: jax.Array  # shape=(groups,), int32
     weights: jax.Array  # shape=(groups,), int32

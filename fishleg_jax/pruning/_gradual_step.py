@@ -59,9 +59,12 @@ def _worked(
     """Updates with a compensation in them where one is due, and the state with what was learned."""
     counts = jnp.maximum(asked.counts, state.pruned)  # masks never shrink
     share = share_at(plan.regrow, seen.step)
+    nonsense = jnp.array(False) if share is None else jnp.isnan(share)
+    share = None if share is None else jnp.nan_to_num(share)
     more = jnp.any(counts > state.pruned)
     finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
-    state = assimilated(plan, seen, state, asked.soon & ~finished)
+    sizes = group_sizes(seen.params, groups)
+    state = assimilated(plan, seen, state, sizes, asked.soon & ~finished)
 
     if callable(plan.regrow):  # by which masks change though the sparsity does not
         regular = seen.step % plan.mask_every == 0
@@ -76,7 +79,7 @@ def _worked(
     return updates, state._replace(
         masks=masks,
         pruned=jnp.where(due & ~refused, counts, state.pruned),
-        failures=add(state.failures, refused),
+        failures=add(state.failures, refused | nonsense),
     )
 
 

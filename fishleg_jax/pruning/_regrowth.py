@@ -16,11 +16,14 @@ Regrow = float | jax.Array | Callable[[jax.Array], Any]
 
 
 def share_at(regrow: Regrow | None, step: Any) -> jax.Array | None:
-    """Which share of the pruned weights comes back at a mask update; None for no such thing."""
+    """Which share of the pruned weights comes back at a mask update; None for no such thing.
+
+    NaN where it is none in [0, 1].
+    """
     if regrow is None:
         return None
     share = jnp.asarray(regrow(step) if callable(regrow) else regrow, jnp.float32)
-    return jnp.clip(jnp.nan_to_num(share), 0, 1)
+    return jnp.where((share >= 0) & (share <= 1), share, jnp.nan)
 
 
 def more_to_come(regrow: Regrow | None, share: jax.Array | None) -> jax.Array:

@@ -55,7 +55,8 @@ def gradual_prune(
         mask_every: see `fishleg_prune`.
         compensation: see `fishleg_prune`.
         renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
-            last so many batches before every step that `mask_every` divides, and of no others.
+            last so many batches before every step that `mask_every` divides and before the end of
+            the schedule, and of no others; without all of them no mask is extended.
         regrow: see `fishleg_prune`.
         examples_per_chunk: bounds the memory of what a compensation or `regrow` wants to know of
             the model; the estimator has an argument of the same name for its own.
@@ -94,12 +95,14 @@ def gradual_prune(
         _gradual_checks.check_weights(params, prunable)
         _validate.check_params(params)
         sizes = group_sizes(params, groups_of(params, prunable, scope))
+        _gradual_checks.check_sizes(sizes)
         state = GradualState(
             count=jnp.zeros((), jnp.int32),
             masks=jax.tree.map(lambda p: jnp.ones(p.shape, bool), params),
             estimate=estimator.init(params),
             key=jax.random.key_data(jax.random.key(seed)),
             assimilated=jnp.zeros((), jnp.int32),
+            latest=jnp.zeros((), jnp.int32),
             asked=jnp.full((), jnp.nan, jnp.float32),
             pruned=jnp.zeros(len(sizes), jnp.int32),
             weights=jnp.asarray(sizes, jnp.int32),
@@ -133,8 +136,12 @@ def gradual_prune(
     ):  # fmt: skip
         del extra
         hold = _scalars.check_flag(hold, "hold")
+        _gradual_checks.check_step(assimilate, hold)
         known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
         _gradual_checks.check_weights(params, prunable)
+        for name, tree in (("updates", updates), ("grad", grad)):
+            if tree is not None or name == "updates":
+                _tree.check_same(params, tree, name)
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
@@ -179,10 +186,10 @@ def fishleg_prune(
     - `batch`: `(inputs, targets[, constants])` that the gradient was of.
     - `grad`: the gradient of the loss, which the last in a chain does not see; first-order
       compensations and `regrow` use it.  Without it they make one of the batch.
-    - `assimilate`: None for the rule above, as a `lax.cond`.  True or False from Python decides
-      without a conditional, so that a loop can have two compiled steps; XLA for the CPU runs
-      gradients of convolutions in a conditional some thirty times slower.  A traced boolean is a
-      further condition.
+    - `assimilate`: None for the rule above, as a branch within the step.  True or False from Python
+      decides without one, so that a loop can have two compiled steps; XLA for the CPU runs
+      gradients of convolutions in a branch many times slower (jax issue 12868).  A traced boolean
+      is a further condition.
     - `hold`: True, from Python, for a step that does nothing but hold what is pruned: no batch is
       looked at, and a mask update that was due waits for the next such step without it, which
       `check` tells.  On the CPU a step with a branch over all weights takes longer even where it is
@@ -190,6 +197,9 @@ def fishleg_prune(
       is: at the first steps, of which the estimate starts (32 of FishLeg; `estimator.ready` says
       when it is over), at those that `aux_every` or `mask_every` divides, and at that with which
       the schedule ends.
+
+    - `emit`: a boolean, False for a step that is going to be thrown away, at which nothing is
+      learned and no mask changed; `MultiSteps` says so.
 
     It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
     averages of weights and lookahead keep weights of their own, for which zeros are promised of
@@ -217,9 +227,11 @@ def fishleg_prune(
         compensation: what kept weights do about it, by default `compensation.independent()`.
             `compensation.group()` solves on the step's one batch, to which it can over-fit: its
             step is checked on the same batch.
-        estimator: another inverse Fisher; `damping` and `aux_optimizer` are then its own affair.
+        estimator: another inverse Fisher; not together with `damping` and `aux_optimizer`, which
+            are then its own affair.
         renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
-            last so many batches before every step that `mask_every` divides, and of no others.
+            last so many batches before every step that `mask_every` divides and before the end of
+            the schedule, and of no others; 32 or more here, of which FishLeg starts.
         regrow: which share of the pruned weights may come back at a mask update: those for which
             the estimate promises the largest falls of the loss, `½ g² [F⁻¹]_ii`, where these are
             larger than the scores of as many others that go instead.  They start from 0.0.  A
@@ -268,7 +280,17 @@ def fishleg_prune(
     _gradual_checks.check_model(model)
     if aux_optimizer is not None:
         _gradual_checks.check_optimizer(aux_optimizer, "aux_optimizer", " or None")
+    for name, value in (("damping", damping), ("aux_optimizer", aux_optimizer)):
+        if estimator is not None and value is not None:
+            raise ValueError(
+                f"{name} must be None where there is an estimator, to which it can be given; got "
+                f"{value!r}"
+            )
     if estimator is None:
+        if renew is not None and _scalars.is_whole(renew, 1) and renew < START:
+            raise ValueError(
+                f"renew must be at least {START}, the batches of which FishLeg starts, got {renew}"
+            )
         estimator = inverse.fishleg(
             model, damping, optimizer=aux_optimizer, start=START, window=WINDOW, probe="sign",
             examples_per_chunk=examples_per_chunk, axis_name=axis_name,

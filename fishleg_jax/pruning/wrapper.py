@@ -1,5 +1,6 @@
 """What stands around an optimiser: a pruning that it does not see, and mini-steps."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fishleg_jax._scalars import check_count
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model
 from fishleg_jax.pruning._counting import Sparsity
@@ -87,6 +89,17 @@ def prune(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _explicit(function: Any) -> inspect.Signature:
+    """The signature of `prune` with those options by name, for help and `inject_hyperparams`."""
+    own = inspect.signature(function)
+    positional = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = inspect.signature(fishleg_prune).parameters.values()
+    return own.replace(parameters=[*positional, *(p for p in options if p.kind is p.KEYWORD_ONLY)])
+
+
+prune.__signature__ = _explicit(prune)
+
+
 def _cut(state: Any, masks: Any) -> Any:
     """A state with zeros in what it keeps of pruned weights: moments and the like.
 
@@ -112,6 +125,13 @@ class MultiSteps(optax.MultiSteps):
     optax calls the optimiser at every mini-step and throws all but the last away.  This one says
     which is the last, on whose batch the curvature then is assimilated.
     """
+
+    def __init__(self, opt: Any, every_k_schedule: Any, *args: Any, **kwargs: Any):
+        """See `optax.MultiSteps`."""
+        check_optimizer(opt, "opt")
+        if not callable(every_k_schedule):
+            check_count(every_k_schedule, "every_k_schedule")
+        super().__init__(opt, every_k_schedule, *args, **kwargs)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple:
         """See `optax.MultiSteps.update`."""

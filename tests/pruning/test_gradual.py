@@ -304,7 +304,8 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"regrow": 1.5}, "regrow must be a number in \\[0, 1\\] or a function, got 1.5"),
         ({"mask_every": None}, "mask_every must be a whole number of steps, at least 1, got None"),
         ({"prunable": 5}, "prunable must be regular expressions over key paths"),
-        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+        ({"seed": 1.5}, "seed must be a whole number in .*, got 1.5"),
+        ({"seed": 2**70}, "seed must be a whole number in .*, got 1180591620717411303424"),
         ({"axis_name": 3}, "axis_name must be the name of an axis or None, got 3"),
         ({"model": 3}, "model must be a fishleg_jax.Model, got 3"),
         ({"renew": 101}, "renew must be at most mask_every, 100, got 101"),
@@ -313,6 +314,51 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         flj.gradual_prune(**{"estimator": DIAGONAL, "sparsity": 0.5} | arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"renew": 31}, "renew must be at least 32, the batches of which FishLeg starts, got 31"),
+        ({"damping": 0.1, "estimator": DIAGONAL}, "damping must be None where there is an estim"),
+        (
+            {"aux_optimizer": optax.sgd(0.1), "estimator": DIAGONAL},
+            "aux_optimizer must be None where there is an estimator",
+        ),
+    ],
+)
+def test_what_does_not_go_together(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        flj.fishleg_prune(MODEL, 0.5, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch": 3}, "batch must be a tuple \\(inputs, targets\\) .*, got int"),
+        ({"batch": (jnp.ones((4, 4)),)}, "batch must be a tuple .*, got tuple of length 1"),
+        ({"batch": (jnp.ones((4, 4)), jnp.ones((3, 3)))}, "one number of examples, got \\[3, 4\\]"),
+        ({"assimilate": "yes"}, "assimilate must be None, True, False or traced, got 'yes'"),
+        ({"assimilate": 1}, "assimilate must be None, True, False or traced, got 1"),
+        (
+            {"assimilate": True, "hold": True},
+            "assimilate must be None where hold is True",
+        ),
+        ({"grad": 3}, "grad must have the structure of the parameters"),
+        ({"grad": {"w": jnp.ones(4), "b": jnp.ones(3)}}, "grad: 'w' must have shape \\(4, 3\\)"),
+    ],
+)
+def test_bad_arguments_of_a_step(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PRUNING.update(PARAMS, PRUNING.init(PARAMS), PARAMS, **{"batch": BATCH} | arguments)
+    with pytest.raises(ValueError, match="updates: 'w' must have shape"):
+        PRUNING.update({**PARAMS, "w": jnp.ones(2)}, PRUNING.init(PARAMS), PARAMS, batch=BATCH)
+
+
+def test_more_weights_than_can_be_counted_are_refused():
+    pruning = flj.gradual_prune(MAGNITUDE, 0.5)
+    with pytest.raises(ValueError, match="at most 2³¹ - 1 weights can share .* got 3500000000"):
+        jax.eval_shape(pruning.init, {"w": jax.ShapeDtypeStruct((70000, 50000), jnp.float32)})
 
 
 def raising(step):
@@ -432,6 +478,27 @@ def test_an_estimate_that_is_renewed_is_of_the_last_batches_alone(kind):
     np.testing.assert_allclose(np.where(kept, found["w"], 0), np.where(kept, wanted["w"], 0), 1e-4)
     assert int(state[1].assimilated) == 3 and int(state[1].estimate.count) == 12
     assert (zeros(masks)[29:] == ZEROS).all() and flj.check(state).ok
+
+
+@pytest.mark.parametrize(
+    "mask_every, renew, batches_seen", [(10, 3, 3), (40, 5, 5), (20, 8, 15), (7, 7, 13)]
+)
+def test_the_end_of_a_schedule_has_an_estimate_of_its_own(mask_every, renew, batches_seen):
+    """Wherever it lies between two steps that `mask_every` divides; or of both where they meet."""
+    end = 27
+    linear = lambda step: 0.75 * jnp.clip((step - 5) / (end - 5), 0, 1)
+    pruning = flj.gradual_prune(DIAGONAL, linear, mask_every=mask_every, renew=renew)
+    tx = optax.chain(optax.sgd(0.01), pruning)
+    _, state, (_, masks) = train(tx, data=at(slice(end), batches()))
+    assert zeros(masks)[-1] == 9 and zeros(masks)[-2] < 9
+    assert int(state[1].assimilated) == batches_seen and int(state[1].latest) == end
+
+
+def test_a_number_waits_for_all_batches_of_a_renewed_estimate():
+    pruning = flj.gradual_prune(DIAGONAL, 0.5, mask_every=40, renew=6)
+    _, state, (_, masks) = train(optax.chain(optax.sgd(0.01), pruning))
+    assert zeros(masks).tolist() == [0] * 5 + [6] * 35
+    assert int(state[1].assimilated) == 6  # and no more of what nothing will be made
 
 
 def test_a_target_that_was_not_reached_is_told():

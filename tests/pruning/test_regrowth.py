@@ -64,6 +64,18 @@ def test_a_function_of_the_step_goes_on_where_the_sparsity_stands_still():
     assert abs(constant[-1, 0]) == 0  # a number counts where the sparsity rises
 
 
+@pytest.mark.parametrize("value", [float("nan"), 7.0, -0.1])
+def test_a_share_that_is_none_is_counted_and_nothing_comes_back(value):
+    tx = flj.gradual_prune(MAGNITUDE, 0.5, regrow=lambda step: jnp.float32(value), mask_every=2)
+    params = {"w": jnp.arange(1.0, 9)[:, None]}
+    state, update = tx.init(params), jax.jit(tx.update)
+    for _ in range(3):
+        updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params, grad=params)
+        params = optax.apply_updates(params, updates)
+    found = flj.check(state)
+    assert found.failures == 3 and not found.ok and flj.sparsity(params) == 0.5
+
+
 def test_nothing_comes_back_for_nothing():
     """Weights without a gradient stay where they are, however many were to come back."""
     tx = flj.gradual_prune(MAGNITUDE, SCHEDULE, regrow=1.0, mask_every=5)

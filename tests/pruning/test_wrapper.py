@@ -1,5 +1,7 @@
 """The wrapper around an optimiser, which keeps pruned weights out of its norms and moments."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,20 @@ def test_schedule_free_inside_hands_out_zeros():
     handed_out = optax.contrib.schedule_free_eval_params(state.inner, params)
     np.testing.assert_array_equal(handed_out["w"] != 0, flj.masks(state)["w"])
     assert flj.check(state).ok
+
+
+def test_options_by_name_for_help_and_for_inject_hyperparams():
+    assert "mask_every" in inspect.signature(flj.prune).parameters
+    make = optax.inject_hyperparams(flj.prune, static_args=("mask_every", "aux_every", "seed"))
+    tx = make(optax.sgd(0.02), MODEL, sparsity=CUBIC, estimator=DIAGONAL, mask_every=4)
+    _, state, (_, masks) = train(tx)
+    assert zeros(masks)[-1] == ZEROS and flj.check(state).ok
+
+
+@pytest.mark.parametrize("arguments", [(3, 2), (optax.sgd(0.1), 0), (optax.sgd(0.1), 1.5)])
+def test_mini_steps_that_are_none(arguments):
+    with pytest.raises(ValueError, match="(opt|every_k_schedule) must be"):
+        flj.MultiSteps(*arguments)
 
 
 def test_what_the_wrapper_is_handed():
