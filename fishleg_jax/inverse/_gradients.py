@@ -96,7 +96,7 @@ def sum_over_rows(
 
         def of_chunk(chunk, chunk_key):
             rows = make(params, chunk, chunk_key, mask)
-            return function(rows), jnp.sum(~rows.finite)
+            return function(rows), _tree.count(~rows.finite)
 
         added, skipped = _chunks.sum_over_chunks(of_chunk, batch, key, at_once)
         return added, examples // examples_per_gradient, skipped

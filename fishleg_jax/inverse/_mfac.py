@@ -116,7 +116,7 @@ def mfac(
             windows[group.name] = pushed
         return MfacState(
             count=state.count + len(finite),
-            skipped=state.skipped + jnp.sum(~finite),
+            skipped=state.skipped + _tree.count(~finite),
             used=state.used.at[slots].set(finite, unique_indices=True),
             damping=state.damping,
             windows=windows,

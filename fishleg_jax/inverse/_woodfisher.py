@@ -117,7 +117,7 @@ def woodfisher(
             g.name: extended(g, state.blocks[g.name]) for g in make_groups(params, block_size)
         }
         return WoodFisherState(
-            state.count + len(finite), state.skipped + jnp.sum(~finite), state.damping, blocks
+            state.count + len(finite), state.skipped + _tree.count(~finite), state.damping, blocks
         )
 
     def multiply(state, tangent, mask=None):
