@@ -14,6 +14,7 @@ row is not as it has to be.
 import argparse
 import functools
 import itertools
+import math
 import re
 import sys
 from collections import Counter
@@ -191,17 +192,18 @@ def differences(one: Pruned, other: Pruned) -> tuple[int, float]:
     return int((masks[0] != masks[1]).sum()), float(gap.max(initial=0))
 
 
-GATHER = re.compile(r"= \(?(?!pred)\w+\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
+GATHER = re.compile(r"= \(?(\w+)\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
 
 
 def all_gathers(text: str) -> Counter:
-    """Shapes of the results of all-gathers in a compiled text, but for those of booleans (masks).
+    """Types and shapes of the results of all-gathers in a compiled text; masks are `pred`.
 
     They are sorted and without ones; of gradients of all examples they are those of one gradient.
     """
     without = {"", "1", str(EXAMPLES), str(GRADIENTS)}
-    found = [[int(n) for n in dims.split(",") if n not in without] for dims in GATHER.findall(text)]
-    return Counter(tuple(sorted(shape)) for shape in found)
+    found = [(kind, *sorted(int(n) for n in dims.split(",") if n not in without))
+             for kind, dims in GATHER.findall(text)]  # fmt: skip
+    return Counter(found)
 
 
 def compiled(function: Callable, *args: Any) -> Counter:
@@ -240,7 +242,7 @@ def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str
 
 def largest(found: dict[str, Counter]) -> int:
     """The numbers in the largest all-gather."""
-    return max((int(np.prod(shape)) for c in found.values() for shape in c), default=0)
+    return max((math.prod(shape) for c in found.values() for _, *shape in c), default=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

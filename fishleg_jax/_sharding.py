@@ -171,6 +171,16 @@ def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def cut_gradients(x: jax.Array) -> jax.Array:
+    """Gradients of examples, one a row, cut as far as is known as a mask of the parameter is.
+
+    So a mask is not gathered where they meet; they go on to where they are needed.
+    """
+    inner = range(1, x.ndim)
+    most = lambda axis: (len(_cutters((x.shape[axis],))), x.shape[axis])
+    return halfway(x, max(inner, key=most), 0) if inner else x
+
+
 def local(
     function: Callable,
     arguments: tuple,
