@@ -218,8 +218,23 @@ def local(
     )(*arguments)  # fmt: skip
 
 
-def tall_qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The QR factorisation of a tall matrix; over devices that of pieces, and of their Rs."""
+def tall_qr(parts: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    """The QR factorisation of a tall matrix, rows of which come in parts; none is put together.
+
+    That of every part, of a device's piece of one that is spread, and of their Rs.
+    """
+    found = list(map(_qr_of_pieces, parts))
+    if len(found) == 1:
+        return [found[0][0]], found[0][1]
+    outer, whole = jnp.linalg.qr(jnp.concatenate([r for _, r in found]))
+    ends = itertools.accumulate(len(r) for _, r in found)
+    turn = lambda q, own: jnp.matmul(q, own, precision=jax.lax.Precision.HIGHEST)
+    return [
+        turn(q, outer[end - len(r) : end]) for (q, r), end in zip(found, ends, strict=True)
+    ], whole
+
+
+def _qr_of_pieces(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     names = _cutters((x.shape[0],))
     if not names:
         return jnp.linalg.qr(x)

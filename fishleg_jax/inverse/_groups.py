@@ -31,6 +31,15 @@ class Group(NamedTuple):
         """How many weights there are, without the zeros."""
         return sum(map(math.prod, self.shapes))
 
+    def parts(self) -> tuple["Group", ...]:
+        """The group leaf by leaf where it is one block: leaves end to end would be gathered."""
+        if self.blocks > 1 or len(self.leaves) == 1:
+            return (self,)
+        leaves = zip(self.leaves, self.shapes, strict=True)
+        return tuple(
+            Group(self.name, (i,), (s,), 1, math.prod(s)) for i, s in leaves if math.prod(s)
+        )
+
     def pack(self, leaves: list[jax.Array]) -> jax.Array:
         """(blocks, size) of the leaves of a flattened tree."""
         return self._cut([_sharding.along(x, 0)[None] if x.ndim else x[None] for x in leaves])[:, 0]
@@ -45,6 +54,15 @@ class Group(NamedTuple):
         flat = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         flat = jnp.pad(flat, [(0, 0), (0, self.blocks * self.size - self.weights)])
         return jnp.moveaxis(flat.reshape(len(flat), self.blocks, self.size), 1, 0)
+
+    def pack_parts(self, leaves: list[jax.Array]) -> list[jax.Array]:
+        """What `pack` gives of every part."""
+        return [part.pack(leaves) for part in self.parts()]
+
+    def unpack_parts(self, blocks: list[jax.Array], leaves: list[jax.Array]) -> None:
+        """The inverse of `pack_parts`."""
+        for part, own in zip(self.parts(), blocks, strict=True):
+            part.unpack(own, leaves)
 
     def unpack(self, blocks: jax.Array, leaves: list[jax.Array]) -> None:
         """Puts (blocks, size) back into its places of a flattened tree."""

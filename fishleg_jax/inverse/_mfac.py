@@ -97,7 +97,7 @@ def mfac(
             skipped=jnp.zeros_like(zero),
             used=jnp.zeros(window, bool),
             damping=jnp.asarray(damping, dtype),
-            windows={g.name: _window.empty(g.blocks, window, g.size, dtype) for g in groups},
+            windows={g.name: _window.empty(g, window, dtype) for g in groups},
         )
 
     def update(state, params, batch, key, mask=None):
@@ -110,9 +110,10 @@ def mfac(
         slots = (state.count + jnp.arange(len(finite))) % window
         windows = {}
         for group in make_groups(params, block_size):
-            pushed = _window.push(state.windows[group.name], group.pack_rows(leaves), slots)
+            rows = [part.pack_rows(leaves) for part in group.parts()]
+            pushed = _window.push(state.windows[group.name], rows, slots)
             if mask is not None:
-                pushed = _window.mask(pushed, group.pack(jax.tree.leaves(mask)))
+                pushed = _window.mask(pushed, group.pack_parts(jax.tree.leaves(mask)))
             windows[group.name] = pushed
         return MfacState(
             count=state.count + len(finite),
@@ -127,8 +128,8 @@ def mfac(
         leaves, tree = jax.tree.flatten(tangent)
         out, count = list(leaves), state.used.sum()
         for group in make_groups(tangent, block_size):
-            args = state.windows[group.name], count, state.damping, group.pack(leaves)
-            group.unpack(_window.multiply(*args), out)
+            args = state.windows[group.name], count, state.damping, group.pack_parts(leaves)
+            group.unpack_parts(_window.multiply(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -136,21 +137,21 @@ def mfac(
         out, count = list(leaves), state.used.sum()
         for group in make_groups(params, block_size):
             args = state.windows[group.name], count, state.damping
-            group.unpack(_window.diagonal(*args), out)
+            group.unpack_parts(_window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def product(state, tangent):
         leaves, tree = jax.tree.flatten(_tree.widen(tangent))
         out, count = list(leaves), state.used.sum()
         for group in make_groups(tangent, block_size):
-            args = state.windows[group.name], count, group.pack(leaves)
-            group.unpack(_window.product(*args), out)
+            args = state.windows[group.name], count, group.pack_parts(leaves)
+            group.unpack_parts(_window.product(*args), out)
         return tree.unflatten(out)
 
     def restrict(state, mask):
         leaves = jax.tree.leaves(mask)
         windows = {
-            group.name: _window.mask(state.windows[group.name], group.pack(leaves))
+            group.name: _window.mask(state.windows[group.name], group.pack_parts(leaves))
             for group in make_groups(mask, block_size)
         }
         return state._replace(windows=windows)

@@ -7,15 +7,21 @@ With G the gradients in rows, n of them, `F_γ⁻¹ = (I − Gᵀ (nγI + G Gᵀ
 - larger ones where the damping is so small beside the largest eigenvalue that rounding in `G Gᵀ`
   would drown it: an orthonormal basis of the gradients, in which `F_γ⁻¹` is a sum of
   positive terms.
+
+Of a block of several leaves G is kept leaf by leaf, and what is added up has the size of the
+window: over devices every leaf stays spread as it is.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fishleg_jax import _sharding
 from fishleg_jax.inverse._algebra import HIGHEST
+from fishleg_jax.inverse._groups import Group
 
 COLUMNS_AT_ONCE = 8192
 TILE = 250, 2048  # rows and columns of G whose products stay in the cache
@@ -28,31 +34,41 @@ class Window(NamedTuple):
     """Gradients of one group.
 
     Attributes:
-        rows: G, (blocks, m, size); zero where none has come yet.
+        rows: G, (blocks, m, size) for each of the group's `parts`; zero where none has come yet.
         gram: `G Gᵀ`, (blocks, m, m); None where a block is not larger than the window.
     """
 
-    rows: jax.Array
+    rows: tuple[jax.Array, ...]
     gram: jax.Array | None
 
 
-def empty(blocks: int, window: int, size: int, dtype: jnp.dtype) -> Window:
+Parts = Sequence[jax.Array]  # (blocks, size) for each of a group's parts
+
+
+def empty(group: Group, window: int, dtype: jnp.dtype) -> Window:
     """A window of no gradients."""
-    gram = None if size <= window else jnp.zeros((blocks, window, window), dtype)
-    return Window(jnp.zeros((blocks, window, size), dtype), gram)
+    square = (group.blocks, window, window)
+    gram = None if group.size <= window else jnp.zeros(square, dtype)
+    return Window(
+        tuple(jnp.zeros((part.blocks, window, part.size), dtype) for part in group.parts()), gram
+    )
 
 
-def push(window: Window, rows: jax.Array, slots: jax.Array) -> Window:
+def push(window: Window, rows: Parts, slots: jax.Array) -> Window:
     """The window with rows (blocks, rows, size) in some slots, in place of what was there."""
-    rows = _sharding.along(_sharding.halfway(rows, 2, 1), 2)
-    stored = window.rows.at[:, slots].set(rows, unique_indices=True)
+    rows = [_sharding.along(_sharding.halfway(x, 2, 1), 2) for x in rows]
+    pairs = zip(window.rows, rows, strict=True)
+    stored = tuple(old.at[:, slots].set(new, unique_indices=True) for old, new in pairs)
     if window.gram is None:
         return Window(stored, None)
     # rows that hold no gradient yet are zero, and so is the diagonal of G Gᵀ
     used = jnp.any(window.gram.diagonal(axis1=1, axis2=2) > 0, axis=0)
     last = jnp.max(jnp.where(used, jnp.arange(len(used)), -1))
     filled = jnp.maximum(last, jnp.max(slots)) + 1
-    products = _sharding.local(_products, (stored, rows, filled), (2, 2, None), None)
+    products = sum(
+        _sharding.local(_products, (*pair, filled), (2, 2, None), None)
+        for pair in zip(stored, rows, strict=True)
+    )
     gram = window.gram.at[:, :, slots].set(products, unique_indices=True)
     gram = gram.at[:, slots].set(products.mT, unique_indices=True)
     return Window(stored, gram)
@@ -83,49 +99,65 @@ def _products(stored: jax.Array, rows: jax.Array, filled: jax.Array) -> jax.Arra
     return jax.lax.fori_loop(0, -(-filled // height), by_rows, start)
 
 
-def mask(window: Window, kept: jax.Array) -> Window:
+def mask(window: Window, kept: Parts) -> Window:
     """The window with zeros for pruned weights; `G Gᵀ` is made anew only where that changes it."""
-    rows = jnp.where(kept[:, None], window.rows, 0)
+    pairs = list(zip(window.rows, kept, strict=True))
+    rows = tuple(jnp.where(k[:, None], g, 0) for g, k in pairs)
     if window.gram is None:
         return Window(rows, None)
-    changed = jnp.any((window.rows != 0) & ~kept[:, None])
-    make = lambda gram: jnp.matmul(rows, rows.mT, precision=HIGHEST)  # noqa: E731
+    changed = jnp.stack([jnp.any((g != 0) & ~k[:, None]) for g, k in pairs]).any()
+    make = lambda gram: sum(jnp.matmul(g, g.mT, precision=HIGHEST) for g in rows)  # noqa: E731
     return Window(rows, jax.lax.cond(changed, make, lambda gram: gram, window.gram))
 
 
-def product(window: Window, count: jax.Array, x: jax.Array) -> jax.Array:
+def product(window: Window, count: jax.Array, x: Parts) -> list[jax.Array]:
     """The undamped `F x = Gᵀ G x / n` of vectors (blocks, size), of n gradients in the window."""
-    inner = jnp.einsum("bms,bs->bm", window.rows, x, precision=HIGHEST)
-    outer = jnp.einsum("bms,bm->bs", window.rows, inner, precision=HIGHEST)
-    return outer / jnp.maximum(count, 1).astype(x.dtype)
+    pairs = zip(window.rows, x, strict=True)
+    inner = sum(jnp.einsum("bms,bs->bm", g, v, precision=HIGHEST) for g, v in pairs)
+    inner = inner / jnp.maximum(count, 1).astype(inner.dtype)
+    return [jnp.einsum("bms,bm->bs", g, inner, precision=HIGHEST) for g in window.rows]
 
 
-def multiply(window: Window, count: jax.Array, damping: jax.Array, x: jax.Array) -> jax.Array:
+def multiply(window: Window, count: jax.Array, damping: jax.Array, x: Parts) -> list[jax.Array]:
     """`F_γ⁻¹ x` for vectors (blocks, size), of `count` gradients in the window."""
-    count = jnp.maximum(count, 1).astype(x.dtype)
+    count = jnp.maximum(count, 1).astype(x[0].dtype)
     if window.gram is None:
-        return jax.lax.map(lambda a: _multiply_small(a[0], count, damping, a[1]), (window.rows, x))
+        pair = jnp.concatenate(window.rows, axis=2), jnp.concatenate(x, axis=1)
+        return _cut(
+            window, jax.lax.map(lambda a: _multiply_small(a[0], count, damping, a[1]), pair)
+        )
 
     def by_system(rows, gram, x):
         lower = _cholesky(gram, count * damping)
-        y = jax.scipy.linalg.cho_solve((lower, True), jnp.matmul(rows, x, precision=HIGHEST))
-        return (x - jnp.matmul(y, rows, precision=HIGHEST)) / damping
+        y = jax.scipy.linalg.cho_solve((lower, True), _inner(rows, x))
+        own = lambda g, v: (v - jnp.matmul(y, g, precision=HIGHEST)) / damping
+        return list(map(own, rows, x))
 
     def by_basis(rows, gram, x):
         basis, root = _basis(rows, count, damping)
-        inner = jnp.matmul(basis, x, precision=HIGHEST)
-        outside = (x - jnp.matmul(inner, basis, precision=HIGHEST)) / damping
+        inner = _inner(basis, x)
         inside = count * jax.scipy.linalg.cho_solve((root, False), inner)
-        return outside + jnp.matmul(inside, basis, precision=HIGHEST)
 
-    return _by_block(window, count * damping, by_system, by_basis, x)
+        def own(q, v):
+            outside = (v - jnp.matmul(inner, q, precision=HIGHEST)) / damping
+            return outside + jnp.matmul(inside, q, precision=HIGHEST)
+
+        return list(map(own, basis, x))
+
+    return _by_block(window, count * damping, by_system, by_basis, list(x))
 
 
-def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
-    """The diagonal of `F_γ⁻¹`, (blocks, size)."""
-    count = jnp.maximum(count, 1).astype(window.rows.dtype)
+def _inner(rows: Parts, x: Parts) -> jax.Array:
+    pairs = zip(rows, x, strict=True)
+    return sum(jnp.matmul(g, v, precision=HIGHEST) for g, v in pairs)
+
+
+def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> list[jax.Array]:
+    """The diagonal of `F_γ⁻¹`, (blocks, size) for each part."""
+    count = jnp.maximum(count, 1).astype(damping.dtype)
     if window.gram is None:
-        return jax.lax.map(lambda rows: _diagonal_small(rows, count, damping), window.rows)
+        rows = jnp.concatenate(window.rows, axis=2)
+        return _cut(window, jax.lax.map(lambda g: _diagonal_small(g, count, damping), rows))
 
     def by_system(rows, gram):
         lower = _cholesky(gram, count * damping)
@@ -140,7 +172,7 @@ def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
                 norms += jnp.sum(products**2, axis=0)
             return 1 - norms
 
-        return _by_columns(part, rows, inverse) / damping
+        return [_by_columns(part, g, inverse) / damping for g in rows]
 
     def by_basis(rows, gram):
         basis, root = _basis(rows, count, damping)
@@ -151,15 +183,19 @@ def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
         def part(q, inverse):
             outside = jnp.maximum(1 - jnp.sum(q**2, axis=0), 0)
             inside = jnp.sum(jnp.matmul(inverse, q, precision=HIGHEST) ** 2, axis=0)
-            return jnp.stack([outside, inside], axis=1)
+            return outside / damping + count * inside
 
-        outside, inside = _by_columns(part, basis, inverse).T
-        return outside / damping + count * inside
+        return [_by_columns(part, q, inverse) for q in basis]
 
     return _by_block(window, count * damping, by_system, by_basis)
 
 
-def _by_block(window: Window, shift: jax.Array, by_system, by_basis, *arguments) -> jax.Array:
+def _cut(window: Window, x: jax.Array) -> list[jax.Array]:
+    """(blocks, size) of all parts end to end, cut into these."""
+    return jnp.split(x, np.cumsum([g.shape[2] for g in window.rows])[:-1], axis=1)
+
+
+def _by_block(window: Window, shift: jax.Array, by_system, by_basis, *arguments) -> list[jax.Array]:
     """One of two functions of (rows, gram, ...) for every block, by the soundness of its system."""
 
     def one(block):
@@ -168,8 +204,8 @@ def _by_block(window: Window, shift: jax.Array, by_system, by_basis, *arguments)
         return jax.lax.cond(shift > bound, by_system, by_basis, rows, gram, *rest)
 
     blocks = (window.rows, window.gram, *arguments)
-    if len(window.rows) == 1:  # a loop would copy the gradients
-        return one([x[0] for x in blocks])[None]
+    if len(window.gram) == 1:  # a loop would copy the gradients
+        return [x[None] for x in one(jax.tree.map(lambda x: x[0], blocks))]
     return jax.lax.map(one, blocks)
 
 
@@ -216,27 +252,30 @@ def _diagonal_small(rows, count, damping):
     return count * jnp.sum(inverse**2, axis=1)
 
 
-def _basis(rows: jax.Array, count: jax.Array, damping: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _basis(rows: Parts, count: jax.Array, damping: jax.Array) -> tuple[list[jax.Array], jax.Array]:
     """An orthonormal basis Q of the gradients, in rows, and R with `Q nF_γ Qᵀ = Rᵀ R`.
 
     Block Gram-Schmidt, twice, each time with a QR factorisation inside the block: orthonormal to
     rounding whatever the gradients are, dependent or zero ones too.
     """
-    window = len(rows)
+    window = len(rows[0])
     at_once = min(window, ROWS_AT_ONCE)
     blocks = -(-window // at_once)
-    rows = jnp.pad(rows, [(0, blocks * at_once - window), (0, 0)])
-    real = (jnp.arange(len(rows)) < window).astype(rows.dtype)
+    rows = [jnp.pad(g, [(0, blocks * at_once - window), (0, 0)]) for g in rows]
+    padded, dtype = len(rows[0]), rows[0].dtype
+    real = (jnp.arange(padded) < window).astype(dtype)
 
     def project(part, basis):
-        inner = jnp.matmul(part, basis.T, precision=HIGHEST)
-        part = part - jnp.matmul(inner, basis, precision=HIGHEST)
-        q, r = _sharding.tall_qr(part.T)
-        return inner, q.T, r.T
+        inner = sum(jnp.matmul(p, b.T, precision=HIGHEST) for p, b in zip(part, basis, strict=True))
+        part = [
+            p - jnp.matmul(inner, b, precision=HIGHEST) for p, b in zip(part, basis, strict=True)
+        ]
+        q, r = _sharding.tall_qr([p.T for p in part])
+        return inner, [x.T for x in q], r.T
 
     def add(i, carry):
         basis, coefficients = carry
-        part = jax.lax.dynamic_slice_in_dim(rows, i * at_once, at_once)
+        part = [jax.lax.dynamic_slice_in_dim(g, i * at_once, at_once) for g in rows]
         first, part, scale = project(part, basis)
         second, part, turn = project(part, basis)
         inner = first + jnp.matmul(scale, second, precision=HIGHEST)
@@ -244,10 +283,13 @@ def _basis(rows: jax.Array, count: jax.Array, damping: jax.Array) -> tuple[jax.A
         inner = jax.lax.dynamic_update_slice(inner, own, (0, i * at_once))
         begin = (i * at_once, 0)
         # rows that only fill up the last part would make more directions than there may be
-        part = part * jax.lax.dynamic_slice_in_dim(real, i * at_once, at_once)[:, None]
-        basis = jax.lax.dynamic_update_slice(basis, part, begin)
+        kept = jax.lax.dynamic_slice_in_dim(real, i * at_once, at_once)[:, None]
+        basis = [
+            jax.lax.dynamic_update_slice(b, p * kept, begin)
+            for b, p in zip(basis, part, strict=True)
+        ]
         return basis, jax.lax.dynamic_update_slice(coefficients, inner, begin)
 
-    start = jnp.zeros_like(rows), jnp.zeros((len(rows), len(rows)), rows.dtype)
+    start = list(map(jnp.zeros_like, rows)), jnp.zeros((padded, padded), dtype)
     basis, coefficients = jax.lax.fori_loop(0, blocks, add, start)
     return basis, _root(coefficients, count, damping)

@@ -95,7 +95,7 @@ def woodfisher(
         blocks = {
             g.name: _square_root.start(g.blocks, g.size, gamma)
             if has_root(g)
-            else _window.empty(g.blocks, gradients, g.size, dtype)
+            else _window.empty(g, gradients, dtype)
             for g in groups
         }
         zero = jnp.zeros((), jnp.int32)
@@ -107,10 +107,11 @@ def woodfisher(
         wanted = (slots < gradients).astype(state.damping.dtype)
 
         def extended(group, old):
-            rows = group.pack_rows(leaves)
             if has_root(group):
+                rows = group.pack_rows(leaves)
                 rows = _sharding.halfway(rows * (wanted / gradients**0.5)[:, None], 0, 1)
                 return _sharding.local(_square_root.extend, (old, rows), (0, 0), 0)
+            rows = [part.pack_rows(leaves) for part in group.parts()]
             return _window.push(old, rows, slots)
 
         blocks = {
@@ -125,11 +126,12 @@ def woodfisher(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for group in make_groups(tangent, block_size):
-            old, x = state.blocks[group.name], group.pack(leaves)
+            old = state.blocks[group.name]
             if has_root(group):
-                group.unpack(_square_root.multiply(old, x), out)
+                group.unpack(_square_root.multiply(old, group.pack(leaves)), out)
             else:
-                group.unpack(_window.multiply(old, jnp.asarray(gradients), state.damping, x), out)
+                args = old, jnp.asarray(gradients), state.damping, group.pack_parts(leaves)
+                group.unpack_parts(_window.multiply(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -140,7 +142,8 @@ def woodfisher(
             if has_root(group):
                 group.unpack(_square_root.diagonal(old), out)
             else:
-                group.unpack(_window.diagonal(old, jnp.asarray(gradients), state.damping), out)
+                args = old, jnp.asarray(gradients), state.damping
+                group.unpack_parts(_window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(

@@ -138,9 +138,7 @@ def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
     return before(_bisect(enough, low, high))
 
 
-def _bisect(
-    enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array
-) -> jax.Array:
+def _bisect(enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
     """The smallest whole number in [low, high] for which, as for all above it, `enough` is true."""
 
     def halve(bounds):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fishleg_jax as flj
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse import _memory, _square_root, _window
+from fishleg_jax.inverse._groups import make_groups
 from tests import dense
 
 MODEL = dense.categorical_mlp()
@@ -201,14 +202,15 @@ def both_ways(rows, damping, x):
     """The inverse's diagonal and its product with x, from a window and as a square root."""
     number, size = rows.shape
     gamma, count = jnp.float32(damping), jnp.asarray(number)
-    window = _window.empty(1, number, size, jnp.float32)
-    window = _window.push(window, rows[None], jnp.arange(number))
+    (group,) = make_groups(x, None)
+    window = _window.empty(group, number, jnp.float32)
+    window = _window.push(window, [rows[None]], jnp.arange(number))
     root = _square_root.start(1, size, gamma)
     root = _square_root.extend(root, rows[None] / number**0.5)
     return (
         (
-            _window.diagonal(window, count, gamma)[0],
-            _window.multiply(window, count, gamma, x[None])[0],
+            _window.diagonal(window, count, gamma)[0][0],
+            _window.multiply(window, count, gamma, [x[None]])[0][0],
         ),
         (_square_root.diagonal(root)[0], _square_root.multiply(root, x[None])[0]),
     )
