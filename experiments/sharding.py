@@ -7,8 +7,10 @@ Meshes have Auto or Explicit axes.  Layouts: `data`, batches spread over all dev
 batches and weights over all of them; `mixed`, batches over four and weights over two.  A row tells
 how many masks differ, the largest relative difference of weights that both keep, whether all lay
 where the weights do, and of the compiled texts the largest all-gather that the model's own gradient
-does not have, in numbers; that is to be less than the smaller kernel.  The exit code is 1 where a
-row is not as it has to be.
+does not have, of numbers or of a mask; that is to be less than the smaller kernel, and is named
+where it is not.  With `data`, where every device has all weights and all of a state, gathers are
+named but not counted: WoodFisher and M-FAC need the gradients of all examples everywhere.  The exit
+code is 1 where a row is not as it has to be.
 """
 
 import argparse
