@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fishleg_jax import _tree
@@ -147,7 +146,7 @@ def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
         axis: along which it is cut.
         examples: whether that is one of examples; then all devices of the mesh have a part.
     """
-    names = _cutters((x.shape[axis],), examples)
+    names = cutters((x.shape[axis],), examples)
     if not names:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, names))
@@ -159,7 +158,7 @@ def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
     On the way from `along(x, examples, examples=True)` to `along(x, axis)`, which the compiler else
     makes by gathering everything.
     """
-    names = _cutters((x.shape[axis],))
+    names = cutters((x.shape[axis],))
     if not names:
         return x
     mesh = jax.sharding.get_abstract_mesh()
@@ -177,7 +176,7 @@ def cut_gradients(x: jax.Array) -> jax.Array:
     So a mask is not gathered where they meet; they go on to where they are needed.
     """
     inner = range(1, x.ndim)
-    most = lambda axis: (len(_cutters((x.shape[axis],))), x.shape[axis])
+    most = lambda axis: (len(cutters((x.shape[axis],))), x.shape[axis])
     return halfway(x, max(inner, key=most), 0) if inner else x
 
 
@@ -202,7 +201,7 @@ def local(
         examples: see `along`.
     """
     cuts = zip(arguments, cut, strict=True)
-    names = _cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
+    names = cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
     if not names:
         return function(*arguments)
 
@@ -216,38 +215,6 @@ def local(
     return jax.shard_map(
         piece, in_specs=tuple(map(spec, cut)), out_specs=spec(out), check_vma=False
     )(*arguments)  # fmt: skip
-
-
-def tall_qr(parts: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-    """The QR factorisation of a tall matrix, rows of which come in parts; none is put together.
-
-    That of every part, of a device's piece of one that is spread, and of their Rs.
-    """
-    found = list(map(_qr_of_pieces, parts))
-    if len(found) == 1:
-        return [found[0][0]], found[0][1]
-    outer, whole = jnp.linalg.qr(jnp.concatenate([r for _, r in found]))
-    ends = itertools.accumulate(len(r) for _, r in found)
-    turn = lambda q, own: jnp.matmul(q, own, precision=jax.lax.Precision.HIGHEST)
-    return [
-        turn(q, outer[end - len(r) : end]) for (q, r), end in zip(found, ends, strict=True)
-    ], whole
-
-
-def _qr_of_pieces(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    names = _cutters((x.shape[0],))
-    if not names:
-        return jnp.linalg.qr(x)
-
-    def piece(x):
-        q, r = jnp.linalg.qr(x)
-        outer, whole = jnp.linalg.qr(jax.lax.all_gather(r, names, tiled=True))
-        begin = jax.lax.axis_index(names) * r.shape[0]
-        own = jax.lax.dynamic_slice_in_dim(outer, begin, r.shape[0])
-        return jnp.matmul(q, own, precision=jax.lax.Precision.HIGHEST), whole
-
-    cut = PartitionSpec(names)
-    return jax.shard_map(piece, in_specs=cut, out_specs=(cut, PartitionSpec()), check_vma=False)(x)
 
 
 def in_mesh_of_params(function: Callable) -> Callable:
@@ -285,7 +252,7 @@ def _spread_over(axes: tuple[str, ...]) -> Iterator[None]:
         _PARAMETER_AXES.reset(before)
 
 
-def _cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
+def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
     """The axes of the known mesh that make the most pieces of equal length of all lengths."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:

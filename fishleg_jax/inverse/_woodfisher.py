@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _scalars, _sharding, _tree
-from fishleg_jax.inverse import _memory, _square_root, _window
+from fishleg_jax.inverse import _groups, _memory, _square_root, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
@@ -111,7 +111,7 @@ def woodfisher(
                 rows = group.pack_rows(leaves)
                 rows = _sharding.halfway(rows * (wanted / gradients**0.5)[:, None], 0, 1)
                 return _sharding.local(_square_root.extend, (old, rows), (0, 0), 0)
-            rows = [part.pack_rows(leaves) for part in group.parts()]
+            rows = [part.pack_rows(leaves) for part in group.parts(gradients)]
             return _window.push(old, rows, slots)
 
         blocks = {
@@ -130,8 +130,10 @@ def woodfisher(
             if has_root(group):
                 group.unpack(_square_root.multiply(old, group.pack(leaves)), out)
             else:
-                args = old, jnp.asarray(gradients), state.damping, group.pack_parts(leaves)
-                group.unpack_parts(_window.multiply(*args), out)
+                parts = group.parts(gradients)
+                x = _groups.pack(parts, leaves)
+                count = jnp.asarray(gradients)
+                _groups.unpack(parts, _window.multiply(old, count, state.damping, x), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -143,7 +145,7 @@ def woodfisher(
                 group.unpack(_square_root.diagonal(old), out)
             else:
                 args = old, jnp.asarray(gradients), state.damping
-                group.unpack_parts(_window.diagonal(*args), out)
+                _groups.unpack(group.parts(gradients), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(
