@@ -7,13 +7,16 @@ Meshes have Auto or Explicit axes.  Layouts: `data`, batches spread over all dev
 batches and weights over all of them; `mixed`, batches over four and weights over two.  A row tells
 how many masks differ, the largest relative difference of weights that both keep, whether all lay
 where the weights do, and of the compiled texts the largest all-gather that the model's own gradient
-does not have, in numbers; that is to be less than the smaller kernel.  The exit code is 1 where a
-row is not as it has to be.
+does not have, of numbers or of a mask; that is to be less than the smaller kernel, and is named
+where it is not.  With `data`, where every device has all weights and all of a state, gathers are
+named but not counted: WoodFisher and M-FAC need the gradients of all examples everywhere.  The exit
+code is 1 where a row is not as it has to be.
 """
 
 import argparse
 import functools
 import itertools
+import math
 import re
 import sys
 from collections import Counter
@@ -191,17 +194,18 @@ def differences(one: Pruned, other: Pruned) -> tuple[int, float]:
     return int((masks[0] != masks[1]).sum()), float(gap.max(initial=0))
 
 
-GATHER = re.compile(r"= \(?(?!pred)\w+\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
+GATHER = re.compile(r"= \(?(\w+)\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
 
 
 def all_gathers(text: str) -> Counter:
-    """Shapes of the results of all-gathers in a compiled text, but for those of booleans (masks).
+    """Types and shapes of the results of all-gathers in a compiled text; masks are `pred`.
 
     They are sorted and without ones; of gradients of all examples they are those of one gradient.
     """
     without = {"", "1", str(EXAMPLES), str(GRADIENTS)}
-    found = [[int(n) for n in dims.split(",") if n not in without] for dims in GATHER.findall(text)]
-    return Counter(tuple(sorted(shape)) for shape in found)
+    found = [(kind, *sorted(int(n) for n in dims.split(",") if n not in without))
+             for kind, dims in GATHER.findall(text)]  # fmt: skip
+    return Counter(found)
 
 
 def compiled(function: Callable, *args: Any) -> Counter:
@@ -240,7 +244,7 @@ def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str
 
 def largest(found: dict[str, Counter]) -> int:
     """The numbers in the largest all-gather."""
-    return max((int(np.prod(shape)) for c in found.values() for shape in c), default=0)
+    return max((math.prod(shape) for c in found.values() for _, *shape in c), default=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fishleg_jax import _tree
@@ -147,7 +146,7 @@ def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
         axis: along which it is cut.
         examples: whether that is one of examples; then all devices of the mesh have a part.
     """
-    names = _cutters((x.shape[axis],), examples)
+    names = cutters((x.shape[axis],), examples)
     if not names:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, names))
@@ -159,7 +158,7 @@ def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
     On the way from `along(x, examples, examples=True)` to `along(x, axis)`, which the compiler else
     makes by gathering everything.
     """
-    names = _cutters((x.shape[axis],))
+    names = cutters((x.shape[axis],))
     if not names:
         return x
     mesh = jax.sharding.get_abstract_mesh()
@@ -169,6 +168,16 @@ def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
     if others and x.shape[examples] % math.prod(mesh.shape[name] for name in others) == 0:
         spec[examples] = others
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def cut_gradients(x: jax.Array) -> jax.Array:
+    """Gradients of examples, one a row, cut as far as is known as a mask of the parameter is.
+
+    So a mask is not gathered where they meet; they go on to where they are needed.
+    """
+    inner = range(1, x.ndim)
+    most = lambda axis: (len(cutters((x.shape[axis],))), x.shape[axis])
+    return halfway(x, max(inner, key=most), 0) if inner else x
 
 
 def local(
@@ -192,7 +201,7 @@ def local(
         examples: see `along`.
     """
     cuts = zip(arguments, cut, strict=True)
-    names = _cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
+    names = cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
     if not names:
         return function(*arguments)
 
@@ -206,23 +215,6 @@ def local(
     return jax.shard_map(
         piece, in_specs=tuple(map(spec, cut)), out_specs=spec(out), check_vma=False
     )(*arguments)  # fmt: skip
-
-
-def tall_qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The QR factorisation of a tall matrix; over devices that of pieces, and of their Rs."""
-    names = _cutters((x.shape[0],))
-    if not names:
-        return jnp.linalg.qr(x)
-
-    def piece(x):
-        q, r = jnp.linalg.qr(x)
-        outer, whole = jnp.linalg.qr(jax.lax.all_gather(r, names, tiled=True))
-        begin = jax.lax.axis_index(names) * r.shape[0]
-        own = jax.lax.dynamic_slice_in_dim(outer, begin, r.shape[0])
-        return jnp.matmul(q, own, precision=jax.lax.Precision.HIGHEST), whole
-
-    cut = PartitionSpec(names)
-    return jax.shard_map(piece, in_specs=cut, out_specs=(cut, PartitionSpec()), check_vma=False)(x)
 
 
 def in_mesh_of_params(function: Callable) -> Callable:
@@ -260,7 +252,7 @@ def _spread_over(axes: tuple[str, ...]) -> Iterator[None]:
         _PARAMETER_AXES.reset(before)
 
 
-def _cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
+def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
     """The axes of the known mesh that make the most pieces of equal length of all lengths."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:

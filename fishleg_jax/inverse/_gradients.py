@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _scalars, _tree, fisher
+from fishleg_jax import _chunks, _scalars, _sharding, _tree, fisher
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model
 
@@ -59,6 +59,8 @@ def gradient_rows(
             examples_per_chunk=examples_per_chunk,
         )
         leaves = jax.tree.leaves(apply_mask(gradients, mask))
+        if mask is not None:
+            leaves = [_sharding.cut_gradients(x) for x in leaves]
         # without a reshape, by which what is spread over devices would be gathered
         finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
         finite = jnp.stack(finite).all(axis=0)
@@ -96,7 +98,7 @@ def sum_over_rows(
 
         def of_chunk(chunk, chunk_key):
             rows = make(params, chunk, chunk_key, mask)
-            return function(rows), jnp.sum(~rows.finite)
+            return function(rows), _tree.count(~rows.finite)
 
         added, skipped = _chunks.sum_over_chunks(of_chunk, batch, key, at_once)
         return added, examples // examples_per_gradient, skipped

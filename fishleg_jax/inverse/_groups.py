@@ -31,6 +31,25 @@ class Group(NamedTuple):
         """How many weights there are, without the zeros."""
         return sum(map(math.prod, self.shapes))
 
+    def parts(self, window: int) -> tuple["Group", ...]:
+        """The group without a block of all: leaves of one size make up a part, one a block.
+
+        Leaves end to end would be gathered where they are spread over devices.  A part a leaf would
+        be many times as much to compile.
+
+        Args:
+            window: a block of no more weights is left as it is.
+        """
+        if self.blocks > 1 or len(self.leaves) == 1 or self.size <= window:
+            return (self,)
+        by_size: dict[int, list] = {}
+        for leaf in zip(self.leaves, self.shapes, strict=True):
+            by_size.setdefault(math.prod(leaf[1]), []).append(leaf)
+        return tuple(
+            Group(self.name, *zip(*leaves, strict=True), len(leaves), size)
+            for size, leaves in by_size.items() if size
+        )  # fmt: skip
+
     def pack(self, leaves: list[jax.Array]) -> jax.Array:
         """(blocks, size) of the leaves of a flattened tree."""
         return self._cut([_sharding.along(x, 0)[None] if x.ndim else x[None] for x in leaves])[:, 0]
@@ -42,17 +61,34 @@ class Group(NamedTuple):
 
     def _cut(self, leaves: list[jax.Array]) -> jax.Array:
         parts = [leaves[i].reshape(leaves[i].shape[0], -1) for i in self.leaves]
+        if len(parts) == self.blocks:
+            return jnp.stack(parts)
         flat = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         flat = jnp.pad(flat, [(0, 0), (0, self.blocks * self.size - self.weights)])
         return jnp.moveaxis(flat.reshape(len(flat), self.blocks, self.size), 1, 0)
 
     def unpack(self, blocks: jax.Array, leaves: list[jax.Array]) -> None:
         """Puts (blocks, size) back into its places of a flattened tree."""
+        if len(self.leaves) == self.blocks:
+            for i, shape, block in zip(self.leaves, self.shapes, blocks, strict=True):
+                leaves[i] = block.reshape(shape)
+            return
         flat, begin = blocks.reshape(-1), 0
         for i, shape in zip(self.leaves, self.shapes, strict=True):
             end = begin + math.prod(shape)
             leaves[i] = flat[begin:end].reshape(shape)
             begin = end
+
+
+def pack(parts: tuple[Group, ...], leaves: list[jax.Array]) -> list[jax.Array]:
+    """What `Group.pack` makes of every part."""
+    return [part.pack(leaves) for part in parts]
+
+
+def unpack(parts: tuple[Group, ...], blocks: list[jax.Array], leaves: list[jax.Array]) -> None:
+    """The inverse of `pack`."""
+    for part, own in zip(parts, blocks, strict=True):
+        part.unpack(own, leaves)
 
 
 def make_groups(params: Any, block_size: int | str | None) -> tuple[Group, ...]:

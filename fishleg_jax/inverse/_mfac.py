@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _scalars, _tree
-from fishleg_jax.inverse import _memory, _window
+from fishleg_jax.inverse import _groups, _memory, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
@@ -97,7 +97,7 @@ def mfac(
             skipped=jnp.zeros_like(zero),
             used=jnp.zeros(window, bool),
             damping=jnp.asarray(damping, dtype),
-            windows={g.name: _window.empty(g.blocks, window, g.size, dtype) for g in groups},
+            windows={g.name: _window.empty(g, window, dtype) for g in groups},
         )
 
     def update(state, params, batch, key, mask=None):
@@ -110,13 +110,15 @@ def mfac(
         slots = (state.count + jnp.arange(len(finite))) % window
         windows = {}
         for group in make_groups(params, block_size):
-            pushed = _window.push(state.windows[group.name], group.pack_rows(leaves), slots)
+            parts = group.parts(window)
+            rows = [part.pack_rows(leaves) for part in parts]
+            pushed = _window.push(state.windows[group.name], rows, slots)
             if mask is not None:
-                pushed = _window.mask(pushed, group.pack(jax.tree.leaves(mask)))
+                pushed = _window.mask(pushed, _groups.pack(parts, jax.tree.leaves(mask)))
             windows[group.name] = pushed
         return MfacState(
             count=state.count + len(finite),
-            skipped=state.skipped + jnp.sum(~finite),
+            skipped=state.skipped + _tree.count(~finite),
             used=state.used.at[slots].set(finite, unique_indices=True),
             damping=state.damping,
             windows=windows,
@@ -127,8 +129,9 @@ def mfac(
         leaves, tree = jax.tree.flatten(tangent)
         out, count = list(leaves), state.used.sum()
         for group in make_groups(tangent, block_size):
-            args = state.windows[group.name], count, state.damping, group.pack(leaves)
-            group.unpack(_window.multiply(*args), out)
+            parts, old = group.parts(window), state.windows[group.name]
+            x = _groups.pack(parts, leaves)
+            _groups.unpack(parts, _window.multiply(old, count, state.damping, x), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -136,21 +139,24 @@ def mfac(
         out, count = list(leaves), state.used.sum()
         for group in make_groups(params, block_size):
             args = state.windows[group.name], count, state.damping
-            group.unpack(_window.diagonal(*args), out)
+            _groups.unpack(group.parts(window), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def product(state, tangent):
         leaves, tree = jax.tree.flatten(_tree.widen(tangent))
         out, count = list(leaves), state.used.sum()
         for group in make_groups(tangent, block_size):
-            args = state.windows[group.name], count, group.pack(leaves)
-            group.unpack(_window.product(*args), out)
+            parts, old = group.parts(window), state.windows[group.name]
+            x = _groups.pack(parts, leaves)
+            _groups.unpack(parts, _window.product(old, count, x), out)
         return tree.unflatten(out)
 
     def restrict(state, mask):
         leaves = jax.tree.leaves(mask)
         windows = {
-            group.name: _window.mask(state.windows[group.name], group.pack(leaves))
+            group.name: _window.mask(
+                state.windows[group.name], _groups.pack(group.parts(window), leaves)
+            )
             for group in make_groups(mask, block_size)
         }
         return state._replace(windows=windows)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _scalars, _sharding, _tree
-from fishleg_jax.inverse import _memory, _square_root, _window
+from fishleg_jax.inverse import _groups, _memory, _square_root, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
@@ -95,7 +95,7 @@ def woodfisher(
         blocks = {
             g.name: _square_root.start(g.blocks, g.size, gamma)
             if has_root(g)
-            else _window.empty(g.blocks, gradients, g.size, dtype)
+            else _window.empty(g, gradients, dtype)
             for g in groups
         }
         zero = jnp.zeros((), jnp.int32)
@@ -107,17 +107,18 @@ def woodfisher(
         wanted = (slots < gradients).astype(state.damping.dtype)
 
         def extended(group, old):
-            rows = group.pack_rows(leaves)
             if has_root(group):
+                rows = group.pack_rows(leaves)
                 rows = _sharding.halfway(rows * (wanted / gradients**0.5)[:, None], 0, 1)
                 return _sharding.local(_square_root.extend, (old, rows), (0, 0), 0)
+            rows = [part.pack_rows(leaves) for part in group.parts(gradients)]
             return _window.push(old, rows, slots)
 
         blocks = {
             g.name: extended(g, state.blocks[g.name]) for g in make_groups(params, block_size)
         }
         return WoodFisherState(
-            state.count + len(finite), state.skipped + jnp.sum(~finite), state.damping, blocks
+            state.count + len(finite), state.skipped + _tree.count(~finite), state.damping, blocks
         )
 
     def multiply(state, tangent, mask=None):
@@ -125,11 +126,14 @@ def woodfisher(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for group in make_groups(tangent, block_size):
-            old, x = state.blocks[group.name], group.pack(leaves)
+            old = state.blocks[group.name]
             if has_root(group):
-                group.unpack(_square_root.multiply(old, x), out)
+                group.unpack(_square_root.multiply(old, group.pack(leaves)), out)
             else:
-                group.unpack(_window.multiply(old, jnp.asarray(gradients), state.damping, x), out)
+                parts = group.parts(gradients)
+                x = _groups.pack(parts, leaves)
+                count = jnp.asarray(gradients)
+                _groups.unpack(parts, _window.multiply(old, count, state.damping, x), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -140,7 +144,8 @@ def woodfisher(
             if has_root(group):
                 group.unpack(_square_root.diagonal(old), out)
             else:
-                group.unpack(_window.diagonal(old, jnp.asarray(gradients), state.damping), out)
+                args = old, jnp.asarray(gradients), state.damping
+                _groups.unpack(group.parts(gradients), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(

@@ -32,15 +32,16 @@ for name, kind, layout, how in json.loads(sys.argv[1]):
 with jax.set_mesh(sharding.make_mesh("auto")):
     kernel = sharding.make_case(sharding.make_mesh("auto"), "mixed").params["one"]
     functions = lambda x: jax.numpy.sort(x.reshape(-1)), lambda x: 2 * x
-    told.append([sharding.largest({"": sharding.compiled(f, kernel)}) for f in functions])
+    told.append([sharding.largest({"": sharding.compiled(f, x)})
+                 for f in functions for x in (kernel, kernel > 0)])  # a mask, too
 print(json.dumps(told))
 """
 CASES = [
     ("identity", "explicit", "full", "gradual"),
-    ("diagonal", "auto", "mixed", "one_shot"),
+    ("diagonal", "auto", "full", "gradual"),
     ("kfac", "explicit", "mixed", "one_shot"),
     ("woodfisher", "auto", "mixed", "one_shot"),
-    ("mfac", "explicit", "data", "one_shot"),
+    ("mfac_all", "explicit", "mixed", "one_shot"),
     ("fishleg", "explicit", "mixed", "gradual"),
 ]
 
@@ -68,4 +69,4 @@ def test_eight_devices_are_as_one(told, index):
 
 
 def test_a_gather_is_found(told):
-    assert told[-1] == [32 * 64, 0]
+    assert told[-1] == [32 * 64, 32 * 64, 0, 0]

@@ -123,6 +123,16 @@ def test_state_is_a_pytree_of_arrays(row):
     assert len(set(places)) == len(places)
 
 
+@rows
+def test_an_update_keeps_dtypes_with_64_bits(row):
+    """Or a loop could not carry the state; counts are what turns into int64."""
+    with jax.enable_x64(True):
+        estimator, (params, batch) = ROWS[row](MODEL), problem(jnp.float64)
+        before = jax.eval_shape(estimator.init, params)
+        after = jax.eval_shape(estimator.update, before, params, batch, jax.random.key(0))
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, before)
+
+
 @few_rows
 def test_jit_changes_nothing(row):
     """One update from the same state: where frames are made, and while it learns.

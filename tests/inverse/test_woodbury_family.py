@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 import fishleg_jax as flj
 from fishleg_jax._jit import jitted
-from fishleg_jax.inverse import _memory, _square_root, _window
+from fishleg_jax.inverse import _groups, _memory, _square_root, _window
+from fishleg_jax.inverse._groups import make_groups
 from tests import dense
 
 MODEL = dense.categorical_mlp()
@@ -108,6 +110,35 @@ def test_one_block_is_the_full_form(x64, key):
         np.testing.assert_allclose(matrix, found[0], atol=1e-9 * np.abs(found[0]).max())
 
 
+@pytest.mark.parametrize("damping", [0.1, 1e-15], ids=["system", "basis"])
+def test_a_block_in_parts_is_as_one_vector(x64, key, damping):
+    """Leaves of one size share a part; an empty one has none."""
+    params = {"a": jnp.zeros((4, 3)), "b": jnp.zeros((3, 4)), "c": jnp.zeros(5), "d": jnp.zeros(0)}
+    rows = jax.random.normal(key, (6, 29))
+    to_tree = jax.flatten_util.ravel_pytree(params)[1]
+
+    def both(params, to_tree):
+        (group,) = make_groups(params, None)
+        parts, leaves = group.parts(6), jax.tree.leaves(jax.vmap(to_tree)(rows))
+        window = _window.empty(group, 6, rows.dtype)
+        window = _window.push(window, [p.pack_rows(leaves) for p in parts], jnp.arange(6))
+        x = _groups.pack(parts, jax.tree.leaves(to_tree(jnp.arange(29.0))))
+        args = window, jnp.asarray(6), jnp.asarray(damping)
+        out = []
+        for blocks in (_window.multiply(*args, x), _window.diagonal(*args),
+                       _window.product(*args[:2], x)):  # fmt: skip
+            new = jax.tree.leaves(params)
+            _groups.unpack(parts, blocks, new)
+            out.append(jnp.concatenate([y.reshape(-1) for y in new]))
+        return len(parts), jnp.stack(out)
+
+    whole = both(jnp.zeros(29), lambda x: x)
+    parts = both(params, to_tree)
+    assert (whole[0], parts[0]) == (1, 2)
+    for one, other in zip(whole[1], parts[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 * jnp.abs(one).max())
+
+
 @methods
 def test_means_of_examples(x64, key, method):
     params, (inputs, labels) = problem(key, 20)
@@ -201,14 +232,15 @@ def both_ways(rows, damping, x):
     """The inverse's diagonal and its product with x, from a window and as a square root."""
     number, size = rows.shape
     gamma, count = jnp.float32(damping), jnp.asarray(number)
-    window = _window.empty(1, number, size, jnp.float32)
-    window = _window.push(window, rows[None], jnp.arange(number))
+    (group,) = make_groups(x, None)
+    window = _window.empty(group, number, jnp.float32)
+    window = _window.push(window, [rows[None]], jnp.arange(number))
     root = _square_root.start(1, size, gamma)
     root = _square_root.extend(root, rows[None] / number**0.5)
     return (
         (
-            _window.diagonal(window, count, gamma)[0],
-            _window.multiply(window, count, gamma, x[None])[0],
+            _window.diagonal(window, count, gamma)[0][0],
+            _window.multiply(window, count, gamma, [x[None]])[0][0],
         ),
         (_square_root.diagonal(root)[0], _square_root.multiply(root, x[None])[0]),
     )
