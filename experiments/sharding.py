@@ -194,6 +194,7 @@ def differences(one: Pruned, other: Pruned) -> tuple[int, float]:
     return int((masks[0] != masks[1]).sum()), float(gap.max(initial=0))
 
 
+RUNS = 3  # of the model in an update, at most
 GATHER = re.compile(r"= \(?(\w+)\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
 
 
@@ -237,8 +238,10 @@ def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str
             kernels(masks),
         ),
     }  # fmt: skip
-    # the weights that a gradient gathers, and the vector that a Fisher product takes in their place
-    found["update"] = Counter({k: n for k, n in found["update"].items() if k not in gradient})
+    # the weights that a gradient gathers, for labels and for the gradient or a Fisher product, and
+    # the vector that this takes in their place
+    own = Counter({k: RUNS * n for k, n in gradient.items()})
+    found["update"] -= own
     return found
 
 
