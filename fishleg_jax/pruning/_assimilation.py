@@ -8,13 +8,12 @@ import optax
 
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
-from fishleg_jax.pruning._counting import asked_at
 from fishleg_jax.pruning._gradual_state import GradualState
-from fishleg_jax.pruning._plan import GradualPlan, Seen
+from fishleg_jax.pruning._plan import GradualPlan, Seen, asked_of
 
 
 def assimilated(
-    plan: GradualPlan, seen: Seen, state: GradualState, sizes: list[int], wanted: jax.Array
+    plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
 ) -> GradualState:
     """The state with the batch in its estimate, where that is due.
 
@@ -24,7 +23,6 @@ def assimilated(
         plan: how to prune.
         seen: what the step sees.
         state: the state before.
-        sizes: how many weights share each threshold.
         wanted: whether weights are going to be scored, from soon on.
     """
     estimator = plan.estimator
@@ -32,7 +30,7 @@ def assimilated(
         return state
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
 
-    inside, first = (None, None) if plan.renew is None else _renewal(plan, seen, state, sizes)
+    inside, first = (None, None) if plan.renew is None else _renewal(plan, seen, state)
 
     def run(parts):
         estimate, number, latest, failures = parts
@@ -68,9 +66,7 @@ def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
     return ready if plan.estimator.ready is None else ready & plan.estimator.ready(state.estimate)
 
 
-def _renewal(
-    plan: GradualPlan, seen: Seen, state: GradualState, sizes: list[int]
-) -> tuple[jax.Array, jax.Array]:
+def _renewal(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[jax.Array, jax.Array]:
     """Whether a step is one of the last before masks are extended, and the first of these.
 
     They are before the steps that `mask_every` divides, and before those at which the schedule
@@ -78,8 +74,7 @@ def _renewal(
     first.
     """
     last = seen.step + plan.renew - 1  # of a window that would begin here
-    after = (last // plan.mask_every + 1) * plan.mask_every
-    then = asked_at(plan.sparsity, sizes, last, after, state.asked)
+    then = asked_of(plan, seen.params, last, state.asked)
     ending = then.flat & jnp.any(then.counts > state.pruned)
     begins = (last % plan.mask_every == 0) & ~ending
     inside = (-seen.step % plan.mask_every < plan.renew) | ending

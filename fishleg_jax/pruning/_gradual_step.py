@@ -10,9 +10,9 @@ from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
-from fishleg_jax.pruning._counting import Asked, asked_at
+from fishleg_jax.pruning._counting import Asked
 from fishleg_jax.pruning._gradual_state import GradualState
-from fishleg_jax.pruning._plan import GradualPlan, Seen, group_sizes, groups_of
+from fishleg_jax.pruning._plan import GradualPlan, Seen, asked_of, groups_of
 from fishleg_jax.pruning._regrowth import more_to_come, revived, share_at
 from fishleg_jax.pruning.masks import _keep
 from fishleg_jax.pruning.saliency import obs_saliency
@@ -28,13 +28,11 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
             count=optax.safe_increment(state.count), violations=add(state.violations, violations)
         ),
     )
-    groups = groups_of(params, plan.prunable, plan.scope)
-    ahead = (step // plan.mask_every + 1) * plan.mask_every
-    asked = asked_at(plan.sparsity, group_sizes(params, groups), step, ahead, state.asked)
+    asked = asked_of(plan, params, step, state.asked)
     more = jnp.any(asked.counts > state.pruned)
     due = more & ((step % plan.mask_every == 0) | asked.flat) & seen.emit
     if not seen.hold:
-        updates, state = _worked(plan, seen, state, updates, violations, groups, asked, due)
+        updates, state = _worked(plan, seen, state, updates, violations, asked, due)
     # what was due stays overdue until the masks are as long as asked
     short = jnp.any(asked.counts > state.pruned)
     state = state._replace(
@@ -52,7 +50,6 @@ def _worked(
     state: GradualState,
     updates: Any,
     violations: jax.Array,
-    groups: list[list[int]],
     asked: Asked,
     due: jax.Array,
 ) -> tuple[Any, GradualState]:
@@ -63,13 +60,13 @@ def _worked(
     share = None if share is None else jnp.nan_to_num(share)
     more = jnp.any(counts > state.pruned)
     finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
-    sizes = group_sizes(seen.params, groups)
-    state = assimilated(plan, seen, state, sizes, asked.soon & ~finished)
+    state = assimilated(plan, seen, state, asked.soon & ~finished)
 
     if callable(plan.regrow):  # by which masks change though the sparsity does not
         regular = seen.step % plan.mask_every == 0
         due |= regular & (share > 0) & jnp.any(state.pruned > 0) & seen.emit
     due &= is_ready(plan, state)
+    groups = groups_of(seen.params, plan.prunable, plan.scope)
     due &= violations >= 0  # always: but it orders the counting before what is written in place
     updates, masks, refused = run_if(
         due,

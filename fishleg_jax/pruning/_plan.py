@@ -8,7 +8,7 @@ import jax
 from fishleg_jax import _tree
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.pruning._counting import Sparsity
+from fishleg_jax.pruning._counting import Asked, Sparsity, asked_at
 from fishleg_jax.pruning._independent import Compensation
 
 
@@ -60,3 +60,10 @@ def group_sizes(params: Any, groups: list[list[int]]) -> list[int]:
     """How many weights every group has."""
     leaves = jax.tree.leaves(params)
     return [sum(leaves[i].size for i in group) for group in groups]
+
+
+def asked_of(plan: GradualPlan, params: Any, step: jax.Array, before: jax.Array) -> Asked:
+    """What a plan asks for at a step; see `asked_at`."""
+    sizes = group_sizes(params, groups_of(params, plan.prunable, plan.scope))
+    ahead = (step // plan.mask_every + 1) * plan.mask_every
+    return asked_at(plan.sparsity, sizes, step, ahead, before)

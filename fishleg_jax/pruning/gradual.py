@@ -139,9 +139,9 @@ def gradual_prune(
         _gradual_checks.check_step(assimilate, hold)
         known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
         _gradual_checks.check_weights(params, prunable)
-        for name, tree in (("updates", updates), ("grad", grad)):
-            if tree is not None or name == "updates":
-                _tree.check_same(params, tree, name)
+        _tree.check_same(params, updates, "updates")
+        if grad is not None:
+            _tree.check_same(params, grad, "grad")
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
@@ -197,7 +197,6 @@ def fishleg_prune(
       is: at the first steps, of which the estimate starts (32 of FishLeg; `estimator.ready` says
       when it is over), at those that `aux_every` or `mask_every` divides, and at that with which
       the schedule ends.
-
     - `emit`: a boolean, False for a step that is going to be thrown away, at which nothing is
       learned and no mask changed; `MultiSteps` says so.
 

@@ -111,19 +111,9 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
     def at_most(threshold):
         return sum(_tree.count(r <= threshold) for r in ranks)
 
-    def closer(found):
-        low, high, number = found
-        middle = low + (high - low) // 2
-        there = at_most(middle)
-        enough = there >= count
-        # one with exactly so many at or below it will do, though a lower one may have as many
-        low = jnp.where(there == count, middle, jnp.where(enough, low, middle + 1))
-        return low, jnp.where(enough, middle, high), jnp.where(enough, there, number)
-
-    # a rank with at least `count` ranks at or below it, from the highest bit downwards
     low, high = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
-    number = jnp.asarray(sum(r.size for r in ranks), jnp.int32)
-    _, threshold, number = jax.lax.while_loop(lambda f: f[0] < f[1], closer, (low, high, number))
+    everything = jnp.asarray(sum(r.size for r in ranks), jnp.int32)
+    threshold, number = _bisect(at_most, count, low, high, everything)
     kept = [rank > threshold for rank in ranks]
 
     def with_the_last(_):  # of those at the threshold only the first ones go
@@ -145,26 +135,49 @@ def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
         pairs = zip(marked, places, strict=True)
         return [x & (place < ends[i]) for i, (x, place) in enumerate(pairs)]
 
-    def enough(ends):
-        return jnp.stack([_tree.count(x) for x in before(ends)]) >= wanted
+    def counted(ends):
+        return jnp.stack([_tree.count(x) for x in before(ends)])
 
     # of a leaf all or nothing is wanted, but of one at most: mostly there is nothing to look for
-    sizes = jnp.asarray([x.size for x in marked], jnp.uint32)
-    low, high = jnp.where(wanted == totals, sizes, 0), jnp.where(wanted == 0, 0, sizes)
-    return before(_bisect(enough, low, high))
+    high = jnp.where(wanted == 0, 0, jnp.asarray([x.size for x in marked], jnp.uint32))
+    low = jnp.where(wanted == totals, high, 0)
+    return before(_bisect(counted, wanted, low, high, totals)[0])
 
 
-def _bisect(enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
-    """The smallest whole number in [low, high] for which, as for all above it, `enough` is true."""
+def _bisect(
+    counted: Callable[[jax.Array], jax.Array],
+    wanted: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    number: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """A whole number in [low, high] up to which there are enough, from the highest bit downwards.
 
-    def halve(bounds):
-        low, high = bounds
+    One up to which there are exactly so many, else the smallest with more.
+
+    Args:
+        counted: how many there are up to a whole number; the larger that is, the more.
+        wanted: how many are enough.
+        low: the lower bound.
+        high: the upper bound, up to which there are enough.
+        number: how many there are up to it.
+
+    Returns:
+        The whole number, and how many there are up to it.
+    """
+
+    def halve(found):
+        low, high, number = found
         middle = low + (high - low) // 2
-        found = enough(middle)
-        # where the bounds have met, `enough` may be asked no more
-        return jnp.where(found, low, jnp.minimum(middle + 1, high)), jnp.where(found, middle, high)
+        there = counted(middle)
+        enough = there >= wanted
+        # of several searches one whose bounds have met goes on until the last is over
+        above = jnp.minimum(middle + 1, high)
+        low = jnp.where(there == wanted, middle, jnp.where(enough, low, above))
+        return low, jnp.where(enough, middle, high), jnp.where(enough, there, number)
 
-    return jax.lax.while_loop(lambda b: jnp.any(b[0] < b[1]), halve, (low, high))[0]
+    found = jax.lax.while_loop(lambda f: jnp.any(f[0] < f[1]), halve, (low, high, number))
+    return found[1:]
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:

@@ -351,6 +351,9 @@ def test_what_does_not_go_together(arguments, message):
 def test_bad_arguments_of_a_step(arguments, message):
     with pytest.raises(ValueError, match=message):
         PRUNING.update(PARAMS, PRUNING.init(PARAMS), PARAMS, **{"batch": BATCH} | arguments)
+
+
+def test_updates_that_are_not_like_the_weights():
     with pytest.raises(ValueError, match="updates: 'w' must have shape"):
         PRUNING.update({**PARAMS, "w": jnp.ones(2)}, PRUNING.init(PARAMS), PARAMS, batch=BATCH)
 
