@@ -106,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--block-size", type=count, default=64, help="of woodfisher; default: 64")
     add("--kfac-mean", type=count, default=4, help="photos in a gradient of kfac; default: 4")
     add("--updates", type=arguments.at_least(3), default=96, help="of fishleg; default: 96")
-    add("--cap", type=count, default=128, help="of fishleg's dense blocks; default: 128")
+    add("--cap", type=count, default=1024, help="of fishleg's dense blocks; default: 1024")
     add("--batch", type=count, default=16, help="photos of an update or product; default: 16")
     add("--solve", type=count, default=32, help="photos of a group update; default: 32")
     add("--iterations", type=count, default=4, help="of a group update; default: 4")

@@ -98,11 +98,12 @@ def prune(
         chosen: dict[str, Choice] = {}
 
         def pruned(compensation: flj.compensation.Compensation, sparsity: float) -> flj.Result:
-            return flj.prune_one_shot(
+            result = flj.prune_one_shot(
                 job.network.model, job.params, estimate.estimator, imagenet_run.solve_batches(job),
                 sparsity=sparsity, state=estimate.state, compensation=compensation,
                 prunable=job.prunable,
             )  # fmt: skip
+            return result._replace(state=None)  # the best of a search would keep a second one
 
         def judged(result: flj.Result) -> tuple[flj.Result, float]:
             return result, imagenet_run.held_out_loss(job, result.params)
@@ -143,10 +144,10 @@ def prune(
             begin = time.perf_counter()
             known_result = chosen[one.compensation].result if one.compensation in chosen else None
             if known_result is not None and one.sparsity == args.tune_at:
-                result = known_result._replace(state=None)
+                result = known_result
             else:
                 how = _group(job, solve_damping) if grouped else flj.compensation.independent()
-                result = jax.block_until_ready(pruned(how, one.sparsity)._replace(state=None))
+                result = jax.block_until_ready(pruned(how, one.sparsity))
             fields = {
                 "damping": known if damped else None,
                 "solve_damping": solve_damping if grouped else None,
