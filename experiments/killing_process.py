@@ -28,6 +28,7 @@ RUN = (
     "--model", "mlp", "--epochs", "0", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
     "--mask-every", "20", "--method", "fishleg", "--checkpoint-every", "0.5",
 )  # fmt: skip
+TELLING = ("another process has died", "distributed service", "heartbeat", "Gloo")
 MOST = 60  # seconds until all others have to have ended
 
 
@@ -101,14 +102,20 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
             seconds.append(time.perf_counter() - begin)
             if process.returncode == 0:
                 raise RuntimeError(f"process {i} ended well after process {victim} was killed")
-            last = " ".join([line for line in error.splitlines() if line.strip()][-3:])
             print(f"process {i} ended after {seconds[-1]:.1f} s with exit code "
-                  f"{process.returncode}: ... {last[-400:]}", flush=True)  # fmt: skip
+                  f"{process.returncode}: {reason(error)}", flush=True)  # fmt: skip
         return seconds
     finally:
         for process in running:
             process.kill()
             process.wait()
+
+
+def reason(error: str) -> str:
+    """What a process said of why it ended: JAX's own words stand before the stack of an abort."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    telling = [line for line in lines if any(word in line for word in TELLING)]
+    return (telling or lines or ["nothing"])[-1][:300]
 
 
 def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, int]:
