@@ -8,6 +8,12 @@ import jax.numpy as jnp
 from fishleg_jax.model import Batch, split_batch
 
 
+def check_name(axis_name: Any) -> None:
+    """Raises a ValueError for what can't be the name of an axis, and is not None."""
+    if axis_name is not None and not (isinstance(axis_name, (str, tuple)) and axis_name):
+        raise ValueError(f"axis_name must be the name of an axis or None, got {axis_name!r}")
+
+
 def varying(tree: Any, axis_name: str | None) -> Any:
     """The same numbers, but each device's own to differentiate by.
 
@@ -23,6 +29,11 @@ def varying(tree: Any, axis_name: str | None) -> Any:
 def mean(tree: Any, axis_name: str | None) -> Any:
     """The mean over the devices."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def everywhere(flag: jax.Array, axis_name: str | None) -> jax.Array:
+    """Whether something is so on all devices."""
+    return flag if axis_name is None else jax.lax.psum((~flag).astype(jnp.int32), axis_name) == 0
 
 
 def gather(batch: Batch, axis_name: str) -> Batch:

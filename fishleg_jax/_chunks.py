@@ -108,7 +108,7 @@ def map_over_chunks(
     def join(whole, parts, *tail):
         if parts.shape[1:] == whole.shape:
             return parts[0]
-        return jax.numpy.concatenate([parts.reshape(-1, *parts.shape[2:]), *tail])
+        return _sharding.joined(parts, *tail)
 
     return jax.tree.map(join, jax.eval_shape(function, batch), parts, *tail)
 
@@ -134,9 +134,8 @@ def sum_over_chunks(
     keys = jax.random.split(key, jax.tree.leaves(stacked)[0].shape[0])
     add = lambda total, part: jax.tree.map(jax.numpy.add, total, part)  # noqa: E731
 
-    start = jax.tree.map(
-        lambda x: jax.numpy.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda: function(as_batch(jax.tree.map(lambda x: x[0], stacked)), key)),
+    start = _sharding.zeros(
+        jax.eval_shape(lambda: function(as_batch(jax.tree.map(lambda x: x[0], stacked)), key))
     )
     total, _ = jax.lax.scan(
         lambda total, pair: (add(total, function(as_batch(pair[0]), pair[1])), None),

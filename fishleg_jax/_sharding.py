@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fishleg_jax import _tree
@@ -56,6 +57,14 @@ class Placement(NamedTuple):
         leaves, structure = jax.tree.flatten(tree)
         return structure.unflatten(map(_put, leaves, self.leaves))
 
+    def of_shapes(self, tree: Any) -> Any:
+        """Shapes and dtypes of a tree, as those of arrays that are spread like this."""
+        leaves, structure = jax.tree.flatten(tree)
+        pairs = zip(leaves, self.leaves, strict=True)
+        return structure.unflatten(
+            x if s is None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in pairs
+        )
+
 
 def _put(x: Any, sharding: NamedSharding | None) -> Any:
     if sharding is None or sharding_of(x) == sharding:
@@ -74,7 +83,12 @@ def placed(function: Callable, placement: Placement, *arguments: Any) -> Any:
 
 def like(tree: Any, params: Any) -> Any:
     """A tree with the structure of the parameters, spread like them where that is known."""
-    return Placement(tuple(map(sharding_of, jax.tree.leaves(params)))).of(tree)
+    return placement_like(params).of(tree)
+
+
+def placement_like(params: Any) -> Placement:
+    """How parameters are spread, where that is known."""
+    return Placement(tuple(map(sharding_of, jax.tree.leaves(params))))
 
 
 def placement_for(state: Any, params: Any) -> Placement:
@@ -133,6 +147,35 @@ def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: 
         first = None
     spec = PartitionSpec(*[None] * examples, first, *rest)
     return automatic(function, NamedSharding(mesh, spec), x)
+
+
+def joined(stacked: jax.Array, *tail: jax.Array) -> jax.Array:
+    """Stacked chunks `(chunks, examples, ...)` and what is left of them, in a row of examples."""
+
+    def join(stacked, *tail):
+        return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *tail])
+
+    mesh = _explicit_mesh(stacked)
+    if mesh is None:
+        return join(stacked, *tail)
+    spec = (*jax.typeof(stacked).sharding.spec, *[None] * stacked.ndim)[1 : stacked.ndim]
+    examples = stacked.shape[0] * stacked.shape[1] + sum(len(x) for x in tail)
+    names = spec[0] if isinstance(spec[0], tuple) else () if spec[0] is None else (spec[0],)
+    if examples % math.prod(mesh.shape[name] for name in names):
+        spec = (None, *spec[1:])
+    return automatic(join, NamedSharding(mesh, PartitionSpec(*spec)), stacked, *tail)
+
+
+def zeros(shapes: Any) -> Any:
+    """Zeros of some shapes and dtypes, spread as these say where axes are Explicit."""
+
+    def one(x):
+        sharding = getattr(x, "sharding", None)
+        spread = isinstance(sharding, NamedSharding) and _explicit(sharding.mesh)
+        empty = jnp.zeros(x.shape, x.dtype)
+        return jax.sharding.reshard(empty, sharding) if spread else empty
+
+    return jax.tree.map(one, shapes)
 
 
 def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _sharding
+from fishleg_jax import _axis, _chunks, _scalars, _sharding, _tree
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
 
@@ -135,7 +135,7 @@ def fisher_vector_product(
         A pytree of the parameters' structure, shapes and dtypes.
 
     Raises:
-        ValueError: an unknown kind, a missing key, missing labels.
+        ValueError: an unknown kind, a missing key, missing labels, a vector of another structure.
 
     References:
         Martens, New insights and perspectives on the natural gradient method, 2020, section 8;
@@ -149,6 +149,7 @@ def fisher_vector_product(
         Array([0.5, 2. ], dtype=float32)
     """
     _check_kind(kind, batch, key)
+    _tree.check_same(params, vector, "vector")
 
     def product(chunk, chunk_key):
         outputs, jvp, vjp = linearise(model, params, chunk)
@@ -163,7 +164,7 @@ def fisher_vector_product(
         kind = "empirical"
     total = _chunks.sum_over_chunks(product, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)
-    return jax.tree.map(lambda x: x / examples, total)
+    return _sharding.like(jax.tree.map(lambda x: x / examples, total), params)
 
 
 def per_example_gradients(
@@ -177,6 +178,9 @@ def per_example_gradients(
     examples_per_chunk: int | None = None,
 ) -> Params:
     """The gradient of every example's loss, or of the mean loss of every few examples.
+
+    Under Explicit axes of a mesh JAX spreads no example over devices: call it in
+    `jax.sharding.auto_axes`, as the estimates do, with a model that names no axes.
 
     Args:
         model: the model.
@@ -213,6 +217,7 @@ def per_example_gradients(
     _chunks.check_chunk(examples_per_chunk)
     inputs, targets, constants = split_batch(batch)
     examples = _chunks.number_of_examples(batch)
+    _scalars.check_count(examples_per_gradient, "examples_per_gradient")
     check_gradients(examples, examples_per_gradient)
     groups = jax.tree.map(
         lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
@@ -313,7 +318,10 @@ def curvature(
             total = _chunks.sum_over_chunks(one, merged(), key, chunk)
         else:
             # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
-            compiled = jitted(part_sum, model, kind, examples_per_chunk)
+            # each part is spread like the parameters, or the compiler may gather the sum
+            like = 0.0 if part_sum is _loss_sum else arguments[0]
+            placement = _sharding.placement_like(like)
+            compiled = jitted(_placed_sum, placement, part_sum, model, kind, examples_per_chunk)
             total = None
             for i, batch in enumerate(batches):
                 part = compiled(tuple(batch), jax.random.fold_in(key, i), *arguments)
@@ -352,6 +360,10 @@ def over_axis(around: Curvature, axis_name: str) -> Curvature:
 
 def _unknown(*_):
     raise ValueError("model and batch are needed for losses and Fisher products")
+
+
+def _placed_sum(placement, part_sum, model, kind, chunk, *arguments):
+    return placement.of(part_sum(model, kind, chunk, *arguments))
 
 
 def _loss_sum(model, kind, chunk, batch, key, params):

@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax.inverse.base import InverseFisher, compiled
+from fishleg_jax import _sharding, _tree
+from fishleg_jax._validate import check_dtypes
+from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
 from fishleg_jax.model import Batch, Params
 
 
@@ -26,14 +28,15 @@ class Memory(NamedTuple):
         return self.state + self.update
 
 
+@_sharding.in_mesh_of_params
 def peak_memory(
     estimator: InverseFisher, params: Params, batch: Batch, *, masks: Any | None = None
 ) -> Memory:
     """The memory of a fit: that of the estimate, and of an update of it.
 
     Nothing is run and nothing allocated: the update is compiled, as `fit` does with the same
-    arguments, which then has it compiled already.  It is the compiler's plan for this machine's
-    kind of device; a library that it calls may take more.
+    arguments, which on a single device then has it compiled already.  It is the compiler's plan for
+    this machine's kind of device; a library that it calls may take more.
 
     Args:
         estimator: the estimate.
@@ -46,7 +49,8 @@ def peak_memory(
         Bytes; of arrays that are sharded over devices those of one.
 
     Raises:
-        ValueError: a state that does not fit into memory, from estimates that check it.
+        ValueError: no estimator; weights of another dtype, or masks of another structure; a state
+            that does not fit into memory, from estimates that check it.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -56,11 +60,19 @@ def peak_memory(
         >>> flj.peak_memory(flj.inverse.diagonal(model), weights, batch).state
         4044
     """
+    check_on_host(estimator)
+    check_dtypes(params)
+    if masks is not None:
+        _tree.check_same(params, masks, "masks")
+    if not isinstance(batch, (tuple, list)):
+        raise ValueError(f"batch must be a tuple (inputs, targets), got {type(batch).__name__}")
     if estimator.updates == 0:
         return Memory(0, 0)
     # the very functions of `fit`, so that it finds them compiled
     init, update = compiled(estimator, params)
-    state = jax.eval_shape(init, params)
+    # what Auto axes do with a result is not known of its shape
+    placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+    state = placement.of_shapes(jax.eval_shape(init, params))
     key = jax.eval_shape(lambda: jax.random.key(0))
     plan = update.lower(state, params, batch, key, masks).compile()
     found = plan.memory_analysis()

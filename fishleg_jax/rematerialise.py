@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from fishleg_jax import _scalars
 from fishleg_jax.model import Model
 
 CALLS = ("jit", "pjit")  # a network that is compiled as a whole is cut inside
 
 
-@functools.lru_cache(maxsize=64)
 def remat(model: Model, segments: int = 8) -> Model:
     """The same model, of which derivatives keep few activations and make the others anew.
 
@@ -35,7 +35,7 @@ def remat(model: Model, segments: int = 8) -> Model:
         A model to use in place of the other; for equal arguments it is one and the same.
 
     Raises:
-        ValueError: fewer than one segment.
+        ValueError: no model; fewer than one segment.
 
     References:
         Chen, Xu, Zhang & Guestrin, Training deep nets with sublinear memory cost, 2016, section 4.
@@ -47,9 +47,13 @@ def remat(model: Model, segments: int = 8) -> Model:
         >>> flj.loss(flj.remat(model), jnp.eye(2), batch) == flj.loss(model, jnp.eye(2), batch)
         Array(True, dtype=bool)
     """
-    if segments < 1 or int(segments) != segments:
-        raise ValueError(f"segments must be a whole number of at least 1, got {segments!r}")
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be a flj.Model, got {model!r}")
+    return _remat(model, _scalars.check_count(segments, "segments"))
 
+
+@functools.lru_cache(maxsize=64)  # by what they mean: arguments may be spelled in several ways
+def _remat(model: Model, segments: int) -> Model:
     def predict(*args):
         closed, shapes = jax.make_jaxpr(model.predict, return_shape=True)(*args)
         leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args), segments)

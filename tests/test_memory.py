@@ -64,3 +64,22 @@ def test_what_does_not_fit_is_refused():
     huge = jax.ShapeDtypeStruct((10**6, 10**6), "float32")
     with pytest.raises(ValueError, match="window=1000"):
         flj.peak_memory(flj.inverse.mfac(MODEL), {"a": huge, "b": WEIGHTS["b"]}, BATCH)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"estimator": "fishleg"}, "estimator must be an InverseFisher"),
+        ({"estimator": flj.inverse.fishleg(MODEL, axis_name="i")}, "axis_name='i', which is for"),
+        ({"params": jnp.ones(3, int)}, "must be a floating-point array"),
+        ({"batch": jnp.ones((2, 3))}, "batch must be a tuple"),
+        ({"masks": 1}, "masks"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    given = {
+        "estimator": flj.inverse.diagonal(MODEL), "params": jnp.ones(3),
+        "batch": (jnp.ones((2, 3)), None),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        flj.peak_memory(**given | arguments)

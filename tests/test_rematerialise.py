@@ -77,7 +77,7 @@ def test_constants_and_pytrees_and_what_costs_know():
 
 def test_a_model_is_cut_once():
     """Models are what compiled functions are found by."""
-    assert flj.remat(MODEL, 4) is flj.remat(MODEL, 4)
+    assert flj.remat(MODEL, 8) is flj.remat(MODEL) is flj.remat(model=MODEL, segments=8)
     with pytest.raises(ValueError, match="segments must be a whole number of at least 1, got 0"):
         flj.remat(MODEL, 0)
 

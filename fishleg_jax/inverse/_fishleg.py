@@ -113,6 +113,7 @@ def fishleg(
         >>> bool(state.relative_residual < 0.2)
         True
     """
+    _axis.check_name(axis_name)
     _chunks.check_chunk(examples_per_chunk, axis_name)
     learn = _scalars.check_flag(learn, "learn")
     _check(
@@ -201,6 +202,7 @@ def fishleg(
         InverseFisher(
             init, update, multiply, diagonal,
             updates=updates if learn else start, ready=lambda state: state.count >= start,
+            axis_name=axis_name,
         ),
         model_outside=True,
     )  # fmt: skip
@@ -243,9 +245,7 @@ def _pull(
             draw = lambda: fisher.with_sampled_targets(  # noqa: E731
                 model, params, part, part_key, examples_per_chunk
             )[1]
-            none = lambda: jax.tree.map(  # noqa: E731
-                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw)
-            )
+            none = lambda: _sharding.zeros(jax.eval_shape(draw))  # noqa: E731
             # the exact Fisher looks at no labels once it has started
             targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
         return inputs, (targets, _axis.varying(weights, axis_name)), *constants

@@ -47,6 +47,25 @@ class InverseFisher(NamedTuple):
     axis_name: str | None = None
 
 
+def check_estimator(estimator: Any) -> None:
+    """Raises a ValueError unless it is an inverse Fisher."""
+    if not isinstance(estimator, InverseFisher):
+        raise ValueError(
+            "estimator must be an InverseFisher, such as flj.inverse.fishleg(model), got "
+            f"{estimator!r}"
+        )
+
+
+def check_on_host(estimator: Any) -> None:
+    """Raises a ValueError unless it is an inverse Fisher that can be fitted outside of an axis."""
+    check_estimator(estimator)
+    if estimator.axis_name is not None:
+        raise ValueError(
+            f"estimator has axis_name={estimator.axis_name!r}, which is for updates inside "
+            "shard_map or pmap; leave it out here, where arrays may be spread over devices"
+        )
+
+
 def apply_mask(tree: Any, mask: Any | None) -> Any:
     """A pytree with the entries outside a boolean mask set to zero; unchanged where it is None."""
     if mask is None:
@@ -77,15 +96,19 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
             return None
         return lambda state, other: automatic(function, like(state, other), state, other)
 
+    def multiply(state, tangent, mask=None):
+        product = automatic(estimator.multiply, tangent, state, tangent, mask)
+        return _sharding.like(product, tangent)
+
+    def diagonal(state, params, mask=None):
+        found = automatic(estimator.diagonal, params, state, params, mask)
+        return _sharding.like(found, params)
+
     return estimator._replace(
         init=init,
         update=estimator.update if model_outside else update,
-        multiply=lambda state, tangent, mask=None: automatic(
-            estimator.multiply, tangent, state, tangent, mask
-        ),
-        diagonal=lambda state, params, mask=None: automatic(
-            estimator.diagonal, params, state, params, mask
-        ),
+        multiply=multiply,
+        diagonal=diagonal,
         product=optional(estimator.product, lambda state, tangent: tangent),
         restrict=optional(estimator.restrict, lambda state, mask: state),
     )

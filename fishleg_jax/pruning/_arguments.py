@@ -22,15 +22,6 @@ def check_host(*given: Any) -> None:
         )
 
 
-def check_estimator(estimator: Any) -> None:
-    """Raises a ValueError unless it is an inverse Fisher."""
-    if not isinstance(estimator, InverseFisher):
-        raise ValueError(
-            "estimator must be an InverseFisher, such as flj.inverse.fishleg(model), got "
-            f"{estimator!r}"
-        )
-
-
 def check_key(key: Any) -> None:
     """Raises a ValueError unless it is a random key."""
     dtype = getattr(key, "dtype", None)

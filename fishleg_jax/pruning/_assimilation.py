@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _tree
+from fishleg_jax import _axis, _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._plan import GradualPlan, Seen, asked_of
@@ -38,7 +38,8 @@ def assimilated(
             estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
             number = jnp.where(first, 0, number)
         new = estimator.update(estimate, seen.params, seen.batch, key, state.masks)
-        sound = _stays_finite(estimate, new) & _finite_numbers(seen.batch)
+        sound = _axis.everywhere(_finite_numbers(seen.batch), estimator.axis_name)
+        sound &= _stays_finite(estimate, new)
         refused = ~sound | (_skipped(new) > _skipped(estimate))
         # selects of a whole state, all by what hangs on all of it, would take minutes to compile
         new = run_if(~sound, lambda _: estimate, new)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _scalars, _tree, _validate
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax import _axis, _scalars, _tree, _validate
+from fishleg_jax.inverse.base import InverseFisher, check_estimator
 from fishleg_jax.model import Model
-from fishleg_jax.pruning._arguments import check_compensation, check_estimator
+from fishleg_jax.pruning._arguments import check_compensation
 from fishleg_jax.pruning._counting import is_number
 from fishleg_jax.pruning.masks import SCOPES, number_to_prune
 
@@ -108,8 +108,7 @@ def check_others(prunable: Any, axis_name: Any, seed: Any) -> None:
             "prunable must be regular expressions over key paths, a predicate or None, "
             f"got {prunable!r}"
         )
-    if axis_name is not None and not (isinstance(axis_name, (str, tuple)) and axis_name):
-        raise ValueError(f"axis_name must be the name of an axis or None, got {axis_name!r}")
+    _axis.check_name(axis_name)
     traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
     if not traced and not (_scalars.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")

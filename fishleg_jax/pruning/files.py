@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _sharding, _tree
 
 
 def save_masks(path: str | os.PathLike, masks: Any) -> None:
@@ -66,7 +66,7 @@ def load_masks(path: str | os.PathLike, like: Any) -> Any:
         like: the parameters, or anything of their structure and shapes.
 
     Returns:
-        A pytree of booleans of that structure.
+        A pytree of booleans of that structure, spread over devices like the parameters.
 
     Raises:
         ValueError: the file is not one of masks, or its leaves or shapes are others.
@@ -97,4 +97,4 @@ def load_masks(path: str | os.PathLike, like: Any) -> Any:
             raise ValueError(f"path: in {str(path)!r} the mask of {name!r} is cut short")
         bits = np.unpackbits(packed, count=size)
         leaves.append(jax.numpy.asarray(bits.astype(bool).reshape(shape)))
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return _sharding.like(jax.tree.unflatten(jax.tree.structure(like), leaves), like)

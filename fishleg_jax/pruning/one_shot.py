@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fishleg_jax import _chunks, _scalars, _sharding, _tree, _validate, fisher
-from fishleg_jax.inverse.base import InverseFisher, compiled
+from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
 from fishleg_jax.pruning import compensation as _compensation
@@ -78,7 +78,7 @@ def fit(
         ...         key=jax.random.key(0))
         ()
     """
-    _arguments.check_estimator(estimator)
+    check_on_host(estimator)
     _validate.check_params(params)
     _validate.check_batches(batches)
     _arguments.check_key(key)
@@ -194,7 +194,7 @@ def prune_one_shot(
         [True, False, True, False]
     """
     _arguments.check_host(params, batches, held_out, costs, state, key)
-    _arguments.check_estimator(estimator)
+    check_on_host(estimator)
     _validate.check_params(params)
     _validate.check_batches(batches)
     chosen = _tree.select(params, prunable, "prunable")

@@ -12,12 +12,13 @@ import sys
 import pytest
 
 RUN = """
-import functools, json, sys
-import jax
-jax.config.update("jax_num_cpu_devices", 8)
+import functools, json, sys, tempfile
+import jax, numpy
+import fishleg_jax as flj
+from experiments import sharding
+sharding.make_devices()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
-from experiments import sharding
 told = []
 for name, kind, layout, how in json.loads(sys.argv[1]):
     prune = sharding.gradual if how == "gradual" else functools.partial(sharding.one_shot, stages=1)
@@ -28,6 +29,33 @@ for name, kind, layout, how in json.loads(sys.argv[1]):
         row = [*sharding.differences(found, expected), found.placed]
         row.append(sharding.largest(sharding.gathered(name, case)) if layout != "data" else 0)
     told.append(row)
+def functions(case):
+    given = case.model, case.params, case.batch
+    yield flj.losses(*given, examples_per_chunk=20)  # which leaves a rest
+    yield flj.fisher_vector_product(*given, case.params)
+    yield flj.fisher_vector_product(*given, case.params, examples_per_chunk=20)
+    yield flj.curvature(case.model, [case.batch] * 2).product(case.params, case.params)
+    yield flj.curvature(case.model, [case.batch] * 2).gradient(case.params)
+    learned = flj.inverse.fishleg(
+        case.model, 0.1, start=2, updates=3, cap=16, examples_per_chunk=24
+    )
+    state = flj.fit(learned, case.params, [case.batch], key=jax.random.key(0))
+    yield learned.diagonal(state, case.params)
+    with tempfile.TemporaryDirectory() as folder:
+        path = folder + "/masks.npz"
+        flj.save_masks(path, jax.tree.map(lambda p: p > 0, case.params))
+        yield flj.load_masks(path, case.params)
+expected = list(functions(sharding.make_case()))
+for kind, layout in (("auto", "full"), ("explicit", "mixed")):
+    with jax.set_mesh(sharding.make_mesh(kind)):
+        case = sharding.make_case(sharding.make_mesh(kind), layout)
+        for one, found in zip(expected, functions(case), strict=True):
+            pairs = zip(jax.tree.leaves(one), jax.tree.leaves(found), strict=True)
+            placed = not isinstance(found, dict) or all(
+                x.sharding.is_equivalent_to(w.sharding, w.ndim)
+                for x, w in zip(jax.tree.leaves(found), jax.tree.leaves(case.params)))
+            apart = [float(abs(numpy.asarray(a, float) - b).max()) for a, b in pairs]
+            told.append([placed, *apart])
 # a gather that is there is found, and one that is not is not
 with jax.set_mesh(sharding.make_mesh("auto")):
     kernel = sharding.make_case(sharding.make_mesh("auto"), "mixed").params["one"]
@@ -66,6 +94,14 @@ def test_eight_devices_are_as_one(told, index):
     assert weights < 1e-9
     assert placed
     assert gather < 32 * 64, "a kernel is gathered"
+
+
+def test_functions_give_what_they_give_on_one_device_and_where_the_weights_are(told):
+    rows = told[len(CASES) : -1]
+    assert len(rows) == 2 * 7
+    for placed, *differences in rows:
+        assert placed
+        assert max(differences) < 1e-9
 
 
 def test_a_gather_is_found(told):
