@@ -17,8 +17,8 @@ FishLeg and its peers at `--tune-at`, and draws `top1_vs_sparsity.png`.
 
 The defaults are for two CPU cores, where a photo takes 0.05 s forwards, 0.2 s for a gradient and
 0.26 s for a Fisher product: two hours for everything, one of them for evaluating; woodfisher takes
-the most memory, and `--block-size 32` halves that.  `--only`, `--compensation` and `--sparsity` make
-it in pieces, to be shown together by the whole command; `JAX_COMPILATION_CACHE_DIR=DIR` keeps
+the most memory, and `--block-size 32` halves that.  `--only`, `--compensation` and `--sparsity`
+make it in pieces, to be shown together by the whole command; `JAX_COMPILATION_CACHE_DIR=DIR` keeps
 compilations (two minutes of fishleg's) from one piece to the next.  `--photos 325 --sparsity
 0.6,0.75` takes less than an hour.  Over night, all photos of the tar:
 
