@@ -28,6 +28,7 @@ class Estimate:
     Attributes:
         state: the state of the estimator.
         seconds: of the latest fit.
+        predicted: bytes that it takes beside weights and photos, from shapes and its compilation.
     """
 
     def __init__(self, name: str, job: Job, damping: float):
@@ -41,6 +42,7 @@ class Estimate:
         self._name, self._job, self._damping = name, job, damping
         self._method = imagenet_methods.make(name, job.network.model, job.args, damping)
         self.estimator = self._method.estimator
+        self.predicted = None
         self._fit(self.estimator)
 
     def _fit(self, estimator: flj.InverseFisher) -> None:
@@ -49,6 +51,10 @@ class Estimate:
         batches = imagenet_run.batches(job, job.fit, self._method.batch)
         if len(batches) > 1 and len(batches[-1][0]) < self._method.batch:
             batches = batches[:-1]  # equal batches share a compilation
+        if self.predicted is None:
+            self.predicted = flj.peak_memory(estimator, job.params, batches[0]).peak
+            told = f"{self.predicted / 1e9:.1f} GB beside weights and photos"
+            print(f"{self._name}: a fit is predicted to take {told}", flush=True)
         key = jax.random.key(job.args.seed)
         self.state = fitting.fit(estimator, job.params, batches, key=key, name=self._name)
         self.seconds = time.perf_counter() - begin
@@ -154,6 +160,7 @@ def prune(
                 "fit_seconds": estimate.seconds,
                 "search_seconds": searched[one.compensation],
                 "prune_seconds": time.perf_counter() - begin,
+                "predicted_memory_bytes": estimate.predicted,
                 "peak_memory_bytes": _highest(fit_peak, peak()),
                 **{f"fit_{k}": v for k, v in results.measured(estimate.state).items()},
             }

@@ -47,6 +47,7 @@ def _costs(named: Sequence[dict]) -> str:
     cells = []
     for name in dict.fromkeys(row["method"] for row in named):
         own = [row for row in named if row["method"] == name]
+        predicted = max(r.get("predicted_memory_bytes", 0) for r in own)
         peaks = [r["peak_memory_bytes"] for r in own if r["peak_memory_bytes"] is not None]
         cells.append(
             [
@@ -58,10 +59,11 @@ def _costs(named: Sequence[dict]) -> str:
                     for what in ("fit", "search")
                 ),
                 _number(float(np.median([r["prune_seconds"] for r in own])), ".0f"),
+                f"{predicted / 1e9:.1f}" if predicted else "–",
                 f"{max(peaks) / 1e9:.1f}" if peaks else "–",
             ]
         )
-    return tables.table([*header, "peak, GB"], cells)
+    return tables.table([*header, "fit, GB predicted", "peak, GB"], cells)
 
 
 def _number(value: float | None, form: str) -> str:
