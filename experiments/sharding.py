@@ -32,7 +32,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fishleg_jax as flj
 from experiments import arguments
-from fishleg_jax import _sharding
+from fishleg_jax import _sharding, fisher
 from fishleg_jax.pruning.masks import _keep
 
 P = PartitionSpec
@@ -226,7 +226,7 @@ def compiled(function: Callable, *args: Any) -> Counter:
 
 
 def gathered(name: str, case: Case) -> dict[str, Counter]:
-    """All-gathers of each function of an estimate, beyond those of the model's own gradient.
+    """All-gathers of an estimate's functions and a Fisher product, beyond the model's own gradient.
 
     They are compiled as `fit` and `prune_one_shot` do.
     """
@@ -253,7 +253,16 @@ def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str
     # the vector that this takes in their place
     own = Counter({k: RUNS * n for k, n in gradient.items()})
     found["update"] -= own
+    found["product"] = product(case) - own
     return found
+
+
+def product(case: Case) -> Counter:
+    """The all-gathers of a Fisher product, of which every iteration of a group update has one."""
+    place = _sharding.placement_like(case.params)
+    static = place, fisher._product_sum, case.model, "exact", None
+    run = functools.partial(fisher._placed_sum, *static)
+    return compiled(run, case.batch, jax.random.key(2), case.params, case.params)
 
 
 def largest(found: dict[str, Counter]) -> int:
