@@ -260,8 +260,8 @@ def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str
 def product(case: Case) -> Counter:
     """The all-gathers of a Fisher product, of which every iteration of a group update has one."""
     place = _sharding.placement_like(case.params)
-    static = place, fisher._product_sum, case.model, "exact", None
-    run = functools.partial(fisher._placed_sum, *static)
+    static = fisher._product_sum, place, case.model, "exact", None
+    run = functools.partial(_sharding.placed, *static)
     return compiled(run, case.batch, jax.random.key(2), case.params, case.params)
 
 

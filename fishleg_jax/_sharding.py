@@ -142,9 +142,7 @@ def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: 
     if mesh is None:
         return function(x)
     first, *rest = (*jax.typeof(x).sharding.spec, *[None] * x.ndim)[: x.ndim]
-    names = first if isinstance(first, tuple) else () if first is None else (first,)
-    if shape[examples] % math.prod(mesh.shape[name] for name in names):
-        first = None
+    first = _if_divided(first, mesh, shape[examples])
     spec = PartitionSpec(*[None] * examples, first, *rest)
     return automatic(function, NamedSharding(mesh, spec), x)
 
@@ -158,12 +156,16 @@ def joined(stacked: jax.Array, *tail: jax.Array) -> jax.Array:
     mesh = _explicit_mesh(stacked)
     if mesh is None:
         return join(stacked, *tail)
-    spec = (*jax.typeof(stacked).sharding.spec, *[None] * stacked.ndim)[1 : stacked.ndim]
+    _, first, *rest = (*jax.typeof(stacked).sharding.spec, *[None] * stacked.ndim)[: stacked.ndim]
     examples = stacked.shape[0] * stacked.shape[1] + sum(len(x) for x in tail)
-    names = spec[0] if isinstance(spec[0], tuple) else () if spec[0] is None else (spec[0],)
-    if examples % math.prod(mesh.shape[name] for name in names):
-        spec = (None, *spec[1:])
-    return automatic(join, NamedSharding(mesh, PartitionSpec(*spec)), stacked, *tail)
+    spec = PartitionSpec(_if_divided(first, mesh, examples), *rest)
+    return automatic(join, NamedSharding(mesh, spec), stacked, *tail)
+
+
+def _if_divided(entry: Any, mesh: Any, length: int) -> Any:
+    """An entry of a spec, or None where its devices do not divide a length."""
+    names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+    return None if length % math.prod(mesh.shape[name] for name in names) else entry
 
 
 def zeros(shapes: Any) -> Any:

@@ -217,7 +217,6 @@ def per_example_gradients(
     _chunks.check_chunk(examples_per_chunk)
     inputs, targets, constants = split_batch(batch)
     examples = _chunks.number_of_examples(batch)
-    _scalars.check_count(examples_per_gradient, "examples_per_gradient")
     check_gradients(examples, examples_per_gradient)
     groups = jax.tree.map(
         lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
@@ -237,7 +236,7 @@ def per_example_gradients(
 
 def check_gradients(examples: int, examples_per_gradient: int) -> None:
     """Raises a ValueError where gradients of so many examples do not make up a batch."""
-    if examples_per_gradient < 1 or examples % examples_per_gradient:
+    if not _scalars.is_whole(examples_per_gradient, 1) or examples % examples_per_gradient:
         raise ValueError(
             f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
             f"got {examples_per_gradient}"
@@ -317,11 +316,12 @@ def curvature(
             one = lambda part, part_key: part_sum(*static, part, part_key, *arguments)  # noqa: E731
             total = _chunks.sum_over_chunks(one, merged(), key, chunk)
         else:
-            # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
             # each part is spread like the parameters, or the compiler may gather the sum
-            like = 0.0 if part_sum is _loss_sum else arguments[0]
-            placement = _sharding.placement_like(like)
-            compiled = jitted(_placed_sum, placement, part_sum, model, kind, examples_per_chunk)
+            placement = _sharding.placement_like(0.0 if part_sum is _loss_sum else arguments[0])
+            compiled = jitted(
+                _sharding.placed, part_sum, placement, model, kind, examples_per_chunk
+            )
+            # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
             total = None
             for i, batch in enumerate(batches):
                 part = compiled(tuple(batch), jax.random.fold_in(key, i), *arguments)
@@ -360,10 +360,6 @@ def over_axis(around: Curvature, axis_name: str) -> Curvature:
 
 def _unknown(*_):
     raise ValueError("model and batch are needed for losses and Fisher products")
-
-
-def _placed_sum(placement, part_sum, model, kind, chunk, *arguments):
-    return placement.of(part_sum(model, kind, chunk, *arguments))
 
 
 def _loss_sum(model, kind, chunk, batch, key, params):

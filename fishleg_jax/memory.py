@@ -6,7 +6,7 @@ import jax
 
 from fishleg_jax import _sharding, _tree
 from fishleg_jax._validate import check_dtypes
-from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
+from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled, placement_of
 from fishleg_jax.model import Batch, Params
 
 
@@ -71,8 +71,7 @@ def peak_memory(
     # the very functions of `fit`, so that it finds them compiled
     init, update = compiled(estimator, params)
     # what Auto axes do with a result is not known of its shape
-    placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
-    state = placement.of_shapes(jax.eval_shape(init, params))
+    state = placement_of(estimator, params).of_shapes(jax.eval_shape(init, params))
     key = jax.eval_shape(lambda: jax.random.key(0))
     plan = update.lower(state, params, batch, key, masks).compile()
     found = plan.memory_analysis()

@@ -85,7 +85,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     def init(params):
         if all(_sharding.sharding_of(x) is None for x in jax.tree.leaves(params)):
             return estimator.init(params)
-        placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+        placement = placement_of(estimator, params)
         return jax.jit(lambda p: placement.of(estimator.init(p)), keep_unused=True)(params)
 
     def update(state, params, batch, key, mask=None):
@@ -94,24 +94,28 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     def optional(function, like):
         if function is None:
             return None
-        return lambda state, other: automatic(function, like(state, other), state, other)
+        return lambda state, other: at(function, like(state, other), state, other)
 
-    def multiply(state, tangent, mask=None):
-        product = automatic(estimator.multiply, tangent, state, tangent, mask)
-        return _sharding.like(product, tangent)
-
-    def diagonal(state, params, mask=None):
-        found = automatic(estimator.diagonal, params, state, params, mask)
-        return _sharding.like(found, params)
+    def at(function, like, *arguments):  # Auto axes, too, where they are known
+        return _sharding.like(automatic(function, like, *arguments), like)
 
     return estimator._replace(
         init=init,
         update=estimator.update if model_outside else update,
-        multiply=multiply,
-        diagonal=diagonal,
+        multiply=lambda state, tangent, mask=None: at(
+            estimator.multiply, tangent, state, tangent, mask
+        ),
+        diagonal=lambda state, params, mask=None: at(
+            estimator.diagonal, params, state, params, mask
+        ),
         product=optional(estimator.product, lambda state, tangent: tangent),
         restrict=optional(estimator.restrict, lambda state, mask: state),
     )
+
+
+def placement_of(estimator: InverseFisher, params: Any) -> _sharding.Placement:
+    """How a state of an estimate is spread."""
+    return _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
 
 
 def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:
@@ -119,7 +123,7 @@ def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]
 
     Updates give up the state that they are handed.
     """
-    placement = _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+    placement = placement_of(estimator, params)
     return (
         jitted(_sharding.placed, estimator.init, placement, keep_unused=True),
         jitted(_sharding.placed, estimator.update, placement, donate=0),
