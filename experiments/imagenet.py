@@ -40,6 +40,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import (
@@ -49,10 +50,10 @@ from experiments import (
     imagenet_prune,
     imagenet_run,
     imagenet_tables,
+    processes,
     resnet50,
     results,
 )
-from experiments.imagenet_data import Photos
 from experiments.imagenet_run import Job, Network, Scores
 from fishleg_jax import _tree
 
@@ -128,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=arguments.seed, default=0, help="default: 0")
     out = Path("results/imagenet")
     add("--out", type=Path, default=out, help=f"default: {out}")
+    processes.add_options(parser)
     return parser
 
 
@@ -140,24 +142,32 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
         if getattr(args, name) > args.calibration:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at most --calibration {args.calibration}")
+    for name in ("calibration", "held_out", "solve", "batch"):
+        number = getattr(args, name)
+        if processes.dealt(number) != number:
+            flag, devices = name.replace("_", "-"), jax.device_count()
+            raise ValueError(f"--{flag} {number} can't be dealt out equally to {devices} devices")
     results.load(args.out / "results.json")
-    params, constants = load(args.weights)
+    params, constants = processes.everywhere(load(args.weights))
     source = imagenet_data.load(
         args.data_dir,
         calibration=args.calibration + args.held_out,
         validation=args.photos,
         size=network.size,
     )
-    order = np.random.default_rng(args.seed).permutation(len(source.calibration.labels))
-    fit, held_out = (
-        Photos(*(x[rows] for x in source.calibration))
-        for rows in (order[: args.calibration], order[args.calibration :])
-    )
+    order = np.random.default_rng(args.seed).permutation(len(source.calibration))
+    parts = order[: args.calibration], order[args.calibration :]
+    fit, held_out = map(source.calibration.part, parts)
     prunable = PRUNABLE[args.prunable]
     _tree.select(params, prunable, "--prunable")
     job = Job(args, network, params, constants, fit, held_out, source.validation, prunable)
     for name in args.method:
-        imagenet_methods.make(name, network.model, args, 1.0)
+        size = imagenet_methods.make(name, network.model, args, 1.0).batch
+        if processes.several() and args.calibration % size:
+            raise ValueError(
+                f"--calibration {args.calibration} can't be cut into batches of {size}, which "
+                f"{name} needs for {jax.device_count()} devices"
+            )
     return job
 
 
@@ -212,7 +222,7 @@ def run(job: Job) -> tuple[list[dict], list[str]]:
     """
     args, path = job.args, job.args.out / "results.json"
     rows, failures = [], []
-    common = {"photos": len(job.validation.labels), "recalibrated_on": args.calibration}
+    common = {"photos": len(job.validation), "recalibrated_on": args.calibration}
 
     def stored(identity: dict, **more: Any) -> dict | None:
         return results.find(results.load(path), **identity, **common, **more)
@@ -281,21 +291,22 @@ def main(
         The exit code.
     """
     parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        job = _job(args, network, load)
-        args.out.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
-    rows, failures = run(job)
-    if rows:
-        print(imagenet_tables.show(rows, args.tune_at))
-        print(args.out / "results.json")
-        for picture in imagenet_tables.draw(args.out, rows):
-            print(picture)
-    for failure in failures:
+    with processes.joined(parser, argv):
+        args = parser.parse_args(argv)
+        try:
+            job = _job(args, network, load)
+            args.out.mkdir(parents=True, exist_ok=True)
+        except ValueError as error:
+            parser.error(str(error))
+        except OSError as error:
+            parser.error(f"--out {args.out} can't be written: {error.strerror}")
+        rows, failures = run(job)
+        if rows:
+            print(imagenet_tables.show(rows, args.tune_at))
+            print(args.out / "results.json")
+            for picture in imagenet_tables.draw(args.out, rows):
+                print(picture)
+    for failure in failures if processes.is_first() else ():
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 

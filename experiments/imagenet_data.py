@@ -2,11 +2,12 @@
 
 import io
 import tarfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from experiments import data, files
 
@@ -17,18 +18,48 @@ TARS = {
 }
 # of a photo from TFDS the shorter side is scaled to this before the crop, as is usual
 SHORTER_SIDE = 256
+KEPT = 4096  # decoded photos of a tar or a split, 0.6 GB
 
 
-class Photos(NamedTuple):
-    """Photos as they are decoded.
+class Photos:
+    """Photos, decoded when they are asked for; the last few thousand are kept.
 
-    Attributes:
-        pixels: `(photos, size, size, 3)`, uint8, RGB.
-        labels: `(photos,)`, int32, in [0, 1000).
+    So of several processes each reads and holds those of its share, and of a large data set no one
+    holds all.
     """
 
-    pixels: np.ndarray
-    labels: np.ndarray
+    def __init__(self, decode: Callable[[int], tuple[np.ndarray, int]], rows: Sequence[int]):
+        """Makes them of a function that decodes one.
+
+        Args:
+            decode: from a row of where they are to `(size, size, 3)` uint8, RGB, and the label, in
+                [0, 1000).
+            rows: which of the photos there these are.
+        """
+        self._decode, self._rows = decode, list(rows)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._rows)
+
+    def part(self, rows: Sequence[int]) -> "Photos":
+        """Some of them, in this order."""
+        return Photos(self._decode, [self._rows[i] for i in rows])
+
+    def read(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Some of them decoded.
+
+        Args:
+            rows: which ones.
+
+        Returns:
+            `(photos, size, size, 3)`, uint8, RGB, and their labels, int32.
+
+        Raises:
+            ValueError: one can't be decoded, which is named.
+        """
+        pixels, labels = zip(*(self._decode(self._rows[i]) for i in rows), strict=True)
+        return np.stack(pixels), np.array(labels, np.int32)
 
 
 class Source(NamedTuple):
@@ -46,7 +77,7 @@ class Source(NamedTuple):
 
 
 def load(data_dir: Path | None, *, calibration: int, validation: int | None, size: int) -> Source:
-    """Reads photos.
+    """Finds photos; they are read when they are needed.
 
     Args:
         data_dir: a folder in which TensorFlow Datasets has `imagenet2012`; None for the two tars of
@@ -90,7 +121,7 @@ def read_tar(path: Path, number: int | None, size: int) -> Photos:
     """Photos of a tar, spread evenly over the order of their names, `<index>_<label>.jpg`.
 
     Args:
-        path: the tar.
+        path: the tar, not compressed.
         number: how many; None for all.
         size: pixels of the square that is cut out of their centre.
 
@@ -100,14 +131,23 @@ def read_tar(path: Path, number: int | None, size: int) -> Photos:
     from PIL import Image
 
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
-            members = [members[i] for i in _spread(len(members), number, path)]
-            bar = tqdm(members, desc=f"reading {path.name}", disable=None, leave=False)
-            pixels = [crop(Image.open(io.BytesIO(tar.extractfile(m).read())), size) for m in bar]
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} can't be read as a tar of photos: {error}") from error
-    return Photos(np.stack(pixels), np.array([_label(m.name, path) for m in members], np.int32))
+    labels = [_label(member.name, path) for member in members]
+
+    @lru_cache(KEPT)
+    def decode(row: int) -> tuple[np.ndarray, int]:
+        member = members[row]
+        try:
+            with open(path, "rb") as file:
+                file.seek(member.offset_data)
+                return crop(Image.open(io.BytesIO(file.read(member.size))), size), labels[row]
+        except OSError as error:
+            raise ValueError(f"{path} has {member.name}, which is no photo: {error}") from error
+
+    return Photos(decode, _spread(len(members), number, path))
 
 
 def _label(name: str, path: Path) -> int:
@@ -148,12 +188,11 @@ def read_tfds(folder: Path, split: str, number: int | None, size: int) -> Photos
     from PIL import Image
 
     source = data.source(folder, split)
-    rows = _spread(len(source), number, folder)
-    bar = tqdm(rows, desc=f"reading {split}", disable=None, leave=False)
-    pixels, labels = [], []
-    for row in bar:
+
+    @lru_cache(KEPT)
+    def decode(row: int) -> tuple[np.ndarray, int]:
         item = source[row]
         image = scaled(Image.fromarray(item["image"]), max(SHORTER_SIDE, size))
-        pixels.append(crop(image, size))
-        labels.append(item["label"])
-    return Photos(np.stack(pixels), np.asarray(labels, np.int32))
+        return crop(image, size), int(item["label"])
+
+    return Photos(decode, _spread(len(source), number, folder))

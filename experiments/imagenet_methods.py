@@ -1,6 +1,7 @@
 """The methods of `experiments.imagenet`: their estimates, all from the same photos."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
+from experiments import processes
 
 MFAC_BLOCK = 128
 
@@ -91,7 +93,10 @@ def make(name: str, model: flj.Model, args: argparse.Namespace, damping: float) 
     Raises:
         ValueError: a setting out of its range.
     """
-    return METHODS[name](model, args, damping)
+    method = METHODS[name](model, args, damping)
+    if processes.several():  # each device has examples of its own of every batch
+        method = method._replace(batch=math.lcm(method.batch, jax.device_count()))
+    return method
 
 
 def at_damping(

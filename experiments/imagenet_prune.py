@@ -48,9 +48,9 @@ class Estimate:
     def _fit(self, estimator: flj.InverseFisher) -> None:
         self.state = None  # there may be no room for two
         begin, job = time.perf_counter(), self._job
-        batches = imagenet_run.batches(job, job.fit, self._method.batch)
-        if len(batches) > 1 and len(batches[-1][0]) < self._method.batch:
-            batches = batches[:-1]  # equal batches share a compilation
+        size, photos = self._method.batch, len(job.fit)
+        whole = job.fit.part(range(photos // size * size or photos))  # all share a compilation
+        batches = imagenet_run.Batches(job, whole, size)
         if self.predicted is None:
             self.predicted = flj.peak_memory(estimator, job.params, batches[0]).peak
             told = f"{self.predicted / 1e9:.1f} GB beside weights and photos"

@@ -1,7 +1,7 @@
 """What `experiments.imagenet` does with one network and its photos: fit, choose dampings, prune."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import recalibration
+from experiments import processes, recalibration
 from experiments.imagenet_data import Photos
 from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
@@ -80,26 +80,39 @@ class Scores(NamedTuple):
         return 100 * float(self.right(top).mean())
 
 
-def batches(
-    job: Job, photos: Photos, size: int, *, number: int | None = None, labels: bool = True
-) -> list[tuple]:
-    """Photos in batches as the library wants them; the last one may be smaller.
+class Batches(Sequence):
+    """Photos in batches as the library wants them, read when they are asked for.
 
-    Args:
-        job: what all methods have in common.
-        photos: the photos.
-        size: how many are in a batch.
-        number: how many photos are used; None for all.
-        labels: whether the batches have any.
+    Of several processes each reads its share of a batch.
     """
-    rows = range(0, len(photos.labels) if number is None else number, size)
-    stop = [min(row + size, rows.stop) for row in rows]
-    images = [job.network.preprocess(photos.pixels[a:b]) for a, b in zip(rows, stop, strict=True)]
-    targets = [photos.labels[a:b] if labels else None for a, b in zip(rows, stop, strict=True)]
-    return [
-        (jnp.asarray(x), None if y is None else jnp.asarray(y), job.constants)
-        for x, y in zip(images, targets, strict=True)
-    ]
+
+    def __init__(self, job: Job, photos: Photos, size: int, *, labels: bool = True):
+        """Cuts photos into batches, of which the last one may be smaller.
+
+        Args:
+            job: what all methods have in common.
+            photos: the photos.
+            size: how many are in a batch.
+            labels: whether the batches have any.
+        """
+        self._job, self._photos, self._size, self._labels = job, photos, size, labels
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return -(-len(self._photos) // self._size)
+
+    def __getitem__(self, index: int) -> tuple:
+        """One of the batches."""
+        begin = range(0, len(self._photos), self._size)[index]
+        rows = range(begin, min(begin + self._size, len(self._photos)))
+        images, labels, constants = batch_of(self._job, self._photos, rows)
+        return images, labels if self._labels else None, constants
+
+
+def batch_of(job: Job, photos: Photos, rows: Sequence[int]) -> tuple:
+    """Some photos as one batch, of which each process reads its share."""
+    pixels, labels = photos.read(rows[processes.share(len(rows))])
+    return *processes.joint((job.network.preprocess(pixels), labels)), job.constants
 
 
 def _ranks_and_losses(model: flj.Model, params, constants, images, labels):
@@ -117,28 +130,25 @@ def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def evaluate(job: Job, params: Any, constants: Any) -> Scores:
     """Evaluates a network on the validation photos, `--chunk` at a time."""
     compiled = jitted(_ranks_and_losses, job.network.model)
-    parts = [
-        jax.device_get(compiled(params, constants, *batch[:2]))
-        for batch in tqdm(
-            _lazily(job, job.validation), desc="evaluating", disable=None, leave=False
-        )
-    ]
+    photos, parts = len(job.validation), []
+    size = processes.dealt(min(job.args.chunk, photos))
+    for begin in tqdm(range(0, photos, size), desc="evaluating", disable=None, leave=False):
+        # the last one is filled up with one photo: one shape, one compilation
+        rows = np.minimum(np.arange(begin, begin + size), photos - 1)
+        images, labels, _ = batch_of(job, job.validation, rows)
+        found = processes.whole(compiled(params, constants, images, labels))
+        parts.append([x[: photos - begin] for x in found])
     ranks, losses = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Scores(ranks, float(losses.mean()))
-
-
-def _lazily(job: Job, photos: Photos) -> Iterator[tuple]:
-    size = job.args.chunk
-    for begin in range(0, len(photos.labels), size):
-        part = Photos(*(x[begin : begin + size] for x in photos))
-        yield from batches(job, part, size)
 
 
 def recomputed(job: Job, params: Any) -> Any:
     """Constants with the statistics of other weights, on the photos that the curvature sees."""
     compiled = jitted(_statistics, job.network.by_batch)
+    size = processes.dealt(job.args.chunk)
     parts = [
-        (compiled(params, batch[0], batch[2]), len(batch[0])) for batch in _lazily(job, job.fit)
+        (compiled(params, images, constants), len(images))
+        for images, _, constants in Batches(job, job.fit, size)
     ]
     return recalibration.averaged(*zip(*parts, strict=True))
 
@@ -154,9 +164,8 @@ def held_out_loss(job: Job, params: Any) -> float:
     beyond telling good from bad, and to recompute them first would take another pass.
     """
     compiled = jitted(_loss_by_batch, job.network.model, job.network.by_batch)
-    photos = job.held_out
-    images = job.network.preprocess(photos.pixels)
-    return float(compiled(params, images, photos.labels, job.constants))
+    batch = batch_of(job, job.held_out, range(len(job.held_out)))
+    return float(compiled(params, *batch))
 
 
 def _loss_by_batch(model: flj.Model, by_batch: Callable, params, images, labels, constants):
@@ -176,16 +185,17 @@ def mean_diagonal(job: Job) -> float:
         jax.random.rademacher(key, x.shape, x.dtype) if yes else jnp.zeros_like(x)
         for key, x, yes in zip(keys, leaves, chosen, strict=True)
     ]
+    signs = processes.everywhere(tree.unflatten(signs))
     around = flj.curvature(job.network.model, solve_batches(job))
-    image = around.product(job.params, tree.unflatten(signs))
+    image = around.product(job.params, signs)
     weights = sum(x.size for x, yes in zip(leaves, chosen, strict=True) if yes)
-    return float(_tree.dot(tree.unflatten(signs), image)) / weights
+    return float(_tree.dot(signs, image)) / weights
 
 
-def solve_batches(job: Job) -> list[tuple]:
+def solve_batches(job: Job) -> Batches:
     """The photos that the solves of group updates see, without labels."""
-    args = job.args
-    return batches(job, job.fit, args.batch, number=args.solve, labels=False)
+    photos = job.fit.part(range(job.args.solve))
+    return Batches(job, photos, job.args.batch, labels=False)
 
 
 COUNTS = 1e-3  # of a loss: a smaller difference is none

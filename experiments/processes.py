@@ -151,6 +151,13 @@ def everywhere(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def whole(tree: Any) -> Any:
+    """Arrays that may be spread over all devices, as NumPy has them, whole in every process."""
+    if not several():
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def on_all() -> NamedSharding | None:
     """How weights lie: whole on all devices.  None for a single process."""
     return NamedSharding(mesh(), PartitionSpec()) if several() else None
@@ -179,6 +186,11 @@ def share(examples: int) -> slice:
         )
     part = examples // jax.process_count()
     return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+
+
+def dealt(examples: int) -> int:
+    """As many examples, or a few more, as can be dealt out equally to all devices."""
+    return examples + (-examples % jax.device_count() if several() else 0)
 
 
 def joint(own: Any) -> Any:

@@ -162,8 +162,7 @@ def evaluate(
     """
     inputs, targets = data
     examples = len(inputs)
-    size = min(EVALUATION_BATCH, examples)
-    size += -size % jax.device_count() if processes.several() else 0
+    size = processes.dealt(min(EVALUATION_BATCH, examples))
     score = loss = 0.0
     for begin in range(0, examples, size):
         # the last batch is filled up with weightless examples: one shape, one compilation

@@ -115,8 +115,10 @@ def test_no_photo_is_seen_twice(shared, tmp_path):
     parser = imagenet.make_parser()
     args = parser.parse_args([*ARGUMENTS, "--out", str(tmp_path)])
     job = imagenet._job(args, small.NETWORK, small.load)
-    fit, held_out = ({photo.tobytes() for photo in part.pixels} for part in (job.fit, job.held_out))
-    seen = {photo.tobytes() for photo in job.validation.pixels}
+    fit, held_out, seen = (
+        {photo.tobytes() for photo in part.read(range(len(part)))[0]}
+        for part in (job.fit, job.held_out, job.validation)
+    )
     assert (len(fit), len(held_out), len(seen)) == (16, 8, 20)
     assert not fit & held_out and not (fit | held_out) & seen
 

@@ -14,11 +14,35 @@ from tests.experiments.small_imagenet import write_tar
 def test_photos_are_spread_over_the_tar_in_the_order_of_names(tmp_path):
     path = tmp_path / "some.tar"
     write_tar(path, [0, 7, 999, 3, 4])
-    assert imagenet_data.read_tar(path, None, 8).labels.tolist() == [0, 7, 999, 3, 4]
-    found = imagenet_data.read_tar(path, 2, 8)
-    assert found.labels.tolist() == [0, 999]
-    assert found.pixels.shape == (2, 8, 8, 3) and found.pixels.dtype == np.uint8
-    assert found.labels.dtype == np.int32
+    assert whole(imagenet_data.read_tar(path, None, 8))[1].tolist() == [0, 7, 999, 3, 4]
+    pixels, labels = whole(imagenet_data.read_tar(path, 2, 8))
+    assert labels.tolist() == [0, 999]
+    assert pixels.shape == (2, 8, 8, 3) and pixels.dtype == np.uint8
+    assert labels.dtype == np.int32
+
+
+def whole(photos):
+    return photos.read(range(len(photos)))
+
+
+def test_photos_are_decoded_when_they_are_asked_for_and_then_kept(tmp_path, monkeypatch):
+    path = tmp_path / "some.tar"
+    write_tar(path, [0, 7, 999, 3, 4])
+    decoded, crop = [], imagenet_data.crop
+
+    def counted(image, size):
+        decoded.append(1)
+        return crop(image, size)
+
+    monkeypatch.setattr(imagenet_data, "crop", counted)
+    photos = imagenet_data.read_tar(path, None, 8)
+    some = photos.part([3, 1, 4])
+    assert len(some) == 3 and not decoded
+    first = some.read([2, 0])
+    assert first[1].tolist() == [4, 3] and len(decoded) == 2
+    again = photos.read([4, 3])
+    np.testing.assert_array_equal(first[0], again[0])
+    assert len(decoded) == 2
 
 
 def test_the_square_is_cut_out_of_the_centre():
@@ -55,8 +79,9 @@ def test_a_broken_tar_is_named(tmp_path, content):
             info = tarfile.TarInfo("0000_1.jpg")
             info.size = 8
             tar.addfile(info, io.BytesIO(b"nonsense"))
-    with pytest.raises(ValueError, match="some.tar can't be read as a tar of photos"):
-        imagenet_data.read_tar(path, None, 8)
+    told = {"no tar": "can't be read as a tar of photos", "no photo": "has 0000_1.jpg, which is no"}
+    with pytest.raises(ValueError, match=f"some.tar {told[content]}"):
+        whole(imagenet_data.read_tar(path, None, 8))
 
 
 def test_a_missing_tar_or_data_set_is_named_in_a_line(tmp_path, monkeypatch):
@@ -112,13 +137,14 @@ def fake_imagenet(tmp_path_factory):
 def test_a_prepared_data_set_is_read(fake_imagenet):
     folder, photos = fake_imagenet
     source = imagenet_data.load(folder, calibration=3, validation=None, size=224)
-    assert source.calibration.labels.tolist() == [5, 205, 405]
-    assert source.validation.labels.tolist() == [5, 105, 205, 305, 405, 505]
-    assert source.validation.pixels.shape == (6, 224, 224, 3)
+    assert whole(source.calibration)[1].tolist() == [5, 205, 405]
+    pixels, labels = whole(source.validation)
+    assert labels.tolist() == [5, 105, 205, 305, 405, 505]
+    assert pixels.shape == (6, 224, 224, 3)
     # the second photo: 500 x 260, so that the shorter side becomes 256
     scaled = photos["validation", 1].resize((256, 492))
     expected = np.asarray(scaled.crop((16, 134, 240, 358)), int)
-    assert np.abs(source.validation.pixels[1] - expected).mean() < 2
+    assert np.abs(pixels[1] - expected).mean() < 2
 
 
 def test_a_half_prepared_imagenet_is_missing(fake_imagenet, tmp_path):

@@ -1,0 +1,68 @@
+"""The experiment in two processes on this machine against one, which reads every photo."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from experiments.killing_process import free_address
+from tests.experiments import small_imagenet as small
+
+RUN = """
+import json, sys
+import jax
+from experiments import imagenet, imagenet_data
+from tests.experiments import small_imagenet as small
+jax.config.update("jax_disable_most_optimizations", True)
+read, rows = imagenet_data.Photos.read, []
+def counted(self, chosen):
+    rows.append(len(chosen))
+    return read(self, chosen)
+imagenet_data.Photos.read = counted
+code = imagenet.main(sys.argv[1:], small.NETWORK, small.load)
+print(f"read {sum(rows)}", file=sys.stderr)
+sys.exit(code)
+"""
+SETTINGS = {
+    "calibration": 16, "held-out": 8, "gradients": 8, "batch": 8, "solve": 8, "kfac-mean": 2,
+    "iterations": 2, "chunk": 6, "method": "kfac", "damping": 1, "solve-damping": 1,
+    "sparsity": 0.75,
+}  # fmt: skip
+ARGUMENTS = [f"--{name}={value}" for name, value in SETTINGS.items()]
+
+
+def run(out, shared, number):
+    given = [[]]
+    if number > 1:
+        both = ["--coordinator", free_address(), "--processes", str(number)]
+        given = [[*both, "--process-id", str(i)] for i in range(number)]
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "FISHLEG_SHARED": str(shared)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, *ARGUMENTS, "--out", str(out), *own],
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in given
+    ]
+    told = [process.communicate(timeout=240)[1] for process in started]
+    for process, error in zip(started, told, strict=True):
+        assert process.returncode == 0, error[-3000:]
+    read = [int(error.rpartition("read ")[2]) for error in told]
+    return json.loads((out / "results.json").read_text()), read
+
+
+def test_two_processes_read_half_each_and_give_what_one_gives(tmp_path):
+    small.write_shared(tmp_path / "shared")
+    one, (whole,) = run(tmp_path / "one", tmp_path / "shared", 1)
+    two, halves = run(tmp_path / "two", tmp_path / "shared", 2)
+    assert halves == [whole // 2, whole // 2]
+    assert len(one) == len(two) == 3  # the dense network, and two compensations
+    for a, b in zip(one, two, strict=True):
+        assert a["method"] == b["method"] and a.get("sparsity") == b.get("sparsity")
+        assert a["ranks"] == b["ranks"] and a["recalibrated_ranks"] == b["recalibrated_ranks"]
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
