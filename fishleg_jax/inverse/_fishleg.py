@@ -9,7 +9,8 @@ network, and the phase only decides which:
 
 1. half of the start: the score of labels sampled from the model, which gives a Fisher sample;
    second moments of these along every axis make the frames;
-2. the other half: the same, squared in the frames, which gives the eigenvalues;
+2. the other half: the same, squared in the frames, which gives the eigenvalues of factors that
+   learn them, while the others' moments go on;
 3. from then on: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
 
 So the model is never differentiated inside a `lax.cond`, where XLA for the CPU runs the gradients
@@ -36,7 +37,6 @@ from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, loss, split_batch
 
-SMALLEST_PART = 32  # examples; in smaller ones the products with the weights take longer
 PROBES = ("normal", "sign", "gradient")
 
 
@@ -53,6 +53,7 @@ def fishleg(
     learn: bool = True,
     start: int = 256,
     samples: int = 4,
+    examples_per_sample: int = 32,
     updates: int = 400,
     preconditioned: int = 0,
     window: int = 1000,
@@ -81,9 +82,12 @@ def fishleg(
         learn: False stops at the closed-form start; `updates` is then `start`.
         start: how many updates the start takes, but no more than two thirds of `updates` where
             there is learning.
-        samples: how many Fisher samples are taken of every batch of the start, one of each of as
-            many equal parts of 32 examples or more (fewer parts where that does not divide the
-            batch).  More cost memory, a gradient each, but hardly time.
+        samples: how many Fisher samples are taken of every batch of the start at most, one of each
+            of as many equal parts (fewer where that does not divide the batch).  More cost memory,
+            a gradient each, but hardly time.
+        examples_per_sample: how many examples are in such a part at least.  In fewer, the products
+            of a dense network with its weights take longer; a convolutional one has many positions
+            in every example, and of few examples more samples, with less noise in the spectrum.
         updates: how many updates a one-shot fit makes in all, three or more.
         preconditioned: how many of the first learning updates use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
@@ -117,7 +121,8 @@ def fishleg(
     _chunks.check_chunk(examples_per_chunk, axis_name)
     learn = _scalars.check_flag(learn, "learn")
     _check(
-        damping, kind, probe, cap, start, samples, updates, preconditioned, window
+        damping, kind, probe, cap, start, samples, examples_per_sample, updates, preconditioned,
+        window,
     )  # fmt: skip
     optimizer = default_optimizer() if optimizer is None else optimizer
     start = min(start, 2 * updates // 3) if learn else start
@@ -166,8 +171,8 @@ def fishleg(
         pulled = [
             masked(x)
             for x in _pull(
-                model, params, batch, tree.unflatten(z), label_key, kind, starting, samples,
-                examples_per_chunk, axis_name,
+                model, params, batch, tree.unflatten(z), label_key, kind, starting,
+                (samples, examples_per_sample), examples_per_chunk, axis_name,
             )
         ]  # fmt: skip
 
@@ -216,14 +221,15 @@ def _pull(
     key: jax.Array,
     kind: str,
     starting: jax.Array,
-    samples: int,
+    cut: tuple[int, int],
     examples_per_chunk: int | None,
     axis_name: str | None,
 ) -> list[list[jax.Array]]:
     """A Fisher sample of each part of the batch while starting, afterwards the Fisher times z.
 
     One vjp for either.  The parts are written out: under `vmap` the weights' gradients of
-    convolutions take twice as long on the CPU.  Over an axis a part is one of all devices.
+    convolutions take twice as long on the CPU.  Over an axis a part is one of all devices.  There
+    are at most `cut[0]` of them, of `cut[1]` examples or more.
     """
     devices = 1
     if axis_name is not None:
@@ -260,7 +266,8 @@ def _pull(
         return vjp(_tree.keep_where(starting, score, product))
 
     whole = _chunks.number_of_examples(batch)
-    parts = _chunks.deal(batch, max(min(samples, whole // SMALLEST_PART), 1))
+    most, least = cut
+    parts = _chunks.deal(batch, max(min(most, whole // least), 1))
     examples = devices * _chunks.number_of_examples(parts[0])
     scale = jnp.where(starting, examples**-0.5, 1 / examples)
     pulled = [
@@ -315,7 +322,9 @@ def _signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     return 1 - 2 * bits.reshape(-1)[:size].astype(dtype)
 
 
-def _check(damping, kind, probe, cap, start, samples, updates, preconditioned, window) -> None:
+def _check(
+    damping, kind, probe, cap, start, samples, examples_per_sample, updates, preconditioned, window
+) -> None:
     if damping is not None:
         _scalars.check_positive(damping, "damping", " or None")
     for name, value, allowed in (("kind", kind, fisher.KINDS), ("probe", probe, PROBES)):
@@ -326,6 +335,7 @@ def _check(damping, kind, probe, cap, start, samples, updates, preconditioned, w
     for name, value, least in (
         ("start", start, 2),
         ("samples", samples, 1),
+        ("examples_per_sample", examples_per_sample, 1),
         ("updates", updates, 3),
         ("preconditioned", preconditioned, 0),
         ("window", window, 1),

@@ -27,9 +27,10 @@ def assimilate_samples(
 ) -> FishLegState:
     """The state with a batch's Fisher samples in it; after the start it is handed back as it came.
 
-    The first half of the batches is averaged into second moments along every axis, and the last
-    of it turns these into frames; the others give the eigenvalues in the frames.  A batch of which
-    a sample is not finite leaves no trace but a count.
+    Where a factor learns its spectrum the first half of the batches is averaged into second moments
+    along every axis, and the last of it turns these into frames; the others give the eigenvalues in
+    the frames.  Factors without one take their moments from all batches.  A batch of which a sample
+    is not finite leaves no trace but a count.
 
     Args:
         units: the leaves and their factors.
@@ -45,32 +46,47 @@ def assimilate_samples(
     finite = jax.lax.cond(starting, _tree.all_finite, lambda samples: jnp.array(True), samples)
     usable = starting & finite
     first_phase = state.count < for_frames
-    seen = jnp.where(first_phase, state.count, state.count - for_frames)
-    weight = 1 / (seen + 1).astype(state.damping.dtype)
 
     def pack(unit, samples):
         return jnp.stack([unit.pack(sample) for sample in samples])
 
-    def average_moments(moments):
+    def share(seen):
+        return 1 / (seen + 1).astype(state.damping.dtype)
+
+    def average_moments(units, moments):
         new = {
             u.name: _mean(partial(_frames.moments_of, u.factor), pack(u, samples)) for u in units
         }
-        return move(moments, new, weight)
+        return move(moments, new, share(state.count))
 
-    def decompose(frames):
-        return {u.name: _frames.decompose(u.factor, frames[u.name], moments[u.name]) for u in units}
-
-    def average_spectrum(frames):
+    def average_spectrum(units, frames):
         out = {}
         for u in units:
             frame = frames[u.name]
             squares = _mean(partial(_frames.spectrum_of, u.factor, frame), pack(u, samples))
-            out[u.name] = frame._replace(spectrum=move(frame.spectrum, squares, weight))
+            spectrum = move(frame.spectrum, squares, share(state.count - for_frames))
+            out[u.name] = frame._replace(spectrum=spectrum)
         return out
 
-    moments = run_if(usable & first_phase, average_moments, state.moments)
-    frames = run_if(usable & (state.count == for_frames - 1), decompose, state.frames)
-    frames = run_if(usable & ~first_phase, average_spectrum, frames)
+    def advance(units, batches):
+        """Moments of so many batches, and the frames that the last of them turns these into."""
+        names = [u.name for u in units]
+        due = usable & (state.count < batches)
+        old = {name: state.moments[name] for name in names}
+        moments = run_if(due, partial(average_moments, units), old)
+
+        def decompose(frames):
+            pairs = {u: (frames[u.name], moments[u.name]) for u in units}
+            return {u.name: _frames.decompose(u.factor, *pair) for u, pair in pairs.items()}
+
+        old = {name: state.frames[name] for name in names}
+        return moments, run_if(usable & (state.count == batches - 1), decompose, old)
+
+    spectral = [u for u in units if u.factor.spectrum]
+    moments, frames = advance(spectral, for_frames)
+    frames = run_if(usable & ~first_phase, partial(average_spectrum, spectral), frames)
+    others = advance([u for u in units if not u.factor.spectrum], start)
+    moments, frames = moments | others[0], frames | others[1]
 
     damping = state.damping
     if measure_damping:
@@ -83,10 +99,8 @@ def assimilate_samples(
             lambda samples: jnp.zeros((), damping.dtype),
             samples,
         )
-        share = 1 / (state.count + 1).astype(damping.dtype)
-        damping = jnp.sqrt(
-            move(damping**2, RELATIVE_DAMPING**2 * measured, jnp.where(usable, share, 0.0))
-        )
+        weight = jnp.where(usable, share(state.count), 0.0)
+        damping = jnp.sqrt(move(damping**2, RELATIVE_DAMPING**2 * measured, weight))
         # a model without any gradient would have none, and nothing to divide by
         damping = jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)
     guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
