@@ -108,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--kfac-mean", type=count, default=4, help="photos in a gradient of kfac; default: 4")
     add("--updates", type=arguments.at_least(3), default=96, help="of fishleg; default: 96")
     add("--cap", type=count, default=1024, help="of fishleg's dense blocks; default: 1024")
+    add("--samples", type=count, default=4, help="of fishleg's start, of a batch; default: 4")
     add("--batch", type=count, default=16, help="photos of an update or product; default: 16")
     add("--solve", type=count, default=32, help="photos of a group update; default: 32")
     add("--iterations", type=count, default=4, help="of a group update; default: 4")
@@ -142,6 +143,8 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
         if getattr(args, name) > args.calibration:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at most --calibration {args.calibration}")
+    if args.batch % args.samples:
+        raise ValueError(f"--samples {args.samples} must divide --batch {args.batch}")
     for name in ("calibration", "held_out", "solve", "batch"):
         number = getattr(args, name)
         if processes.dealt(number) != number:

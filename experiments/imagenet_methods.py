@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import fishleg_jax as flj
 from experiments import processes
 
 MFAC_BLOCK = 128
+# without the default's third axis, and with blocks as large along all axes and in all leaves
+SPECTRAL = partial(flj.inverse.factors.spectral, sandwich=False)
 
 
 class Method(NamedTuple):
@@ -39,9 +42,11 @@ def _magnitude(model: flj.Model, args: argparse.Namespace, damping: float) -> Me
 
 
 def _fishleg(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:
-    settings = {"updates": args.updates, "cap": args.cap}
-    estimator = flj.inverse.fishleg(model, damping, **settings)
-    return Method(estimator, args.batch, settings | {"batch": args.batch})
+    settings = {"updates": args.updates, "cap": args.cap, "samples": args.samples}
+    estimator = flj.inverse.fishleg(
+        model, damping, factors=SPECTRAL, examples_per_sample=args.batch // args.samples, **settings
+    )
+    return Method(estimator, args.batch, settings | {"factors": "spectral", "batch": args.batch})
 
 
 def _kfac(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:

@@ -127,6 +127,7 @@ def test_no_photo_is_seen_twice(shared, tmp_path):
     ("arguments", "message"),
     [
         (["--gradients", "5"], "--gradients 5 must divide --calibration 16"),
+        (["--samples", "3"], "--samples 3 must divide --batch 8"),
         (["--solve", "17"], "--solve must be at most --calibration 16"),
         (["--calibration", "32"], "40 photos are wanted"),
         (["--photos", "21"], "21 photos are wanted"),

@@ -364,6 +364,10 @@ def test_a_state_says_when_it_has_converged(key):
         ({"probe": "uniform"}, "probe must be one of normal, sign, gradient, got 'uniform'"),
         ({"start": 0}, "start must be a whole number of at least 2, got 0"),
         ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        (
+            {"examples_per_sample": 0},
+            "examples_per_sample must be a whole number of at least 1, got 0",
+        ),
         ({"samples": 2.5}, "samples must be a whole number of at least 1, got 2.5"),
         ({"updates": 0}, "updates must be a whole number of at least 3, got 0"),
         ({"preconditioned": -1}, "preconditioned must be a whole number of at least 0, got -1"),
