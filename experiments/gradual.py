@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = RESUMING
     processes.add_options(parser)
     gradual_plan.add_options(parser)
+    arguments.add_memory_options(parser)
     add = parser.add_argument
     add(
         "--dense",

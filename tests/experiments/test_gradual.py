@@ -133,6 +133,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, mon
     assert lines[0].read_bytes() == lines[1].read_bytes()
 
 
+def test_less_memory_is_another_setting_and_the_same_weights(finished, tmp_path):
+    options = ["--dense", "start", "--remat", "2", "--examples-per-chunk", "24"]
+    assert run(tmp_path, *options, method="diagonal") == 0
+    [row] = rows_of(tmp_path)
+    [plain] = [row for row in rows_of(finished) if row["method"] == "diagonal"]
+    bounds = {"remat": 2, "examples_per_chunk": 24}
+    assert row["settings"]["estimate"] == plain["settings"]["estimate"] | bounds
+    found, expected = (
+        checkpoints.load((out / r["metrics"]).parent / "weights.npz", MODELS["mlp"])[0]
+        for out, r in ((tmp_path, row), (finished, plain))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, expected)
+    assert row["metrics"] != plain["metrics"]  # nor would it go on from the other's checkpoints
+
+
 def test_held_out_training_examples_are_no_test_images(tmp_path):
     assert run(tmp_path, "--validate", "200", method="magnitude") == 0
     args = gradual._parser().parse_args([*NETWORK, "--validate", "200"])
@@ -192,6 +207,8 @@ def test_the_host_assimilates_when_the_library_would(method, ready):
         (["--validate", "1290"], "--validate 1290 leaves 7 examples to train on"),
         (["--damping", "magnitude=1"], "'magnitude' is not one of fishleg"),
         (["--dataset", "faces", "--model", "cnn"], "--model cnn is for digits, --dataset is faces"),
+        (["--remat", "-1"], "--remat: '-1' is not a whole number of at least 1"),
+        (["--examples-per-chunk", "0"], "'0' is not a whole number of at least 1"),
         (["--steps", "9"], "'9' is not a whole number of at least 10"),
     ],
 )
