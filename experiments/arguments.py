@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import fishleg_jax as flj
 from experiments import checkpoints, data
 from experiments.models import MODELS, Spec
 
@@ -170,6 +171,30 @@ def pruning_parser(
     return parser
 
 
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what bounds the memory of an estimate, and changes no number but by rounding."""
+    add = parser.add_argument
+    add(
+        "--remat",
+        type=at_least(1),
+        metavar="SEGMENTS",
+        help="derivatives keep what lies between so many parts of the network, and make the "
+        "activations inside anew (for a GPU or TPU; XLA for the CPU keeps them after all)",
+    )
+    add(
+        "--examples-per-chunk",
+        type=at_least(1),
+        metavar="N",
+        help="so many examples of a batch are worked on at once; default: all of them",
+    )
+
+
+def memory_settings(args: argparse.Namespace) -> dict[str, int]:
+    """What was given of `add_memory_options`, for the settings of a result; empty without these."""
+    given = {name: getattr(args, name, None) for name in ("remat", "examples_per_chunk")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _spec(args: argparse.Namespace) -> Spec:
     dataset = args.dataset or (MODELS[args.model].data if args.model else "digits")
     fitting = [name for name in args.models if MODELS[name].data == dataset]
@@ -179,7 +204,8 @@ def _spec(args: argparse.Namespace) -> Spec:
             f"--model {spec.name} is for {spec.data}, --dataset is {dataset}: use "
             f"{', '.join(fitting)}"
         )
-    return spec
+    segments = memory_settings(args).get("remat")
+    return spec._replace(model=flj.remat(spec.model, segments)) if segments else spec
 
 
 def parse(

@@ -149,6 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="the largest learning rate of --finetune; default: a tenth of the model's",
     )
+    arguments.add_memory_options(parser)
     return parser
 
 

@@ -60,6 +60,7 @@ def _given(method: str, args: argparse.Namespace, part: methods.Share) -> dict[s
         "damping": args.damping.get(method),
         "labels": args.labels,
         "block_size": args.block_size,
+        "examples_per_chunk": args.examples_per_chunk,
         **part.settings,
     }
 
@@ -140,6 +141,8 @@ def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
         "selection": args.selection if selecting else None,
         "border": args.border if selecting else None,
         "fisher": args.fisher if other_fisher else None,
+        "remat": args.remat if informed else None,
+        "examples_per_chunk": args.examples_per_chunk if informed else None,
     }
 
 

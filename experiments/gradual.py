@@ -9,8 +9,9 @@ ones, and sees the same batches in the same order; methods differ in nothing but
 the inverse Fisher, which sees training batches only.  With
 no pruning at all the same training gives the dense row.  Into `--out` go `results.json`, the
 pictures `accuracy_vs_sparsity.png` and `training.png`, and a folder for each run with
-`metrics.jsonl`, the pruned weights and the masks.  The same command goes on after it was stopped,
-or killed.
+`metrics.jsonl`, the pruned weights and the masks.  What a run will take of memory is printed before
+it begins, and beside what it took after it.  The same command goes on after it was stopped, or
+killed.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = RESUMING
     processes.add_options(parser)
     gradual_plan.add_options(parser)
+    arguments.add_memory_options(parser)
     add = parser.add_argument
     add(
         "--dense",
@@ -178,7 +180,7 @@ def _one(
         print(f"seed {seed}, {plan.method} to {100 * plan.sparsity:g} %: in {path} already")
         return found
     folder = args.out / _folder(spec, plan, seed, weights)
-    carry = run(
+    carry, taken = run(
         spec, plan, split.train, start,
         seed=seed, folder=folder, checkpoint_every=args.checkpoint_every,
     )  # fmt: skip
@@ -189,6 +191,7 @@ def _one(
         **_evaluated(spec, split, carry.params, carry.constants),
         **further,
         "seconds": float(carry.seconds),
+        **taken._asdict(),
         **_pruning(plan, carry, folder),
         "metrics": str(folder.relative_to(args.out) / METRICS),
         "settings": settings,

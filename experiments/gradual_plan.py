@@ -69,7 +69,8 @@ class Plan(NamedTuple):
         compensation: `independent` or `none`.
         renew: of how many batches before each mask update the estimate is made anew; None for one
             that is carried on.
-        estimate: the settings of the estimate, as pairs.
+        estimate: the settings of the estimate and, where it is given, `remat` of the model that
+            it looks at, as pairs.
     """
 
     method: str
@@ -148,6 +149,8 @@ def make_plan(spec: Spec, args: argparse.Namespace, method: str, sparsity: float
         raise ValueError(f"--steps {recipe.steps} is too few for --mask-every {every}")
     seen = max(1, every // recipe.aux_every)  # batches between two mask updates
     estimate = _estimate(method, args, batch, seen)
+    if estimate:
+        estimate |= arguments.memory_settings(args)
     return Plan(
         method,
         sparsity,
@@ -216,6 +219,7 @@ def make_pruning(spec: Spec, plan: Plan, seed: int) -> optax.GradientTransformat
     }
     schedule = flj.schedules.cubic(plan.sparsity, begin=plan.begin, end=plan.end)
     given = dict(plan.estimate)
+    given.pop("remat", None)  # of the model, which `arguments.parse` has made so
     if plan.method == "fishleg":
         return flj.fishleg_prune(spec.model, schedule, **given, **common)
     estimator = methods.make_estimator(plan.method, spec.model, **given)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import data, metrics, processes
+from experiments import data, memory, metrics, processes
 from experiments.batches import batch_at
 from experiments.checkpointing import Checkpoints
 from experiments.gradual_plan import DENSE, Plan, make_optimizer, make_pruning, work_of
@@ -32,6 +32,21 @@ class Carry(NamedTuple):
     constants: Any
     state: Any
     seconds: np.ndarray
+
+
+class Memory(NamedTuple):
+    """Bytes on one device, with the names that they have in `results.json`.
+
+    Attributes:
+        predicted_memory_bytes: what the largest of the compiled steps takes with its arguments:
+            weights, state and a batch.
+        peak_memory_bytes: what was taken above what was taken before the run, or before what is
+            left of one that goes on; on a CPU checkpoints that are written count, too.  None where
+            that can't be known.
+    """
+
+    predicted_memory_bytes: int
+    peak_memory_bytes: int | None
 
 
 @lru_cache(maxsize=64)
@@ -94,11 +109,12 @@ def run(
     seed: int,
     folder: Path,
     checkpoint_every: float,
-) -> Carry:
+) -> tuple[Carry, Memory]:
     """Trains a network while it is pruned, or goes on with that.
 
     What a step does follows from the carry and its number alone, so that a run that was killed
-    ends with the weights that it would have had.
+    ends with the weights that it would have had.  What it is going to take of memory is printed
+    before the first step, and beside what it took after the last.
 
     Args:
         spec: the model.
@@ -111,42 +127,43 @@ def run(
         checkpoint_every: seconds between two checkpoints.
 
     Returns:
-        The carry after the last step; its seconds are without compilation and checkpoints.
+        The carry after the last step, whose seconds are without compilation and checkpoints, and
+        the memory.
     """
-    total = plan.recipe.steps
-    works = [tuple(work_of(plan, step).items()) for step in range(1, total + 1)]
+    works = [tuple(work_of(plan, n).items()) for n in range(1, plan.recipe.steps + 1)]
     steps = {work: compiled_step(spec, plan, work) for work in sorted(set(works))}
-    params, constants = jax.tree.map(jnp.array, start)  # a copy: steps take the memory of these
-    state = jax.jit(transformation(spec, plan, seed).init, out_shardings=processes.on_all())(params)
-    carry = Carry(params, constants, state, np.zeros(()))
+    predicted = max(map(memory.planned, steps.values()))
+    title = f"{plan.method} to {100 * plan.sparsity:g} %, seed {seed}"
+    print(f"{title}: a run is predicted to take {predicted / 1e6:.0f} MB", flush=True)
+    init = jax.jit(transformation(spec, plan, seed).init, out_shardings=processes.on_all())
+    init = init.lower(start[0]).compile()  # before anybody looks at the memory
     folder.mkdir(parents=True, exist_ok=True)
     processes.wait(str(folder))
-    lines = folder / METRICS
-    with Checkpoints(folder / CHECKPOINTS) as kept:
+    with memory.watch() as peak, Checkpoints(folder / CHECKPOINTS) as kept:
+        params, constants = jax.tree.map(jnp.array, start)  # a copy: steps take their memory
+        carry = Carry(params, constants, init(params), np.zeros(()))
         done, carry = kept.restore(carry) or (0, carry)
-        metrics.rewind(lines, done)
-        bar = tqdm(desc=_title(plan, seed), total=total, initial=done, disable=None)
-        with bar:
+        metrics.rewind(folder / METRICS, done)
+        with tqdm(desc=title, total=len(works), initial=done, disable=None) as bar:
             told, begin = [], time.perf_counter()
-            for step in range(done + 1, total + 1):
+            for step in range(done + 1, len(works) + 1):
                 batch = batch_at(spec.dataset, train, seed=seed, step=step - 1, batch=plan.batch)
                 *others, now = steps[works[step - 1]](*carry[:3], *batch)
                 carry = Carry(*others, carry.seconds)
-                if step % LOG_EVERY == 0 or step == total:
+                if step % LOG_EVERY == 0 or step == len(works):
                     told.append({"step": step, **now})
                 bar.update()
                 due = time.perf_counter() - begin > checkpoint_every
                 if processes.several():  # all save at the same step
                     due = step % LOG_EVERY == 0 and processes.agreed(due)
-                if due or step == total:
+                if due or step == len(works):
                     jax.block_until_ready(carry)
                     seconds = carry.seconds + (time.perf_counter() - begin)
                     carry = carry._replace(seconds=seconds)
-                    metrics.append(lines, jax.tree.map(lambda x: np.asarray(x).item(), told))
+                    lines = jax.tree.map(lambda x: np.asarray(x).item(), told)
+                    metrics.append(folder / METRICS, lines)
                     kept.save(step, carry)
                     told, begin = [], time.perf_counter()
-    return carry
-
-
-def _title(plan: Plan, seed: int) -> str:
-    return f"{plan.method} to {100 * plan.sparsity:g} %, seed {seed}"
+        measured = peak()
+    print(memory.told(title, predicted, measured, of="run"), flush=True)
+    return carry, Memory(predicted, measured)

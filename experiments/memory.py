@@ -42,16 +42,29 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def told(name: str, predicted: int, measured: int | None) -> str:
-    """A line that has the memory of a fit as it was predicted, and as it was.
+def planned(compiled: jax.stages.Compiled) -> int:
+    """Bytes on one device that a compiled function takes while it runs, by the compiler's plan.
+
+    Args:
+        compiled: the function; its arguments count, and results as far as they do not take the
+            memory of arguments that are given up.
+    """
+    found = compiled.memory_analysis()
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return kept + found.temp_size_in_bytes
+
+
+def told(name: str, predicted: int, measured: int | None, of: str = "fit") -> str:
+    """A line that has the memory of something as it was predicted, and as it was.
 
     Args:
         name: of the method.
-        predicted: bytes, by `fishleg_jax.peak_memory`.
+        predicted: bytes, by `fishleg_jax.peak_memory` or `planned`.
         measured: bytes, by `watch`; None where they can't be known.
+        of: what took them.
     """
     found = "unknown" if measured is None else f"{measured / 1e6:.0f} MB"
-    return f"{name}: memory of the fit, predicted {predicted / 1e6:.0f} MB, measured {found}"
+    return f"{name}: memory of the {of}, predicted {predicted / 1e6:.0f} MB, measured {found}"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import fishleg_jax as flj
 
 GRADIENTS = 1000  # that woodfisher and mfac make of the images, where there are so many
 AT_ONCE = 100  # gradients that are in memory at a time
+CHUNK = "examples_per_chunk"  # bounds the memory of every estimate that looks at data
 
 
 class Method(NamedTuple):
@@ -121,7 +122,8 @@ def settings_of(method: str, **given: Any) -> dict[str, Any]:
             not know are left out.
 
     Returns:
-        All settings of the method that a user may choose, and those that are fixed.
+        All settings of the method that a user may choose, and those that are fixed;
+        `examples_per_chunk`, which changes no result, only where it is given.
     """
     chosen = METHODS[method]
     known = inspect.signature(chosen.make).parameters
@@ -129,6 +131,8 @@ def settings_of(method: str, **given: Any) -> dict[str, Any]:
         name: known[name].default if given.get(name) is None else given[name]
         for name in chosen.takes
     }
+    if CHUNK in known and given.get(CHUNK) is not None:
+        settings[CHUNK] = given[CHUNK]
     return settings | chosen.fixed
 
 

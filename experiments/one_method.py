@@ -94,6 +94,7 @@ def prune(
         "first_order": settings["first_order"],
         "costs": job.costs,
         "prunable": spec.prunable,
+        "examples_per_chunk": args.examples_per_chunk,
         "key": key,
     }
 
@@ -317,6 +318,7 @@ def _truster(
             scope=job.args.scope,
             prunable=job.spec.prunable,
             key=jax.random.key(seed),
+            examples_per_chunk=job.args.examples_per_chunk,
         )._asdict()
 
     return trust

@@ -72,7 +72,10 @@ def prune(
     if magnitude:
         batches = batches[:1]  # the engine asks for data, the identity does not look at them
     key = jax.random.key(seed)
-    estimator = make_estimator(method, spec.model, damping=args.damping, updates=args.updates)
+    estimator = make_estimator(
+        method, spec.model, damping=args.damping, updates=args.updates,
+        examples_per_chunk=args.examples_per_chunk,
+    )  # fmt: skip
     begin = time.perf_counter()
     predicted = flj.peak_memory(estimator, dense.params, batches[0]).peak
     with memory.watch() as peak:
@@ -87,6 +90,7 @@ def prune(
         "updates": 0 if magnitude else estimator.updates,
         "batch_size": 0 if magnitude else len(batches[0][0]),
         "prunable": results.prunable(spec),
+        **({} if magnitude else arguments.memory_settings(args)),
         **results.measured(state),
     }
     rows = []
@@ -103,6 +107,7 @@ def prune(
             prunable=spec.prunable,
             key=key,
             state=state,
+            examples_per_chunk=args.examples_per_chunk,
         )
         jax.block_until_ready(result.params)
         seconds = fit_seconds + time.perf_counter() - begin
@@ -164,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.at_least(3),
         help="auxiliary updates of FishLeg; default: the library's",
     )
+    arguments.add_memory_options(parser)
     processes.add_options(parser)
     return parser
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _scalars, _sharding, _tree
 from fishleg_jax._branch import run_if
+from fishleg_jax._jit import is_traced
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._gradual_state import find_state, holds_state
 
@@ -52,11 +53,14 @@ def make_masks(
 ) -> Any:
     """Prunes the weights of the lowest scores, `floor(sparsity · n)` of the n prunable ones.
 
-    Ties are broken by position: of equal scores the first in the tree's order goes first.
+    Ties are broken by position: of equal scores the first in the tree's order goes first.  Under
+    `jit` nobody can look at scores and masks to refuse them: a negative score then counts by its
+    magnitude, NaN as the highest, and masks of before with too many zeros keep them all.
 
     Args:
         scores: a pytree of non-negative numbers, such as `obs_saliency` makes.
-        sparsity: the fraction of prunable weights that are zero, in [0, 1).
+        sparsity: the fraction of prunable weights that are zero, in [0, 1); a number from Python,
+            under `jit`, too.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each leaf.
         prunable: which leaves: regular expressions over key paths, a predicate `(name, leaf)`, or
             None for those of two or more dimensions.
@@ -91,7 +95,10 @@ def make_masks(
     _check_monotone(old, groups, counts)
     new = [jnp.ones(x.shape, bool) for x in leaves]
     for group, count in zip(groups, counts, strict=True):
-        kept = _keep([leaves[i] for i in group], [old[i] for i in group], count)
+        before = [old[i] for i in group]
+        if is_traced(before):  # not checked to be fewer
+            count = jnp.maximum(count, sum(_tree.count(~mask) for mask in before))
+        kept = _keep([leaves[i] for i in group], before, count)
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
     return _sharding.like(tree.unflatten(new), scores)
@@ -199,13 +206,15 @@ def _rank(score: jax.Array, mask: jax.Array) -> jax.Array:
 def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
     names = [name for name, _ in _tree.named_leaves(scores)]
     for name, score, yes in zip(names, leaves, chosen, strict=True):
-        if yes and not bool(jnp.all(score >= 0)):
+        if yes and not is_traced(score) and not bool(jnp.all(score >= 0)):
             raise ValueError(
                 f"scores must be non-negative numbers, but {name!r} has negative or NaN ones"
             )
 
 
 def _check_monotone(old: list, groups: list, counts: list) -> None:
+    if is_traced(old):
+        return
     for group, count in zip(groups, counts, strict=True):
         pruned = sum(int(jnp.sum(~old[i])) for i in group)
         if pruned > count:

@@ -183,6 +183,26 @@ def test_other_settings_are_kept_apart(out, capsys):
     assert [f"{row['accuracy']:.2f}" for row in new] == shown.split()[1:3]
 
 
+def test_less_memory_is_another_setting_with_the_same_results(out, monkeypatch):
+    plain = {
+        row["sparsity_target"]: row
+        for row in rows_of(out)
+        if (row["method"], row["seed"]) == ("mfac", 0)
+    }
+    number = len(rows_of(out))
+    assert run(out, "--remat", "2", "--examples-per-chunk", "24", methods=["mfac"], seeds="0") == 0
+    rows = rows_of(out)[number:]
+    assert [row["sparsity_target"] for row in rows] == list(plain)
+    for row in rows:
+        before = plain[row["sparsity_target"]]
+        assert row["loss"] == pytest.approx(before["loss"], rel=1e-4)
+        own = {**row["settings"]}
+        assert (own.pop("remat"), own.pop("examples_per_chunk")) == (2, 24)
+        assert own == pytest.approx(before["settings"])
+    monkeypatch.setattr(one_method, "fit", no_fit)
+    assert run(out, methods=["mfac"], seeds="0") == 0  # those of before are found as ever
+
+
 def test_other_weights_are_other_results(out):
     path = next(out.glob("*_seed1.npz"))
     with counted() as names:
@@ -299,6 +319,8 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
         (["--stages", "0"], "'0' is not a whole number of at least 1"),
         (["--schedule", "cubic"], "invalid choice: 'cubic'"),
         (["--examples", "1298"], "--examples 1298: digits has 1297"),
+        (["--remat", "x"], "--remat: 'x' is not a whole number of at least 1"),
+        (["--examples-per-chunk", "0"], "'0' is not a whole number of at least 1"),
     ],
 )
 def test_bad_arguments_get_one_line_and_nothing_is_written(refuses, arguments, message):

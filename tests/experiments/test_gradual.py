@@ -1,5 +1,7 @@
 """Gradual pruning, small: what is written, what a second run does not do again, what is refused."""
 
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -29,11 +31,18 @@ def rows_of(out):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def printed(tmp_path_factory):
+    """The folder of a run, and what it printed."""
+    out, told = tmp_path_factory.mktemp("gradual") / "out", io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert run(out) == 0
+    return out, told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(printed):
     """The folder of a run."""
-    out = tmp_path_factory.mktemp("gradual") / "out"
-    assert run(out) == 0
-    return out
+    return printed[0]
 
 
 @pytest.fixture
@@ -49,14 +58,29 @@ def test_results_have_all_fields(finished):
         pruned = 0 if method == "dense" else math.floor(0.7 * WEIGHTS)
         assert row["sparsity"] == pytest.approx(pruned / WEIGHTS, abs=1e-9)
         assert row["accuracy"] > 60 and row["seconds"] > 0  # chance is 10
+        assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] >= 0
         assert row["settings"]["steps"] == 100 and row["model"] == "mlp"
         if method != "dense":
             assert row["dense_accuracy"] == rows["dense"]["accuracy"]
             assert row["start_accuracy"] < 40  # random weights
             assert row["violations"] == row["failures"] == 0
     assert rows["diagonal"]["settings"]["renew"] == 1
+    taken = {method: row["predicted_memory_bytes"] for method, row in rows.items()}
+    assert taken["dense"] > 3 * 4 * WEIGHTS  # with the moments of Adam
+    assert taken["magnitude"] > taken["dense"] + WEIGHTS  # the masks
+    assert taken["diagonal"] > taken["magnitude"] + 4 * WEIGHTS
     for name in ("accuracy_vs_sparsity.png", "training.png"):
         assert (finished / name).stat().st_size > 1000
+
+
+def test_memory_is_told_before_a_run_and_after_it(printed):
+    lines = [line for line in printed[1].splitlines() if line.startswith("diagonal to 70 %, seed")]
+    [row] = [row for row in rows_of(printed[0]) if row["method"] == "diagonal"]
+    predicted = f"{row['predicted_memory_bytes'] / 1e6:.0f} MB"
+    assert lines[0] == f"diagonal to 70 %, seed 0: a run is predicted to take {predicted}"
+    assert lines[1].startswith(
+        f"diagonal to 70 %, seed 0: memory of the run, predicted {predicted}, measured "
+    )
 
 
 def test_what_is_kept_of_a_run_is_what_was_measured(finished):
@@ -107,6 +131,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, mon
         path / folder.name / "metrics.jsonl" for path in (tmp_path / "runs", finished / "runs")
     ]
     assert lines[0].read_bytes() == lines[1].read_bytes()
+
+
+def test_less_memory_is_another_setting_and_the_same_weights(finished, tmp_path):
+    options = ["--dense", "start", "--remat", "2", "--examples-per-chunk", "24"]
+    assert run(tmp_path, *options, method="diagonal") == 0
+    [row] = rows_of(tmp_path)
+    [plain] = [row for row in rows_of(finished) if row["method"] == "diagonal"]
+    bounds = {"remat": 2, "examples_per_chunk": 24}
+    assert row["settings"]["estimate"] == plain["settings"]["estimate"] | bounds
+    found, expected = (
+        checkpoints.load((out / r["metrics"]).parent / "weights.npz", MODELS["mlp"])[0]
+        for out, r in ((tmp_path, row), (finished, plain))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, expected)
+    assert row["metrics"] != plain["metrics"]  # nor would it go on from the other's checkpoints
 
 
 def test_held_out_training_examples_are_no_test_images(tmp_path):
@@ -168,6 +207,8 @@ def test_the_host_assimilates_when_the_library_would(method, ready):
         (["--validate", "1290"], "--validate 1290 leaves 7 examples to train on"),
         (["--damping", "magnitude=1"], "'magnitude' is not one of fishleg"),
         (["--dataset", "faces", "--model", "cnn"], "--model cnn is for digits, --dataset is faces"),
+        (["--remat", "-1"], "--remat: '-1' is not a whole number of at least 1"),
+        (["--examples-per-chunk", "0"], "'0' is not a whole number of at least 1"),
         (["--steps", "9"], "'9' is not a whole number of at least 10"),
     ],
 )

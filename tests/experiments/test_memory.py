@@ -59,3 +59,15 @@ def test_a_line_of_what_was_predicted_and_measured():
     line = memory.told("fishleg", 12 * MB, 15 * MB)
     assert line == "fishleg: memory of the fit, predicted 12 MB, measured 15 MB"
     assert memory.told("kfac", MB, None).endswith("predicted 1 MB, measured unknown")
+    assert memory.told("mfac", 0, 0, of="run").startswith("mfac: memory of the run, predicted 0 MB")
+
+
+def test_what_is_planned_for_a_function_is_that_of_its_arguments_and_results():
+    x = jax.ShapeDtypeStruct((1000,), "float32")
+
+    def of(**options):
+        compiled = jax.jit(lambda x: jax.numpy.sin(x), **options).lower(x).compile()
+        return memory.planned(compiled)
+
+    assert of() == 8000
+    assert of(donate_argnums=0) == 4000

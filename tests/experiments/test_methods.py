@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import fishleg_jax as flj
 from experiments import methods
 from experiments.models import MODELS
 
@@ -61,6 +63,29 @@ def test_settings_are_the_librarys_unless_given():
         "window": 20,
     }
     assert methods.settings_of("fishleg_start", **given) == {"damping": None, "learn": False}
+
+
+@pytest.mark.parametrize("method", [name for name in methods.METHODS if name != "magnitude"])
+def test_chunks_and_remat_change_no_estimate(method):
+    model = flj.Model(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T), flj.likelihoods.gaussian())
+    params = jax.random.normal(jax.random.key(0), (4, 3))
+    inputs = jax.random.normal(jax.random.key(1), (12, 4))
+    batch, key = (inputs, jnp.sin(inputs)), jax.random.key(2)
+    fits = []
+    for used, chunk in ((model, None), (flj.remat(model, 2), 5)):
+        estimator = methods.make_estimator(method, used, damping=0.5, examples_per_chunk=chunk)
+        update, state = jax.jit(estimator.update), estimator.init(params)
+        for i in range(3):
+            state = update(state, params, batch, jax.random.fold_in(key, i))
+        fits.append(jax.tree.leaves(state))
+    for found, expected in zip(*fits, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_are_told_only_where_they_are_given():
+    assert methods.settings_of("kfac", examples_per_chunk=8)["examples_per_chunk"] == 8
+    assert "examples_per_chunk" not in methods.settings_of("kfac", examples_per_chunk=None)
+    assert methods.settings_of("magnitude", examples_per_chunk=8) == {}
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

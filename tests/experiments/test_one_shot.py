@@ -43,9 +43,25 @@ def test_a_small_run_writes_its_results(tmp_path, capsys):
     assert printed.err == ""  # no progress bars: this is no terminal
 
 
+def test_less_memory_changes_nothing_but_the_settings(tmp_path):
+    arguments = "--model mlp --epochs 1 --sparsity 0.7 --updates 3 --examples 64 --method fishleg"
+    rows = []
+    for options in ([], ["--remat", "2", "--examples-per-chunk", "24"]):
+        assert one_shot.main([*arguments.split(), *options, "--out", str(tmp_path)]) == 0
+        rows += json.loads((tmp_path / "results.json").read_text())
+    plain, bounded = rows
+    assert bounded["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert bounded["accuracy"] == pytest.approx(plain["accuracy"], abs=0.21)  # one image
+    settings = bounded["settings"]
+    assert settings.keys() - plain["settings"].keys() == {"remat", "examples_per_chunk"}
+    assert (settings["remat"], settings["examples_per_chunk"]) == (2, 24)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--remat", "0"], "--remat: '0' is not a whole number of at least 1"),
+        (["--examples-per-chunk", "1.5"], "--examples-per-chunk: '1.5' is not a whole number"),
         (["--sparsity", "0.5,1"], "'1' is not a sparsity in [0, 1)"),
         (["--sparsity", "nan"], "'nan' is not a sparsity in [0, 1)"),
         (["--sparsity", ""], "'' is not a sparsity"),

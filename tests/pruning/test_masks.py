@@ -1,5 +1,6 @@
 """Masks against a stable sort, on scores with many ties."""
 
+import functools
 import math
 from fractions import Fraction
 
@@ -169,6 +170,44 @@ def test_bad_arguments(scores, arguments, message):
 def test_nan_in_a_leaf_that_is_not_pruned_does_not_matter():
     masks = flj.make_masks({"w": jnp.ones((2, 2)), "bias": BAD[0] * jnp.nan}, 0.5)
     assert masks["bias"].all() and int(masks["w"].sum()) == 2
+
+
+LEAVES = {"a": (4, 5), "b": (6, 3)}
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_under_jit_and_vmap_masks_are_the_same(scope):
+    rng = np.random.default_rng(0)
+    # whole numbers, so that there are ties
+    stack = {name: rng.integers(0, 5, (3, *s)).astype(np.float32) for name, s in LEAVES.items()}
+    first = functools.partial(flj.make_masks, sparsity=0.3, scope=scope)
+    second = functools.partial(flj.make_masks, sparsity=0.7, scope=scope)
+
+    def both(scores):
+        masks = first(scores)
+        return masks, second({name: x[::-1] for name, x in scores.items()}, masks=masks)
+
+    one = {name: x[0] for name, x in stack.items()}
+    assert_equal(jax.jit(both)(one), both(one))
+    together = jax.jit(jax.vmap(both))(stack)
+    for i in range(3):
+        alone = both({name: x[i] for name, x in stack.items()})
+        assert_equal(jax.tree.map(lambda x: x[i], together), alone)  # noqa: B023
+
+
+def test_under_jit_masks_never_shrink_and_nothing_is_refused():
+    scores = {"w": jnp.arange(8.0).reshape(2, 4)}
+    masks = flj.make_masks(scores, 0.75)
+    found = jax.jit(lambda scores, masks: flj.make_masks(scores, 0.5, masks=masks))(scores, masks)
+    assert_equal(found, masks)
+    odd = {"w": jnp.array([[3.0, -1.0], [jnp.nan, 2.0]])}
+    assert jax.jit(lambda s: flj.make_masks(s, 0.5))(odd)["w"].tolist() == [[True, False]] * 2
+    with pytest.raises(ValueError, match="sparsity must be a number in \\[0, 1\\), got"):
+        jax.jit(flj.make_masks)(scores, 0.5)
 
 
 def test_apply_masks_puts_exact_zeros_and_keeps_the_dtype():
