@@ -43,6 +43,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import fishleg_jax as flj
 from experiments import (
     arguments,
     imagenet_data,
@@ -130,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=arguments.seed, default=0, help="default: 0")
     out = Path("results/imagenet")
     add("--out", type=Path, default=out, help=f"default: {out}")
+    arguments.add_memory_options(parser)
     processes.add_options(parser)
     return parser
 
@@ -150,6 +152,8 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
         if processes.dealt(number) != number:
             flag, devices = name.replace("_", "-"), jax.device_count()
             raise ValueError(f"--{flag} {number} can't be dealt out equally to {devices} devices")
+    if args.remat:
+        network = network._replace(model=flj.remat(network.model, args.remat))
     results.load(args.out / "results.json")
     params, constants = processes.everywhere(load(args.weights))
     source = imagenet_data.load(
@@ -193,6 +197,7 @@ def _identity(job: Job, name: str) -> dict[str, Any]:
             "iterations": args.iterations,
             "damping_given": args.damping.get(name),
             "solve_damping_given": args.solve_damping,
+            **arguments.memory_settings(args),
             **made.settings,
         },
     }

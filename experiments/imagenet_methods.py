@@ -44,14 +44,18 @@ def _magnitude(model: flj.Model, args: argparse.Namespace, damping: float) -> Me
 def _fishleg(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:
     settings = {"updates": args.updates, "cap": args.cap, "samples": args.samples}
     estimator = flj.inverse.fishleg(
-        model, damping, factors=SPECTRAL, examples_per_sample=args.batch // args.samples, **settings
-    )
+        model, damping, factors=SPECTRAL, examples_per_sample=args.batch // args.samples,
+        examples_per_chunk=args.examples_per_chunk, **settings,
+    )  # fmt: skip
     return Method(estimator, args.batch, settings | {"factors": "spectral", "batch": args.batch})
 
 
 def _kfac(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:
     each = args.kfac_mean
-    estimator = flj.inverse.kfac(model, damping / each, examples_per_gradient=each)
+    estimator = flj.inverse.kfac(
+        model, damping / each, examples_per_gradient=each,
+        examples_per_chunk=args.examples_per_chunk,
+    )  # fmt: skip
     return Method(estimator, each, {"examples_per_gradient": each}, averaged=each)
 
 
@@ -62,7 +66,9 @@ def _woodfisher(model: flj.Model, args: argparse.Namespace, damping: float) -> M
         "block_size": args.block_size,
         "examples_per_gradient": each,
     }
-    estimator = flj.inverse.woodfisher(model, damping / each, **settings)
+    estimator = flj.inverse.woodfisher(
+        model, damping / each, examples_per_chunk=args.examples_per_chunk, **settings
+    )
     return Method(estimator, each, settings, averaged=each, refits=True)
 
 
@@ -73,7 +79,9 @@ def _mfac(model: flj.Model, args: argparse.Namespace, damping: float) -> Method:
         "block_size": MFAC_BLOCK,
         "examples_per_gradient": each,
     }
-    estimator = flj.inverse.mfac(model, damping / each, **settings)
+    estimator = flj.inverse.mfac(
+        model, damping / each, examples_per_chunk=args.examples_per_chunk, **settings
+    )
     return Method(estimator, each, settings, averaged=each)
 
 

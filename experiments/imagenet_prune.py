@@ -107,7 +107,7 @@ def prune(
             result = flj.prune_one_shot(
                 job.network.model, job.params, estimate.estimator, imagenet_run.solve_batches(job),
                 sparsity=sparsity, state=estimate.state, compensation=compensation,
-                prunable=job.prunable,
+                prunable=job.prunable, examples_per_chunk=args.examples_per_chunk,
             )  # fmt: skip
             return result._replace(state=None)  # the best of a search would keep a second one
 

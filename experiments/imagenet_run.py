@@ -186,7 +186,9 @@ def mean_diagonal(job: Job) -> float:
         for key, x, yes in zip(keys, leaves, chosen, strict=True)
     ]
     signs = processes.everywhere(tree.unflatten(signs))
-    around = flj.curvature(job.network.model, solve_batches(job))
+    around = flj.curvature(
+        job.network.model, solve_batches(job), examples_per_chunk=job.args.examples_per_chunk
+    )
     image = around.product(job.params, signs)
     weights = sum(x.size for x, yes in zip(leaves, chosen, strict=True) if yes)
     return float(_tree.dot(signs, image)) / weights

@@ -209,3 +209,17 @@ def test_an_error_of_one_method_is_told_and_leaves_the_others(tmp_path, monkeypa
     assert run(tmp_path, *arguments, "--sparsity", "0.5") == 1
     assert "failed: mfac: no damping" in capsys.readouterr().err
     assert [row["method"] for row in rows_of(tmp_path)] == ["dense", "magnitude"]
+
+
+def test_bounded_memory_gives_the_same_network(tmp_path):
+    arguments = ["--method", "mfac", "--sparsity", "0.75", "--damping", "1", "--solve-damping", "1"]
+    assert run(tmp_path, *arguments) == 0
+    assert run(tmp_path, *arguments, "--remat", "2", "--examples-per-chunk", "4") == 0
+    rows = [row for row in rows_of(tmp_path) if row["method"] == "mfac"]
+    assert [row["settings"].get("remat") for row in rows] == [None, None, 2, 2]
+    for whole, bounded in zip(rows[:2], rows[2:], strict=True):
+        assert bounded["settings"]["examples_per_chunk"] == 4
+        np.testing.assert_allclose(whole["loss"], bounded["loss"], rtol=1e-5)
+        np.testing.assert_allclose(
+            whole["recalibrated_loss"], bounded["recalibrated_loss"], rtol=1e-5
+        )
