@@ -27,7 +27,12 @@ def count(function: Callable, *args: Any, dearest: bool = False) -> float:
         *args: pytrees of arrays or of `jax.ShapeDtypeStruct`.
         dearest: whether of a conditional the dearest branch counts, rather than the cheapest.
     """
-    return _of(jax.make_jaxpr(function)(*args).jaxpr, max if dearest else min)
+    return count_jaxpr(jax.make_jaxpr(function)(*args), dearest=dearest)
+
+
+def count_jaxpr(jaxpr: ClosedJaxpr, *, dearest: bool = False) -> float:
+    """The operations of a trace; see `count`."""
+    return _of(jaxpr.jaxpr, max if dearest else min)
 
 
 def _of(jaxpr: Jaxpr, pick: Callable) -> float:

@@ -1,15 +1,16 @@
 """What the estimates of the inverse Fisher would take on large networks, on paper.
 
     python -m experiments.scaling
-    python -m experiments.scaling --network 8B --method fishleg,kfac
+    python -m experiments.scaling --network 8B --method fishleg,kfac --compile 1,8
 
-Everything is reckoned from shapes: the bytes of a state by `jax.eval_shape` of the estimator's
-`init`, operations by tracing `update`, `multiply` and `diagonal` and counting, see
-`experiments.operations`.  No weight is allocated and nothing is compiled.  Of a network of equal
-layers one and two are traced, and what the second adds is taken times the number of layers.
+Everything is reckoned from shapes, and no weight is allocated: the bytes of a state on each of up
+to 256 devices by `jax.eval_shape` of the estimator's `init` and by where the library would put it,
+see `experiments.scaling_placement`; operations by tracing `update`, `multiply` and `diagonal` and
+counting, and by XLA's cost analysis, see `experiments.scaling_operations`.
 
-The bytes on each of several devices are plain arithmetic: weights and the arrays of a state are
-cut along their longest axis that the number of devices divides; what has none is whole on each.
+`--compile` says for how many devices XLA compiles: 1 by default, and 0 for not at all.  For several
+it has as many virtual devices of the CPU, and the operations are those of each of them.  FishLeg's
+update takes minutes to compile, and waits for `--slow`.
 """
 
 import argparse
@@ -24,12 +25,12 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import files, operations, shapes
-from experiments.arguments import comma_list, one_of
+from experiments import files, scaling_operations, scaling_placement, scaling_tables, shapes
+from experiments.arguments import at_least, comma_list, one_of
+from experiments.scaling_placement import device_bytes
 from fishleg_jax.inverse import _memory
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SHOWN = (1, 8, 64, 256)
 METHODS: dict[str, Callable[[flj.Model], flj.InverseFisher]] = {
     "fishleg": flj.inverse.fishleg,
     "fishleg, no cap": lambda model: flj.inverse.fishleg(model, cap=None),
@@ -39,6 +40,7 @@ METHODS: dict[str, Callable[[flj.Model], flj.InverseFisher]] = {
     "diagonal": flj.inverse.diagonal,
     "identity": lambda model: flj.inverse.identity(),
 }
+SLOW = {"fishleg": ("update",), "fishleg, no cap": ("update",)}
 
 
 def short(name: str) -> str:
@@ -46,118 +48,66 @@ def short(name: str) -> str:
     return name.split(",")[0] + ("_uncapped" if "no cap" in name else "")
 
 
-def device_bytes(tree: Any, devices: int) -> int:
-    """The bytes of a tree on each of some devices, cut as the module says."""
-    return sum(_bytes_of(x, devices) for x in jax.tree.leaves(tree))
+def reckon(
+    method: str, network: shapes.Network, compiled: Sequence[int] = (), slow: bool = False
+) -> dict[str, Any]:
+    """Bytes and operations of one method on one network.
 
+    Args:
+        method: a key of `METHODS`.
+        network: as shapes.
+        compiled: for how many devices it is compiled.
+        slow: whether what takes minutes is compiled, too.
 
-def _bytes_of(leaf: Any, devices: int) -> int:
-    size = math.prod(leaf.shape) * leaf.dtype.itemsize
-    divided = any(n % devices == 0 and n > 0 for n in leaf.shape)
-    return size // devices if divided else size
-
-
-def reckon(method: str, network: shapes.Network) -> dict[str, Any]:
-    """Bytes and operations of one method on one network."""
+    Returns:
+        `state_bytes` on each of so many devices, `flops` by function and kind of count, and
+        `compiled_flops` by number of devices and function.
+    """
     estimator = METHODS[method](network.model)
+    calls = scaling_operations.estimator_calls(estimator)
+    without = () if slow else SLOW.get(method, ())
+    spread = {n: _spread(network, n) for n in DEVICES}
     # whether it fits is what is to be found out
     with mock.patch.object(_memory, "available", lambda: 2**80):
         state = jax.eval_shape(estimator.init, network.params(network.layers))
-        counted = [_operations(estimator, network, layers) for layers in (1, 2)[: network.layers]]
-    once, twice = counted[0], counted[-1]
-    flops = {name: once[name] + (network.layers - 1) * (twice[name] - once[name]) for name in once}
-    return {
-        "state_bytes": {n: device_bytes(state, n) for n in DEVICES},
-        **flops,
+        return {
+            "state_bytes": {
+                n: device_bytes(scaling_placement.spread_state(state, params))
+                for n, params in spread.items()
+            },
+            "flops": scaling_operations.traced(calls, network),
+            "compiled_flops": {
+                n: scaling_operations.compiled(calls, network, n, without) for n in compiled
+            },
+        }
+
+
+def _spread(network: shapes.Network, devices: int) -> Any:
+    mesh = scaling_placement.abstract_mesh(devices)
+    return scaling_placement.spread(network.params(network.layers), mesh)
+
+
+def run(
+    name: str, methods: Sequence[str], compiled: Sequence[int] = (), slow: bool = False
+) -> list[dict]:
+    """A row for each method on one network; see `reckon`."""
+    network = shapes.NETWORKS[name]()
+    gradient = scaling_operations.gradient_calls(network.model)
+    leaves = jax.tree.leaves(network.params(network.layers))
+    of_network = {
+        "network": name,
+        "weights": sum(math.prod(x.shape) for x in leaves),
+        "examples": len(network.batch[0]),
+        "weight_bytes": {n: device_bytes(_spread(network, n)) for n in DEVICES},
+        "gradient_flops": scaling_operations.traced(gradient, network),
+        "gradient_compiled_flops": {
+            n: scaling_operations.compiled(gradient, network, n) for n in compiled
+        },
     }
-
-
-def _operations(
-    estimator: flj.InverseFisher, network: shapes.Network, layers: int
-) -> dict[str, float]:
-    params, key = network.params(layers), jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(estimator.init, params)
-    update = (estimator.update, state, params, network.batch, key)
-    return {
-        "update_flops": operations.count(*update),
-        "dearest_update_flops": operations.count(*update, dearest=True),
-        "multiply_flops": operations.count(estimator.multiply, state, params),
-        "diagonal_flops": operations.count(estimator.diagonal, state, params),
-    }
-
-
-def run(networks: Sequence[str], methods: Sequence[str]) -> list[dict]:
-    """All networks and methods."""
-    rows = []
-    for name in networks:
-        network = shapes.NETWORKS[name]()
-        params = network.params(network.layers)
-        weights = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-        gradient = _gradient_flops(network)
-        for method in tqdm(methods, desc=name, disable=None):
-            rows.append(
-                {
-                    "network": name,
-                    "weights": weights,
-                    "examples": len(network.batch[0]),
-                    "gradient_flops": gradient,
-                    "weight_bytes": {n: device_bytes(params, n) for n in DEVICES},
-                    "method": method,
-                    **reckon(method, network),
-                }
-            )
-    return rows
-
-
-def _gradient_flops(network: shapes.Network) -> float:
-    def gradient(params, batch):
-        return jax.grad(lambda p: flj.loss(network.model, p, batch))(params)
-
-    counted = [
-        operations.count(gradient, network.params(n), network.batch)
-        for n in (1, 2)[: network.layers]
+    return [
+        {**of_network, "method": method, **reckon(method, network, compiled, slow)}
+        for method in tqdm(methods, desc=name, disable=None)
     ]
-    return counted[0] + (network.layers - 1) * (counted[-1] - counted[0])
-
-
-def show(rows: Sequence[dict]) -> str:
-    """Tables in Markdown, one for each network."""
-    out = []
-    for name in dict.fromkeys(row["network"] for row in rows):
-        own = [row for row in rows if row["network"] == name]
-        first = own[0]
-        kind = f"{first['examples']} images"
-        if name in ("1B", "8B"):
-            kind = f"{first['examples']} texts of {shapes.TOKENS} tokens"
-        out.append(
-            f"**{name}**, {first['weights'] / 1e6:,.1f} million weights, updates of {kind}, whose "
-            f"gradient takes {_number(first['gradient_flops'])} operations\n"
-        )
-        header = ["state, bytes on each of", *map(str, SHOWN), "numbers a weight"]
-        header += ["update", "dearest", "multiply", "diagonal"]
-        out += [_line(header), _line(["---"] * len(header))]
-        weights = ["weights", *(_number(first["weight_bytes"][n]) for n in SHOWN)]
-        out.append(_line([*weights, "1.00", "", "", "", ""]))
-        for row in own:
-            state = row["state_bytes"]
-            cells = [row["method"], *(_number(state[n]) for n in SHOWN)]
-            cells.append(f"{state[1] / 4 / row['weights']:.2f}")
-            kinds = ("update", "dearest_update", "multiply", "diagonal")
-            out.append(_line([*cells, *(_number(row[f"{k}_flops"]) for k in kinds)]))
-        out.append("")
-    return "\n".join(out)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _number(value: float) -> str:
-    """Three digits and a prefix."""
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if value >= 10**power:
-            return f"{value / 10**power:.3g} {prefix}"
-    return f"{value:.3g}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,11 +128,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks = comma_list(one_of(shapes.NETWORKS))
     add("--network", type=networks, default=list(shapes.NETWORKS), metavar="A,B")
     add("--method", type=comma_list(one_of(names)), default=list(names), metavar="A,B")
+    add("--compile", type=comma_list(at_least(0)), default=[1], metavar="N,N",
+        help="numbers of devices that XLA compiles for; 0 for none, default: 1")  # fmt: skip
+    add("--slow", action="store_true", help="compile FishLeg's update, too: minutes each")
     add("--out", type=Path, default=Path("results/scaling"), help="default: results/scaling")
     args = parser.parse_args(argv)
-    rows = run(args.network, [names[name] for name in args.method])
-    print(show(rows))
-    print(files.write_json(args.out / "scaling.json", rows))
+    devices = [n for n in args.compile if n]
+    if max(devices, default=1) > 1:
+        # before JAX is used for anything
+        jax.config.update("jax_num_cpu_devices", max(devices))
+    rows, methods = [], [names[name] for name in args.method]
+    for network in args.network:
+        found = run(network, methods, devices, args.slow)
+        print(scaling_tables.show(found), flush=True)
+        rows += found
+        path = files.write_json(args.out / "scaling.json", rows)
+    print(path)
     return 0
 
 

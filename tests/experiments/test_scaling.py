@@ -2,13 +2,25 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 import fishleg_jax as flj
-from experiments import memory, operations, scaling, shapes
+from experiments import (
+    memory,
+    operations,
+    scaling,
+    scaling_operations,
+    scaling_placement,
+    scaling_tables,
+    shapes,
+)
 from experiments.benchmarks import fit_scaling
 
 X = jax.ShapeDtypeStruct((8, 16), "float32")
@@ -44,6 +56,7 @@ def test_loops_count_as_often_as_they_go_round():
         return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
 
     assert operations.count(looped, X, W) == 5 * 2 * 8 * 16 * 16
+    assert compiled(looped, X, W) == pytest.approx(2 * 8 * 16 * 16, rel=0.05)  # XLA: once
 
 
 def test_conditionals_by_their_cheapest_or_dearest_branch():
@@ -51,28 +64,37 @@ def test_conditionals_by_their_cheapest_or_dearest_branch():
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x)
 
     cheap = operations.count(either, X, W)
-    assert operations.count(either, X, W, dearest=True) - cheap == 2 * 8 * 16 * 16
+    dear = operations.count(either, X, W, dearest=True)
+    assert dear - cheap == 2 * 8 * 16 * 16
+    assert compiled(either, X, W) == pytest.approx(dear, rel=0.05)
 
 
 def test_factorisations():
     matrix = jax.ShapeDtypeStruct((512, 512), "float32")
     found = operations.count(jnp.linalg.cholesky, matrix)
     assert found == pytest.approx(512**3 / 3, rel=0.05)
+    for factorisation in (jnp.linalg.cholesky, jnp.linalg.eigh, jnp.linalg.qr):
+        # not a cubic one in XLA's eyes
+        assert compiled(factorisation, matrix) < 20 * 512**2
 
 
 def small(layers):
-    network = shapes.llama(16, 32, layers, 4, 2, 50, tied=True)
-    tokens = jax.ShapeDtypeStruct((2, 6), "int32")
+    network = shapes.llama(24, 40, layers, 4, 2, 50, tied=True)
+    tokens = jax.ShapeDtypeStruct((8, 6), "int32")
     return network._replace(batch=(tokens, tokens))
 
 
 @pytest.mark.parametrize("method", ["fishleg", "kfac"])
 def test_layers_are_alike(method):
     """What one and two layers tell of four is what four take."""
-    network, estimator = small(4), scaling.METHODS[method](small(4).model)
-    found = scaling.reckon(method, network)
-    for name, flops in scaling._operations(estimator, network, 4).items():
-        assert found[name] == pytest.approx(flops)
+    network = small(4)
+    calls = scaling_operations.estimator_calls(scaling.METHODS[method](network.model))
+    found = scaling_operations.traced(calls, network)
+    for name, call in calls(network.params(4), network.batch).items():
+        trace, lowered = found[name]["trace"], found[name]["lowered"]
+        assert trace == pytest.approx(operations.count(call.function, *call.arguments))
+        whole = jax.jit(call.function).lower(*call.arguments).cost_analysis()["flops"]
+        assert lowered == pytest.approx(whole, rel=0.01)
 
 
 def test_bytes_are_those_of_the_state():
@@ -85,8 +107,103 @@ def test_bytes_are_those_of_the_state():
 
 
 def test_bytes_on_several_devices():
-    tree = {"even": jax.ShapeDtypeStruct((6, 5), "float32"), "odd": X.update(shape=(3,))}
-    assert [scaling.device_bytes(tree, n) for n in (1, 2, 4)] == [132, 72, 132]
+    tree = {"even": jax.ShapeDtypeStruct((6, 12), "float32"), "odd": X.update(shape=(3,))}
+    meshes = [scaling_placement.abstract_mesh(n) for n in (1, 2, 4, 5)]
+    cut = [scaling_placement.spread(tree, mesh) for mesh in meshes]
+    assert [scaling_placement.device_bytes(x) for x in cut] == [300, 156, 84, 300]
+    assert cut[1]["even"].sharding.spec == PartitionSpec(None, "devices")
+
+
+# a state that the library made, on eight devices that are there, and programs for them
+RUN = """
+import json
+import jax, jax.numpy as jnp
+from experiments import scaling, scaling_operations, scaling_placement, sharding
+from fishleg_jax.inverse import base
+from tests.experiments.test_scaling import small
+sharding.make_devices()
+network, told = small(2), {}
+shapes = scaling_placement.spread(network.params(2), scaling_placement.mesh_of_cpu(8))
+params = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), shapes)
+def held(tree, device):
+    shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards]
+    return sum(s.data.nbytes for s in shards if s.device == device)
+def each(tree):
+    return sorted({held(tree, device) for device in jax.devices()})
+told["weights"] = each(params)
+for method in scaling.METHODS:
+    estimator = scaling.METHODS[method](network.model)
+    init, _ = base.compiled(estimator, params)
+    told[method] = each(init(params))
+gradient = scaling_operations.gradient_calls(network.model)
+diagonal = scaling_operations.estimator_calls(scaling.METHODS["diagonal"](network.model))
+told["flops"] = [
+    scaling_operations.compiled(gradient, network, n)
+    | scaling_operations.compiled(diagonal, network, n, ("update",))
+    for n in (1, 8)
+]
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told():
+    run = subprocess.run(
+        [sys.executable, "-c", RUN],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("method", scaling.METHODS)
+def test_eight_devices_hold_what_is_reckoned(told, method):
+    network = small(2)
+    params = scaling_placement.spread(network.params(2), scaling_placement.abstract_mesh(8))
+    state = jax.eval_shape(scaling.METHODS[method](network.model).init, params)
+    state = scaling_placement.spread_state(state, params)
+    assert told["weights"] == [scaling_placement.device_bytes(params)]
+    assert told[method] == [scaling_placement.device_bytes(state)]
+
+
+def test_eight_devices_share_the_work(told):
+    one, eight = told["flops"]
+    assert set(one) == {"gradient", "multiply", "diagonal"}
+    for name in one:
+        assert one[name] / 8 <= eight[name] < one[name] / 4, name
+
+
+def test_what_takes_minutes_is_compiled_only_when_it_is_asked_for(monkeypatch):
+    asked = []
+
+    def compiled(calls, network, devices, without=()):
+        asked.append((devices, tuple(without)))
+        return {}
+
+    monkeypatch.setattr(scaling_operations, "compiled", compiled)
+    for slow in (False, True):
+        scaling.reckon("fishleg", small(2), (1,), slow)
+    assert asked == [(1, ("update",)), (1, ())]
+
+
+def test_a_table_leaves_out_what_was_not_compiled():
+    counts = {"trace": 2e9, "dearest": 3e9, "lowered": 1e3}
+    row = {
+        "network": "8B", "weights": 10, "examples": 2, "method": "kfac",
+        "weight_bytes": dict.fromkeys(scaling.DEVICES, 40),
+        "state_bytes": dict.fromkeys(scaling.DEVICES, 80),
+        "gradient_flops": {"gradient": counts}, "gradient_compiled_flops": {8: {"gradient": 5e6}},
+        "flops": {"update": counts, "multiply": counts},
+        "compiled_flops": {8: {"multiply": 7e6}},
+    }  # fmt: skip
+    text = scaling_tables.show([row])
+    assert "| kfac | 80 | 80 | 80 | 80 | 2.00 |" in text
+    assert "|  | gradient | 2 G | 3 G | 1 k | 5 M |" in text
+    assert "| kfac | update | 2 G | 3 G | 1 k |  |" in text
+    assert "| kfac | multiply | 2 G | 3 G | 1 k | 7 M |" in text
 
 
 @pytest.mark.parametrize("name, millions", [("ResNet-50", 25.6), ("8B", 8030.3)])
@@ -99,7 +216,8 @@ def test_networks_have_their_sizes(name, millions):
 
 
 def test_the_command_allocates_nothing(tmp_path, capsys):
-    command = ["--network", "8B", "--method", "diagonal,identity", "--out", str(tmp_path)]
+    command = ["--network", "8B", "--method", "diagonal,identity", "--compile", "0"]
+    command += ["--out", str(tmp_path)]
     with memory.watch() as peak:
         assert scaling.main(command) == 0
         assert (peak() or 0) < 3e8  # the smallest matrix of this network has 16 MB, all 32 GB
