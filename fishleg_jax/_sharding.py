@@ -305,13 +305,24 @@ def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
     usable = mesh.axis_names
     if not examples:
         usable = [name for name in usable if name in _PARAMETER_AXES.get()]
-    best, most = (), 1
-    for number in range(1, len(usable) + 1):
-        for names in itertools.combinations(usable, number):
-            parts = math.prod(mesh.shape[name] for name in names)
-            if parts > most and all(n % parts == 0 for n in lengths):
-                best, most = names, parts
-    return best
+    return next(
+        (
+            names
+            for names, parts in _choices(usable, mesh)
+            if all(length % parts == 0 for length in lengths)
+        ),
+        (),
+    )
+
+
+def _choices(axes: Sequence[str], mesh: Any) -> list[tuple[tuple[str, ...], int]]:
+    """Axes to cut along, any of some, and how many pieces that makes: the most first."""
+    choices = [
+        (names, math.prod(mesh.shape[name] for name in names))
+        for number in range(1, len(axes) + 1)
+        for names in itertools.combinations(axes, number)
+    ]
+    return sorted((c for c in choices if c[1] > 1), key=lambda choice: -choice[1])
 
 
 def _ends(path: tuple, end: tuple) -> bool:
@@ -328,12 +339,12 @@ def _axes(shardings: list[NamedSharding], mesh: Any) -> tuple[str, ...]:
 
 
 def _cut(shape: tuple[int, ...], mesh: Any, axes: tuple[str, ...]) -> PartitionSpec:
-    parts = math.prod(mesh.shape[name] for name in axes)
-    fitting = [k for k, n in enumerate(shape) if n and n % parts == 0]
-    if parts == 1 or not fitting:
-        return PartitionSpec()
-    best = 0 if fitting[0] == 0 else max(fitting, key=lambda k: shape[k])
-    return PartitionSpec(*[None] * best, axes)
+    for names, parts in _choices(axes, mesh):
+        fitting = [k for k, n in enumerate(shape) if n and n % parts == 0]
+        if fitting:
+            best = 0 if fitting[0] == 0 else max(fitting, key=lambda k: shape[k])
+            return PartitionSpec(*[None] * best, names)
+    return PartitionSpec()
 
 
 def _explicit(mesh: Any) -> bool:
