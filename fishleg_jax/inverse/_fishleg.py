@@ -93,8 +93,8 @@ def fishleg(
             `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
         window: how many updates the running average of λ reaches back at most.
         examples_per_chunk: bounds the memory of activations: so many examples are worked on at
-            once.  The estimate is the same whatever it is; labels that are drawn then take one more
-            forward pass.
+            once.  The estimate is the same but for rounding, which turns eigenvectors of equal
+            eigenvalues; labels that are drawn then take one more forward pass.
         axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
             own; the state is the same on all.  Not together with `examples_per_chunk`.
 
