@@ -21,7 +21,16 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import arguments, files, gradual, gradual_plan, gradual_run, plots, tables
+from experiments import (
+    arguments,
+    files,
+    gradual,
+    gradual_plan,
+    gradual_run,
+    plots,
+    processes,
+    tables,
+)
 from experiments.batches import batch_at
 from experiments.cases import curvature_batches
 from experiments.convergence import sampler
@@ -65,7 +74,8 @@ def follow(
     every = plan.recipe.mask_every
     seen = max(every // plan.recipe.aux_every, 3)
     params, constants = jax.tree.map(jnp.array, start)
-    state = jax.jit(gradual_run.transformation(spec, plan, seed).init)(params)
+    init = gradual_run.transformation(spec, plan, seed).init
+    state = jax.jit(init, out_shardings=processes.on_all())(params)
     [batch] = curvature_batches(
         split.train, constants, examples=EXAMPLES, batch_size=EXAMPLES, seed=seed
     )
@@ -132,18 +142,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         scratch=True,
     )
     gradual_plan.add_options(parser)
+    processes.add_options(parser)
 
     def check(args: argparse.Namespace, spec: Spec, split: Data) -> None:
         gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
 
-    args, spec, split, loaded = arguments.parse(parser, argv, check)
-    args.validate = None
-    plan = gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
-    start = gradual.start_weights(args, spec, split, loaded, args.seed)
-    rows = follow(spec, plan, split, start, args.seed)
-    print(show(rows))
-    print(files.write_json(args.out / "assimilation.json", rows))
-    print(plots.assimilation(args.out / "assimilation.png", spec.name, rows, NAMES))
+    with processes.joined(parser, argv):
+        args, spec, split, loaded = arguments.parse(parser, argv, check)
+        args.validate = None
+        plan = gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
+        start = gradual.start_weights(args, spec, split, loaded, args.seed)
+        rows = follow(spec, plan, split, processes.everywhere(start), args.seed)
+        print(show(rows))
+        print(files.write_json(args.out / "assimilation.json", rows))
+        print(plots.assimilation(args.out / "assimilation.png", spec.name, rows, NAMES))
     return 0
 
 

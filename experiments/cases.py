@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import checkpoints, data, files, processes, training
@@ -62,7 +61,8 @@ def curvature_batches(
         examples: how many are used, the same ones whatever the size of a batch.
         batch_size: how many are in a batch.
         seed: which ones are chosen.
-        fill: whether those that do not fill a batch are left out; else the last one is smaller.
+        fill: whether those that do not fill a batch are left out; else the last one is smaller, and
+            batches of any size are good for several processes.
         beside: none of the examples is among those of a call with the same seed for this many.
 
     Returns:
@@ -76,7 +76,9 @@ def curvature_batches(
         others = np.setdiff1d(np.arange(len(train[0])), rows)
         rows = others[_choose(len(others), examples, [seed, 1])]
     size = min(batch_size, examples)
-    return _cut(train, constants, rows[: examples // size * size] if fill else rows, size)
+    if fill:
+        rows = rows[: examples // size * size]
+    return _cut(train, constants, rows, size, uneven=not fill)
 
 
 def stage_batches(
@@ -113,7 +115,7 @@ def stage_batches(
     while len(rounds) * len(rows) < total:
         rounds.append(np.random.default_rng([seed, 2, len(rounds)]).permutation(rows))
     rows = np.concatenate(rounds)[:total].reshape(stages, examples)
-    return [batch for own in rows for batch in _cut(train, constants, own, batch_size)]
+    return [batch for own in rows for batch in _cut(train, constants, own, batch_size, True)]
 
 
 def augmented(dataset: str, batches: Sequence[tuple], seed: int) -> list[tuple]:
@@ -125,10 +127,11 @@ def augmented(dataset: str, batches: Sequence[tuple], seed: int) -> list[tuple]:
         seed: chooses shifts and flips.
     """
     rng = np.random.default_rng([seed, 3])
-    return [
-        (jnp.asarray(data.augmented(dataset, np.asarray(inputs), rng)), *rest)
-        for inputs, *rest in batches
-    ]
+
+    def change(images: np.ndarray, part: tuple[int, slice]) -> np.ndarray:
+        return data.augmented(dataset, images, rng, part)
+
+    return [(processes.changed(inputs, change), *rest) for inputs, *rest in batches]
 
 
 def _choose(available: int, examples: int, seed: int | list[int]) -> np.ndarray:
@@ -137,9 +140,11 @@ def _choose(available: int, examples: int, seed: int | list[int]) -> np.ndarray:
     return np.random.default_rng(seed).choice(available, examples, replace=False)
 
 
-def _cut(train: data.Arrays, constants: Any, rows: np.ndarray, size: int) -> list[tuple]:
+def _cut(
+    train: data.Arrays, constants: Any, rows: np.ndarray, size: int, uneven: bool
+) -> list[tuple]:
     parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
-    return [as_batch(*processes.read(train, r), constants) for r in parts]
+    return [as_batch(*processes.read(train, r, uneven), constants) for r in parts]
 
 
 def network(

@@ -25,6 +25,7 @@ from experiments import (
     data,
     one_method,
     plots,
+    processes,
     results,
     tables,
     training,
@@ -66,7 +67,7 @@ def run(
         rows.append(row)
 
     for seed in args.seed:
-        params, constants = _weights(job, loaded, seed)
+        params, constants = processes.everywhere(_weights(job, loaded, seed))
         weights, dense = results.fingerprint((params, constants)), None
         for method in args.method:
             settings = comparing.settings_of(method, job, weights)
@@ -83,7 +84,8 @@ def run(
                 target: results.find(stored, sparsity_target=target, **identity)
                 for target in args.sparsity
             }
-            missing = [target for target, row in there.items() if row is None]
+            # the first process writes them, and others may see its file later
+            missing = [t for t, row in there.items() if not processes.agreed(row is not None)]
             rows += [row for row in there.values() if row is not None]
             if len(missing) < len(there):
                 known = f"{len(there) - len(missing)} of {len(there)} sparsities"
@@ -171,18 +173,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args, spec, split, loaded = arguments.parse(
-        compare_arguments.make_parser(), argv, compare_arguments.check
-    )
-    rows, failures = run(args, spec, split, loaded)
-    if rows:
-        print(show(rows, finetuned=args.finetune is not None))
-        path = args.out / "results.json"
-        others = len(results.load(path)) - len(rows)
-        print(f"{path} ({others} results of other settings too)" if others else path)
-        print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+    parser = compare_arguments.make_parser()
+    with processes.joined(parser, argv):
+        args, spec, split, loaded = arguments.parse(parser, argv, compare_arguments.check)
+        rows, failures = run(args, spec, split, loaded)
+        if rows and processes.is_first():
+            print(show(rows, finetuned=args.finetune is not None))
+            path = args.out / "results.json"
+            others = len(results.load(path)) - len(rows)
+            print(f"{path} ({others} results of other settings too)" if others else path)
+            print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
+        for failure in failures if processes.is_first() else ():
+            print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 

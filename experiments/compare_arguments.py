@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 import fishleg_jax as flj
-from experiments import arguments, comparing, data, methods, results
+from experiments import arguments, comparing, data, methods, processes, results
 from experiments.comparing import batch_shapes
 from experiments.models import Spec
 from fishleg_jax import _tree
@@ -150,6 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="the largest learning rate of --finetune; default: a tenth of the model's",
     )
     arguments.add_memory_options(parser)
+    processes.add_options(parser)
     return parser
 
 

@@ -1,17 +1,16 @@
-"""The data sets: real ones, read once into arrays."""
+"""The data sets: real ones, read once into arrays, or by several processes row by row."""
 
-import contextlib
 import logging
+import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from experiments import faces, files
-from fishleg_jax.pruning.files import read_npz
+from experiments import columns, faces, files, processes
 
 DIGITS_TEST = 500
 CONTEXT = 64
@@ -19,7 +18,8 @@ SHIFT = 4  # pixels by which an image may be shifted in training
 SHARED = {"tinyshakespeare": "data/tinyshakespeare.txt", "faces": faces.FILE}
 # name -> what is subtracted from pixels in [0, 1], and what the rest is divided by
 NORMALISATION = {"mnist": (0.1307, 0.3081), "cifar10": (0.5, 0.5), "mnist_raw": (0.0, 1.0)}
-Arrays = tuple[np.ndarray, np.ndarray]
+Array = np.ndarray | columns.Column
+Arrays = tuple[Array, Array]
 
 
 class Data(NamedTuple):
@@ -111,27 +111,6 @@ def source(folder: Path, split: str) -> Any:
     )
 
 
-def _decode(name: str, folder: Path, split: str) -> Arrays:
-    examples = source(folder, split)
-    bar = tqdm(examples, desc=f"reading {name} {split}", disable=None, leave=False)
-    images, labels = zip(*((item["image"], item["label"]) for item in bar), strict=True)
-    return np.stack(images), np.asarray(labels, np.int32)
-
-
-def _split(name: str, folder: Path, split: str) -> Arrays:
-    # decoding takes 0.3 ms an image, so the arrays are kept beside the data set
-    cache = folder.parents[1] / f"{name}-{folder.name}-{split}.npz"
-    try:
-        arrays = read_npz(cache)
-        return arrays["images"], arrays["labels"]
-    except (ValueError, KeyError):
-        images, labels = _decode(name, folder, split)
-    # where the folder may only be read, the next run decodes again
-    with contextlib.suppress(OSError):
-        files.write(cache, lambda beside: np.savez(beside, images=images, labels=labels))
-    return images, labels
-
-
 def tinyshakespeare(path: Path) -> Data:
     """A text cut into windows of characters, whose targets are the characters that follow.
 
@@ -170,6 +149,9 @@ def check(name: str, data_dir: str | Path | None = None) -> None:
 def load(name: str, data_dir: str | Path | None = None) -> Data:
     """A data set as arrays.
 
+    Where there are several processes, one of TensorFlow Datasets comes as columns, of which each
+    process reads only the rows that it asks for; `digits`, `faces` and the text are small.
+
     Args:
         name: `digits`, `mnist`, `cifar10`, `tinyshakespeare`, or `mnist_raw`, whose pixels stay in
             [0, 1] and whose targets are the pixels, or `faces`, see `experiments.faces`.
@@ -192,9 +174,15 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
     mean, scale = np.float32(NORMALISATION[name])
     splits = []
     for split in ("train", "test"):
-        images, labels = _split(stored, folder, split)
-        images = (images.astype(np.float32) / 255 - mean) / scale
-        targets = images.reshape(len(images), -1) if name == "mnist_raw" else labels
+        # decoding takes 0.3 ms an image, so the decoded ones are kept beside the data set
+        cache = folder.parents[1] / f"{stored}-{folder.name}-{split}"
+        images, targets = columns.split(cache, partial(source, folder, split))
+        images = images.then(lambda rows: (rows.astype(np.float32) / 255 - mean) / scale)
+        if name == "mnist_raw":
+            pixels = math.prod(images.row_shape)
+            targets = images.then(lambda rows: rows.reshape(len(rows), -1), (pixels,))
+        if not processes.several():
+            images, targets = images.whole(), targets.whole()
         splits.append((images, targets))
     return Data(*splits)
 

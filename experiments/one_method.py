@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 import fishleg_jax as flj
@@ -153,7 +152,7 @@ def prune(
             clock.restart()
 
         bar = contextlib.nullcontext() if once else progress(method, clock.on_update)
-        goal = _target(target, job, dense, options["held_out"] or batches)
+        goal = _target(target, job, options["held_out"] or batches)
         with bar as on_update:
             result = flj.prune_one_shot(
                 spec.model, dense.params, estimator, batches, sparsity=goal, state=state,
@@ -231,7 +230,7 @@ def _selection(settings: dict[str, Any], seed: int) -> flj.selection.Selection |
 
 
 def _target(
-    target: float | str, job: Job, dense: results.Dense, measured_on: Sequence[tuple]
+    target: float | str, job: Job, measured_on: Sequence[tuple]
 ) -> float | flj.targets.Target:
     """What `prune_one_shot` is asked for: a sparsity, or a target in words."""
     if not isinstance(target, str):
@@ -244,10 +243,9 @@ def _target(
         return flj.targets.loss_increase(number)
     if name != "accuracy":
         return getattr(flj.targets, name)(number)
-    inputs, labels = (jnp.concatenate([batch[i] for batch in measured_on]) for i in (0, 1))
 
     def accuracy(params: Any) -> float:
-        return training.evaluate(job.spec.model, params, (inputs, labels), dense.constants)[0]
+        return training.accuracy(job.spec.model, params, measured_on)
 
     return flj.targets.metric(accuracy, at_most_drop=number)
 

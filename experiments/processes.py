@@ -18,7 +18,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -201,7 +201,32 @@ def joint(own: Any) -> Any:
     return jax.tree.map(put, own)
 
 
-def read(arrays: Any, rows: np.ndarray) -> Any:
-    """Some rows of arrays as a batch, of which each process reads its share."""
+def read(arrays: Any, rows: np.ndarray, uneven: bool = False) -> Any:
+    """Some rows of arrays as a batch, of which each process reads its share.
+
+    Args:
+        arrays: indexed by arrays of rows, see `experiments.columns`.
+        rows: those of the batch.
+        uneven: whether a batch that can't be dealt out equally lies whole on all devices, read by
+            every process; else it is refused, see `share`.
+    """
+    if uneven and len(rows) % jax.device_count():
+        return everywhere(jax.tree.map(lambda x: jnp.asarray(x[rows]), arrays))
     own = rows[share(len(rows))]
     return joint(jax.tree.map(lambda x: x[own], arrays))
+
+
+def changed(batch: jax.Array, change: Callable[[np.ndarray, tuple[int, slice]], Any]) -> jax.Array:
+    """A batch of which each process has changed the examples that it has.
+
+    Args:
+        batch: as `read` makes it.
+        change: from the examples of a process, and of how many these are which, to as many others.
+    """
+    total = len(batch)
+    if not several() or batch.is_fully_replicated:
+        whole = change(np.asarray(batch), (total, slice(None)))
+        return everywhere(jnp.asarray(whole))
+    parts = {shard.index[0].start: shard.data for shard in batch.addressable_shards}
+    own = np.concatenate([np.asarray(parts[begin]) for begin in sorted(parts)])
+    return joint(change(own, (total, share(total))))

@@ -1,6 +1,6 @@
 """Plain training and evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -173,3 +173,19 @@ def evaluate(
         totals = _totals(model, mean, params, batch, weights)
         score, loss = score + float(totals[0]), loss + float(totals[1])
     return score / examples, loss / examples
+
+
+def accuracy(model: flj.Model, params: Any, batches: Sequence[tuple]) -> float:
+    """The accuracy of a classifier on batches, in percent.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batches: as the library wants them.
+    """
+    sizes = [len(batch[0]) for batch in batches]
+    scores = [
+        float(_totals(model, None, params, batch, np.ones(size, np.float32))[0])
+        for batch, size in zip(batches, sizes, strict=True)
+    ]
+    return sum(scores) / sum(sizes)

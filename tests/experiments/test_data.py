@@ -47,19 +47,6 @@ def test_a_half_prepared_data_set_is_missing(tmp_path):
         data.check("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken"])
-def test_decoded_arrays_that_are_broken_are_decoded_again(tmp_path, monkeypatch, content):
-    images, labels = np.ones((2, 3)), np.arange(2)
-    monkeypatch.setattr(data, "_decode", lambda *_: (images, labels))
-    kept = tmp_path / "mnist-3.0.1-train.npz"
-    kept.write_bytes(content)
-    for _ in range(2):  # from what was decoded, and from what was kept of it
-        found = data._split("mnist", tmp_path / "mnist" / "3.0.1", "train")
-        np.testing.assert_array_equal(found[0], images)
-        np.testing.assert_array_equal(found[1], labels)
-        monkeypatch.setattr(data, "_decode", lambda *_: pytest.fail("decoded once more"))
-
-
 def test_text_targets_are_the_next_characters(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abc" * 1000)

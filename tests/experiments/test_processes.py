@@ -3,20 +3,29 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from experiments import one_shot, processes
-from experiments.killing_process import free_address
+from experiments import compare, one_shot, processes
+from experiments.killing_process import complete, free_address
+
+COMPARISON = (
+    "--model", "mlp", "--examples", "31", "--method", "diagonal", "--compensation", "group",
+    "--stages", "2", "--fresh", "--held-out", "9", "--iterations", "3", "--sparsity", "0.9",
+    "--epochs", "1", "--finetune", "1",
+)  # fmt: skip
+TIMES = ("seconds", "fit_seconds", "prune_seconds", "finetune_seconds")
+MEMORY = ("peak_memory_bytes", "predicted_memory_bytes")
 
 RUN = """
 import argparse, json, pathlib, sys
-import jax, numpy as np
+import jax, numpy as np, jax.numpy as jnp
 import fishleg_jax as flj
-from experiments import files, processes
+from experiments import cases, files, processes
 from experiments.checkpointing import Checkpoints
 jax.config.update("jax_disable_most_optimizations", True)
 parser = argparse.ArgumentParser()
@@ -42,8 +51,12 @@ with processes.joined(parser, None):
         kept.save(3, {"params": result.params})
         step, restored = kept.restore({"params": params})
     same = bool((np.asarray(restored["params"]) == np.asarray(result.params)).all())
+    images = rng.uniform(size=(24, 32, 32, 3)).astype(np.float32)
+    of_images = [processes.read((images, train[1]), np.arange(n), True) for n in (24, 23)]
+    total = jax.jit(lambda x: jnp.einsum("nhwc,n,w->", x, jnp.arange(len(x)), jnp.arange(32)))
+    changed = [float(total(x)) for x, _ in cases.augmented("cifar10", of_images, seed=0)]
     told = {"weights": np.asarray(result.params).tolist(), "restored": same and step == 3,
-            "processes": jax.process_count()}
+            "changed": changed, "plain": float(total(images)), "processes": jax.process_count()}
     files.write_json(out / f"by{jax.process_index()}.json", told)
     print("only once")
 """
@@ -81,6 +94,36 @@ def test_two_processes_are_as_one(tmp_path):
     weights = [np.array(x["weights"]) for x in (one, two)]
     np.testing.assert_array_equal(weights[0] == 0, weights[1] == 0)
     np.testing.assert_allclose(weights[0], weights[1], rtol=1e-5)
+    # shifted and flipped as in the whole batch, one that can be dealt out to two and one that can't
+    assert abs(one["changed"][0] / one["plain"] - 1) > 1e-2
+    np.testing.assert_allclose(one["changed"], two["changed"], rtol=1e-5)
+
+
+def close(one, two):
+    """Whether two values of a `results.json` are the same up to rounding."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(close(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(close, one, two))
+    return one == (pytest.approx(two, rel=1e-3) if isinstance(one, float) else two)
+
+
+def test_a_comparison_in_two_processes_is_that_of_one(tmp_path):
+    # of 31 images in two stages, and of 9, the last batches can't be dealt out to two
+    complete("compare", [*COMPARISON, "--out", str(tmp_path / "one")], 1)
+    [weights] = (tmp_path / "one").glob("mlp_*.npz")
+    (tmp_path / "two").mkdir()
+    shutil.copy(weights, tmp_path / "two")
+    complete("compare", [*COMPARISON, "--out", str(tmp_path / "two")], 2)
+    names = ["accuracy_vs_sparsity.png", weights.name, "results.json"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
+    one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))
+    assert [row["method"] for row in two] == ["diagonal"]
+    for row in [*one, *two]:
+        for name in (*TIMES, *MEMORY):
+            del row[name]
+    for mine, other in zip(one, two, strict=True):
+        assert close(mine, other), (mine, other)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +135,9 @@ def test_two_processes_are_as_one(tmp_path):
         (["--heartbeat", "0"], "at least 1 second"),
     ],
 )
-def test_bad_arguments(refuses, arguments, message):
-    refuses(one_shot.main, arguments, message)
+@pytest.mark.parametrize("experiment", [one_shot, compare])
+def test_bad_arguments(refuses, experiment, arguments, message):
+    refuses(experiment.main, arguments, message)
 
 
 def test_one_process_is_the_default():
