@@ -107,8 +107,9 @@ def make(name: str, model: flj.Model, args: argparse.Namespace, damping: float) 
         ValueError: a setting out of its range.
     """
     method = METHODS[name](model, args, damping)
-    if processes.several():  # each device has examples of its own of every batch
-        method = method._replace(batch=math.lcm(method.batch, jax.device_count()))
+    if processes.several():  # each device makes gradients of its own of every batch
+        gradients = math.lcm(method.batch // method.averaged, jax.device_count())
+        method = method._replace(batch=gradients * method.averaged)
     return method
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from fishleg_jax._jaxpr import functions, opened
 from fishleg_jax.pruning.costs import IDENTITIES, MOVES, _convolution_flops
 
 FREE = (*MOVES, *IDENTITIES, "broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "iota")
@@ -49,13 +50,12 @@ def _of_equation(equation: Any, pick: Callable) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "cond":
         return pick(_of(branch.jaxpr, pick) for branch in params["branches"])
-    values = [x if isinstance(x, tuple) else (x,) for x in params.values()]
-    inner = [x for group in values for x in group if isinstance(x, (Jaxpr, ClosedJaxpr))]
+    inner = functions(equation)
     if name in ("custom_jvp_call", "custom_vjp_call"):
         inner = inner[:1]
     if inner and not name.startswith(("reduce", "scatter", "arg", "sort")):
         times = params["length"] if name == "scan" else 1
-        return times * sum(_of(getattr(x, "jaxpr", x), pick) for x in inner)
+        return times * sum(_of(opened(x), pick) for x in inner)
     if name in FREE or not equation.outvars:
         return 0
     out = equation.outvars[0].aval

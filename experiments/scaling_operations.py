@@ -15,7 +15,7 @@ import jax
 
 import fishleg_jax as flj
 from experiments import operations, scaling_placement, shapes
-from fishleg_jax import _sharding
+from fishleg_jax import _mesh, _placement
 
 
 class Call(NamedTuple):
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
     function: Callable
     arguments: tuple
-    result: _sharding.Placement
+    result: _placement.Placement
 
 
 # of parameters and a batch
@@ -37,7 +37,7 @@ def gradient_calls(model: flj.Model) -> Calls:
         return jax.grad(lambda p: flj.loss(model, p, batch))(params)
 
     return lambda params, batch: {
-        "gradient": Call(gradient, (params, batch), _sharding.placement_like(params))
+        "gradient": Call(gradient, (params, batch), _placement.placement_like(params))
     }
 
 
@@ -46,7 +46,7 @@ def estimator_calls(estimator: flj.InverseFisher) -> Calls:
 
     def calls(params, batch):
         state = jax.eval_shape(estimator.init, params)
-        placement, like = _sharding.placement_for(state, params), _sharding.placement_like(params)
+        placement, like = _placement.placement_for(state, params), _placement.placement_like(params)
         state = placement.of_shapes(state)
         key = jax.eval_shape(lambda: jax.random.key(0))
         return {
@@ -110,12 +110,12 @@ def compiled(
     return _of_all_layers(of, network.layers)
 
 
-@_sharding.in_mesh_of_params
+@_mesh.in_mesh_of_params
 def _compiled(calls: Calls, params: Any, batch: Any, without: Collection[str]) -> dict[str, float]:
     found = {}
     for name, (function, arguments, result) in calls(params, batch).items():
         if name not in without:
-            run = functools.partial(_sharding.placed, function, result)
+            run = functools.partial(_placement.placed, function, result)
             found[name] = _flops(jax.jit(run).lower(*arguments).compile())
     return found
 

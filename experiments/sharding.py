@@ -8,9 +8,10 @@ batches and weights over all of them; `mixed`, batches over four and weights ove
 how many masks differ, the largest relative difference of weights that both keep, whether all lay
 where the weights do, and of the compiled texts the largest all-gather that the model's own gradient
 does not have, of numbers or of a mask; that is to be less than the smaller kernel, and is named
-where it is not.  With `data`, where every device has all weights and all of a state, gathers are
-named but not counted: WoodFisher and M-FAC need the gradients of all examples everywhere.  The exit
-code is 1 where a row is not as it has to be.
+where it is not.  With the convolution per-example gradients may gather every weight once, which
+without one (`--network dense`) they do not.  With `data`, where every device has all weights and
+all of a state, gathers are named but not counted: WoodFisher and M-FAC need the gradients of all
+examples everywhere.  The exit code is 1 where a row is not as it has to be.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fishleg_jax as flj
 from experiments import arguments
-from fishleg_jax import _sharding, fisher
+from fishleg_jax import _mesh, _placement, fisher
 from fishleg_jax.pruning.masks import _keep
 
 P = PartitionSpec
@@ -42,12 +43,15 @@ GRADIENTS = EXAMPLES // 4  # of mfac
 SMALLEST_KERNEL = 32 * 64
 EVERYWHERE = ("data", "model")
 MESHES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
-# of the batch's examples, of the two kernels and of the bias
+IMAGE, CHANNELS = (4, 4, 2), 8  # a convolution makes 2x2 positions of 8 channels of it: 32 numbers
+# of the batch's examples, of the two kernels, of the bias and of the convolution
 LAYOUTS = {
-    "data": (P(EVERYWHERE), P(), P(), P()),
-    "full": (P(EVERYWHERE), P(EVERYWHERE), P(EVERYWHERE), P(EVERYWHERE)),
-    "mixed": (P("data"), P(None, "model"), P("model", None), P("model")),
-}
+    "data": (P(EVERYWHERE), P(), P(), P(), P()),
+    "full": (P(EVERYWHERE), *[P(EVERYWHERE)] * 3, P(None, None, None, EVERYWHERE)),
+    "mixed": (
+        P("data"), P(None, "model"), P("model", None), P("model"), P(None, None, None, "model"),
+    ),
+}  # fmt: skip
 ESTIMATORS = {
     "identity": lambda model: flj.inverse.identity(),
     "diagonal": lambda model: flj.inverse.diagonal(model, 0.1),
@@ -78,16 +82,31 @@ class Case(NamedTuple):
     batch: tuple
 
 
-def predict(params: Any, inputs: jax.Array) -> jax.Array:
-    """Two dense layers."""
+def features(images: jax.Array, kernel: jax.Array | None) -> jax.Array:
+    """The pixels themselves, or a convolution, whose per-example gradients XLA can't spread."""
+    if kernel is not None:
+        images = jnp.tanh(
+            jax.lax.conv_general_dilated(
+                images, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        )
+    return images.reshape(len(images), -1)
+
+
+def predict(params: Any, images: jax.Array) -> jax.Array:
+    """Two dense layers, with or without a convolution before them."""
+    inputs = features(images, params.get("convolution"))
     return jnp.tanh(inputs @ params["one"] + params["bias"]) @ params["two"]
 
 
-def predict_explicit(layout: str, params: Any, inputs: jax.Array) -> jax.Array:
+def predict_explicit(layout: str, params: Any, images: jax.Array) -> jax.Array:
     """The same for Explicit axes, where a product has to be told how to lie."""
     if layout == "full":
         params = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
-    examples = jax.typeof(inputs).sharding.spec[0]
+    examples = jax.typeof(images).sharding.spec[0]
+    inputs = jax.sharding.auto_axes(features, out_sharding=P(examples, None))(
+        images, params.get("convolution")
+    )
     across = "model" if layout == "mixed" else None
     product = functools.partial(jnp.einsum, "ni,io->no")
     hidden = product(inputs, params["one"], out_sharding=P(examples, across)) + params["bias"]
@@ -100,10 +119,14 @@ def make_mesh(kind: str) -> jax.sharding.Mesh:
 
 
 def make_case(
-    mesh: Any = None, layout: str = "data", dtype: str = "float64", seed: int = 0
+    mesh: Any = None,
+    layout: str = "data",
+    dtype: str = "float64",
+    seed: int = 0,
+    network: str = "convolution",
 ) -> Case:
     """The network on a mesh, or on one device."""
-    keys = iter(jax.random.split(jax.random.key(seed), 4))
+    keys = iter(jax.random.split(jax.random.key(seed), 5))
 
     def draw(*shape):
         return np.asarray(jax.random.normal(next(keys), shape, dtype))
@@ -114,12 +137,14 @@ def make_case(
         "two": draw(hidden, classes) / hidden**0.5,
         "bias": 0.3 * draw(hidden),
     }
-    batch = draw(EXAMPLES, inputs), np.arange(EXAMPLES) % classes
+    if network == "convolution":
+        params["convolution"] = draw(3, 3, IMAGE[-1], CHANNELS) / 4
+    batch = draw(EXAMPLES, *IMAGE), np.arange(EXAMPLES) % classes
     plain = model = flj.Model(predict, flj.likelihoods.categorical())
     if mesh is None:
         return Case(model, plain, *jax.tree.map(jnp.asarray, (params, batch)))
     examples, *specs = LAYOUTS[layout]
-    specs = dict(zip(params, specs, strict=True))
+    specs = dict(zip(params, specs, strict=False))
     put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
     if mesh.axis_types[0] == AxisType.Explicit:
         model = model._replace(predict=functools.partial(predict_explicit, layout))
@@ -230,12 +255,12 @@ def gathered(name: str, case: Case) -> dict[str, Counter]:
 
     They are compiled as `fit` and `prune_one_shot` do.
     """
-    return _gathered(make_estimator(name, case), case.params, case)
+    return _gathered(name, case.params, case)
 
 
-@_sharding.in_mesh_of_params
-def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str, Counter]:
-    batch = case.batch
+@_mesh.in_mesh_of_params
+def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
+    batch, estimator = case.batch, make_estimator(name, case)
     state, key = estimator.init(params), jax.random.key(2)
     gradient = compiled(jax.grad(lambda p, b: flj.loss(case.model, p, b)), params, batch)
     masks = jax.tree.map(lambda p: p > -0.1, params)
@@ -253,15 +278,21 @@ def _gathered(estimator: flj.InverseFisher, params: Any, case: Case) -> dict[str
     # the vector that this takes in their place
     own = Counter({k: RUNS * n for k, n in gradient.items()})
     found["update"] -= own
+    if "convolution" in params and name != "fishleg":
+        # of per-example gradients each device makes its own, with all weights, see `of_examples`
+        found["update"] -= Counter(
+            {(str(x.dtype)[0] + str(8 * x.dtype.itemsize), *sorted(x.shape)): 1
+             for x in jax.tree.leaves(params)}
+        )  # fmt: skip
     found["product"] = product(case) - own
     return found
 
 
 def product(case: Case) -> Counter:
     """The all-gathers of a Fisher product, of which every iteration of a group update has one."""
-    place = _sharding.placement_like(case.params)
+    place = _placement.placement_like(case.params)
     static = fisher._product_sum, place, case.model, "exact", None
-    run = functools.partial(_sharding.placed, *static)
+    run = functools.partial(_placement.placed, *static)
     return compiled(run, case.batch, jax.random.key(2), case.params, case.params)
 
 
@@ -291,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mesh", **several(MESHES))
     parser.add_argument("--layout", **several(LAYOUTS))
     parser.add_argument("--pruning", **several(("one_shot", "gradual", "group")))
+    parser.add_argument("--network", choices=["convolution", "dense"], default="convolution")
     parser.add_argument("--dtype", choices=TOLERANCES, default="float64")
     parser.add_argument("--seed", type=int, default=0, help="of the network and its data")
     parser.add_argument("--no-text", action="store_true", help="no compiled texts")
@@ -322,12 +354,12 @@ def sweep(args: argparse.Namespace) -> bool:
     """Prints a line for every combination, and whether all are as they have to be."""
     sound = True
     for name in args.estimator:
-        single = make_case(dtype=args.dtype, seed=args.seed)
+        single = make_case(dtype=args.dtype, seed=args.seed, network=args.network)
         expected = {how: HOW[how](name, single) for how in args.pruning}
         for kind, layout in itertools.product(args.mesh, args.layout):
             mesh = make_mesh(kind)
             with jax.set_mesh(mesh):
-                case = make_case(mesh, layout, args.dtype, args.seed)
+                case = make_case(mesh, layout, args.dtype, args.seed, args.network)
                 cells, good = [], True
                 for how in args.pruning:
                     found = HOW[how](name, case)

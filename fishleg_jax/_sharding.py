@@ -6,28 +6,15 @@ there too (`automatic`), and only its results are told.  A model is called under
 user has chosen, but for per-example gradients: one example can't be spread over devices.
 """
 
-import contextlib
-import contextvars
-import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fishleg_jax import _tree
-
-
-def sharding_of(x: Any) -> NamedSharding | None:
-    """How an array is spread, where that is known: of Auto axes it is not under `jit`."""
-    if isinstance(x, jax.core.Tracer):
-        sharding = jax.typeof(x).sharding
-        return sharding if _explicit(sharding.mesh) else None
-    sharding = getattr(x, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) else None
+from fishleg_jax import _jaxpr, _mesh
 
 
 def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
@@ -38,94 +25,13 @@ def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
         like: a tree of arrays like the result, which is spread like them; or of shardings.
         *arguments: what it is given.
     """
-    mesh = _explicit_mesh((like, arguments))
+    mesh = _mesh.explicit_mesh((like, arguments))
     if mesh is None:
         return function(*arguments)
     where = jax.tree.map(lambda x: _in_mesh(x, mesh), like)
     run = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=where)
-    with _spread_over(_axes(jax.tree.leaves(where), mesh)):
+    with _mesh.spread_over(_mesh.axes_of(jax.tree.leaves(where), mesh)):
         return run(*arguments)
-
-
-class Placement(NamedTuple):
-    """How the leaves of a tree are spread; hashable.  One stays as it is where that is None."""
-
-    leaves: tuple[NamedSharding | None, ...]
-
-    def of(self, tree: Any) -> Any:
-        """A tree that is spread like this."""
-        leaves, structure = jax.tree.flatten(tree)
-        return structure.unflatten(map(_put, leaves, self.leaves))
-
-    def of_shapes(self, tree: Any) -> Any:
-        """Shapes and dtypes of a tree, as those of arrays that are spread like this."""
-        leaves, structure = jax.tree.flatten(tree)
-        pairs = zip(leaves, self.leaves, strict=True)
-        return structure.unflatten(
-            x if s is None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in pairs
-        )
-
-
-def _put(x: Any, sharding: NamedSharding | None) -> Any:
-    if sharding is None or sharding_of(x) == sharding:
-        return x
-    if not isinstance(x, jax.core.Tracer):
-        return jax.device_put(x, sharding)
-    if _explicit(sharding.mesh):
-        return jax.sharding.reshard(x, sharding)
-    return jax.lax.with_sharding_constraint(x, sharding)
-
-
-def placed(function: Callable, placement: Placement, *arguments: Any) -> Any:
-    """What a function gives, placed."""
-    return placement.of(function(*arguments))
-
-
-def like(tree: Any, params: Any) -> Any:
-    """A tree with the structure of the parameters, spread like them where that is known."""
-    return placement_like(params).of(tree)
-
-
-def placement_like(params: Any) -> Placement:
-    """How parameters are spread, where that is known."""
-    return Placement(tuple(map(sharding_of, jax.tree.leaves(params))))
-
-
-def placement_for(state: Any, params: Any) -> Placement:
-    """How the state of an estimate is spread so that each part lies like what it belongs to.
-
-    A part belongs to the parameter that has its path, or whose name is a key of it, else to all.
-    One of the parameter's shape is spread like it; another over the same devices, along its first
-    axis (of blocks) or else the longest that can be cut.
-
-    Args:
-        state: arrays, or their shapes.
-        params: the parameters.
-
-    Returns:
-        The placement of the state, which changes nothing where nothing is known of the parameters.
-    """
-    owners = [(path, _tree.leaf_name(path), x, sharding_of(x))
-              for path, x in jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
-    known = [s for *_, s in owners if s is not None]
-    if not known:
-        return Placement((None,) * len(jax.tree.leaves(state)))
-    mesh = known[0].mesh
-
-    def one(path, x):
-        keys = {getattr(entry, "key", None) for entry in path}
-        own = [
-            (leaf, sharding)
-            for leaf_path, name, leaf, sharding in owners
-            if sharding is not None and (name in keys or (leaf_path and _ends(path, leaf_path)))
-        ]
-        for leaf, sharding in own:
-            if leaf.shape == x.shape:
-                return sharding
-        theirs = [sharding for _, sharding in own] or (known if len(x.shape) > 1 else [])
-        return NamedSharding(mesh, _cut(x.shape, mesh, _axes(theirs, mesh)))
-
-    return Placement(tuple(one(*leaf) for leaf in jax.tree_util.tree_leaves_with_path(state)))
 
 
 def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: int) -> jax.Array:
@@ -138,7 +44,7 @@ def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: 
         examples: the axis of the result along which they then lie, and are spread as before where
             the devices divide them.
     """
-    mesh = _explicit_mesh(x)
+    mesh = _mesh.explicit_mesh(x)
     if mesh is None:
         return function(x)
     first, *rest = (*jax.typeof(x).sharding.spec, *[None] * x.ndim)[: x.ndim]
@@ -153,7 +59,7 @@ def joined(stacked: jax.Array, *tail: jax.Array) -> jax.Array:
     def join(stacked, *tail):
         return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *tail])
 
-    mesh = _explicit_mesh(stacked)
+    mesh = _mesh.explicit_mesh(stacked)
     if mesh is None:
         return join(stacked, *tail)
     _, first, *rest = (*jax.typeof(stacked).sharding.spec, *[None] * stacked.ndim)[: stacked.ndim]
@@ -173,7 +79,7 @@ def zeros(shapes: Any) -> Any:
 
     def one(x):
         sharding = getattr(x, "sharding", None)
-        spread = isinstance(sharding, NamedSharding) and _explicit(sharding.mesh)
+        spread = isinstance(sharding, NamedSharding) and _mesh.explicit(sharding.mesh)
         empty = jnp.zeros(x.shape, x.dtype)
         return jax.sharding.reshard(empty, sharding) if spread else empty
 
@@ -191,7 +97,7 @@ def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
         axis: along which it is cut.
         examples: whether that is one of examples; then all devices of the mesh have a part.
     """
-    names = cutters((x.shape[axis],), examples)
+    names = _mesh.cutters((x.shape[axis],), examples)
     if not names:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, names))
@@ -203,7 +109,7 @@ def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
     On the way from `along(x, examples, examples=True)` to `along(x, axis)`, which the compiler else
     makes by gathering everything.
     """
-    names = cutters((x.shape[axis],))
+    names = _mesh.cutters((x.shape[axis],))
     if not names:
         return x
     mesh = jax.sharding.get_abstract_mesh()
@@ -221,7 +127,7 @@ def cut_gradients(x: jax.Array) -> jax.Array:
     So a mask is not gathered where they meet; they go on to where they are needed.
     """
     inner = range(1, x.ndim)
-    most = lambda axis: (len(cutters((x.shape[axis],))), x.shape[axis])
+    most = lambda axis: (len(_mesh.cutters((x.shape[axis],))), x.shape[axis])
     return halfway(x, max(inner, key=most), 0) if inner else x
 
 
@@ -246,7 +152,7 @@ def local(
         examples: see `along`.
     """
     cuts = zip(arguments, cut, strict=True)
-    names = cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
+    names = _mesh.cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
     if not names:
         return function(*arguments)
 
@@ -262,108 +168,40 @@ def local(
     )(*arguments)  # fmt: skip
 
 
-def in_mesh_of_params(function: Callable) -> Callable:
-    """Sets the mesh of the parameters, its second argument, for a function on the host."""
+def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
+    """`function(shared, examples)`, a row for every example, each device with its own examples.
 
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        params = kwargs["params"] if "params" in kwargs else args[1] if len(args) > 1 else ()
-        known = [s for s in map(sharding_of, jax.tree.leaves(params)) if s is not None]
-        mesh = known[0].mesh if known else None
-        free = jax.sharding.get_abstract_mesh().empty and isinstance(mesh, jax.sharding.Mesh)
-        with contextlib.ExitStack() as known_here:
-            if free:
-                known_here.enter_context(jax.set_mesh(mesh))
-            if mesh is not None:
-                known_here.enter_context(_spread_over(_axes(known, mesh)))
-            return function(*args, **kwargs)
+    Examples are cut along axes that no parameter is spread over, where there are any; along the
+    others the compiler goes on.  But with a convolution it must have nothing to spread: of kernels'
+    gradients, example by example, XLA makes wrong numbers where all devices that are left share
+    them (seen with jax 0.10 on the CPU, and with jax alone; in jax issue 32157 there is an error
+    instead).  Then each device has all of the shared arrays.
 
-    return run
-
-
-# Axes over which the parameters at hand are spread.  Under Auto axes what was traced for some may
-# be found again for others: then the compiler has more to move, and the numbers are the same.
-_PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
-    "axes", default=()
-)
-
-
-@contextlib.contextmanager
-def _spread_over(axes: tuple[str, ...]) -> Iterator[None]:
-    before = _PARAMETER_AXES.set(axes)
-    try:
-        yield
-    finally:
-        _PARAMETER_AXES.reset(before)
-
-
-def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
-    """The axes of the known mesh that make the most pieces of equal length of all lengths."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:
-        return ()
-    usable = mesh.axis_names
-    if not examples:
-        usable = [name for name in usable if name in _PARAMETER_AXES.get()]
-    return next(
-        (
-            names
-            for names, parts in _choices(usable, mesh)
-            if all(length % parts == 0 for length in lengths)
-        ),
-        (),
-    )
-
-
-def _choices(axes: Sequence[str], mesh: Any) -> list[tuple[tuple[str, ...], int]]:
-    """Axes to cut along, any of some, and how many pieces that makes: the most first."""
-    choices = [
-        (names, math.prod(mesh.shape[name] for name in names))
-        for number in range(1, len(axes) + 1)
-        for names in itertools.combinations(axes, number)
-    ]
-    return sorted((c for c in choices if c[1] > 1), key=lambda choice: -choice[1])
-
-
-def _ends(path: tuple, end: tuple) -> bool:
-    return len(path) > len(end) and path[-len(end) :] == end
-
-
-def _axes(shardings: list[NamedSharding], mesh: Any) -> tuple[str, ...]:
-    """The axes of a mesh that any of some shardings uses, in the mesh's order."""
-    used = set()
-    for sharding in shardings:
-        for entry in sharding.spec:
-            used |= set(entry) if isinstance(entry, tuple) else {entry}
-    return tuple(name for name in mesh.axis_names if name in used)
-
-
-def _cut(shape: tuple[int, ...], mesh: Any, axes: tuple[str, ...]) -> PartitionSpec:
-    for names, parts in _choices(axes, mesh):
-        fitting = [k for k, n in enumerate(shape) if n and n % parts == 0]
-        if fitting:
-            best = 0 if fitting[0] == 0 else max(fitting, key=lambda k: shape[k])
-            return PartitionSpec(*[None] * best, names)
-    return PartitionSpec()
-
-
-def _explicit(mesh: Any) -> bool:
-    return bool(getattr(mesh, "explicit_axes", ()))
-
-
-def _explicit_mesh(tree: Any) -> Any:
-    """The mesh with Explicit axes over which any array of a tree is spread; None without one."""
-    for x in jax.tree.leaves(tree):
-        if isinstance(x, jax.Array):
-            mesh = jax.typeof(x).sharding.mesh
-            if _explicit(mesh):
-                return mesh
-    return None
+    Args:
+        function: of arrays that all devices need, and of arrays with a leading axis of examples.
+        shared: a tree of arrays.
+        examples: a tree of arrays.
+    """
+    mesh = _mesh.automatic_mesh((shared, examples))
+    if mesh is None:
+        return function(shared, examples)
+    number = jax.tree.leaves(examples)[0].shape[0]
+    alone = _jaxpr.has(jax.make_jaxpr(function)(shared, examples), "conv_general_dilated")
+    free = [name for name in mesh.axis_names if name not in _mesh.parameter_axes()]
+    choices = [*([] if alone else _mesh.choices(free, mesh)), *_mesh.choices(mesh.axis_names, mesh)]
+    names = next((names for names, parts in choices if number % parts == 0), None)
+    if names is None and not alone:
+        return function(shared, examples)
+    cut = PartitionSpec(names)  # by None not at all: then every device has all of them
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(PartitionSpec(), cut), out_specs=cut,
+        axis_names=set(mesh.axis_names if alone else names), check_vma=False,
+    )(shared, examples)  # fmt: skip
 
 
 def _in_mesh(x: Any, mesh: Any) -> NamedSharding:
     if isinstance(x, NamedSharding):
         return x
     sharding = getattr(jax.typeof(x), "sharding", None)
-    spec = sharding.spec if sharding is not None and _explicit(sharding.mesh) else PartitionSpec()
-    return NamedSharding(mesh, spec)
+    told = sharding is not None and _mesh.explicit(sharding.mesh)
+    return NamedSharding(mesh, sharding.spec if told else PartitionSpec())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _scalars, _sharding, _tree
+from fishleg_jax import _axis, _chunks, _mesh, _placement, _scalars, _sharding, _tree
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
 
@@ -85,7 +85,7 @@ def output_gradient(model: Model, outputs: Any, targets: Any, weights: jax.Array
     losses, pull_back = jax.vjp(
         lambda o: model.likelihood.negative_log_likelihood(o, targets), outputs
     )
-    return pull_back(_sharding.like(weights, losses))[0]
+    return pull_back(_placement.like(weights, losses))[0]
 
 
 def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: str) -> Any:
@@ -164,9 +164,10 @@ def fisher_vector_product(
         kind = "empirical"
     total = _chunks.sum_over_chunks(product, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)
-    return _sharding.like(jax.tree.map(lambda x: x / examples, total), params)
+    return _placement.like(jax.tree.map(lambda x: x / examples, total), params)
 
 
+@_mesh.in_mesh_of_params
 def per_example_gradients(
     model: Model,
     params: Params,
@@ -179,8 +180,9 @@ def per_example_gradients(
 ) -> Params:
     """The gradient of every example's loss, or of the mean loss of every few examples.
 
-    Under Explicit axes of a mesh JAX spreads no example over devices: call it in
-    `jax.sharding.auto_axes`, as the estimates do, with a model that names no axes.
+    Of a batch that is spread over devices each device works on its own examples.  Under Explicit
+    axes JAX spreads no example over devices: call it in `jax.sharding.auto_axes`, as the estimates
+    do, with a model that names no axes.
 
     Args:
         model: the model.
@@ -212,6 +214,9 @@ def per_example_gradients(
     if labels not in ("empirical", "sampled"):
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     _check_kind(labels, batch, key)
+    if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
+        settings = model, labels, examples_per_gradient, examples_per_chunk
+        return jitted(_per_example_gradients, *settings)(params, batch, key)
     if labels == "sampled":
         batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
     _chunks.check_chunk(examples_per_chunk)
@@ -222,16 +227,32 @@ def per_example_gradients(
         lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
     )
 
-    def gradient(group):
-        whole = (*group, *constants)
-        return jax.grad(lambda p: loss(model, p, whole, examples_per_chunk=examples_per_chunk))(
-            params
-        )
+    def gradients(shared, groups):
+        params, constants = shared
 
-    if examples_per_chunk is None or examples_per_chunk >= examples:
-        return jax.vmap(gradient)(groups)
-    at_once = max(examples_per_chunk // examples_per_gradient, 1)
-    return jax.lax.map(gradient, groups, batch_size=at_once)
+        def gradient(group):
+            whole = (*group, *constants)
+            return jax.grad(lambda p: loss(model, p, whole, examples_per_chunk=examples_per_chunk))(
+                params
+            )
+
+        if _chunks.fits(batch, examples_per_chunk):
+            return jax.vmap(gradient)(groups)
+        # a device has as large a part of a chunk as of the batch
+        number = examples // examples_per_gradient
+        here = jax.tree.leaves(groups)[0].shape[0]
+        at_once = max(examples_per_chunk // examples_per_gradient * here // number, 1)
+        return jax.lax.map(gradient, groups, batch_size=at_once)
+
+    return _sharding.of_examples(gradients, (params, constants), groups)
+
+
+def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):
+    params, batch, key = arrays
+    return per_example_gradients(
+        model, params, batch, labels=labels, key=key,
+        examples_per_gradient=examples_per_gradient, examples_per_chunk=examples_per_chunk,
+    )  # fmt: skip
 
 
 def check_gradients(examples: int, examples_per_gradient: int) -> None:
@@ -317,9 +338,9 @@ def curvature(
             total = _chunks.sum_over_chunks(one, merged(), key, chunk)
         else:
             # each part is spread like the parameters, or the compiler may gather the sum
-            placement = _sharding.placement_like(0.0 if part_sum is _loss_sum else arguments[0])
+            placement = _placement.placement_like(0.0 if part_sum is _loss_sum else arguments[0])
             compiled = jitted(
-                _sharding.placed, part_sum, placement, model, kind, examples_per_chunk
+                _placement.placed, part_sum, placement, model, kind, examples_per_chunk
             )
             # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
             total = None

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _sharding, _tree
+from fishleg_jax import _mesh, _tree
 from fishleg_jax._validate import check_dtypes
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled, placement_of
 from fishleg_jax.model import Batch, Params
@@ -28,7 +28,7 @@ class Memory(NamedTuple):
         return self.state + self.update
 
 
-@_sharding.in_mesh_of_params
+@_mesh.in_mesh_of_params
 def peak_memory(
     estimator: InverseFisher, params: Params, batch: Batch, *, masks: Any | None = None
 ) -> Memory:

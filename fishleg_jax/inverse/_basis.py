@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fishleg_jax import _sharding
+from fishleg_jax import _mesh
 from fishleg_jax.inverse._algebra import HIGHEST
 
 ROWS_AT_ONCE = 50  # QR factorisations of wider blocks cost more an entry
@@ -90,7 +90,7 @@ def tall_qr(parts: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
 
 
 def _of_blocks(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    names = _sharding.cutters((x.shape[1],))
+    names = _mesh.cutters((x.shape[1],))
     if not names:
         return _one_by_one(x)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _sharding, _tree
+from fishleg_jax import _mesh, _placement, _sharding, _tree
 from fishleg_jax._jit import jitted
 
 
@@ -83,7 +83,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     automatic = _sharding.automatic
 
     def init(params):
-        if all(_sharding.sharding_of(x) is None for x in jax.tree.leaves(params)):
+        if all(_mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
             return estimator.init(params)
         placement = placement_of(estimator, params)
         return jax.jit(lambda p: placement.of(estimator.init(p)), keep_unused=True)(params)
@@ -97,7 +97,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         return lambda state, other: at(function, like(state, other), state, other)
 
     def at(function, like, *arguments):  # Auto axes, too, where they are known
-        return _sharding.like(automatic(function, like, *arguments), like)
+        return _placement.like(automatic(function, like, *arguments), like)
 
     return estimator._replace(
         init=init,
@@ -113,9 +113,9 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     )
 
 
-def placement_of(estimator: InverseFisher, params: Any) -> _sharding.Placement:
+def placement_of(estimator: InverseFisher, params: Any) -> _placement.Placement:
     """How a state of an estimate is spread."""
-    return _sharding.placement_for(jax.eval_shape(estimator.init, params), params)
+    return _placement.placement_for(jax.eval_shape(estimator.init, params), params)
 
 
 def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:
@@ -125,8 +125,8 @@ def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]
     """
     placement = placement_of(estimator, params)
     return (
-        jitted(_sharding.placed, estimator.init, placement, keep_unused=True),
-        jitted(_sharding.placed, estimator.update, placement, donate=0),
+        jitted(_placement.placed, estimator.init, placement, keep_unused=True),
+        jitted(_placement.placed, estimator.update, placement, donate=0),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _sharding, _tree
+from fishleg_jax import _placement, _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
@@ -66,7 +66,7 @@ class Fitted(NamedTuple):
 def dense(params: Any) -> Point:
     """The point at which nothing is pruned."""
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    masks = _sharding.like(masks, params)
+    masks = _placement.like(masks, params)
     return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
 
 
@@ -119,7 +119,7 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
         point.params, point.masks, masks, curvature, plan.estimator, state
     )
     moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), point.params, delta)
-    params = _sharding.like(apply_masks(moved, masks), point.params)
+    params = _placement.like(apply_masks(moved, masks), point.params)
     _require_finite(params, "the compensated weights")
     removed = removed_scores(scores, point.masks, masks)
     info = {"predicted": float(sum(jax.tree.leaves(removed)))} | info
@@ -179,7 +179,7 @@ def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:
     if plan.first_order:
         gradient = curvature.gradient(_tree.widen(params))
         step = jitted(plan.estimator.multiply)(state, gradient, masks)
-    diagonal = _sharding.like(jitted(plan.estimator.diagonal)(state, params, masks), params)
+    diagonal = _placement.like(jitted(plan.estimator.diagonal)(state, params, masks), params)
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, masks)
     scores = obs_saliency(params, safe, step)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fishleg_jax import _tree
+from fishleg_jax._jaxpr import functions, opened
 from fishleg_jax.model import Batch, Model, Params, predict, split_batch
 
 UNITS = ("flops", "bytes")
@@ -105,13 +106,9 @@ def _total_flops(model: Model, params: Params, batch: Batch, names: list) -> tup
     return _walk(traced(params, inputs, constants), origins)[1], shapes[0][0]
 
 
-def _opened(function: Jaxpr | ClosedJaxpr) -> Jaxpr:
-    return getattr(function, "jaxpr", function)
-
-
 def _walk(function: Jaxpr | ClosedJaxpr, operands: list[Origin]) -> tuple[list[Origin], Counter]:
     """Where the results of a traced function come from, and what it charges each leaf."""
-    jaxpr = _opened(function)
+    jaxpr = opened(function)
     known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, Counter())
     known.update(zip(jaxpr.invars, operands, strict=True))
 
@@ -150,18 +147,12 @@ def _equation(equation: Any, operands: list[Origin]) -> tuple[list[Origin], Coun
 
 def _called(equation: Any) -> Jaxpr | None:
     """The one function that an equation (`jit`, `checkpoint`, `custom_jvp`…) calls as it is."""
-    inner = _functions(equation)
+    inner = functions(equation)
     if len(inner) != 1:
         return None
-    jaxpr = _opened(inner[0])
+    jaxpr = opened(inner[0])
     same = _shapes(jaxpr.invars) == _shapes(equation.invars)
     return jaxpr if same and _shapes(jaxpr.outvars) == _shapes(equation.outvars) else None
-
-
-def _functions(equation: Any) -> list[Jaxpr | ClosedJaxpr]:
-    """Every traced function among an equation's parameters, alone or in a tuple."""
-    values = [x if isinstance(x, tuple) else (x,) for x in equation.params.values()]
-    return [x for group in values for x in group if isinstance(x, (Jaxpr, ClosedJaxpr))]
 
 
 def _shapes(atoms: Sequence[Any]) -> list[tuple | None]:
@@ -210,7 +201,7 @@ def _flops(equation: Any, weights: Counter) -> int:
 
 def _is_elementwise(equation: Any) -> bool:
     """Whether every operand is broadcast to the one result, by an operation that JAX has itself."""
-    if equation.primitive.name in OPAQUE or len(equation.outvars) != 1 or _functions(equation):
+    if equation.primitive.name in OPAQUE or len(equation.outvars) != 1 or functions(equation):
         return False
     shape = equation.outvars[0].aval.shape
     operands = _shapes(equation.invars)
@@ -255,8 +246,8 @@ def _settle(body: Jaxpr, constants: list, carry: list, slices: Sequence = ()) ->
 def _scan(equation: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
     body, length = equation.params["jaxpr"], equation.params["length"]
     # versions of JAX name these numbers differently; what is sliced or stacked has another shape
-    carried = _number_alike(_opened(body).outvars, equation.outvars)
-    last = _number_alike(_opened(body).invars, equation.invars)
+    carried = _number_alike(opened(body).outvars, equation.outvars)
+    last = _number_alike(opened(body).invars, equation.invars)
     first = last - carried
     constants, carry, slices = operands[:first], operands[first:last], operands[last:]
     carry = _settle(body, constants, carry, slices)

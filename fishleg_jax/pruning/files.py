@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fishleg_jax import _sharding, _tree
+from fishleg_jax import _placement, _tree
 
 
 def save_masks(path: str | os.PathLike, masks: Any) -> None:
@@ -97,4 +97,4 @@ def load_masks(path: str | os.PathLike, like: Any) -> Any:
             raise ValueError(f"path: in {str(path)!r} the mask of {name!r} is cut short")
         bits = np.unpackbits(packed, count=size)
         leaves.append(jax.numpy.asarray(bits.astype(bool).reshape(shape)))
-    return _sharding.like(jax.tree.unflatten(jax.tree.structure(like), leaves), like)
+    return _placement.like(jax.tree.unflatten(jax.tree.structure(like), leaves), like)

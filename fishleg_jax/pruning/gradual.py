@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _chunks, _scalars, _sharding, _tree, _validate, fisher, inverse
+from fishleg_jax import _axis, _chunks, _placement, _scalars, _tree, _validate, fisher, inverse
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import _gradual_checks
@@ -110,7 +110,7 @@ def gradual_prune(
             failures=jnp.zeros((), jnp.int32),
             overdue=jnp.zeros((), jnp.int32),
         )
-        return _sharding.placement_for(state, params).of(state)
+        return _placement.placement_for(state, params).of(state)
 
     # compiled here as well, or the conditionals of a step outside of `jit` would be every time
     @functools.partial(jax.jit, static_argnames=("known", "hold"))

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _scalars, _sharding, _tree
+from fishleg_jax import _placement, _scalars, _sharding, _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._jit import is_traced
 from fishleg_jax.inverse.base import apply_mask
@@ -101,7 +101,7 @@ def make_masks(
         kept = _keep([leaves[i] for i in group], before, count)
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
-    return _sharding.like(tree.unflatten(new), scores)
+    return _placement.like(tree.unflatten(new), scores)
 
 
 @jax.jit
@@ -246,7 +246,7 @@ def apply_masks(params: Any, masks: Any) -> Any:
     if holds_state(masks):
         masks = find_state(masks).masks
     _tree.check_same(params, masks, "masks")
-    return _sharding.like(apply_mask(params, masks), params)
+    return _placement.like(apply_mask(params, masks), params)
 
 
 def sparsity(params: Any, prunable: _tree.Selection = None) -> float:

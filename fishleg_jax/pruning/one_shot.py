@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _chunks, _scalars, _sharding, _tree, _validate, fisher
+from fishleg_jax import _chunks, _mesh, _scalars, _tree, _validate, fisher
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
@@ -45,7 +45,7 @@ class Result(NamedTuple):
     constants: Any | None = None
 
 
-@_sharding.in_mesh_of_params
+@_mesh.in_mesh_of_params
 def fit(
     estimator: InverseFisher,
     params: Any,
@@ -97,7 +97,7 @@ def fit(
     return state
 
 
-@_sharding.in_mesh_of_params
+@_mesh.in_mesh_of_params
 def prune_one_shot(
     model: Model,
     params: Any,

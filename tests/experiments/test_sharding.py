@@ -56,6 +56,19 @@ for kind, layout in (("auto", "full"), ("explicit", "mixed")):
                 for x, w in zip(jax.tree.leaves(found), jax.tree.leaves(case.params)))
             apart = [float(abs(numpy.asarray(a, float) - b).max()) for a, b in pairs]
             told.append([placed, *apart])
+# of a convolution XLA alone would get these wrong; without a mesh that is set, too
+single = sharding.make_case()
+def gradients(params, batch):
+    return [flj.per_example_gradients(single.plain, params, batch, **how)
+            for how in ({}, {"examples_per_gradient": 2}, {"examples_per_chunk": 24})]
+expected, apart = gradients(single.params, single.batch), []
+for layout in sharding.LAYOUTS:
+    case = sharding.make_case(sharding.make_mesh("auto"), layout)
+    for function in (gradients, jax.jit(gradients)):
+        found = function(case.params, case.batch)
+        apart += [float(abs(numpy.asarray(a) - numpy.asarray(b)).max())
+                  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected))]
+told.append(apart)
 # a gather that is there is found, and one that is not is not
 with jax.set_mesh(sharding.make_mesh("auto")):
     kernel = sharding.make_case(sharding.make_mesh("auto"), "mixed").params["one"]
@@ -97,11 +110,16 @@ def test_eight_devices_are_as_one(told, index):
 
 
 def test_functions_give_what_they_give_on_one_device_and_where_the_weights_are(told):
-    rows = told[len(CASES) : -1]
+    rows = told[len(CASES) : -2]
     assert len(rows) == 2 * 7
     for placed, *differences in rows:
         assert placed
         assert max(differences) < 1e-9
+
+
+def test_gradients_example_by_example_are_those_of_one_device(told):
+    assert len(told[-2]) == 3 * 2 * 3 * 4
+    assert max(told[-2]) < 1e-12
 
 
 def test_a_gather_is_found(told):
