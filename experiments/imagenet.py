@@ -24,6 +24,9 @@ compilations (two minutes of fishleg's) from one piece to the next.  `--photos 3
 
     --calibration 936 --gradients 36 --updates 600 --solve 128 --iterations 10
 
+It runs in several processes, too, of which each reads the photos of its share, see
+`experiments/pods.md`; `--remat` and `--examples-per-chunk` bound the memory of activations.
+
 On a GPU of 80 GB, and there with a full ImageNet:
 
     --calibration 936 --gradients 104 --block-size 128 --batch 64 --kfac-mean 1 --updates 1200 \

@@ -5,8 +5,9 @@
 
 All are given the same arguments but for `--process-id`, and see the same folder `--out`, into which
 the first of them alone writes.  `--coordinator auto` asks the TPU pod or the cluster (Slurm, Open
-MPI) who and where the others are, see `experiments/pods.md`.  Without these arguments everything
-here does nothing, and there is one process.
+MPI) who and where the others are, see `experiments/pods.md`.  A single process with a coordinator
+uses all devices of its machine.  Without these arguments everything here does nothing, and there is
+one process with one device.
 
 Where one of them dies, the others end within `--heartbeat` seconds and a few more, with an error
 that says so: the same command in all of them then goes on from the last checkpoint, where the
@@ -111,8 +112,8 @@ def joined(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Itera
 
 
 def several() -> bool:
-    """Whether there is more than one process."""
-    return jax.process_count() > 1
+    """Whether there are several processes, or one that was given a coordinator has many devices."""
+    return jax.process_count() > 1 or jax.distributed.is_initialized() and jax.device_count() > 1
 
 
 def is_first() -> bool:
@@ -153,7 +154,7 @@ def everywhere(tree: Any) -> Any:
 
 def whole(tree: Any) -> Any:
     """Arrays that may be spread over all devices, as NumPy has them, whole in every process."""
-    if not several():
+    if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
