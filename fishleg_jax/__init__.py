@@ -4,15 +4,11 @@ Everything is pure functions over pytrees; see the README for the two minutes' t
 """
 
 from fishleg_jax import inverse, likelihoods
-from fishleg_jax.fisher import (
-    Curvature,
-    curvature,
-    fisher_vector_product,
-    per_example_gradients,
-)
+from fishleg_jax.fisher import Curvature, curvature, fisher_vector_product
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.memory import Memory, peak_memory
 from fishleg_jax.model import Model, loss, losses
+from fishleg_jax.per_example import per_example_gradients
 from fishleg_jax.pruning import compensation, schedules, selection, targets
 from fishleg_jax.pruning._gradual_state import Check, GradualState, check, masks
 from fishleg_jax.pruning.costs import weight_costs

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _mesh, _placement, _scalars, _sharding, _tree
+from fishleg_jax import _axis, _chunks, _placement, _tree
 from fishleg_jax._jit import is_traced, jitted
-from fishleg_jax.model import Batch, Model, Params, loss, losses, predict, split_batch
+from fishleg_jax.model import Batch, Model, Params, losses, predict, split_batch
 
 KINDS = ("exact", "sampled", "empirical")
 
 
-def _check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
+def check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
+    """Raises a ValueError for an unknown Fisher, or where it lacks a key, labels or examples."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind == "sampled" and key is None:
@@ -148,7 +149,7 @@ def fisher_vector_product(
         >>> flj.fisher_vector_product(model, jnp.zeros(2), (inputs, None), jnp.ones(2))
         Array([0.5, 2. ], dtype=float32)
     """
-    _check_kind(kind, batch, key)
+    check_kind(kind, batch, key)
     _tree.check_same(params, vector, "vector")
 
     def product(chunk, chunk_key):
@@ -165,103 +166,6 @@ def fisher_vector_product(
     total = _chunks.sum_over_chunks(product, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)
     return _placement.like(jax.tree.map(lambda x: x / examples, total), params)
-
-
-@_mesh.in_mesh_of_params
-def per_example_gradients(
-    model: Model,
-    params: Params,
-    batch: Batch,
-    *,
-    labels: str = "empirical",
-    key: jax.Array | None = None,
-    examples_per_gradient: int = 1,
-    examples_per_chunk: int | None = None,
-) -> Params:
-    """The gradient of every example's loss, or of the mean loss of every few examples.
-
-    Of a batch that is spread over devices each device works on its own examples.  Under Explicit
-    axes JAX spreads no example over devices: call it in `jax.sharding.auto_axes`, as the estimates
-    do, with a model that names no axes.
-
-    Args:
-        model: the model.
-        params: its parameters, `d` numbers in all.
-        batch: `(inputs, targets[, constants])` of `m` examples.
-        labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model.
-        key: a random key, for `sampled`.
-        examples_per_gradient: how many examples in a row share a gradient, that of their mean loss;
-            it divides `m`.
-        examples_per_chunk: at most that many examples are worked on at once.  The result holds all
-            gradients whatever this is; it bounds the activations beside them.
-
-    Returns:
-        A pytree of the parameters' structure whose leaves have a leading axis of
-        `m / examples_per_gradient`.
-
-    Raises:
-        ValueError: unknown labels, a missing key, missing targets, a number of examples for each
-            gradient that does not divide theirs.
-
-    Example:
-        >>> import jax.numpy as jnp, fishleg_jax as flj
-        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-        >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([-1.0, 1.0]))
-        >>> flj.per_example_gradients(model, jnp.zeros(2), batch)
-        Array([[ 1.,  0.],
-               [-0., -2.]], dtype=float32)
-    """
-    if labels not in ("empirical", "sampled"):
-        raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
-    _check_kind(labels, batch, key)
-    if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
-        settings = model, labels, examples_per_gradient, examples_per_chunk
-        return jitted(_per_example_gradients, *settings)(params, batch, key)
-    if labels == "sampled":
-        batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
-    _chunks.check_chunk(examples_per_chunk)
-    inputs, targets, constants = split_batch(batch)
-    examples = _chunks.number_of_examples(batch)
-    check_gradients(examples, examples_per_gradient)
-    groups = jax.tree.map(
-        lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
-    )
-
-    def gradients(shared, groups):
-        params, constants = shared
-
-        def gradient(group):
-            whole = (*group, *constants)
-            return jax.grad(lambda p: loss(model, p, whole, examples_per_chunk=examples_per_chunk))(
-                params
-            )
-
-        if _chunks.fits(batch, examples_per_chunk):
-            return jax.vmap(gradient)(groups)
-        # a device has as large a part of a chunk as of the batch
-        number = examples // examples_per_gradient
-        here = jax.tree.leaves(groups)[0].shape[0]
-        at_once = max(examples_per_chunk // examples_per_gradient * here // number, 1)
-        return jax.lax.map(gradient, groups, batch_size=at_once)
-
-    return _sharding.of_examples(gradients, (params, constants), groups)
-
-
-def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):
-    params, batch, key = arrays
-    return per_example_gradients(
-        model, params, batch, labels=labels, key=key,
-        examples_per_gradient=examples_per_gradient, examples_per_chunk=examples_per_chunk,
-    )  # fmt: skip
-
-
-def check_gradients(examples: int, examples_per_gradient: int) -> None:
-    """Raises a ValueError where gradients of so many examples do not make up a batch."""
-    if not _scalars.is_whole(examples_per_gradient, 1) or examples % examples_per_gradient:
-        raise ValueError(
-            f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
-            f"got {examples_per_gradient}"
-        )
 
 
 class Curvature(NamedTuple):
@@ -316,7 +220,7 @@ def curvature(
     if not batches:
         raise ValueError("batches is empty: at least one batch is needed")
     _chunks.check_chunk(examples_per_chunk)
-    _check_kind(kind, batches[0], key)
+    check_kind(kind, batches[0], key)
     key = jax.random.key(0) if key is None else key
     constants = split_batch(batches[0])[2]
     labelled = all(split_batch(batch)[1] is not None for batch in batches)

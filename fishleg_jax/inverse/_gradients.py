@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fishleg_jax import _chunks, _scalars, _sharding, _tree, fisher
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model
+from fishleg_jax.per_example import check_gradients, per_example_gradients
 
 LABELS = ("empirical", "sampled")
 
@@ -35,7 +36,7 @@ def gradient_rows(
         model: the model.
         labels: `empirical` for the batch's own targets, `sampled` for ones drawn from the model.
         examples_per_gradient: how many examples a gradient is the mean of.
-        examples_per_chunk: see `fisher.per_example_gradients`.
+        examples_per_chunk: see `per_example_gradients`.
 
     Returns:
         `(params, batch, key, mask) -> Rows`.
@@ -49,7 +50,7 @@ def gradient_rows(
     _chunks.check_chunk(examples_per_chunk)
 
     def rows(params: Any, batch: Any, key: jax.Array, mask: Any | None) -> Rows:
-        gradients = fisher.per_example_gradients(
+        gradients = per_example_gradients(
             model,
             _tree.widen(params),
             batch,
@@ -89,7 +90,7 @@ def sum_over_rows(
 
     def total(params, batch, key, mask, function):
         examples = _chunks.number_of_examples(batch)
-        fisher.check_gradients(examples, examples_per_gradient)
+        check_gradients(examples, examples_per_gradient)
         make = rows_of
         if labels == "sampled" and not _chunks.fits(batch, at_once):
             wide = _tree.widen(params)

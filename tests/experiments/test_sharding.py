@@ -15,7 +15,7 @@ RUN = """
 import functools, json, sys, tempfile
 import jax, numpy
 import fishleg_jax as flj
-from experiments import sharding
+from experiments import sharding, sharding_text
 sharding.make_devices()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
@@ -73,7 +73,7 @@ told.append(apart)
 with jax.set_mesh(sharding.make_mesh("auto")):
     kernel = sharding.make_case(sharding.make_mesh("auto"), "mixed").params["one"]
     functions = lambda x: jax.numpy.sort(x.reshape(-1)), lambda x: 2 * x
-    told.append([sharding.largest({"": sharding.compiled(f, x)})
+    told.append([sharding.largest({"": sharding_text.compiled(f, x)})
                  for f in functions for x in (kernel, kernel > 0)])  # a mask, too
 print(json.dumps(told))
 """

@@ -1,0 +1,105 @@
+"""Gradients of a batch, example by example or of every few examples."""
+
+import jax
+
+from fishleg_jax import _chunks, _mesh, _scalars, _sharding
+from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax.fisher import check_kind, with_sampled_targets
+from fishleg_jax.model import Batch, Model, Params, loss, split_batch
+
+
+@_mesh.in_mesh_of_params
+def per_example_gradients(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    labels: str = "empirical",
+    key: jax.Array | None = None,
+    examples_per_gradient: int = 1,
+    examples_per_chunk: int | None = None,
+) -> Params:
+    """The gradient of every example's loss, or of the mean loss of every few examples.
+
+    Of a batch that is spread over devices each device works on its own examples.  Under Explicit
+    axes JAX spreads no example over devices: call it in `jax.sharding.auto_axes`, as the estimates
+    do, with a model that names no axes.
+
+    Args:
+        model: the model.
+        params: its parameters, `d` numbers in all.
+        batch: `(inputs, targets[, constants])` of `m` examples.
+        labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model.
+        key: a random key, for `sampled`.
+        examples_per_gradient: how many examples in a row share a gradient, that of their mean loss;
+            it divides `m`.
+        examples_per_chunk: at most that many examples are worked on at once.  The result holds all
+            gradients whatever this is; it bounds the activations beside them.
+
+    Returns:
+        A pytree of the parameters' structure whose leaves have a leading axis of
+        `m / examples_per_gradient`.
+
+    Raises:
+        ValueError: unknown labels, a missing key, missing targets, a number of examples for each
+            gradient that does not divide theirs.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([-1.0, 1.0]))
+        >>> flj.per_example_gradients(model, jnp.zeros(2), batch)
+        Array([[ 1.,  0.],
+               [-0., -2.]], dtype=float32)
+    """
+    if labels not in ("empirical", "sampled"):
+        raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
+    check_kind(labels, batch, key)
+    if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
+        settings = model, labels, examples_per_gradient, examples_per_chunk
+        return jitted(_per_example_gradients, *settings)(params, batch, key)
+    if labels == "sampled":
+        batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
+    _chunks.check_chunk(examples_per_chunk)
+    inputs, targets, constants = split_batch(batch)
+    examples = _chunks.number_of_examples(batch)
+    check_gradients(examples, examples_per_gradient)
+    groups = jax.tree.map(
+        lambda x: x.reshape(-1, examples_per_gradient, *x.shape[1:]), (inputs, targets)
+    )
+
+    def gradients(shared, groups):
+        params, constants = shared
+
+        def gradient(group):
+            whole = (*group, *constants)
+            return jax.grad(lambda p: loss(model, p, whole, examples_per_chunk=examples_per_chunk))(
+                params
+            )
+
+        if _chunks.fits(batch, examples_per_chunk):
+            return jax.vmap(gradient)(groups)
+        # a device has as large a part of a chunk as of the batch
+        number = examples // examples_per_gradient
+        here = jax.tree.leaves(groups)[0].shape[0]
+        at_once = max(examples_per_chunk // examples_per_gradient * here // number, 1)
+        return jax.lax.map(gradient, groups, batch_size=at_once)
+
+    return _sharding.of_examples(gradients, (params, constants), groups)
+
+
+def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):
+    params, batch, key = arrays
+    return per_example_gradients(
+        model, params, batch, labels=labels, key=key,
+        examples_per_gradient=examples_per_gradient, examples_per_chunk=examples_per_chunk,
+    )  # fmt: skip
+
+
+def check_gradients(examples: int, examples_per_gradient: int) -> None:
+    """Raises a ValueError where gradients of so many examples do not make up a batch."""
+    if not _scalars.is_whole(examples_per_gradient, 1) or examples % examples_per_gradient:
+        raise ValueError(
+            f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
+            f"got {examples_per_gradient}"
+        )
