@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fishleg_jax as flj
-from experiments import checkpoints, data
+from experiments import checkpoints, data, processes
 from experiments.models import MODELS, Spec
 
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
@@ -237,6 +237,9 @@ def parse(
         images = len(split.train[0])
         if args.examples is not None and args.examples > images:
             raise ValueError(f"--examples {args.examples}: {spec.dataset} has {images} to train on")
+        if loaded is None or "steps" in args or getattr(args, "finetune", None):
+            size = min(spec.train_batch, images)
+            processes.check_dealt(size, f"training: {spec.name}'s batches of")
         check(args, spec, split)
         args.out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:

@@ -151,10 +151,7 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
     if args.batch % args.samples:
         raise ValueError(f"--samples {args.samples} must divide --batch {args.batch}")
     for name in ("calibration", "held_out", "solve", "batch"):
-        number = getattr(args, name)
-        if processes.dealt(number) != number:
-            flag, devices = name.replace("_", "-"), jax.device_count()
-            raise ValueError(f"--{flag} {number} can't be dealt out equally to {devices} devices")
+        processes.check_dealt(getattr(args, name), f"--{name.replace('_', '-')}")
     if args.remat:
         network = network._replace(model=flj.remat(network.model, args.remat))
     results.load(args.out / "results.json")

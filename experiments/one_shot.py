@@ -174,6 +174,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
+    """Raises a ValueError where a batch of the curvature can't be dealt out to all devices."""
+    examples = args.examples or spec.examples
+    processes.check_dealt(
+        min(args.batch_size or spec.batch, examples, len(split.train[0])), "--batch-size"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -185,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     with processes.joined(parser, argv):
-        args, spec, split, loaded = arguments.parse(parser, argv)
+        args, spec, split, loaded = arguments.parse(parser, argv, _check)
         rows = run(args, spec, split, loaded)
         print(tables.accuracies(rows))
         print(files.write_json(args.out / "results.json", rows))

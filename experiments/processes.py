@@ -53,6 +53,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     index, number = args.process_id, args.processes
+    if (
+        args.coordinator not in (None, "auto")
+        and not args.coordinator.rpartition(":")[2].isdecimal()
+    ):
+        raise ValueError(f"--coordinator must be HOST:PORT or auto, got {args.coordinator!r}")
     if args.coordinator in (None, "auto"):
         if index is not None or number is not None:
             raise ValueError("--process-id and --processes need --coordinator HOST:PORT")
@@ -61,6 +66,8 @@ def _check(args: argparse.Namespace) -> None:
             f"--coordinator needs --processes N and --process-id from 0 to N - 1, got {number} and "
             f"{index}"
         )
+    elif not args.coordinator.rpartition(":")[2].isdecimal():
+        raise ValueError(f"--coordinator must be HOST:PORT or auto, got {args.coordinator!r}")
     if args.heartbeat < 1:
         raise ValueError(f"--heartbeat must be at least 1 second, got {args.heartbeat}")
 
@@ -83,6 +90,8 @@ def joined(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Itera
     if args.coordinator is None:
         yield
         return
+    # else SIGTERM would be noted for whoever asks, and end nothing
+    jax.config.update("jax_enable_preemption_service", False)
     # on the CPU; other devices have their own
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     given = {}
@@ -187,6 +196,19 @@ def share(examples: int) -> slice:
         )
     part = examples // jax.process_count()
     return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+
+
+def check_dealt(examples: int, name: str) -> None:
+    """Raises a ValueError where so many examples can't be dealt out equally to all devices.
+
+    Args:
+        examples: how many.
+        name: what has so many.
+    """
+    if dealt(examples) != examples:
+        raise ValueError(
+            f"{name} {examples} can't be dealt out equally to {jax.device_count()} devices"
+        )
 
 
 def dealt(examples: int) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding
 
+from fishleg_jax._jit import is_traced
+
 
 def sharding_of(x: Any) -> NamedSharding | None:
     """How an array is spread, where that is known: of Auto axes it is not under `jit`."""
@@ -52,12 +54,14 @@ def in_mesh_of_params(function: Callable) -> Callable:
         params = kwargs["params"] if "params" in kwargs else args[1] if len(args) > 1 else ()
         known = [s for s in map(sharding_of, jax.tree.leaves(params)) if s is not None]
         mesh = known[0].mesh if known else None
+        if mesh is None and is_traced(params):  # nothing can be said
+            return function(*args, **kwargs)
         free = jax.sharding.get_abstract_mesh().empty and isinstance(mesh, jax.sharding.Mesh)
         with contextlib.ExitStack() as known_here:
             if free:
                 known_here.enter_context(jax.set_mesh(mesh))
-            if mesh is not None:
-                known_here.enter_context(spread_over(axes_of(known, mesh)))
+            axes = () if mesh is None else axes_of(known, mesh)
+            known_here.enter_context(spread_over(axes))
             return function(*args, **kwargs)
 
     return run
@@ -65,8 +69,8 @@ def in_mesh_of_params(function: Callable) -> Callable:
 
 # Axes over which the parameters at hand are spread.  Under Auto axes what was traced for some may
 # be found again for others: then the compiler has more to move, and the numbers are the same.
-_PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
-    "axes", default=()
+_PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar(
+    "axes", default=None
 )
 
 
@@ -81,7 +85,12 @@ def spread_over(axes: tuple[str, ...]) -> Iterator[None]:
 
 def parameter_axes() -> tuple[str, ...]:
     """The axes over which the parameters at hand are spread, where that is known."""
-    return _PARAMETER_AXES.get()
+    return _PARAMETER_AXES.get() or ()
+
+
+def is_unknown() -> bool:
+    """Whether nobody has said how arrays are spread: inside a user's own `jit` without a mesh."""
+    return _PARAMETER_AXES.get() is None and jax.sharding.get_abstract_mesh().empty
 
 
 def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:

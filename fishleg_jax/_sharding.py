@@ -7,6 +7,7 @@ user has chosen, but for per-example gradients: one example can't be spread over
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fishleg_jax import _jaxpr, _mesh
+from fishleg_jax._jit import is_traced
+
+UNKNOWN = (
+    "gradients of a convolution, example by example, under a jit of which no array tells the mesh: "
+    "where in_shardings or out_shardings spread them over devices, XLA makes wrong numbers; use "
+    "jax.set_mesh, or place the arrays by jax.device_put"
+)
 
 
 def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
@@ -184,9 +192,12 @@ def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
     """
     mesh = _mesh.automatic_mesh((shared, examples))
     if mesh is None:
+        in_the_dark = _mesh.is_unknown() and is_traced(examples) and jax.device_count() > 1
+        if in_the_dark and _convolves(function, shared, examples):
+            warnings.warn(UNKNOWN, stacklevel=2)
         return function(shared, examples)
     number = jax.tree.leaves(examples)[0].shape[0]
-    alone = _jaxpr.has(jax.make_jaxpr(function)(shared, examples), "conv_general_dilated")
+    alone = _convolves(function, shared, examples)
     free = [name for name in mesh.axis_names if name not in _mesh.parameter_axes()]
     choices = [*([] if alone else _mesh.choices(free, mesh)), *_mesh.choices(mesh.axis_names, mesh)]
     names = next((names for names, parts in choices if number % parts == 0), None)
@@ -197,6 +208,10 @@ def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
         function, mesh=mesh, in_specs=(PartitionSpec(), cut), out_specs=cut,
         axis_names=set(mesh.axis_names if alone else names), check_vma=False,
     )(shared, examples)  # fmt: skip
+
+
+def _convolves(function: Callable, *arguments: Any) -> bool:
+    return _jaxpr.has(jax.make_jaxpr(function)(*arguments), "conv_general_dilated")
 
 
 def _in_mesh(x: Any, mesh: Any) -> NamedSharding:

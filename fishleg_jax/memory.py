@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fishleg_jax import _mesh, _tree
-from fishleg_jax._validate import check_dtypes
+from fishleg_jax._validate import check_batch_shapes, check_dtypes
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled, placement_of
 from fishleg_jax.model import Batch, Params
 
@@ -64,8 +64,7 @@ def peak_memory(
     check_dtypes(params)
     if masks is not None:
         _tree.check_same(params, masks, "masks")
-    if not isinstance(batch, (tuple, list)):
-        raise ValueError(f"batch must be a tuple (inputs, targets), got {type(batch).__name__}")
+    check_batch_shapes(batch, "batch")
     if estimator.updates == 0:
         return Memory(0, 0)
     # the very functions of `fit`, so that it finds them compiled

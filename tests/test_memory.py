@@ -73,6 +73,7 @@ def test_what_does_not_fit_is_refused():
         ({"estimator": flj.inverse.fishleg(MODEL, axis_name="i")}, "axis_name='i', which is for"),
         ({"params": jnp.ones(3, int)}, "must be a floating-point array"),
         ({"batch": jnp.ones((2, 3))}, "batch must be a tuple"),
+        ({"batch": ()}, "batch must be a tuple"),
         ({"masks": 1}, "masks"),
     ],
 )

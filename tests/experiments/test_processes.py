@@ -132,6 +132,10 @@ def test_a_comparison_in_two_processes_is_that_of_one(tmp_path):
         (["--processes", "2"], "need --coordinator"),
         (["--coordinator", "localhost:1"], "needs --processes N"),
         (["--coordinator", "localhost:1", "--processes", "2", "--process-id", "2"], "got 2 and 2"),
+        (
+            ["--coordinator", "", "--processes", "2", "--process-id", "0"],
+            "HOST:PORT or auto, got ''",
+        ),
         (["--heartbeat", "0"], "at least 1 second"),
     ],
 )
