@@ -107,9 +107,10 @@ def make(name: str, model: flj.Model, args: argparse.Namespace, damping: float) 
         ValueError: a setting out of its range.
     """
     method = METHODS[name](model, args, damping)
-    if processes.several():  # each device makes gradients of its own of every batch
-        gradients = math.lcm(method.batch // method.averaged, jax.device_count())
-        method = method._replace(batch=gradients * method.averaged)
+    if processes.several():
+        # as few gradients as may be: labels are drawn update by update, and so are those of one
+        # process where devices divide its batches
+        method = method._replace(batch=math.lcm(method.batch, jax.device_count()))
     return method
 
 

@@ -63,7 +63,7 @@ def swap_search(
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
-        >>> fisher = jnp.array([[2.0, 1.9, 0.0], [1.9, 2.0, 0.0], [0.0, 0.0, 2.3]])
+        >>> fisher = jnp.array([[2.2, 1.9, 0.0], [1.9, 2.0, 0.0], [0.0, 0.0, 2.3]])
         >>> start = jnp.array([True, True, False])  # of least diagonal, but one does for the other
         >>> found = flj.selection.swap_search(jnp.ones(3), jnp.linalg.inv(fisher), start)
         >>> found.pruned.tolist(), int(found.swaps)
