@@ -39,6 +39,18 @@ def free_address() -> str:
         return f"localhost:{one.getsockname()[1]}"
 
 
+def memberships(processes: int) -> list[list[str]]:
+    """What each of some processes of this machine is told to share a run; nothing for a plain one.
+
+    Args:
+        processes: how many.
+    """
+    if processes == 1:
+        return [[]]
+    shared = ["--coordinator", free_address(), "--processes", str(processes)]
+    return [[*shared, "--process-id", str(i)] for i in range(processes)]
+
+
 def start(module: str, options: Sequence[str], processes: int) -> list[subprocess.Popen]:
     """Starts an experiment in so many processes of one device each.
 
@@ -48,17 +60,13 @@ def start(module: str, options: Sequence[str], processes: int) -> list[subproces
         processes: how many; 1 for a plain run.
     """
     command = [sys.executable, "-m", f"experiments.{module}", *options]
-    own = [[]]
-    if processes > 1:
-        shared = ["--coordinator", free_address(), "--processes", str(processes)]
-        own = [[*shared, "--process-id", str(i)] for i in range(processes)]
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return [
         subprocess.Popen(
             [*command, *more], env=os.environ | flags, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )
-        for more in own
+        for more in memberships(processes)
     ]  # fmt: skip
 
 

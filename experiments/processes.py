@@ -66,8 +66,6 @@ def _check(args: argparse.Namespace) -> None:
             f"--coordinator needs --processes N and --process-id from 0 to N - 1, got {number} and "
             f"{index}"
         )
-    elif not args.coordinator.rpartition(":")[2].isdecimal():
-        raise ValueError(f"--coordinator must be HOST:PORT or auto, got {args.coordinator!r}")
     if args.heartbeat < 1:
         raise ValueError(f"--heartbeat must be at least 1 second, got {args.heartbeat}")
 
@@ -189,11 +187,7 @@ def share(examples: int) -> slice:
     """
     if not several():
         return slice(examples)
-    if examples % jax.device_count():
-        raise ValueError(
-            f"a batch of {examples} examples can't be cut into equal parts for "
-            f"{jax.device_count()} devices: choose another --batch-size or --processes"
-        )
+    check_dealt(examples, "a batch of")
     part = examples // jax.process_count()
     return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
 
@@ -207,7 +201,8 @@ def check_dealt(examples: int, name: str) -> None:
     """
     if dealt(examples) != examples:
         raise ValueError(
-            f"{name} {examples} can't be dealt out equally to {jax.device_count()} devices"
+            f"{name} {examples} can't be dealt out equally to {jax.device_count()} devices: choose "
+            "another size, or other --processes"
         )
 
 

@@ -76,6 +76,7 @@ _PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.Co
 
 @contextlib.contextmanager
 def spread_over(axes: tuple[str, ...]) -> Iterator[None]:
+    """Says, for as long as it lasts, over which axes the parameters at hand are spread."""
     before = _PARAMETER_AXES.set(axes)
     try:
         yield
@@ -95,8 +96,8 @@ def is_unknown() -> bool:
 
 def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
     """The axes of the known mesh that make the most pieces of equal length of all lengths."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:
+    mesh = automatic_mesh(())
+    if mesh is None:
         return ()
     usable = mesh.axis_names
     if not examples:
@@ -131,4 +132,5 @@ def axes_of(shardings: list[NamedSharding], mesh: Any) -> tuple[str, ...]:
 
 
 def explicit(mesh: Any) -> bool:
+    """Whether a mesh has Explicit axes."""
     return bool(getattr(mesh, "explicit_axes", ()))

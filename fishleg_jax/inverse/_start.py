@@ -76,8 +76,9 @@ def assimilate_samples(
         moments = run_if(due, partial(average_moments, units), old)
 
         def decompose(frames):
-            pairs = {u: (frames[u.name], moments[u.name]) for u in units}
-            return {u.name: _frames.decompose(u.factor, *pair) for u, pair in pairs.items()}
+            return {
+                u.name: _frames.decompose(u.factor, frames[u.name], moments[u.name]) for u in units
+            }
 
         old = {name: state.frames[name] for name in names}
         return moments, run_if(usable & (state.count == batches - 1), decompose, old)

@@ -1,13 +1,10 @@
 """The experiment in two processes on this machine against one, which reads every photo."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 
-from experiments.killing_process import free_address
+from tests import programs
 from tests.experiments import small_imagenet as small
 
 RUN = """
@@ -34,25 +31,9 @@ ARGUMENTS = [f"--{name}={value}" for name, value in SETTINGS.items()]
 
 
 def run(out, shared, number):
-    given = [[]]
-    if number > 1:
-        both = ["--coordinator", free_address(), "--processes", str(number)]
-        given = [[*both, "--process-id", str(i)] for i in range(number)]
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "FISHLEG_SHARED": str(shared)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN, *ARGUMENTS, "--out", str(out), *own],
-            env={**os.environ, **environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for own in given
-    ]
-    told = [process.communicate(timeout=240)[1] for process in started]
-    for process, error in zip(started, told, strict=True):
-        assert process.returncode == 0, error[-3000:]
-    read = [int(error.rpartition("read ")[2]) for error in told]
+    program = ["-c", RUN, *ARGUMENTS, "--out", str(out)]
+    told = programs.together(program, number, timeout=240, FISHLEG_SHARED=str(shared))
+    read = [int(error.rpartition("read ")[2]) for _, error in told]
     return json.loads((out / "results.json").read_text()), read
 
 

@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from experiments import compare, one_shot, processes
-from experiments.killing_process import complete, free_address
+from experiments.killing_process import complete
+from tests import programs
 
 COMPARISON = (
     "--model", "mlp", "--examples", "31", "--method", "diagonal", "--compensation", "group",
@@ -63,23 +61,7 @@ with processes.joined(parser, None):
 
 
 def run(out, number):
-    given = [[]]
-    if number > 1:
-        shared = ["--coordinator", free_address(), "--processes", str(number)]
-        given = [[*shared, "--process-id", str(i)] for i in range(number)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN, "--out", str(out), *own],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for own in given
-    ]
-    printed = [process.communicate(timeout=240) for process in started]
-    for process, (_, error) in zip(started, printed, strict=True):
-        assert process.returncode == 0, error[-3000:]
+    printed = programs.together(["-c", RUN, "--out", str(out)], number, timeout=240)
     # what gloo itself prints is none of ours
     lines = [[x for x in out.splitlines() if "[Gloo]" not in x] for out, _ in printed]
     assert lines == [["only once"]] + [[]] * (number - 1)

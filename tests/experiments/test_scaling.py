@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ from experiments import (
     shapes,
 )
 from experiments.benchmarks import fit_scaling
+from tests import programs
 
 X = jax.ShapeDtypeStruct((8, 16), "float32")
 W = jax.ShapeDtypeStruct((16, 16), "float32")
@@ -148,15 +146,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told():
-    run = subprocess.run(
-        [sys.executable, "-c", RUN],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-5000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(programs.told("-c", RUN).splitlines()[-1])
 
 
 @pytest.mark.parametrize("method", scaling.METHODS)

@@ -5,11 +5,10 @@ or two.
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests import programs
 
 RUN = """
 import functools, json, sys, tempfile, warnings
@@ -101,15 +100,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def told():
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(CASES)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-5000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(programs.told("-c", RUN, json.dumps(CASES)).splitlines()[-1])
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=["-".join(case) for case in CASES])

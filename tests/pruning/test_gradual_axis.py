@@ -1,8 +1,5 @@
 """Gradual pruning where every device has a batch of its own."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import optax
 import pytest
 
 import fishleg_jax as flj
+from tests import programs
 from tests.pruning.training import (
     CUBIC,
     DIAGONAL,
@@ -167,15 +165,5 @@ print(jax.device_count(), "devices")
 
 def test_inside_shard_map():
     """In a process of its own, which has two devices."""
-    run = subprocess.run(
-        [sys.executable, "-c", SHARDED],
-        env={
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_PLATFORMS": "cpu",
-            "PATH": "",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.stdout == "2 devices\n", run.stderr
+    flags = "--xla_force_host_platform_device_count=2"
+    assert programs.told("-c", SHARDED, XLA_FLAGS=flags) == "2 devices\n"

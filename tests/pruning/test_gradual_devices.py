@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
+from tests import programs
 from tests.pruning.devices import CASES, DEVICES, IN_PMAP, OVER_TWO_AXES, SPARSITY
 
 RUNS = [f"{name} in shard_map" for name in CASES]
@@ -18,15 +17,7 @@ RUNS += [f"{name} in shard_map over two axes" for name in OVER_TWO_AXES]
 def results():
     """What `tests.pruning.devices` tells, which has several devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.pruning.devices"],
-        env={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return json.loads(programs.told("-m", "tests.pruning.devices", XLA_FLAGS=flags))
 
 
 def test_there_are_several_devices(results):
