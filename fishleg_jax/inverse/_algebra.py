@@ -59,7 +59,7 @@ def other_axis(shape: tuple[int, ...], axis: int) -> int | None:
     return max(others, key=lambda k: shape[k], default=None)
 
 
-def _apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
+def apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
     """The Kronecker product of the matrices of the dense axes, times a padded tensor."""
     for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
         if axis == len(factor.axes) - 1 and axis > 0 and len(matrix) <= FEW:
@@ -85,7 +85,7 @@ def _from_the_right(matrix: jax.Array, x: jax.Array) -> jax.Array:
 
 def rotate(factor: Factor, frame: Frame, x: jax.Array) -> jax.Array:
     """A tensor of the shape `axes` in the frame's eigenvectors, `(V_1 ⊗ V_2 ⊗ ...)ᵀ x`, padded."""
-    return _apply(factor, [frame.vectors[k].mT for k in factor.dense_axes], pad(factor, x))
+    return apply(factor, [frame.vectors[k].mT for k in factor.dense_axes], pad(factor, x))
 
 
 def axis_damping(factor: Factor, axis: int, damping: jax.Array) -> jax.Array:
@@ -140,11 +140,11 @@ def multiply(
     x = pad(factor, x if d is None else d * x)
     roots = _roots(factor, frame, coordinates, damping)
     if factor.spectrum:
-        x = _apply(factor, [r.mT for r in roots], x)
-        x = _apply(factor, roots, _spectrum(frame, coordinates, damping) * x)
+        x = apply(factor, [r.mT for r in roots], x)
+        x = apply(factor, roots, _spectrum(frame, coordinates, damping) * x)
     else:
         # S = R Rᵀ is formed first: half the products with the vector
-        x = _apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in roots], x)
+        x = apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in roots], x)
     x = crop(factor, x)
     x = x if d is None else d * x
     return x.reshape(vector.shape)
@@ -160,5 +160,5 @@ def diagonal_of(
     else:
         middle = jnp.ones(factor.padded, roots[0].dtype)
     # diag(R E Rᵀ) = (R ∘ R) diag(E), and squares of a Kronecker product are that of the squares
-    out = crop(factor, _apply(factor, [r**2 for r in roots], middle))
+    out = crop(factor, apply(factor, [r**2 for r in roots], middle))
     return out if coordinates.log_sandwich is None else out * jnp.exp(2 * coordinates.log_sandwich)

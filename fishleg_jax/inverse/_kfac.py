@@ -1,5 +1,7 @@
 """K-FAC: a Kronecker product for every matrix, from second moments of its gradients."""
 
+import math
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ class KfacState(NamedTuple):
         damping: γ; it may be changed at any time.
         moments: sums of second moments along every axis of a matrix.
         squares: sums of squares of leaves with fewer than two dimensions.
+        roots: of a state that is prepared for many products, the inverses `L⁻¹` of the Cholesky
+            factors of the damped factors, at the places of `moments`; else None.
     """
 
     count: jax.Array  # shape=(), int32
@@ -32,6 +36,7 @@ class KfacState(NamedTuple):
     damping: jax.Array  # shape=(), float
     moments: dict[str, tuple[jax.Array, ...]]
     squares: dict[str, jax.Array | None]
+    roots: dict[str, tuple[jax.Array, ...]] | None = None
 
 
 def kfac(
@@ -61,7 +66,8 @@ def kfac(
 
     Returns:
         An `InverseFisher` whose state is a `KfacState`.  A fit makes one pass over its batches.
-        Every product has a Cholesky decomposition of the factors, `O(in³ + out³)` a leaf.
+        Every product has a Cholesky decomposition of the factors, `O(in³ + out³)` a leaf, but for
+        a state that `prepare` has made for many products.
 
     Raises:
         ValueError: an argument out of its range.
@@ -85,7 +91,8 @@ def kfac(
     total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def rule(shape, cap):
-        return _factors.kronecker(shape, cap) if len(shape) > 1 else _factors.diagonal(shape)
+        matrix = len(shape) > 1 and math.prod(shape) > 1
+        return _factors.kronecker(shape, cap) if matrix else _factors.diagonal(shape)
 
     def units_of(tree) -> tuple[Unit, ...]:
         return make_units(tree, rule, False, cap)
@@ -121,40 +128,51 @@ def kfac(
             squares=squares,
         )
 
-    def with_parts(state, tree):
-        """Every unit with its second moments: of axes, or of single weights."""
+    def mean_of(state, total):
         count = jnp.maximum(state.count - state.skipped, 1).astype(state.damping.dtype)
-        for unit in units_of(tree):
-            if unit.factor.spectrum:
-                yield unit, state.squares[unit.name] / count
-            else:
-                means = tuple(m / count for m in state.moments[unit.name])
-                yield unit, _triangles(unit.factor, means, state.damping)
+        return jax.tree.map(lambda x: x / count, total)
+
+    def triangles_of(state, unit):
+        moments = mean_of(state, state.moments[unit.name])
+        return _triangles(unit.factor, moments, state.damping)
+
+    def prepare(state, params):
+        roots = {u.name: tuple(map(_inverses, triangles_of(state, u)))
+                 for u in units_of(params) if not u.factor.spectrum}  # fmt: skip
+        return state._replace(roots=roots)
 
     def multiply(state, tangent, mask=None):
         tangent = apply_mask(_tree.widen(tangent), mask)
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
-        for unit, part in with_parts(state, tangent):
+        for unit in units_of(tangent):
             vector = unit.pack(leaves)
             if unit.factor.spectrum:
-                product = vector / (part.reshape(vector.shape) + state.damping)
+                squares = mean_of(state, state.squares[unit.name])
+                product = vector / (squares.reshape(vector.shape) + state.damping)
+            elif state.roots is None:
+                product = _solve(unit.factor, triangles_of(state, unit), vector)
             else:
-                product = _solve(unit.factor, part, vector)
+                product = _by_roots(unit.factor, state.roots[unit.name], vector)
             unit.unpack(product, out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
         leaves, tree = jax.tree.flatten(params)
         out = list(leaves)
-        for unit, part in with_parts(state, params):
+        for unit in units_of(params):
             if unit.factor.spectrum:
-                unit.unpack(1 / (part + state.damping), out)
+                squares = mean_of(state, state.squares[unit.name])
+                unit.unpack(1 / (squares + state.damping), out)
+                continue
+            if state.roots is None:
+                roots = map(_inverses, triangles_of(state, unit))
             else:
-                unit.unpack(_diagonal_of(unit.factor, part), out)
+                roots = state.roots[unit.name]
+            unit.unpack(_diagonal_of(unit.factor, roots), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return spread(InverseFisher(init, update, multiply, diagonal))
+    return spread(InverseFisher(init, update, multiply, diagonal, prepare=prepare))
 
 
 def _sum_of_moments(factor: _factors.Factor, rows: jax.Array) -> Any:
@@ -200,18 +218,29 @@ def _solve_blocks(lower: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.lax.map(lambda pair: cho_solve((pair[0], True), pair[1]), (lower, rows))
 
 
-def _diagonal_of(factor: _factors.Factor, triangles: list[jax.Array]) -> jax.Array:
-    """The diagonal of the inverse of the Kronecker product of `L Lᵀ`, of the shape `axes`."""
-    out = jnp.ones((1,) * len(factor.axes), triangles[0].dtype)
-    for axis, lower in zip(factor.dense_axes, triangles, strict=True):
+def _inverses(triangles: jax.Array) -> jax.Array:
+    """`L⁻¹` of every lower triangle."""
 
-        def squares(lower):
-            eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
-            invert = lambda one: solve_triangular(one, eye, lower=True)
-            # (L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹
-            return jnp.sum(jax.lax.map(invert, lower) ** 2, axis=1)
+    def inverses(lower):
+        eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
+        return jax.lax.map(lambda one: solve_triangular(one, eye, lower=True), lower)
 
+    return _sharding.local(inverses, (triangles,), (0,), 0)
+
+
+def _by_roots(factor: _factors.Factor, roots: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
+    """`(L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹` of the Kronecker product, times a vector."""
+    x = _algebra.pad(factor, vector.reshape(factor.axes))
+    x = _algebra.apply(factor, roots, x)
+    x = _algebra.apply(factor, [root.mT for root in roots], x)
+    return _algebra.crop(factor, x).reshape(vector.shape)
+
+
+def _diagonal_of(factor: _factors.Factor, roots: Iterable[jax.Array]) -> jax.Array:
+    """The diagonal of `L⁻ᵀ L⁻¹` of the Kronecker product, of the shape `axes`."""
+    out = 1.0
+    for axis, root in zip(factor.dense_axes, roots, strict=True):
         along = [1] * len(factor.axes)
         along[axis] = -1
-        out = out * _sharding.local(squares, (lower,), (0,), 0).reshape(along)
+        out = out * jnp.sum(root**2, axis=1).reshape(along)
     return _algebra.crop(factor, out)

@@ -30,6 +30,9 @@ class InverseFisher(NamedTuple):
             None where the estimate has none in memory.
         restrict: `(state, mask) -> state`: the state of `F_KK`, for whose mask `multiply` then is
             the exact inverse; None where that takes a new fit.
+        prepare: `(state, params) -> state`: the same inverse, cheaper for many products and
+            diagonals, but not to be updated or given another damping; `params` gives tree and
+            shapes.  None where that would save little.
         ready: `(state) -> boolean scalar`, jit-compatible: whether as many batches were assimilated
             as the estimate needs to be of any use.  None where that is one.
         axis_name: a named axis over whose devices `update` averages what it finds in the batch of
@@ -43,6 +46,7 @@ class InverseFisher(NamedTuple):
     updates: int | None = None
     product: Callable[..., Any] | None = None
     restrict: Callable[..., Any] | None = None
+    prepare: Callable[[Any, Any], Any] | None = None
     ready: Callable[[Any], jax.Array] | None = None
     axis_name: str | None = None
 
@@ -64,6 +68,11 @@ def check_on_host(estimator: Any) -> None:
             f"estimator has axis_name={estimator.axis_name!r}, which is for updates inside "
             "shard_map or pmap; leave it out here, where arrays may be spread over devices"
         )
+
+
+def prepared(estimator: InverseFisher, state: Any, params: Any) -> Any:
+    """A state for many products, see `InverseFisher.prepare`."""
+    return state if estimator.prepare is None else jitted(estimator.prepare)(state, params)
 
 
 def apply_mask(tree: Any, mask: Any | None) -> Any:
@@ -91,6 +100,13 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     def update(state, params, batch, key, mask=None):
         return automatic(estimator.update, state, state, params, batch, key, mask)
 
+    def prepare(state, params):
+        bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params))
+        shapes = jax.eval_shape(estimator.prepare, *bare)
+        placement = _placement.placement_for(shapes, params)
+        where = jax.tree.structure(shapes).unflatten(placement.leaves)
+        return placement.of(automatic(estimator.prepare, where, state, params))
+
     def optional(function, like):
         if function is None:
             return None
@@ -110,6 +126,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         ),
         product=optional(estimator.product, lambda state, tangent: tangent),
         restrict=optional(estimator.restrict, lambda state, mask: state),
+        prepare=None if estimator.prepare is None else prepare,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared
 from fishleg_jax.pruning._border import gather, spread
 from fishleg_jax.pruning._solver import conjugate_gradients
 
@@ -66,6 +66,7 @@ def conditional(
     Returns:
         The weights, shape (n,), and the inverse Fisher, shape (n, n).
     """
+    state = prepared(estimator, state, target)
     q = estimator.diagonal(state, target, old_masks)
     # a weight outside S is out of the solve, whatever it is divided by
     scale = jax.tree.map(lambda d, m: jnp.where(m, 1 / jnp.where(m, d, 1), 0), q, gone)

@@ -10,7 +10,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._scalars import check_count, check_flag, check_positive, check_tolerance
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared
 from fishleg_jax.pruning._damping_search import SHORT, Trial, search, search_traced
 from fishleg_jax.pruning._independent import (
     STEPS,
@@ -138,8 +138,9 @@ def group(
 
         zero = jax.tree.map(jnp.zeros_like, params)
         pruned = to_zero(params, zero, new_mask)
+        factored = prepared(estimator, state, params)
         change = jitted(corrections, estimator)(
-            state, params, old_mask, new_mask, gradient if first_order else None
+            factored, params, old_mask, new_mask, gradient if first_order else None
         )
         x = apply_mask(change, new_mask)
         kept_gradient = gradient if first_order else zero
@@ -155,7 +156,7 @@ def group(
                 x = jitted(_direct, estimator)(state, new_mask, gamma, right)
             # from the exact solution there is nothing left to iterate
             solved = conjugate_gradients(
-                product, jitted(precondition, estimator), (state, new_mask), right, x,
+                product, jitted(precondition, estimator), (factored, new_mask), right, x,
                 iterations=iterations if fisher == "exact" else 0, tolerance=tolerance,
             )  # fmt: skip
             x = solved.x

@@ -149,3 +149,36 @@ def test_bad_arguments_are_refused_at_once(key, name):
     params, (inputs, _) = problem(key)
     with pytest.raises(ValueError, match="'empirical' needs labels"):
         flj.fit(make(MODEL, labels="empirical"), params, [(inputs, None)], key=key)
+
+
+@pytest.mark.parametrize("cap", [None, 2])
+def test_a_prepared_state_is_the_same_inverse(x64, key, cap):
+    params, batch = problem(key)
+    estimator = flj.inverse.kfac(MODEL, DAMPING, cap=cap)
+    state = flj.fit(estimator, params, [batch], key=key)
+    prepared = jax.jit(estimator.prepare)(state, params)
+    pairs = [[dense.inverse_matrix(estimator, s, params) for s in (state, prepared)],
+             [dense.inverse_diagonal(estimator, s, params) for s in (state, prepared)]]  # fmt: skip
+    for plain, fast in pairs:
+        np.testing.assert_allclose(fast, plain, rtol=1e-9, atol=1e-12 * np.abs(plain).max())
+
+
+def test_a_prepared_state_has_no_decomposition_left_to_do(key):
+    params, batch = problem(key)
+    estimator = flj.inverse.kfac(MODEL, DAMPING)
+    state = flj.fit(estimator, params, [batch], key=key)
+    texts = [str(jax.make_jaxpr(f)(s, params))
+             for s in (state, estimator.prepare(state, params))
+             for f in (estimator.multiply, estimator.diagonal)]  # fmt: skip
+    assert ["cholesky" in text for text in texts] == [True, True, False, False]
+
+
+def test_a_kernel_of_one_weight_has_its_own_number(x64, key):
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    inputs = jax.random.normal(key, (20, 1))
+    batch = (inputs, 2 * inputs)
+    params = jnp.ones((1, 1))
+    estimator = flj.inverse.kfac(model, DAMPING, labels="empirical")
+    state = flj.fit(estimator, params, [batch], key=key)
+    square = np.mean(np.asarray(inputs) ** 4)  # of the gradient (1 - 2) x²
+    np.testing.assert_allclose(estimator.multiply(state, params), 1 / (square + DAMPING))
