@@ -20,7 +20,9 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
 told = []
 for name, kind, layout, how in json.loads(sys.argv[1]):
-    prune = sharding.gradual if how == "gradual" else functools.partial(sharding.one_shot, stages=1)
+    prune = sharding.HOW[how]
+    if how != "gradual":
+        prune = functools.partial(prune, stages=1)
     expected = prune(name, sharding.make_case())
     with jax.set_mesh(sharding.make_mesh(kind)):
         case = sharding.make_case(sharding.make_mesh(kind), layout)
@@ -91,7 +93,7 @@ print(json.dumps(told))
 CASES = [
     ("identity", "explicit", "full", "gradual"),
     ("diagonal", "auto", "full", "gradual"),
-    ("kfac", "explicit", "mixed", "one_shot"),
+    ("kfac", "explicit", "mixed", "group"),
     ("woodfisher", "auto", "mixed", "one_shot"),
     ("mfac_all", "explicit", "mixed", "one_shot"),
     ("fishleg", "explicit", "mixed", "gradual"),
