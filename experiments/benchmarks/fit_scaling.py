@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.fit_scaling --weights 1e6,1e7 --cap 128
 
 Networks are square: so many layers of n×n without biases, random weights, random inputs.  `width`
-has 4 layers and a growing n, `depth` layers of 512×512 (128×128 below a million weights) and a
+has 4 layers and a growing n, `depth` layers of 1024×1024 (128×128 below a million weights) and a
 growing number of them.  Measured are the update
 while FishLeg starts, the one that makes its frames, and the learning update, of which a fit mostly
 consists: after they are compiled, medians of `--repeats`.  Beside its seconds stand those of the
@@ -48,7 +48,7 @@ def sizes(family: str, weights: float) -> tuple[int, int]:
     """The number of layers, and of units in each, of a network of about so many weights."""
     if family == "width":
         return LAYERS, WIDTHS * round(math.sqrt(weights / LAYERS) / WIDTHS)
-    units = 512 if weights >= LARGE else 128
+    units = 1024 if weights >= LARGE else 128
     return max(round(weights / units**2), 1), units
 
 
