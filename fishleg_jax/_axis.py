@@ -10,8 +10,12 @@ from fishleg_jax.model import Batch, split_batch
 
 def check_name(axis_name: Any) -> None:
     """Raises a ValueError for what can't be the name of an axis, and is not None."""
-    if axis_name is not None and not (isinstance(axis_name, (str, tuple)) and axis_name):
-        raise ValueError(f"axis_name must be the name of an axis or None, got {axis_name!r}")
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    sound = names and all(isinstance(name, str) and name for name in names)
+    if axis_name is not None and not sound:
+        raise ValueError(
+            f"axis_name must be the name of an axis, a tuple of such or None, got {axis_name!r}"
+        )
 
 
 def varying(tree: Any, axis_name: str | None) -> Any:

@@ -47,7 +47,10 @@ def automatic_mesh(tree: Any) -> Any:
 
 
 def in_mesh_of_params(function: Callable) -> Callable:
-    """Sets the mesh of the parameters, its second argument, for a function on the host."""
+    """Sets the mesh of the parameters, its second argument, for a function on the host.
+
+    So that a model may name axes.  Under a `jit` of others no mesh can be set: theirs counts.
+    """
 
     @functools.wraps(function)
     def run(*args, **kwargs):
@@ -59,7 +62,8 @@ def in_mesh_of_params(function: Callable) -> Callable:
         free = jax.sharding.get_abstract_mesh().empty and isinstance(mesh, jax.sharding.Mesh)
         with contextlib.ExitStack() as known_here:
             if free:
-                known_here.enter_context(jax.set_mesh(mesh))
+                with contextlib.suppress(ValueError):  # that it is under a jit
+                    known_here.enter_context(jax.set_mesh(mesh))
             axes = () if mesh is None else axes_of(known, mesh)
             known_here.enter_context(spread_over(axes))
             return function(*args, **kwargs)

@@ -16,23 +16,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _placement, _tree
+from fishleg_jax import _axis, _chunks, _mesh, _placement, _tree, _validate
 from fishleg_jax._jit import is_traced, jitted
-from fishleg_jax.model import Batch, Model, Params, losses, predict, split_batch
+from fishleg_jax.model import Batch, Model, Params, check_model, losses, predict, split_batch
 
 KINDS = ("exact", "sampled", "empirical")
 
 
 def check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
-    """Raises a ValueError for an unknown Fisher, or where it lacks a key, labels or examples."""
+    """Raises a ValueError for an unknown Fisher, no batch, or where it lacks a key or labels."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    _validate.check_batch_shapes(batch, "batch")
     if kind == "sampled" and key is None:
         raise ValueError("key is needed to sample labels: kind='sampled', key=jax.random.key(0)")
     if kind == "empirical" and split_batch(batch)[1] is None:
         raise ValueError("'empirical' needs labels, but the batch's targets are None")
-    if _chunks.number_of_examples(batch) == 0:
-        raise ValueError("batch is empty: it has no examples")
 
 
 def with_sampled_targets(
@@ -108,6 +107,7 @@ def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: 
     return output_gradient(model, outputs, targets, inner)
 
 
+@_mesh.in_mesh_of_params
 def fisher_vector_product(
     model: Model,
     params: Params,
@@ -136,7 +136,8 @@ def fisher_vector_product(
         A pytree of the parameters' structure, shapes and dtypes.
 
     Raises:
-        ValueError: an unknown kind, a missing key, missing labels, a vector of another structure.
+        ValueError: an unknown kind, what is no batch, a missing key, missing labels, a vector of
+            another structure.
 
     References:
         Martens, New insights and perspectives on the natural gradient method, 2020, section 8;
@@ -149,6 +150,7 @@ def fisher_vector_product(
         >>> flj.fisher_vector_product(model, jnp.zeros(2), (inputs, None), jnp.ones(2))
         Array([0.5, 2. ], dtype=float32)
     """
+    check_model(model)
     check_kind(kind, batch, key)
     _tree.check_same(params, vector, "vector")
 
@@ -235,6 +237,7 @@ def curvature(
             pairs = [tuple(b[:2]) for b in batches]
             return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)
 
+    @_mesh.in_mesh_of_params
     def mean(part_sum, *arguments):
         if is_traced(arguments):
             static = model, kind, examples_per_chunk

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _chunks
+from fishleg_jax import _chunks, _mesh
 from fishleg_jax._chunks import Batch, split_batch
 from fishleg_jax.likelihoods import Likelihood
 
@@ -41,6 +41,13 @@ def predict(model: Model, params: Params, batch: Batch) -> Any:
     return model.predict(params, inputs, *constants)
 
 
+def check_model(model: Any) -> None:
+    """Raises a ValueError for what is no model."""
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
+
+
+@_mesh.in_mesh_of_params
 def losses(
     model: Model, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
 ) -> jax.Array:

@@ -5,7 +5,7 @@ import jax
 from fishleg_jax import _chunks, _mesh, _scalars, _sharding
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.fisher import check_kind, with_sampled_targets
-from fishleg_jax.model import Batch, Model, Params, loss, split_batch
+from fishleg_jax.model import Batch, Model, Params, check_model, loss, split_batch
 
 
 @_mesh.in_mesh_of_params
@@ -22,8 +22,8 @@ def per_example_gradients(
     """The gradient of every example's loss, or of the mean loss of every few examples.
 
     Of a batch that is spread over devices each device works on its own examples.  Under Explicit
-    axes JAX spreads no example over devices: call it in `jax.sharding.auto_axes`, as the estimates
-    do, with a model that names no axes.
+    axes that is left to JAX and to a model that names axes; of a network with a convolution call
+    it in `jax.sharding.auto_axes`, as the estimates do, with a model that names none.
 
     Args:
         model: the model.
@@ -41,8 +41,8 @@ def per_example_gradients(
         `m / examples_per_gradient`.
 
     Raises:
-        ValueError: unknown labels, a missing key, missing targets, a number of examples for each
-            gradient that does not divide theirs.
+        ValueError: unknown labels, what is no batch, a missing key, missing targets, a number of
+            examples for each gradient that does not divide theirs.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -54,6 +54,7 @@ def per_example_gradients(
     """
     if labels not in ("empirical", "sampled"):
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
+    check_model(model)
     check_kind(labels, batch, key)
     if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
         settings = model, labels, examples_per_gradient, examples_per_chunk

@@ -261,6 +261,25 @@ def test_bad_arguments_of_per_example_gradients(kwargs, message):
         flj.per_example_gradients(model, params, (inputs, None), **kwargs)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda model, batch: (None, batch), "model must be a fishleg_jax.Model, got None"),
+        (lambda model, batch: (model, batch[0]), "batch must be a tuple"),
+        (lambda model, batch: (model, (batch[0], batch[1][:-1])), "one number of examples"),
+    ],
+)
+@pytest.mark.parametrize("function", ["product", "gradients"])
+def test_what_is_no_model_or_no_batch_is_refused(function, change, message):
+    model, params, batch, _ = case("categorical")
+    model, batch = change(model, batch)
+    with pytest.raises(ValueError, match=message):
+        if function == "product":
+            flj.fisher_vector_product(model, params, batch, params)
+        else:
+            flj.per_example_gradients(model, params, batch)
+
+
 def test_bad_chunk_of_per_example_gradients():
     model, params, batch, _ = case("categorical")
     with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):

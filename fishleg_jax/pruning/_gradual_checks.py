@@ -9,7 +9,6 @@ import optax
 
 from fishleg_jax import _axis, _scalars, _tree, _validate
 from fishleg_jax.inverse.base import InverseFisher, check_estimator
-from fishleg_jax.model import Model
 from fishleg_jax.pruning._arguments import check_compensation
 from fishleg_jax.pruning._counting import is_number
 from fishleg_jax.pruning.masks import SCOPES, number_to_prune
@@ -85,12 +84,6 @@ def check_schedule(value: Any, name: str) -> None:
         ) from error
     if told[0]:
         raise ValueError(f"{expected}, got {value!r}, which returned {told[0]}")
-
-
-def check_model(model: Any) -> None:
-    """Raises a ValueError for what is no model."""
-    if not isinstance(model, Model):
-        raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
 
 
 def check_optimizer(value: Any, name: str, or_none: str = "") -> None:

@@ -19,6 +19,9 @@ def save_masks(path: str | os.PathLike, masks: Any) -> None:
         path: the file, written beside and then renamed; an existing one is replaced.
         masks: a pytree of booleans.
 
+    Raises:
+        ValueError: a leaf is of another kind, such as weights.
+
     Example:
         >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
         >>> masks = {"kernel": jnp.array([[True, False]])}
@@ -30,7 +33,9 @@ def save_masks(path: str | os.PathLike, masks: Any) -> None:
     arrays, named = {}, _tree.named_leaves(masks)
     _tree.check_names(named)
     for name, mask in named:
-        mask = np.asarray(mask, bool)
+        mask = np.asarray(mask)
+        if mask.dtype != bool:
+            raise ValueError(f"masks: {name!r} must be an array of booleans, got {mask.dtype}")
         arrays[f"{name}:bits"], arrays[f"{name}:shape"] = np.packbits(mask), np.array(mask.shape)
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

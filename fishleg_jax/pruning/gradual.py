@@ -11,7 +11,7 @@ import optax
 
 from fishleg_jax import _axis, _chunks, _placement, _scalars, _tree, _validate, fisher, inverse
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Model
+from fishleg_jax.model import Model, check_model
 from fishleg_jax.pruning import _gradual_checks
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning._counting import Sparsity
@@ -85,7 +85,7 @@ def gradual_prune(
         aux_every=aux_every, mask_every=mask_every, renew=renew,
     )  # fmt: skip
     if model is not None:
-        _gradual_checks.check_model(model)
+        check_model(model)
     _gradual_checks.check_others(prunable, axis_name, seed)
     plan = GradualPlan(
         estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
@@ -276,7 +276,7 @@ def fishleg_prune(
         >>> flj.sparsity(params), bool(params[0] > 2.5), flj.check(state).ok
         (0.5, True, True)
     """
-    _gradual_checks.check_model(model)
+    check_model(model)
     if aux_optimizer is not None:
         _gradual_checks.check_optimizer(aux_optimizer, "aux_optimizer", " or None")
     for name, value in (("damping", damping), ("aux_optimizer", aux_optimizer)):

@@ -125,7 +125,10 @@ def prune_one_shot(
 ) -> Result:
     """Prunes a trained model once, by Optimal Brain Surgeon with an estimate of the inverse Fisher.
 
-    It runs on the host, and compiles its parts itself: it can't be called under `jit`.
+    It runs on the host, and compiles its parts itself: it can't be called under `jit`.  Weights and
+    batches may be spread over devices; what comes back lies where the weights do.  Under Explicit
+    axes this model may have to name axes, while those of K-FAC, diagonal, WoodFisher and M-FAC may
+    not.
 
     Args:
         model: the model; the curvature of the loss that it makes is handed to the compensation.

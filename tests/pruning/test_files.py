@@ -135,6 +135,12 @@ def test_masks_of_another_model(tmp_path, like, message):
         flj.load_masks(path, like)
 
 
+def test_weights_are_no_masks(tmp_path):
+    with pytest.raises(ValueError, match="masks: 'w' must be an array of booleans, got float32"):
+        flj.save_masks(tmp_path / "m.npz", {"w": jnp.ones(3)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match="nothing.npz"):
         flj.load_masks(tmp_path / "nothing.npz", {})

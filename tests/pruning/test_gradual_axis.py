@@ -110,6 +110,12 @@ def test_fishleg_works_on_each_device_with_its_own_examples():
     assert set(seen) == {half}
 
 
+@pytest.mark.parametrize("name", ["", (), 3, ("devices", 3)])
+def test_what_can_be_no_axis_is_refused(name):
+    with pytest.raises(ValueError, match="axis_name must be the name of an axis, a tuple of such"):
+        flj.fishleg_prune(MODEL, 0.5, axis_name=name)
+
+
 def test_a_batch_that_is_not_finite_on_one_device_is_refused_on_all():
     pruning = flj.fishleg_prune(MODEL, 0.5, axis_name="devices")
     batch = jax.tree.map(lambda x: jnp.stack([x[0], x[1]]), batches())
