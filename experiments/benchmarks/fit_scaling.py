@@ -4,8 +4,9 @@
     python -m experiments.benchmarks.fit_scaling --weights 1e6,1e7 --cap 128
 
 Networks are square: so many layers of n×n without biases, random weights, random inputs.  `width`
-has 4 layers and a growing n, `depth` layers of 1024×1024 (128×128 below a million weights) and a
-growing number of them.  Measured are the update
+has 4 layers and a growing n, `depth` layers of 512×512 (128×128 below a million weights) and a
+growing number of them; a layer takes seconds to compile, so that 10⁸ weights want
+`--depth-units 1024`.  Measured are the update
 while FishLeg starts, the one that makes its frames, and the learning update, of which a fit mostly
 consists: after they are compiled, medians of `--repeats`.  Beside its seconds stand those of the
 processor, which others on it do not stretch.  Bytes are those of the state, those that
@@ -44,11 +45,11 @@ LARGE = 10**6  # weights from which slopes count
 QUANTITIES = ("learning_s", "learning_cpu_s", "starting_s", "peak_bytes", "predicted_bytes")
 
 
-def sizes(family: str, weights: float) -> tuple[int, int]:
+def sizes(family: str, weights: float, depth_units: int = 512) -> tuple[int, int]:
     """The number of layers, and of units in each, of a network of about so many weights."""
     if family == "width":
         return LAYERS, WIDTHS * round(math.sqrt(weights / LAYERS) / WIDTHS)
-    units = 1024 if weights >= LARGE else 128
+    units = depth_units if weights >= LARGE else 128
     return max(round(weights / units**2), 1), units
 
 
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     for cap in args.cap:
         for family in args.family:
             for weights in args.weights:
-                layers, units = sizes(family, weights)
+                layers, units = sizes(family, weights, args.depth_units)
                 why = reason(layers, units, cap, args)
                 if why:
                     left_out.append(f"{family}, cap {_cap(cap)}, {weights:.0e} weights: {why}")
@@ -230,6 +231,10 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--uncapped-units", type=at_least(1), default=1600,
         help="the widest layers that are tried without a cap; default: 1600",
+    )  # fmt: skip
+    add(
+        "--depth-units", type=at_least(1), default=512,
+        help="in the layers of depth, from a million weights on; default: 512",
     )  # fmt: skip
     add("--batch", type=at_least(1), default=32, help="examples; default: 32")
     add("--repeats", type=at_least(1), default=5, help="default: 5")

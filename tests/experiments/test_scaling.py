@@ -232,7 +232,8 @@ def test_arguments_of_fit_scaling():
     args = fit_scaling.make_parser().parse_args(["--cap", "64,none", "--weights", "1e5"])
     assert args.cap == [64, None] and args.weights == [1e5]
     assert fit_scaling.sizes("width", 1e6) == (4, 512)
-    assert fit_scaling.sizes("depth", 1e8) == (95, 1024)
+    assert fit_scaling.sizes("depth", 1e6) == (4, 512)
+    assert fit_scaling.sizes("depth", 1e8, 1024) == (95, 1024)
     assert "5120×5120" in fit_scaling.reason(4, 5120, None, args)
     assert fit_scaling.reason(4, 5120, 64, args) is None
 
