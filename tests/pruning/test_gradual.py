@@ -306,7 +306,7 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"prunable": 5}, "prunable must be regular expressions over key paths"),
         ({"seed": 1.5}, "seed must be a whole number in .*, got 1.5"),
         ({"seed": 2**70}, "seed must be a whole number in .*, got 1180591620717411303424"),
-        ({"axis_name": 3}, "axis_name must be the name of an axis or None, got 3"),
+        ({"axis_name": 3}, "axis_name must be the name of an axis, a tuple of such or None, got 3"),
         ({"model": 3}, "model must be a fishleg_jax.Model, got 3"),
         ({"renew": 101}, "renew must be at most mask_every, 100, got 101"),
     ],
