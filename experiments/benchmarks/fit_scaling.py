@@ -6,12 +6,11 @@
 Networks are square: so many layers of n×n without biases, random weights, random inputs.  `width`
 has 4 layers and a growing n, `depth` layers of 512×512 (128×128 below a million weights) and a
 growing number of them; a layer takes seconds to compile, so that 10⁸ weights want
-`--depth-units 1024`.  Measured are the update
-while FishLeg starts, the one that makes its frames, and the learning update, of which a fit mostly
-consists: after they are compiled, medians of `--repeats`.  Beside its seconds stand those of the
-processor, which others on it do not stretch.  Bytes are those of the state, those that
-`fishleg_jax.peak_memory` predicts for state and update, and the most that were taken.  Every case
-has a process of its own.
+`--depth-units 1024`.  Measured are the update while FishLeg starts, the one that makes its frames,
+and the learning update, of which a fit mostly consists: after they are compiled, medians of
+`--repeats`.  Beside its seconds stand those of the processor, which others on it do not stretch.
+Bytes are those of the state, those that `fishleg_jax.peak_memory` predicts for state and update,
+and the most that were taken.  Every case has a process of its own.
 
 What is fitted is a line through the logarithms: the slope against d of seconds and of bytes from a
 million weights on, below which what every operation costs by itself is most of the time.
@@ -38,6 +37,7 @@ from fishleg_jax._jit import jitted
 
 FAMILIES = ("width", "depth")
 LAYERS = 4  # of the family of widths
+DEPTH_UNITS = 512  # of the family of depths, from `LARGE` weights on
 WIDTHS = 64  # divides every width, or the blocks of some would be padded
 WEIGHTS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
 START = 4  # updates, so that few have to be made to get past it
@@ -45,7 +45,7 @@ LARGE = 10**6  # weights from which slopes count
 QUANTITIES = ("learning_s", "learning_cpu_s", "starting_s", "peak_bytes", "predicted_bytes")
 
 
-def sizes(family: str, weights: float, depth_units: int = 512) -> tuple[int, int]:
+def sizes(family: str, weights: float, depth_units: int = DEPTH_UNITS) -> tuple[int, int]:
     """The number of layers, and of units in each, of a network of about so many weights."""
     if family == "width":
         return LAYERS, WIDTHS * round(math.sqrt(weights / LAYERS) / WIDTHS)
@@ -233,8 +233,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="the widest layers that are tried without a cap; default: 1600",
     )  # fmt: skip
     add(
-        "--depth-units", type=at_least(1), default=512,
-        help="in the layers of depth, from a million weights on; default: 512",
+        "--depth-units", type=at_least(1), default=DEPTH_UNITS,
+        help=f"in the layers of depth, from a million weights on; default: {DEPTH_UNITS}",
     )  # fmt: skip
     add("--batch", type=at_least(1), default=32, help="examples; default: 32")
     add("--repeats", type=at_least(1), default=5, help="default: 5")
