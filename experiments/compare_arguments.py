@@ -9,7 +9,7 @@ import fishleg_jax as flj
 from experiments import arguments, comparing, data, methods, processes, results
 from experiments.comparing import batch_shapes
 from experiments.models import Spec
-from fishleg_jax import _tree
+from fishleg_jax import _prunable
 from fishleg_jax.pruning import _budget, _goal
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
@@ -219,7 +219,7 @@ def check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
 def _check_targets(targets: Sequence[str], spec: Spec, scope: str) -> None:
     """Raises a ValueError for a number of weights, or their cost, that can't be reached."""
     params, _ = comparing.shapes(spec)
-    chosen = _tree.select(params, spec.prunable, "prunable")
+    chosen = _prunable.select(params, spec.prunable, "prunable")
     for target in targets:
         name, _, number = target.partition(":")
         try:

@@ -59,7 +59,7 @@ from experiments import (
     results,
 )
 from experiments.imagenet_run import Job, Network, Scores
-from fishleg_jax import _tree
+from fishleg_jax import _prunable
 
 SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8]
 COMPENSATIONS = ["independent", "group"]
@@ -166,7 +166,7 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
     parts = order[: args.calibration], order[args.calibration :]
     fit, held_out = map(source.calibration.part, parts)
     prunable = PRUNABLE[args.prunable]
-    _tree.select(params, prunable, "--prunable")
+    _prunable.select(params, prunable, "--prunable")
     job = Job(args, network, params, constants, fit, held_out, source.validation, prunable)
     for name in args.method:
         size = imagenet_methods.make(name, network.model, args, 1.0).batch

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import fishleg_jax as flj
 from experiments import processes, recalibration
 from experiments.imagenet_data import Photos
-from fishleg_jax import _tree
+from fishleg_jax import _prunable, _tree
 from fishleg_jax._jit import jitted
 
 
@@ -179,7 +179,7 @@ def mean_diagonal(job: Job) -> float:
     From one product with random signs, of the photos of one solve.
     """
     leaves, tree = jax.tree.flatten(job.params)
-    chosen = _tree.select(job.params, job.prunable, "prunable")
+    chosen = _prunable.select(job.params, job.prunable, "prunable")
     keys = jax.random.split(jax.random.key(job.args.seed), len(leaves))
     signs = [
         jax.random.rademacher(key, x.shape, x.dtype) if yes else jnp.zeros_like(x)

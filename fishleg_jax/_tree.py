@@ -131,3 +131,36 @@ def check_names(leaves: list[tuple[str, Any]]) -> None:
 def chosen_sizes(tree: Any, chosen: Sequence[bool]) -> list[int]:
     """The numbers of weights of those leaves that are chosen."""
     return [x.size for x, yes in zip(jax.tree.leaves(tree), chosen, strict=True) if yes]
+
+
+def stacked_leaves(tree: Any, stacked: Selection, argument: str) -> list[bool]:
+    """Which leaves have a leading axis of layers, as those of a `lax.scan` over layers have.
+
+    Args:
+        tree: Any pytree of arrays.
+        stacked: Regular expressions over key paths, a predicate `(name, leaf) -> bool`, or None
+            for none of them.
+        argument: Name of the argument, for error messages.
+
+    Returns:
+        A bool for every leaf, in the tree's order.
+
+    Raises:
+        ValueError: an expression that matches no leaf, a leaf of fewer than two dimensions.
+    """
+    leaves = named_leaves(tree)
+    if stacked is None:
+        return [False] * len(leaves)
+    if callable(stacked):
+        found = [bool(stacked(name, leaf)) for name, leaf in leaves]
+    else:
+        patterns = [stacked] if isinstance(stacked, str) else list(stacked)
+        columns = [matches(pattern, leaves, argument) for pattern in patterns]
+        found = [any(column[i] for column in columns) for i in range(len(leaves))]
+    for (name, leaf), yes in zip(leaves, found, strict=True):
+        if yes and jnp.ndim(leaf) < 2:
+            raise ValueError(
+                f"{argument}: {name!r} must have a leading axis of layers and another one, got "
+                f"shape {jnp.shape(leaf)}"
+            )
+    return found

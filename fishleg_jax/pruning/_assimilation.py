@@ -8,8 +8,9 @@ import optax
 
 from fishleg_jax import _axis, _tree
 from fishleg_jax._branch import run_if
+from fishleg_jax.pruning._adjustable import movable
 from fishleg_jax.pruning._gradual_state import GradualState
-from fishleg_jax.pruning._plan import GradualPlan, Seen, asked_of
+from fishleg_jax.pruning._plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
 
 
 def assimilated(
@@ -30,6 +31,8 @@ def assimilated(
         return state
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
 
+    groups = groups_in(plan, state, seen.params)
+    free = movable(state.masks, adjustable_in(state, seen.params), groups)
     inside, first = (None, None) if plan.renew is None else _renewal(plan, seen, state)
 
     def run(parts):
@@ -37,7 +40,7 @@ def assimilated(
         if plan.renew is not None:
             estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
             number = jnp.where(first, 0, number)
-        new = estimator.update(estimate, seen.params, seen.batch, key, state.masks)
+        new = estimator.update(estimate, seen.params, seen.batch, key, free)
         sound = _axis.everywhere(_finite_numbers(seen.batch), estimator.axis_name)
         sound &= _stays_finite(estimate, new)
         refused = ~sound | (_skipped(new) > _skipped(estimate))
@@ -75,7 +78,7 @@ def _renewal(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[jax.Ar
     first.
     """
     last = seen.step + plan.renew - 1  # of a window that would begin here
-    then = asked_of(plan, seen.params, last, state.asked)
+    then = asked_of(plan, groups_in(plan, state, seen.params), last, state.asked)
     ending = then.flat & jnp.any(then.counts > state.pruned)
     begins = (last % plan.mask_every == 0) & ~ending
     inside = (-seen.step % plan.mask_every < plan.renew) | ending

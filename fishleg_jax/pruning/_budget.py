@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree, _validate
+from fishleg_jax import _validate
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning._stage import Fitted, Plan, advance, choose
 from fishleg_jax.pruning._walk import Attempt, Move
@@ -94,6 +94,7 @@ def within_budget(
     batch: Batch,
     stages: int,
     schedule: str,
+    initial: float = 0.0,
 ) -> Attempt:
     """Stages to the lowest sparsity that keeps no more than a budget.
 
@@ -103,12 +104,11 @@ def within_budget(
     Raises:
         ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
     """
-    chosen = _tree.select(params, plan.prunable, "prunable")
-    costs = costs_of(budget, model, params, batch, chosen, plan.scope)
-    weights = sum(_tree.chosen_sizes(params, chosen))
+    chosen, weights = plan.groups.chosen, plan.groups.weights
+    costs = costs_of(budget, model, params, batch, chosen, plan.groups.scope)
 
     def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
-        before = told[-1]["sparsity"] if told else 0.0
+        before = told[-1]["sparsity"] if told else initial
 
         def keeps(sparsity):
             return kept_cost(choose(plan, fitted, sparsity), costs, chosen)

@@ -3,32 +3,35 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from fishleg_jax import _tree
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning import _budget, _limit, _walk
+from fishleg_jax.pruning._groups import Groups
 from fishleg_jax.pruning._stage import Plan
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.targets import Budget, Limit, Target
 
 
-def sparsity_or_target(
-    asked: float | Target, params: Any, chosen: Sequence[bool], scope: str
-) -> float | Target:
+def sparsity_or_target(asked: float | Target, groups: Groups) -> float | Target:
     """A number of weights as the sparsity that it is; everything else as it came."""
     if not isinstance(asked, Budget) or asked.unit != "weights":
         return asked
-    sizes = _tree.chosen_sizes(params, chosen)
-    return _budget.of_weights(asked.at_most, [sum(sizes)] if scope == "global" else sizes)
+    return _budget.of_weights(asked.at_most, groups.sizes)
 
 
-def planned(goal: float | Target, stages: int, schedule: str | Sequence[float]) -> list[float]:
-    """The sparsities of all stages, as far as they are known beforehand: of a budget none."""
+def planned(
+    goal: float | Target, stages: int, schedule: str | Sequence[float], initial: float = 0.0
+) -> list[float]:
+    """The sparsities of all stages, as far as they are known beforehand: of a budget none.
+
+    They go on from an initial sparsity, that of the masks of before.
+    """
     if isinstance(schedule, Iterable) and not isinstance(schedule, str):
         return _given(goal, stages, schedule)
     final = goal
     if isinstance(goal, (Budget, Limit)):
-        final = goal.highest if isinstance(goal, Limit) else 0.0
-    return stage_sparsities(final, stages, schedule=schedule)
+        final = goal.highest if isinstance(goal, Limit) else initial
+    (final,) = stage_sparsities(final, 1)  # checks it
+    return stage_sparsities(final, stages, schedule=schedule, initial=min(initial, final))
 
 
 def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list[float]:
@@ -58,6 +61,7 @@ def attempt_for(
     loss: Callable[[Any], Any] | None,
     sparsities: Sequence[float],
     schedule: str,
+    before: int = 0,
 ) -> _walk.Attempt:
     """What every stage does to get to the goal.
 
@@ -71,14 +75,18 @@ def attempt_for(
         loss: a function of the weights, for a limit that is measured.
         sparsities: those that are planned.
         schedule: by which the stages follow each other.
+        before: Number of weights that the masks of before prune.
 
     Raises:
         ValueError: the goal can't be reached, as far as that is known before any stage.
     """
     if isinstance(goal, Budget):
-        return _budget.within_budget(plan, goal, model, params, batch, len(sparsities), schedule)
+        initial = _budget.sparsity_of(before, plan.groups.weights)
+        return _budget.within_budget(
+            plan, goal, model, params, batch, len(sparsities), schedule, initial
+        )
     if isinstance(goal, Limit):
-        return _limit.within_limit(plan, goal, params, loss, sparsities)
+        return _limit.within_limit(plan, goal, params, loss, sparsities, before)
     attempt = _walk.by_schedule(plan, sparsities)
     if isinstance(asked, Budget) and goal == 0:
         return lambda *args: attempt(*args)._replace(stopped=_budget.not_needed(asked))

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _scalars, _tree, _validate
+from fishleg_jax import _axis, _prunable, _scalars, _validate
 from fishleg_jax.inverse.base import InverseFisher, check_estimator
 from fishleg_jax.pruning._arguments import check_compensation
 from fishleg_jax.pruning._counting import is_number
-from fishleg_jax.pruning.masks import SCOPES, number_to_prune
+from fishleg_jax.pruning._groups import SCOPES
+from fishleg_jax.pruning.masks import number_to_prune
 
 
 def check_arguments(
@@ -92,22 +93,17 @@ def check_optimizer(value: Any, name: str, or_none: str = "") -> None:
         raise ValueError(f"{name} must be an optax transformation{or_none}, got {value!r}")
 
 
-def check_others(prunable: Any, axis_name: Any, seed: Any) -> None:
+def check_others(prunable: Any, adjustable: Any, axis_name: Any, seed: Any) -> None:
     """Raises a ValueError for an argument of `gradual_prune` that is of another type."""
-    patterns = prunable if isinstance(prunable, (list, tuple)) else [prunable]
-    texts = all(isinstance(p, str) for p in patterns)
-    if prunable is not None and not callable(prunable) and not texts:
-        raise ValueError(
-            "prunable must be regular expressions over key paths, a predicate or None, "
-            f"got {prunable!r}"
-        )
+    _prunable.check_type(prunable, "prunable")
+    _prunable.check_type(adjustable, "adjustable")
     _axis.check_name(axis_name)
     traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
     if not traced and not (_scalars.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
 
 
-def check_weights(params: Any, prunable: _tree.Selection) -> None:
+def check_weights(params: Any) -> None:
     """Raises a ValueError unless there are weights, all of them, with some to prune."""
     if params is None:
         raise ValueError(
@@ -120,7 +116,6 @@ def check_weights(params: Any, prunable: _tree.Selection) -> None:
             "them all: put the pruning outside of it, and say by prunable which leaves to prune"
         )
     _validate.check_dtypes(params)  # not that they are finite: a step is no place to raise
-    _tree.select(params, prunable, "prunable")
 
 
 def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:

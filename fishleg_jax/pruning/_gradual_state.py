@@ -17,9 +17,11 @@ class GradualState(NamedTuple):
         assimilated: how many batches the estimate was handed.
         latest: the step of the last of them; 0 before the first.
         asked: the sparsity that was asked for at the last step; NaN before the first.
-        pruned: how many weights are pruned of those that share a threshold: of all, or of each
-            prunable leaf.
-        weights: how many there are.
+        pruned: Number of pruned weights below every threshold: one for all prunable leaves, or one
+            for each of them (for each layer of a stacked one).
+        weights: Number of weights of every prunable leaf, by its key path; of a stacked leaf, of
+            each layer.  The keys are the leaves that `prunable` chose in `init`.
+        adjustable: Keys are the leaves that a compensation may move; None for all of them.
         violations: how many pruned weights were found not to be 0.0, added up over the steps.
         failures: how often a batch or a mask update was refused because numbers were not finite.
         overdue: how often a mask update was due and not made, since the estimate was not ready,
@@ -33,8 +35,9 @@ class GradualState(NamedTuple):
     assimilated: jax.Array  # shape=(), int32
     latest: jax.Array  # shape=(), int32
     asked: jax.Array  # shape=(), float32
-    pruned: jax.Array  # shape=(groups,), int32
-    weights: jax.Array  # shape=(groups,), int32
+    pruned: jax.Array  # shape=(thresholds,), int32
+    weights: dict[str, jax.Array]  # shape=() or (layers,), int32
+    adjustable: dict[str, jax.Array] | None
     violations: jax.Array  # shape=(), int32
     failures: jax.Array  # shape=(), int32
     overdue: jax.Array  # shape=(), int32
@@ -138,7 +141,8 @@ def check(state: Any) -> Check:
             "state must be the concrete state of one pruning, got one "
             + ("inside jit or scan" if np.ndim(found.count) == 0 else "of several, under vmap")
         )
-    pruned, weights = (int(np.asarray(x, np.int64).sum()) for x in (found.pruned, found.weights))
+    pruned = int(np.asarray(found.pruned, np.int64).sum())
+    weights = sum(int(np.asarray(x, np.int64).sum()) for x in found.weights.values())
     sparsity = pruned / weights
     violations, failures, overdue = map(int, (found.violations, found.failures, found.overdue))
     asked = float(found.asked)

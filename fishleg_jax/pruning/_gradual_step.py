@@ -9,26 +9,29 @@ import optax
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.pruning._adjustable import compensated, movable
 from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
 from fishleg_jax.pruning._counting import Asked
 from fishleg_jax.pruning._gradual_state import GradualState
-from fishleg_jax.pruning._plan import GradualPlan, Seen, asked_of, groups_of
+from fishleg_jax.pruning._groups import Groups
+from fishleg_jax.pruning._plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
 from fishleg_jax.pruning._regrowth import more_to_come, revived, share_at
-from fishleg_jax.pruning.masks import _keep
+from fishleg_jax.pruning.masks import keep_highest
 from fishleg_jax.pruning.saliency import obs_saliency
 
 
 def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
     """The updates that hold pruned weights at 0.0, and the state after the step."""
     params, step = seen.params, seen.step
-    violations = _violations(params, state.masks)
+    # masks that were handed in are not applied yet before the first step
+    violations = jnp.where(state.count > 0, _violations(params, state.masks), 0)
     updates, state = (
         _wide_enough(seen),
         state._replace(
             count=optax.safe_increment(state.count), violations=add(state.violations, violations)
         ),
     )
-    asked = asked_of(plan, params, step, state.asked)
+    asked = asked_of(plan, groups_in(plan, state, params), step, state.asked)
     more = jnp.any(asked.counts > state.pruned)
     due = more & ((step % plan.mask_every == 0) | asked.flat) & seen.emit
     if not seen.hold:
@@ -66,7 +69,7 @@ def _worked(
         regular = seen.step % plan.mask_every == 0
         due |= regular & (share > 0) & jnp.any(state.pruned > 0) & seen.emit
     due &= is_ready(plan, state)
-    groups = groups_of(seen.params, plan.prunable, plan.scope)
+    groups = groups_in(plan, state, seen.params)
     due &= violations >= 0  # always: but it orders the counting before what is written in place
     updates, masks, refused = run_if(
         due,
@@ -84,7 +87,7 @@ def _extended(
     plan: GradualPlan,
     seen: Seen,
     state: GradualState,
-    groups: list[list[int]],
+    groups: Groups,
     counts: jax.Array,
     share: jax.Array | None,
     came: Any,
@@ -98,9 +101,11 @@ def _extended(
     updates = _tree.widen(came)
     target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
     target = apply_mask(target, old)
-    diagonal = estimator.diagonal(state.estimate, seen.params, old)
+    adjustable = adjustable_in(state, seen.params)
+    free = movable(old, adjustable, groups)
+    diagonal = estimator.diagonal(state.estimate, seen.params, free)
     # pruned weights have no curvature, and need no score
-    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, old)
+    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
     scores = jax.tree.leaves(obs_saliency(target, safe))
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
@@ -111,16 +116,13 @@ def _extended(
             jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
         ]
         candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
-    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
-    new = list(candidates)
-    for k, group in enumerate(groups):
-        kept = _keep([scores[i] for i in group], [candidates[i] for i in group], counts[k])
-        for i, mask in zip(group, kept, strict=True):
-            new[i] = mask
-    new_masks = tree.unflatten(new)
+    chosen = [i for group in groups.members for i in group]
+    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
+    new_masks = tree.unflatten(keep_highest(groups, scores, candidates, counts))
 
-    delta, info = plan.compensation(
-        target, old, new_masks, seen.curvature, estimator, state.estimate
+    delta, info = compensated(
+        plan.compensation, adjustable,
+        target, old, new_masks, seen.curvature, estimator, state.estimate,
     )  # fmt: skip
     sound &= _tree.all_finite(apply_mask(delta, new_masks))
     if "losses" in info:  # a check of the step that found none it could take

@@ -17,9 +17,11 @@ from fishleg_jax.pruning._independent import (
     Compensation,
     corrections,
     lowest_loss,
+    may_move,
     pick,
     require_labels,
     scaled,
+    support_of,
     to_zero,
 )
 from fishleg_jax.pruning._solver import conjugate_gradients
@@ -124,6 +126,7 @@ def group(
         curvature: Curvature,
         estimator: InverseFisher,
         state: Any,
+        adjustable: Any | None = None,
     ) -> tuple[Any, dict]:
         check(curvature, estimator, state)
         lowest = state.damping if damping is None else damping
@@ -139,24 +142,27 @@ def group(
         zero = jax.tree.map(jnp.zeros_like, params)
         pruned = to_zero(params, zero, new_mask)
         factored = prepared(estimator, state, params)
+        support = support_of(old_mask, new_mask, adjustable)
         change = jitted(corrections, estimator)(
-            factored, params, old_mask, new_mask, gradient if first_order else None
+            factored, params, support, new_mask, gradient if first_order else None
         )
-        x = apply_mask(change, new_mask)
+        # K: the kept weights that may move
+        free = may_move(new_mask, adjustable)
+        x = apply_mask(change, free)
         kept_gradient = gradient if first_order else zero
-        right = jitted(right_side)(fisher_product(pruned), kept_gradient, new_mask)
+        right = jitted(right_side)(fisher_product(pruned), kept_gradient, free)
 
         def solve(x: Any, raised: float) -> Trial:
             gamma = jnp.asarray(lowest * raised)
 
             def product(v):
-                return jitted(damped)(fisher_product(v), v, gamma, new_mask)
+                return jitted(damped)(fisher_product(v), v, gamma, free)
 
             if fisher == "estimate":
-                x = jitted(_direct, estimator)(state, new_mask, gamma, right)
+                x = jitted(_direct, estimator)(state, free, gamma, right)
             # from the exact solution there is nothing left to iterate
             solved = conjugate_gradients(
-                product, jitted(precondition, estimator), (factored, new_mask), right, x,
+                product, jitted(precondition, estimator), (factored, free), right, x,
                 iterations=iterations if fisher == "exact" else 0, tolerance=tolerance,
             )  # fmt: skip
             x = solved.x

@@ -11,7 +11,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._scalars import check_flag, check_number
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
 
 Compensation = Callable[..., tuple[Any, dict]]
 STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step tries
@@ -43,8 +43,9 @@ def none() -> Compensation:
         curvature: Curvature | None,
         estimator: InverseFisher,
         state: Any,
+        adjustable: Any | None = None,
     ) -> tuple[Any, dict]:
-        del old_mask, curvature, estimator, state
+        del old_mask, curvature, estimator, state, adjustable
         params = _tree.widen(params)
         return to_zero(params, jax.tree.map(jnp.zeros_like, params), new_mask), {}
 
@@ -101,12 +102,15 @@ def independent(
         curvature: Curvature | None,
         estimator: InverseFisher,
         state: Any,
+        adjustable: Any | None = None,
     ) -> tuple[Any, dict]:
         params = _tree.widen(params)
         check(curvature, estimator, state)
         gradient = curvature.gradient(params) if first_order else None
         correct = jitted(corrections, estimator)
-        delta = correct(state, params, old_mask, new_mask, gradient)
+        support = support_of(old_mask, new_mask, adjustable)
+        delta = correct(state, params, support, new_mask, gradient)
+        delta = apply_mask(delta, None if adjustable is None else may_move(new_mask, adjustable))
         if not check_step:
             return scaled(params, delta, new_mask, scale), {}
         candidates = [scaled(params, delta, new_mask, scale * step) for step in STEPS]
@@ -117,6 +121,24 @@ def independent(
     if first_order or check_step:
         compensate.check = check
     return compensate
+
+
+def may_move(new_mask: Any, adjustable: Any | None) -> Any:
+    """The kept weights of adjustable leaves; all kept ones where `adjustable` is None."""
+    if adjustable is None:
+        return new_mask
+    return jax.tree.map(lambda m, yes: m if yes else jnp.zeros_like(m), new_mask, adjustable)
+
+
+def support_of(old_mask: Any, new_mask: Any, adjustable: Any | None) -> Any:
+    """The weights of before that a correction is made of: those that go, and those that may move.
+
+    Other leaves stay as they are, so a correction must not count on them.
+    """
+    if adjustable is None:
+        return old_mask
+    free = may_move(new_mask, adjustable)
+    return jax.tree.map(lambda old, new, f: old & (f | ~new), old_mask, new_mask, free)
 
 
 def require_labels(curvature: Curvature | None, gradient: bool, check_step: bool) -> None:

@@ -52,6 +52,7 @@ def within_limit(
     params: Any,
     loss: Callable[[Any], Any] | None,
     sparsities: Sequence[float],
+    before: int = 0,
 ) -> Attempt:
     """Stages until one loses more than a limit; there it is bisected, with what is fitted.
 
@@ -61,14 +62,14 @@ def within_limit(
         params: the weights that came in.
         loss: a function of weights, for a limit in measured nats.
         sparsities: of the stages, up to the highest.
+        before: Number of weights that the masks of before prune.
 
     Raises:
         ValueError: what is measured is no finite number for the weights that came in.
     """
-    chosen = _tree.select(params, plan.prunable, "prunable")
-    weights = sum(_tree.chosen_sizes(params, chosen))
+    weights = plan.groups.weights
     lost = _what_is_lost(limit, loss, params)
-    counts = [0, *(number_to_prune(s, weights) for s in sparsities)]
+    counts = [before, *(number_to_prune(s, weights) for s in sparsities)]
     nearest = max(1, math.floor(limit.resolution * weights))
 
     def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:

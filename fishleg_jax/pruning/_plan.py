@@ -4,11 +4,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._adjustable import Adjustable
 from fishleg_jax.pruning._counting import Asked, Sparsity, asked_at
+from fishleg_jax.pruning._gradual_state import GradualState
+from fishleg_jax.pruning._groups import Groups
 from fishleg_jax.pruning._independent import Compensation
 
 
@@ -18,7 +22,6 @@ class GradualPlan(NamedTuple):
     estimator: InverseFisher
     sparsity: Sparsity
     compensation: Compensation
-    prunable: _tree.Selection
     scope: str
     aux_every: int | jax.Array
     mask_every: int | jax.Array
@@ -50,20 +53,26 @@ class Seen(NamedTuple):
     hold: bool
 
 
-def groups_of(params: Any, prunable: _tree.Selection, scope: str) -> list[list[int]]:
-    """The leaves, by their numbers, that share a threshold."""
-    chosen = [i for i, yes in enumerate(_tree.select(params, prunable, "prunable")) if yes]
-    return [[i] for i in chosen] if scope == "layer" else [chosen]
+def groups_in(plan: GradualPlan, state: GradualState, params: Any) -> Groups:
+    """The leaves that are pruned, as `init` decided them: the keys of `state.weights`."""
+    leaves = _tree.named_leaves(params)
+    return Groups(
+        tuple(name for name, _ in leaves),
+        tuple(tuple(jnp.shape(leaf)) for _, leaf in leaves),
+        tuple(None if name in state.weights else "not in prunable" for name, _ in leaves),
+        tuple(jnp.ndim(state.weights.get(name, 0)) > state.count.ndim for name, _ in leaves),
+        plan.scope,
+    )
 
 
-def group_sizes(params: Any, groups: list[list[int]]) -> list[int]:
-    """How many weights every group has."""
-    leaves = jax.tree.leaves(params)
-    return [sum(leaves[i].size for i in group) for group in groups]
+def adjustable_in(state: GradualState, params: Any) -> Adjustable:
+    """The leaves that a compensation may move, as `init` decided them."""
+    if state.adjustable is None:
+        return None
+    return tuple(name in state.adjustable for name, _ in _tree.named_leaves(params))
 
 
-def asked_of(plan: GradualPlan, params: Any, step: jax.Array, before: jax.Array) -> Asked:
+def asked_of(plan: GradualPlan, groups: Groups, step: jax.Array, before: jax.Array) -> Asked:
     """What a plan asks for at a step; see `asked_at`."""
-    sizes = group_sizes(params, groups_of(params, plan.prunable, plan.scope))
     ahead = (step // plan.mask_every + 1) * plan.mask_every
-    return asked_at(plan.sparsity, sizes, step, ahead, before)
+    return asked_at(plan.sparsity, groups.sizes, step, ahead, before)

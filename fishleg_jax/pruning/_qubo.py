@@ -61,7 +61,7 @@ def qubo(
         >>> weights = jnp.array([[1.0], [1.0], [1.0]])
         >>> result = flj.prune_one_shot(
         ...     model, weights, flj.inverse.identity(), [(inputs, None)],
-        ...     sparsity=0.67, selection=flj.selection.qubo())
+        ...     sparsity=0.67, prunable=".*", selection=flj.selection.qubo())
         >>> result.masks[:, 0].tolist()
         [True, False, False]
     """

@@ -10,7 +10,8 @@ from fishleg_jax import _tree
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._counting import FAR
-from fishleg_jax.pruning.masks import _keep
+from fishleg_jax.pruning._groups import Groups
+from fishleg_jax.pruning.masks import keep_highest
 
 Regrow = float | jax.Array | Callable[[jax.Array], Any]
 
@@ -39,7 +40,7 @@ def revived(
     params: Any,
     curvature: Curvature | None,
     masks: Any,
-    groups: list[list[int]],
+    groups: Groups,
     pruned: jax.Array,
     share: jax.Array,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -55,7 +56,7 @@ def revived(
         params: the weights, pruned ones 0.
         curvature: whose gradient is g.
         masks: of before.
-        groups: leaves that share a threshold.
+        groups: Which leaves are pruned, and which weights share a threshold.
         pruned: how many of each group are, of shape (groups,).
         share: of those pruned, how many may come back at most.
 
@@ -74,11 +75,8 @@ def revived(
     diagonal = estimator.diagonal(estimate, params)
     gains = jax.tree.leaves(jax.tree.map(lambda g, q: g**2 * q / 2, gradient, diagonal))
     kept = jax.tree.leaves(masks)
-    backs = [jnp.zeros_like(m) for m in kept]
-    for k, group in enumerate(groups):
-        number = jnp.floor(share * pruned[k]).astype(jnp.int32)
-        weights = sum(kept[i].size for i in group)
-        best = _keep([gains[i] for i in group], [~kept[i] for i in group], weights - number)
-        for i, back in zip(group, best, strict=True):
-            backs[i] = back
-    return backs, gains
+    number = jnp.floor(share * pruned).astype(jnp.int32)
+    sizes = jnp.asarray(groups.sizes, jnp.int32)
+    best = keep_highest(groups, gains, [~m for m in kept], sizes - number)
+    pairs = zip(best, kept, groups.chosen, strict=True)
+    return [back if yes else jnp.zeros_like(m) for back, m, yes in pairs], gains

@@ -10,9 +10,11 @@ from fishleg_jax import _placement, _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning._adjustable import Adjustable, compensated, movable
 from fishleg_jax.pruning._border import Selection
+from fishleg_jax.pruning._groups import Groups
 from fishleg_jax.pruning._independent import Compensation
-from fishleg_jax.pruning.masks import apply_masks, make_masks
+from fishleg_jax.pruning.masks import apply_masks, extend
 from fishleg_jax.pruning.report import removed_scores
 from fishleg_jax.pruning.saliency import obs_saliency
 
@@ -20,17 +22,18 @@ from fishleg_jax.pruning.saliency import obs_saliency
 class Plan(NamedTuple):
     """What all stages have in common; see `prune_one_shot`.
 
-    `measure` is whether the change of the loss is told where the compensation does not tell it.
+    `groups` are the leaves that are pruned, decided from the weights that came in; `measure` is
+    whether to report the change of the loss where the compensation does not.
     """
 
     estimator: InverseFisher
     compensation: Compensation
-    scope: str = "global"
+    groups: Groups
     first_order: bool = False
     costs: Any | None = None
-    prunable: _tree.Selection = None
     measure: bool = False
     selection: Selection | None = None
+    adjustable: Adjustable = None
 
 
 class Point(NamedTuple):
@@ -63,10 +66,9 @@ class Fitted(NamedTuple):
     scores: Any
 
 
-def dense(params: Any) -> Point:
-    """The point at which nothing is pruned."""
-    masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    masks = _placement.like(masks, params)
+def begin(params: Any, masks: Any) -> Point:
+    """The point before the first stage, of weights and the masks that they come with."""
+    params = _placement.like(apply_masks(params, masks), params)
     return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
 
 
@@ -81,13 +83,7 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
 
 def choose(plan: Plan, fitted: Fitted, sparsity: float) -> Any:
     """The masks of a sparsity, by the scores at a point: of a higher sparsity a part of these."""
-    return make_masks(
-        _ranked(plan, fitted),
-        sparsity,
-        scope=plan.scope,
-        prunable=plan.prunable,
-        masks=fitted.point.masks,
-    )
+    return extend(plan.groups, _ranked(plan, fitted), sparsity, fitted.point.masks)
 
 
 def _ranked(plan: Plan, fitted: Fitted) -> Any:
@@ -115,9 +111,10 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
     masks = choose(plan, fitted, sparsity)
     if plan.selection is not None:
         masks = _selected(plan, fitted, masks)
-    delta, info = plan.compensation(
-        point.params, point.masks, masks, curvature, plan.estimator, state
-    )
+    delta, info = compensated(
+        plan.compensation, plan.adjustable,
+        point.params, point.masks, masks, curvature, plan.estimator, state,
+    )  # fmt: skip
     moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), point.params, delta)
     params = _placement.like(apply_masks(moved, masks), point.params)
     _require_finite(params, "the compensated weights")
@@ -144,7 +141,7 @@ def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:
     """The masks of the plan's selection, which has to prune as many weights as the scores do."""
     point, state, curvature, _ = fitted
     scores = _ranked(plan, fitted)
-    chosen = _tree.select(scores, plan.prunable, "prunable")
+    chosen = plan.groups.chosen
     leaves, tree = jax.tree.flatten(scores)
     barred = [
         s if yes else jnp.full(s.shape, jnp.inf, s.dtype)
@@ -152,9 +149,9 @@ def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:
     ]
     selected = plan.selection(
         point.params, point.masks, masks, tree.unflatten(barred),
-        curvature, plan.estimator, state, plan.scope,
+        curvature, plan.estimator, state, plan.groups.scope,
     )  # fmt: skip
-    _check_selected(point.masks, masks, selected, chosen, plan.scope)
+    _check_selected(point.masks, masks, selected, chosen, plan.groups.scope)
     return selected
 
 
@@ -165,7 +162,7 @@ def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], sco
     for yes, before, expected, mask in zip(chosen, *trees, strict=True):
         if bool(jnp.any(mask & ~before)):
             raise ValueError("selection must not keep what was pruned before")
-        if not yes and not bool(jnp.all(mask)):
+        if not yes and bool(jnp.any(mask != before)):
             raise ValueError("selection must not prune what is not prunable")
         counts.append(int(jnp.sum(mask)) - int(jnp.sum(expected)))
     if any(counts) if scope == "layer" else sum(counts):
@@ -174,7 +171,7 @@ def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], sco
 
 def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:
     """OBS scores of the surviving weights, with the gradient's part where it takes part."""
-    params, masks = point.params, point.masks
+    params, masks = point.params, movable(point.masks, plan.adjustable, plan.groups)
     step = None
     if plan.first_order:
         gradient = curvature.gradient(_tree.widen(params))

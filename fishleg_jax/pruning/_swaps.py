@@ -57,7 +57,7 @@ def swaps(
         >>> weights = jnp.array([[1.0], [1.0], [1.0]])
         >>> result = flj.prune_one_shot(
         ...     model, weights, flj.inverse.woodfisher(model), [(inputs, inputs @ weights + 1)],
-        ...     sparsity=0.67, selection=flj.selection.swaps())
+        ...     sparsity=0.67, prunable=".*", selection=flj.selection.swaps())
         >>> result.masks[:, 0].tolist()
         [True, False, False]
     """

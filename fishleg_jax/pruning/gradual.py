@@ -9,15 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _chunks, _placement, _scalars, _tree, _validate, fisher, inverse
+from fishleg_jax import (
+    _axis,
+    _chunks,
+    _placement,
+    _prunable,
+    _scalars,
+    _tree,
+    _validate,
+    fisher,
+    inverse,
+)
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
-from fishleg_jax.pruning import _gradual_checks
+from fishleg_jax.pruning import _adjustable, _gradual_checks
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning._counting import Sparsity
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._gradual_step import make_step
-from fishleg_jax.pruning._plan import GradualPlan, Seen, group_sizes, groups_of
+from fishleg_jax.pruning._groups import (
+    Groups,
+    first_masks,
+    make_groups,
+    warn_of_zeros,
+    zeros_in,
+)
+from fishleg_jax.pruning._plan import GradualPlan, Seen
 
 START = 32  # batches of which FishLeg starts; training goes on meanwhile
 WINDOW = 200  # updates over which its λ is averaged, as the weights move on
@@ -28,7 +45,10 @@ def gradual_prune(
     sparsity: Sparsity,
     *,
     model: Model | None = None,
-    prunable: _tree.Selection = None,
+    prunable: _prunable.Selection = None,
+    adjustable: _prunable.Selection = None,
+    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    masks: Any | None = "zeros",
     scope: str = "global",
     aux_every: int = 200,
     mask_every: int = 100,
@@ -49,7 +69,10 @@ def gradual_prune(
             needs no batch.
         sparsity: see `fishleg_prune`.
         model: whose loss a compensation or `regrow` may want to know; None where they do not.
-        prunable: see `fishleg_prune`.
+        prunable: See `fishleg_prune`.
+        adjustable: See `fishleg_prune`.
+        stacked: See `fishleg_prune`.
+        masks: See `fishleg_prune`.
         scope: see `fishleg_prune`.
         aux_every: see `fishleg_prune`.
         mask_every: see `fishleg_prune`.
@@ -86,26 +109,33 @@ def gradual_prune(
     )  # fmt: skip
     if model is not None:
         check_model(model)
-    _gradual_checks.check_others(prunable, axis_name, seed)
+    _gradual_checks.check_others(prunable, adjustable, axis_name, seed)
+    _adjustable.check_compensation(compensation, adjustable)
     plan = GradualPlan(
-        estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
-    )  # fmt: skip
+        estimator, sparsity, compensation, scope, aux_every, mask_every, renew, regrow
+    )
 
     def init(params):
-        _gradual_checks.check_weights(params, prunable)
+        _gradual_checks.check_weights(params)
         _validate.check_params(params)
-        sizes = group_sizes(params, groups_of(params, prunable, scope))
-        _gradual_checks.check_sizes(sizes)
+        _tree.check_names(_tree.named_leaves(params))
+        groups = make_groups(params, prunable, scope, stacked)
+        _gradual_checks.check_sizes(groups.sizes)
+        first = first_masks(params, groups, masks)
+        if isinstance(masks, str):
+            warn_of_zeros(groups, first)
+        moves = _adjustable.decide(params, adjustable)
         state = GradualState(
             count=jnp.zeros((), jnp.int32),
-            masks=jax.tree.map(lambda p: jnp.ones(p.shape, bool), params),
+            masks=first,
             estimate=estimator.init(params),
             key=jax.random.key_data(jax.random.key(seed)),
             assimilated=jnp.zeros((), jnp.int32),
             latest=jnp.zeros((), jnp.int32),
             asked=jnp.full((), jnp.nan, jnp.float32),
-            pruned=jnp.zeros(len(sizes), jnp.int32),
-            weights=jnp.asarray(sizes, jnp.int32),
+            pruned=jnp.stack(zeros_in(groups, first)),
+            weights=_sizes(groups),
+            adjustable=None if moves is None else _named(groups, moves),
             violations=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
             overdue=jnp.zeros((), jnp.int32),
@@ -138,7 +168,7 @@ def gradual_prune(
         hold = _scalars.check_flag(hold, "hold")
         _gradual_checks.check_step(assimilate, hold)
         known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
-        _gradual_checks.check_weights(params, prunable)
+        _gradual_checks.check_weights(params)
         _tree.check_same(params, updates, "updates")
         if grad is not None:
             _tree.check_same(params, grad, "grad")
@@ -155,7 +185,10 @@ def fishleg_prune(
     model: Model,
     sparsity: Sparsity,
     *,
-    prunable: _tree.Selection = None,
+    prunable: _prunable.Selection = None,
+    adjustable: _prunable.Selection = None,
+    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    masks: Any | None = "zeros",
     scope: str = "global",
     damping: float | None = None,
     aux_every: int = 200,
@@ -216,8 +249,21 @@ def fishleg_prune(
             the end of a rise and pruned to at once, others at the steps that `mask_every` divides.
             A constant then prunes as a number does, what is changed by hand a step later; a
             schedule that is injected prunes to its first value, too, and ends a step later.
-        prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
-            default every leaf of two or more dimensions.
+        prunable: Leaves that may be pruned, decided by `init`: regular expressions over key paths;
+            a mapping of these to True or False, where the first match decides; a pytree of booleans
+            like the weights, or a prefix of it; or a predicate `(name, leaf) -> bool`.  By default
+            all but vectors (at most one dimension larger than 1) and leaves with the name of a
+            bias, a normalisation's parameter, an embedding or a position.
+        adjustable: Leaves that a compensation may move, given like `prunable`; None for all.  For a
+            frozen backbone name the leaves that are trained: the estimate is then fitted to these
+            and the prunable ones.
+        stacked: Leaves with a leading axis of layers, as `lax.scan` over layers needs, by regular
+            expressions or a predicate: with `scope="layer"` each layer has its own threshold, and
+            FishLeg gives each its own factors (an `estimator` has the argument itself).
+        masks: Weights that are pruned from the start: `"zeros"`, the default, takes the zeros of
+            every leaf that is prunable, now or by default (a leaf or layer of zeros only counts as
+            untrained, not as pruned); None starts from no mask; or a pytree of booleans like the
+            weights, False for pruned.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
         damping: γ of the estimate, see `inverse.fishleg`; measured by default.
         aux_every: between how many steps a batch is assimilated, once the estimate is ready.
@@ -263,7 +309,8 @@ def fishleg_prune(
         >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))
         >>> batch = inputs, inputs @ jnp.array([[3.0, 0, 0, 1, 0, 0, 0, 2]]).T
         >>> schedule = flj.schedules.cubic(0.5, begin=50, end=90)
-        >>> tx = optax.chain(optax.adam(0.1), flj.fishleg_prune(model, schedule, mask_every=10))
+        >>> pruning = flj.fishleg_prune(model, schedule, mask_every=10, prunable=".*")
+        >>> tx = optax.chain(optax.adam(0.1), pruning)
         >>> params = jnp.ones((8, 1))
         >>> state = tx.init(params)
         >>> @jax.jit
@@ -273,7 +320,7 @@ def fishleg_prune(
         ...     return optax.apply_updates(params, updates), state
         >>> for _ in range(100):
         ...     params, state = step(params, state, batch)
-        >>> flj.sparsity(params), bool(params[0] > 2.5), flj.check(state).ok
+        >>> flj.sparsity(params, ".*"), bool(params[0] > 2.5), flj.check(state).ok
         (0.5, True, True)
     """
     check_model(model)
@@ -295,10 +342,26 @@ def fishleg_prune(
             examples_per_chunk=examples_per_chunk, axis_name=axis_name,
         )  # fmt: skip
     return gradual_prune(
-        estimator, sparsity, model=model, prunable=prunable, scope=scope, aux_every=aux_every,
+        estimator, sparsity, model=model, prunable=prunable, adjustable=adjustable, stacked=stacked,
+        masks=masks, scope=scope, aux_every=aux_every,
         mask_every=mask_every, compensation=compensation, renew=renew, regrow=regrow,
         examples_per_chunk=examples_per_chunk, axis_name=axis_name, seed=seed,
     )  # fmt: skip
+
+
+def _sizes(groups: Groups) -> dict[str, jax.Array]:
+    """Number of weights of every prunable leaf by name; of a stacked leaf, of each layer."""
+    sizes = {}
+    for i, name in enumerate(groups.names):
+        if groups.chosen[i]:
+            layers = groups.shapes[i][0] if groups.stacked[i] else 1
+            each = jnp.asarray(groups.size(i) // max(layers, 1), jnp.int32)
+            sizes[name] = jnp.full((layers,), each) if groups.stacked[i] else each
+    return sizes
+
+
+def _named(groups: Groups, moves: Sequence[bool]) -> dict[str, jax.Array]:
+    return {name: jnp.array(True) for name, yes in zip(groups.names, moves, strict=True) if yes}
 
 
 __all__: Sequence[str] = ("fishleg_prune", "gradual_prune")

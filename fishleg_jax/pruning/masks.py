@@ -1,8 +1,8 @@
 """Scores to masks: which weights stay, as a pytree of booleans, exactly as many as asked for.
 
-A mask has the parameters' structure and shapes; True keeps.  Leaves that may not be pruned are True
-throughout.  The threshold is found by counting how many scores lie below a candidate, bit by bit of
-the floating-point number, so that nothing is sorted or gathered.
+A mask has the parameters' structure and shapes; True keeps.  Leaves that may not be pruned keep the
+masks they had, or are True throughout.  The threshold is found by counting the scores below a
+candidate, bit by bit of the floating-point number, so that nothing is sorted or gathered.
 """
 
 import math
@@ -13,13 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _placement, _scalars, _sharding, _tree
+from fishleg_jax import _placement, _prunable, _scalars, _sharding, _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._jit import is_traced
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.pruning._gradual_state import find_state, holds_state
-
-SCOPES = ("global", "layer")
+from fishleg_jax.pruning._groups import Groups, check_masks, make_groups, zeros_in
 
 
 def number_to_prune(sparsity: float, weights: int) -> int:
@@ -48,8 +47,9 @@ def make_masks(
     sparsity: float,
     *,
     scope: str = "global",
-    prunable: _tree.Selection = None,
+    prunable: _prunable.Selection = None,
     masks: Any | None = None,
+    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
 ) -> Any:
     """Prunes the weights of the lowest scores, `floor(sparsity · n)` of the n prunable ones.
 
@@ -62,9 +62,15 @@ def make_masks(
         sparsity: the fraction of prunable weights that are zero, in [0, 1); a number from Python,
             under `jit`, too.
         scope: `global` for one threshold over all prunable leaves, `layer` for one in each leaf.
-        prunable: which leaves: regular expressions over key paths, a predicate `(name, leaf)`, or
-            None for those of two or more dimensions.
-        masks: masks of before; what is pruned stays pruned, and counts.
+        prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
+            to True or False, where the first match decides; a pytree of booleans like the scores,
+            or a prefix of it; or a predicate `(name, leaf)`, which is asked of the scores here (in
+            `prune_one_shot` and in a chain of the weights).  By default all but vectors and leaves
+            with the name of a bias, a normalisation's parameter, an embedding or a position.
+        masks: Masks of before.  Pruned weights stay pruned, in leaves that are not prunable too,
+            and those of prunable leaves count.
+        stacked: Leaves with a leading axis of layers, by regular expressions or a predicate: with
+            `scope="layer"` each layer has a threshold of its own.
 
     Returns:
         A pytree of booleans; False is pruned.
@@ -78,30 +84,85 @@ def make_masks(
         >>> flj.make_masks({"w": jnp.array([[3.0, 1.0], [1.0, 2.0]])}, 0.5)["w"].tolist()
         [[True, False], [False, True]]
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
-    leaves, tree = jax.tree.flatten(scores)
-    chosen = _tree.select(scores, prunable, "prunable")
-    groups = [[i for i, yes in enumerate(chosen) if yes]]
-    if scope == "layer":
-        groups = [[i] for i in groups[0]]
-    counts = [number_to_prune(sparsity, sum(leaves[i].size for i in group)) for group in groups]
+    groups = make_groups(scores, prunable, scope, stacked)
     if masks is not None:
-        _tree.check_same(scores, masks, "masks")
-        if any(m.dtype != bool for m in jax.tree.leaves(masks)):
-            raise ValueError("masks must be booleans, True for weights that are kept")
-    old = [jnp.ones(x.shape, bool) for x in leaves] if masks is None else jax.tree.leaves(masks)
-    _check_scores(scores, leaves, chosen)
-    _check_monotone(old, groups, counts)
-    new = [jnp.ones(x.shape, bool) for x in leaves]
-    for group, count in zip(groups, counts, strict=True):
-        before = [old[i] for i in group]
-        if is_traced(before):  # not checked to be fewer
-            count = jnp.maximum(count, sum(_tree.count(~mask) for mask in before))
-        kept = _keep([leaves[i] for i in group], before, count)
+        check_masks(scores, masks)
+        if not is_traced(masks):
+            check_room(groups, sparsity, sum(map(int, zeros_in(groups, masks))))
+    return extend(groups, scores, sparsity, masks)
+
+
+def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
+    """Raises a ValueError where fewer zeros are asked for than there are."""
+    count = sum(number_to_prune(sparsity, size) for size in groups.sizes)
+    if pruned > count:
+        raise ValueError(
+            f"masks already prune {pruned} weights where the sparsity asks for {count}: a sparsity "
+            "can only grow"
+        )
+
+
+def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = None) -> Any:
+    """The masks of `make_masks`, of leaves and thresholds that are decided already.
+
+    Args:
+        groups: Which leaves are pruned, and which weights share a threshold.
+        scores: A pytree of non-negative numbers.
+        sparsity: Fraction of the prunable weights that are zero afterwards, in [0, 1).
+        masks: Masks of before; None for none.  Nothing comes back: a threshold below which more
+            weights are pruned already than its share keeps them pruned.
+
+    Raises:
+        ValueError: scores that are negative or NaN.
+    """
+    leaves, tree = jax.tree.flatten(scores)
+    counts = [number_to_prune(sparsity, size) for size in groups.sizes]
+    if masks is None:
+        masks = tree.unflatten(jnp.ones(x.shape, bool) for x in leaves)
+    old = jax.tree.leaves(masks)
+    _check_scores(scores, leaves, groups.chosen)
+    before = zeros_in(groups, masks)
+    largest = jnp.maximum if is_traced(before) else lambda count, there: max(count, int(there))
+    counts = [largest(*pair) for pair in zip(counts, before, strict=True)]
+    return _placement.like(tree.unflatten(keep_highest(groups, leaves, old, counts)), scores)
+
+
+def keep_highest(
+    groups: Groups,
+    scores: Sequence[jax.Array],
+    old: Sequence[jax.Array],
+    counts: Sequence[Any] | jax.Array,
+) -> list[jax.Array]:
+    """Masks of all leaves without the lowest scores below every threshold.
+
+    Args:
+        groups: Which leaves are pruned, and which weights share a threshold.
+        scores: One array for every leaf.
+        old: Masks of before; what they prune counts as lowest of all.
+        counts: Number of weights to prune below every threshold, those of before included.
+    """
+    new, k = list(old), 0
+    for group in groups.members:
+        layers = groups.layers(group)
+        chosen = [scores[i] for i in group], [old[i] for i in group]
+        if layers is None:
+            kept = _keep(*chosen, counts[k])
+            k += 1
+        else:
+            each = jnp.stack([jnp.asarray(n) for n in counts[k : k + layers]])
+            kept = _keep_layers(*chosen, each)
+            k += layers
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
-    return _placement.like(tree.unflatten(new), scores)
+    return new
+
+
+@jax.jit
+def _keep_layers(
+    scores: list[jax.Array], old: list[jax.Array], counts: jax.Array
+) -> list[jax.Array]:
+    """Like `_keep` for a stack of layers, each with a count of its own."""
+    return _sharding.automatic(jax.vmap(_without_lowest), old, scores, old, counts)
 
 
 @jax.jit
@@ -212,18 +273,6 @@ def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
             )
 
 
-def _check_monotone(old: list, groups: list, counts: list) -> None:
-    if is_traced(old):
-        return
-    for group, count in zip(groups, counts, strict=True):
-        pruned = sum(int(jnp.sum(~old[i])) for i in group)
-        if pruned > count:
-            raise ValueError(
-                f"masks already prune {pruned} weights where the sparsity asks for {count}: "
-                "a sparsity can only grow"
-            )
-
-
 def apply_masks(params: Any, masks: Any) -> Any:
     """The parameters with exact zeros where the masks are False.
 
@@ -249,7 +298,7 @@ def apply_masks(params: Any, masks: Any) -> Any:
     return _placement.like(apply_mask(params, masks), params)
 
 
-def sparsity(params: Any, prunable: _tree.Selection = None) -> float:
+def sparsity(params: Any, prunable: _prunable.Selection = None) -> float:
     """The fraction of the prunable weights that are exactly zero.
 
     Args:
@@ -264,7 +313,7 @@ def sparsity(params: Any, prunable: _tree.Selection = None) -> float:
         >>> flj.sparsity({"kernel": jnp.eye(2), "bias": jnp.zeros(2)})
         0.5
     """
-    chosen = _tree.select(params, prunable, "prunable")
+    chosen = _prunable.select(params, prunable, "prunable")
     leaves = [x for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
     return sum(int(jnp.sum(x == 0)) for x in leaves) / max(sum(x.size for x in leaves), 1)
 

@@ -5,11 +5,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _mesh, _scalars, _tree, _validate, fisher
+from fishleg_jax import _chunks, _mesh, _prunable, _scalars, _tree, _validate, fisher
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
 from fishleg_jax.model import Batch, Model
-from fishleg_jax.pruning import _arguments, _goal, _stage, _walk
+from fishleg_jax.pruning import (
+    _adjustable,
+    _arguments,
+    _budget,
+    _goal,
+    _groups,
+    _stage,
+    _walk,
+)
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning import selection as _selection
@@ -116,7 +125,10 @@ def prune_one_shot(
     first_order: bool = False,
     costs: Any | None = None,
     selection: _selection.Selection | None = None,
-    prunable: _tree.Selection = None,
+    prunable: _prunable.Selection = None,
+    adjustable: _prunable.Selection = None,
+    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    masks: Any | None = "zeros",
     key: jax.Array | None = None,
     state: Any | None = None,
     examples_per_chunk: int | None = None,
@@ -160,8 +172,22 @@ def prune_one_shot(
             makes: scores are divided by it, so that of equal scores the dearer weight goes first.
         selection: what betters the masks of the scores, weight for weight, `selection.swaps()` or
             `selection.qubo()`; None for those masks.
-        prunable: regular expressions over key paths, or a predicate `(name, leaf) -> bool`; by
-            default every leaf of two or more dimensions.
+        prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
+            to True or False, where the first match decides; a pytree of booleans like the weights,
+            or a prefix of it; or a predicate `(name, leaf) -> bool`, asked once, of the weights.
+            By default all but vectors (at most one dimension larger than 1) and leaves with the
+            name of a bias, a normalisation's parameter, an embedding or a position; the report
+            lists what was left out and why.
+        adjustable: Leaves that a compensation may move, given like `prunable`; None for all.  The
+            estimate is then fitted to these and the prunable leaves; weights elsewhere stay as they
+            are, bit for bit.
+        stacked: Leaves with a leading axis of layers, as `lax.scan` over layers needs, by regular
+            expressions or a predicate: with `scope="layer"` each layer has its own threshold.  The
+            estimators `kfac` and `fishleg` take the same argument for their factors.
+        masks: Weights that are pruned already and stay so; they count towards the sparsity.
+            `"zeros"`, the default, takes the zeros of every leaf that is prunable, now or by
+            default (a leaf or layer of zeros only counts as untrained, not as pruned); None starts
+            from no mask; or a pytree of booleans like the weights, False for pruned.
         key: a random key; `jax.random.key(0)` by default.
         state: a fitted state of the estimator at these weights, to skip the fit of a single stage.
         examples_per_chunk: bounds the memory of losses, gradients and Fisher products of the
@@ -173,12 +199,12 @@ def prune_one_shot(
         Weights, masks, a report, the estimator's state, and what each stage has to tell.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), NaN or infinity in weights or batches, an empty or
-            mismatched batch, an integer leaf, nothing prunable, an expression that matches nothing,
-            costs that are not positive, a target that no pruning can reach, constants from
-            `recalibrate` that are unlike the batches', a selection of another number of weights
-            than the scores'; batches without labels where the gradient or a check needs them; an
-            argument of another type; a call under `jit`.
+        ValueError: a sparsity outside [0, 1) or below that of the masks of before, NaN or infinity
+            in weights or batches, an empty or mismatched batch, an integer leaf, nothing prunable,
+            an expression that matches nothing, costs that are not positive, a target that no
+            pruning can reach, constants from `recalibrate` that are unlike the batches', a
+            selection of another number of weights than the scores'; batches without labels where
+            the gradient or a check needs them; an argument of another type; a call under `jit`.
         FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite in
             the first stage, when nothing is pruned yet; a later one ends the pruning instead, as do
             constants from `recalibrate` that are not finite, see `Result.stopped`.
@@ -189,22 +215,24 @@ def prune_one_shot(
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-        >>> weights = jnp.array([[3.0], [0.1], [2.0], [0.2]])
-        >>> batch = (jax.random.normal(jax.random.key(0), (100, 4)), None)
+        >>> weights = jnp.array([[3.0, 0.1], [2.0, 0.2]])
+        >>> batch = (jax.random.normal(jax.random.key(0), (100, 2)), None)
         >>> result = flj.prune_one_shot(model, weights, flj.inverse.fishleg(model), [batch],
         ...                             sparsity=0.5)
-        >>> result.masks[:, 0].tolist()
-        [True, False, True, False]
+        >>> result.masks.tolist()
+        [[True, False], [True, False]]
     """
     _arguments.check_host(params, batches, held_out, costs, state, key)
     check_on_host(estimator)
     _validate.check_params(params)
     _validate.check_batches(batches)
-    chosen = _tree.select(params, prunable, "prunable")
-    if scope not in _masks.SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(_masks.SCOPES)}, got {scope!r}")
-    goal = _goal.sparsity_or_target(sparsity, params, chosen, scope)
-    sparsities = _goal.planned(goal, stages, schedule)
+    groups = _groups.make_groups(params, prunable, scope, stacked)
+    start = _stage.begin(params, _groups.first_masks(params, groups, masks))
+    before = sum(map(int, _groups.zeros_in(groups, start.masks)))
+    goal = _goal.sparsity_or_target(sparsity, groups)
+    sparsities = _goal.planned(goal, stages, schedule, _budget.sparsity_of(before, groups.weights))
+    if sparsities and not isinstance(goal, Budget):
+        _masks.check_room(groups, sparsities[-1], before)
     if selection is not None and isinstance(goal, Budget):
         raise ValueError(
             f"selection keeps a number of weights, not a budget of {goal.unit}: leave it out, or "
@@ -216,12 +244,19 @@ def prune_one_shot(
     _chunks.check_chunk(examples_per_chunk)
     if selection is not None:
         _arguments.check_selection(selection)
+        if scope == "layer" and any(groups.stacked):
+            raise ValueError(
+                "selection swaps weights within a leaf and does not know its layers: use "
+                'scope="global" or leave out stacked'
+            )
     if compensation is None:
         checked = first_order or held_out is not None
         compensation = _compensation.independent(first_order=first_order, check_step=checked)
     _arguments.check_compensation(compensation)
+    moves = _adjustable.decide(params, adjustable)
+    _adjustable.check_compensation(compensation, moves)
     if costs is not None:
-        _validate.check_costs(params, costs, chosen)
+        _validate.check_costs(params, costs, groups.chosen)
     key = jax.random.key(0) if key is None else key
     _arguments.check_key(key)
     if estimator.updates != 0:
@@ -241,8 +276,10 @@ def prune_one_shot(
     labelled = _arguments.have_labels(batches if held_out is None else held_out)
     measure = stages > 1 and estimator.updates != 0 and labelled
     plan = _stage.Plan(
-        estimator, compensation, scope, first_order, costs, prunable, measure, selection
-    )  # fmt: skip
+        estimator, compensation, groups, first_order, costs, measure, selection, moves
+    )
+    # an estimate is of the weights that are free; without a mask where that is all of them
+    all_free = before == 0 and moves is None and _all_kept(start.masks)
 
     curvature_on = partial(fisher.curvature, model, examples_per_chunk=examples_per_chunk)
 
@@ -274,9 +311,10 @@ def prune_one_shot(
         if state is not None:
             return state, curvature
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
-        masks = point.masks if stage > 0 else None
+        free = _adjustable.movable(point.masks, moves, groups)
         fitted = fit(
-            estimator, point.params, own, key=stage_key, masks=masks, on_update=on_update
+            estimator, point.params, own, key=stage_key,
+            masks=None if stage == 0 and all_free else free, on_update=on_update,
         )  # fmt: skip
         return fitted, curvature
 
@@ -287,7 +325,7 @@ def prune_one_shot(
 
     attempt = _goal.attempt_for(
         sparsity, goal, plan, model, params, batches[0], overall_loss if labelled else None,
-        sparsities, schedule,
+        sparsities, schedule, before,
     )  # fmt: skip
 
     def result_of(outcome: _walk.Outcome) -> Result:
@@ -297,15 +335,18 @@ def prune_one_shot(
         except FloatingPointError as error:  # which costs none of the weights
             constants = None
             stopped = stopped or f"no constants for the weights after stage {len(told)}: {error}"
-        report = make_report(point.removed, point.masks, chosen, told, stopped)
+        report = make_report(point.removed, point.masks, groups.chosen, told, stopped)
         return Result(point.params, point.masks, report, state, told, stopped, constants)
 
     def tell(outcome: _walk.Outcome) -> None:
         if on_stage is not None:
             on_stage(result_of(outcome))
 
-    start = _stage.dense(params)
     return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt_damping))
+
+
+def _all_kept(masks: Any) -> bool:
+    return all(bool(jnp.all(mask)) for mask in jax.tree.leaves(masks))
 
 
 def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:

@@ -61,7 +61,7 @@ def weights(at_most: int) -> Budget:
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
         >>> result = flj.prune_one_shot(
         ...     model, jnp.array([[3.0], [0.1], [2.0]]), flj.inverse.identity(),
-        ...     [(jnp.ones((1, 3)), None)], sparsity=flj.targets.weights(2))
+        ...     [(jnp.ones((1, 3)), None)], prunable=".*", sparsity=flj.targets.weights(2))
         >>> result.params[:, 0]
         Array([3., 0., 2.], dtype=float32)
     """
@@ -110,7 +110,8 @@ def flops(at_most: float) -> Budget:
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
         >>> result = flj.prune_one_shot(
         ...     model, jnp.array([[3.0], [0.1], [2.0]]), flj.inverse.identity(),
-        ...     [(jnp.ones((1, 3)), None)], sparsity=flj.targets.flops(3))  # two for each weight
+        ...     [(jnp.ones((1, 3)), None)], prunable=".*",
+        ...     sparsity=flj.targets.flops(3))  # two for each weight
         >>> result.params[:, 0]
         Array([3., 0., 0.], dtype=float32)
     """
@@ -173,7 +174,7 @@ def loss_increase(
         >>> w = jnp.array([[2.0], [0.1], [1.0], [0.2]])
         >>> result = flj.prune_one_shot(
         ...     model, w, flj.inverse.identity(), [(jnp.eye(4), jnp.eye(4) @ w)],
-        ...     sparsity=flj.targets.loss_increase(0.01))  # w² / 8 for each weight
+        ...     prunable=".*", sparsity=flj.targets.loss_increase(0.01))  # w² / 8 for each weight
         >>> result.params[:, 0]
         Array([2., 0., 1., 0.], dtype=float32)
     """
@@ -211,7 +212,7 @@ def metric(
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
         >>> result = flj.prune_one_shot(
         ...     model, jnp.array([[3.0], [0.1], [2.0]]), flj.inverse.identity(),
-        ...     [(jnp.ones((1, 3)), None)],
+        ...     [(jnp.ones((1, 3)), None)], prunable=".*",
         ...     sparsity=flj.targets.metric(lambda w: float(w.sum()), at_most_drop=1.0))
         >>> result.params[:, 0]
         Array([3., 0., 2.], dtype=float32)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree, fisher
+from fishleg_jax import _prunable, _tree, fisher
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model
 from fishleg_jax.pruning.masks import number_to_prune
@@ -38,7 +38,7 @@ def trust(
     *,
     sparsity: float,
     scope: str = "global",
-    prunable: _tree.Selection = None,
+    prunable: _prunable.Selection = None,
     key: jax.Array | None = None,
     examples_per_chunk: int | None = None,
 ) -> Trust:
@@ -68,8 +68,8 @@ def trust(
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-        >>> weights = jnp.array([[3.0], [0.1], [2.0], [0.2]])
-        >>> batches = [(jax.random.normal(jax.random.key(i), (100, 4)), None) for i in range(2)]
+        >>> weights = jnp.array([[3.0, 0.1], [2.0, 0.2]])
+        >>> batches = [(jax.random.normal(jax.random.key(i), (100, 2)), None) for i in range(2)]
         >>> flj.trust(model, weights, flj.inverse.diagonal(model), batches, sparsity=0.5).agreement
         1.0
     """
@@ -84,7 +84,7 @@ def trust(
         )
         for half in halves
     ]  # fmt: skip
-    chosen = _tree.select(params, prunable, "prunable")
+    chosen = _prunable.select(params, prunable, "prunable")
     agreement = _agreement(*[_pruned(result, chosen) for result in results])
     curvatures = [
         fisher.curvature(model, half, examples_per_chunk=examples_per_chunk) for half in halves

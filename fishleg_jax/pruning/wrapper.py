@@ -55,7 +55,7 @@ def prune(
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
         >>> inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
-        >>> tx = flj.prune(inner, model, 0.5, estimator=flj.inverse.identity())
+        >>> tx = flj.prune(inner, model, 0.5, estimator=flj.inverse.identity(), prunable=".*")
         >>> params = jnp.array([[1.0], [4.0]])
         >>> state = tx.init(params)
         >>> for _ in range(2):

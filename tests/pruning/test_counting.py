@@ -145,7 +145,7 @@ def test_other_schedules_reach_their_last_value(schedule, zeros):
 
     @jax.jit
     def run(every):
-        tx = flj.gradual_prune(MAGNITUDE, schedule, mask_every=every)
+        tx = flj.gradual_prune(MAGNITUDE, schedule, mask_every=every, masks=None)
 
         def step(carry, _):
             params, state = carry

@@ -271,7 +271,7 @@ def test_what_it_needs_of_an_estimate_is_asked_before_the_fit():
         group = flj.compensation.group(check_step=False, **options)
         with pytest.raises(ValueError, match=message):
             flj.prune_one_shot(
-                model, jnp.ones((3, 1)), estimator, batches, sparsity=0.5, compensation=group
+                model, jnp.ones((3, 2)), estimator, batches, sparsity=0.5, compensation=group
             )
 
 

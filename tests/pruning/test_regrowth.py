@@ -23,7 +23,7 @@ OPTIMISER = optax.sgd(lambda count: jnp.where(count < 5, 0.0, 0.05))
 def run(tx=None, hand_in=False, **options):
     """Training towards the target, with masks at every step."""
     if tx is None:
-        pruning = flj.gradual_prune(MAGNITUDE, model=LINEAR, mask_every=5, **options)
+        pruning = flj.gradual_prune(MAGNITUDE, model=LINEAR, mask_every=5, prunable="w", **options)
         tx = optax.chain(OPTIMISER, pruning)
     inputs = jax.random.normal(jax.random.key(0), (STEPS, 64, 8))
 
@@ -66,19 +66,21 @@ def test_a_function_of_the_step_goes_on_where_the_sparsity_stands_still():
 
 @pytest.mark.parametrize("value", [float("nan"), 7.0, -0.1])
 def test_a_share_that_is_none_is_counted_and_nothing_comes_back(value):
-    tx = flj.gradual_prune(MAGNITUDE, 0.5, regrow=lambda step: jnp.float32(value), mask_every=2)
+    tx = flj.gradual_prune(
+        MAGNITUDE, 0.5, prunable="w", regrow=lambda step: jnp.float32(value), mask_every=2
+    )
     params = {"w": jnp.arange(1.0, 9)[:, None]}
     state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(3):
         updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params, grad=params)
         params = optax.apply_updates(params, updates)
     found = flj.check(state)
-    assert found.failures == 3 and not found.ok and flj.sparsity(params) == 0.5
+    assert found.failures == 3 and not found.ok and flj.sparsity(params, "w") == 0.5
 
 
 def test_nothing_comes_back_for_nothing():
     """Weights without a gradient stay where they are, however many were to come back."""
-    tx = flj.gradual_prune(MAGNITUDE, SCHEDULE, regrow=1.0, mask_every=5)
+    tx = flj.gradual_prune(MAGNITUDE, SCHEDULE, prunable="w", regrow=1.0, mask_every=5)
     params = {"w": jnp.arange(1.0, 9)[:, None]}
 
     def step(carry, grad):
@@ -98,7 +100,9 @@ def test_nothing_comes_back_for_nothing():
 
 def test_the_gradient_is_of_the_batch_or_handed_in_or_known_to_the_wrapper():
     path, masks, _ = run(sparsity=SCHEDULE, regrow=0.5)
-    wrapper = flj.prune(OPTIMISER, LINEAR, SCHEDULE, estimator=MAGNITUDE, mask_every=5, regrow=0.5)
+    wrapper = flj.prune(
+        OPTIMISER, LINEAR, SCHEDULE, estimator=MAGNITUDE, mask_every=5, regrow=0.5, prunable="w"
+    )
     for other, other_masks, report in (
         run(sparsity=SCHEDULE, regrow=0.5, hand_in=True),
         run(wrapper, hand_in=True),
@@ -107,6 +111,6 @@ def test_the_gradient_is_of_the_batch_or_handed_in_or_known_to_the_wrapper():
         np.testing.assert_array_equal(other_masks, masks)
         np.testing.assert_allclose(other, path, rtol=1e-5, atol=1e-6)
         assert report.ok
-    without = flj.gradual_prune(MAGNITUDE, 0.5, regrow=0.5)
+    without = flj.gradual_prune(MAGNITUDE, 0.5, prunable="w", regrow=0.5)
     with pytest.raises(ValueError, match="regrow needs the gradient: hand it in"):
         without.update(START, without.init(START), START)

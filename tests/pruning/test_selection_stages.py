@@ -152,7 +152,7 @@ def test_prune_one_shot_with_the_group_update(x64, scope):
     def run(selection):
         result = flj.prune_one_shot(
             LINEAR, params, ESTIMATOR, [batch], sparsity=0.6, scope=scope, selection=selection,
-            state=inverse, compensation=flj.compensation.group(
+            masks=None, state=inverse, compensation=flj.compensation.group(
                 damping=DAMPING, iterations=300, tolerance=1e-12, check_step=False
             ),
         )  # fmt: skip

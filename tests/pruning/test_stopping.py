@@ -56,6 +56,7 @@ def test_a_loss_that_is_not_finite_ends_the_pruning():
     model = flj.Model(predict, MODEL.likelihood)
     estimator = IDENTITY._replace(updates=1)
     options = {"sparsity": 0.8, "stages": 4, "schedule": "linear", "compensation": NONE}
+    options["prunable"] = "a|b"
     result = flj.prune_one_shot(model, params, estimator, batches, **options)
     assert "the loss of the pruned weights is not finite" in result.stopped
     assert len(result.stages) < 4 and int(jnp.sum(result.params["a"] == 0)) <= 10

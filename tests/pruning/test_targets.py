@@ -32,7 +32,7 @@ def problem(seed=0, dtype=jnp.float32):
 
 
 def prune(params, batches, target, estimator=IDENTITY, **options):
-    defaults = {"compensation": NONE}
+    defaults = {"compensation": NONE, "prunable": ".*"}  # a kernel of one output, too
     return flj.prune_one_shot(
         MODEL, params, estimator, batches, sparsity=target, **defaults | options
     )  # fmt: skip

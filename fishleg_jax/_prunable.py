@@ -1,0 +1,215 @@
+"""Which leaves a user means: by default, by expressions, by a predicate, or by booleans.
+
+The decision is made once, from the weights, and carried from there on: a predicate that looks at
+values would answer differently for scores, gradients or tracers.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _tree
+
+Selection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
+
+EXPECTED = (
+    "regular expressions over key paths, a mapping of them to True or False, a pytree of booleans "
+    "like the parameters, a predicate (name, leaf) or None"
+)
+NORMALISATION = re.compile(
+    r"norm(s|ali[sz]ation)?(_?\d+)?(_(final|in|out|pre|post|f|x|y))?$"
+    r"|^(ln|bn|gn)(_?(\d+|f|final|in|out|pre|post|x|y))*$",
+    re.IGNORECASE,
+)
+SCALES = {"scale", "scales", "gamma", "beta", "offset", "shift"}
+BIASES = re.compile(r"^(bias|biases|.*_bias|bias_.*)$", re.IGNORECASE)
+POSITIONS = re.compile(
+    r"^(.*_)?(embed|embeds|embedding|embeddings|embedder|emb|wte|wpe|pos|position|positions"
+    r"|positional)(_?\d+)?(_.*)?$",
+    re.IGNORECASE,
+)
+MATRICES = {"kernel"}  # never a table or a scale, whatever its layer is called
+
+
+def select(
+    tree: Any, selection: Selection, argument: str, stacked: Sequence[bool] | None = None
+) -> list[bool]:
+    """Which leaves of a tree a selection means.
+
+    Args:
+        tree: The weights, any pytree of arrays.
+        selection: A predicate `(name, leaf) -> bool`; regular expressions, any of which may be
+            found anywhere in the name; a mapping of regular expressions to booleans, the first
+            match deciding (leaves without a match are left out, or go by the default where every
+            value is False); a pytree of booleans like the tree, or a prefix of it; or None for the
+            default, see `reasons`.
+        argument: Name of the argument, for error messages.
+        stacked: For each leaf whether its leading axis is one of layers.
+
+    Returns:
+        A bool for every leaf, in the tree's order.
+
+    Raises:
+        ValueError: a selection of another type, an invalid expression or one that matches no leaf,
+            a predicate that looks at traced values, an empty selection.
+    """
+    return [reason is None for reason in reasons(tree, selection, argument, stacked)]
+
+
+def reasons(
+    tree: Any, selection: Selection, argument: str, stacked: Sequence[bool] | None = None
+) -> list[str | None]:
+    """For every leaf the reason for which a selection leaves it out; None where it is chosen.
+
+    By default a leaf is left out if it has at most one dimension larger than 1 (behind the leading
+    axis of a stacked leaf), or the name of a bias, a normalisation's parameter, an embedding or a
+    position.  Arguments and errors as in `select`.
+    """
+    leaves = _tree.named_leaves(tree)
+    if selection is None:
+        found = default_reasons(leaves, stacked)
+        hint = "vectors, biases, normalisations and embeddings are left out unless they are named"
+    elif (booleans := _as_booleans(tree, selection)) is not None:
+        found = [None if yes else f"not in {argument}" for yes in booleans]
+        hint = "every boolean is False"
+    elif callable(selection):
+        found = [
+            None if _asked(selection, name, leaf, argument) else "the predicate is False"
+            for name, leaf in leaves
+        ]
+        hint = "the predicate was False for all of them"
+    elif isinstance(selection, Mapping):
+        found = _by_mapping(leaves, selection, argument, stacked)
+        hint = "no expression with True matches"
+    else:
+        patterns = [selection] if isinstance(selection, str) else selection
+        if not _texts(patterns):
+            raise ValueError(f"{argument} must be {EXPECTED}, got {shortened(selection)}")
+        columns = [_tree.matches(pattern, leaves, argument) for pattern in patterns]
+        rows = zip(*columns, strict=True) if columns else [()] * len(leaves)
+        found = [None if any(row) else f"not in {argument}" for row in rows]
+        hint = "no expression was given"
+    if all(reason is not None for reason in found):
+        names = ", ".join(name or "(the whole tree)" for name, _ in leaves) or "none at all"
+        raise ValueError(f"{argument} selects no leaf: {hint}; the leaves are: {names}")
+    return found
+
+
+def check_type(selection: Any, argument: str) -> None:
+    """Raises a ValueError for a selection of a type that is none of those of `select`."""
+    fits = (
+        selection is None
+        or callable(selection)
+        or isinstance(selection, str)
+        or (isinstance(selection, (list, tuple)) and _texts(selection))
+        or _all_booleans(selection)
+    )
+    if not fits:
+        raise ValueError(f"{argument} must be {EXPECTED}, got {shortened(selection)}")
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """The repr of a value, cut to what fits into a sentence."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[:length]}... ({type(value).__name__})"
+
+
+def _texts(patterns: Any) -> bool:
+    return isinstance(patterns, Sequence) and all(isinstance(p, str) for p in patterns)
+
+
+def _is_boolean(value: Any) -> bool:
+    scalar = isinstance(value, (np.ndarray, jax.Array)) and np.ndim(value) == 0
+    return isinstance(value, (bool, np.bool_)) or (scalar and value.dtype == bool)
+
+
+def _all_booleans(selection: Any) -> bool:
+    leaves = jax.tree.leaves(selection)
+    return bool(leaves) and all(map(_is_boolean, leaves))
+
+
+def _as_booleans(tree: Any, selection: Any) -> list[bool] | None:
+    """The booleans of a tree that has the parameters' structure or a prefix of it; else None."""
+    if not _all_booleans(selection):
+        return None
+    if _is_boolean(selection) and jax.tree.structure(tree).num_leaves != 1:
+        raise ValueError(f"a single {selection} does not say which leaves: give {EXPECTED}")
+    try:
+        whole = jax.tree.broadcast(selection, tree)
+    except (ValueError, TypeError):
+        return None
+    return [bool(x) for x in jax.tree.leaves(whole)]
+
+
+def _asked(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
+    try:
+        return bool(predicate(name, leaf))
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            f"{argument} looks at the values of {name!r}, which are not known under jit: decide "
+            f"beforehand and hand in booleans, one for each leaf"
+        ) from error
+
+
+def _by_mapping(
+    leaves: list[tuple[str, Any]],
+    selection: Mapping[str, bool],
+    argument: str,
+    stacked: Sequence[bool] | None,
+) -> list[str | None]:
+    for pattern, value in selection.items():
+        if not isinstance(pattern, str) or not _is_boolean(value):
+            raise ValueError(
+                f"{argument}: a mapping must be of regular expressions to True or False, got "
+                f"{shortened(pattern)}: {shortened(value)}"
+            )
+    found = {pattern: _tree.matches(pattern, leaves, argument) for pattern in selection}
+    inherit = not any(map(bool, selection.values()))
+    rest = default_reasons(leaves, stacked) if inherit else [f"not in {argument}"] * len(leaves)
+
+    def decided(i: int) -> str | None:
+        hit = next((pattern for pattern in selection if found[pattern][i]), None)
+        if hit is None:
+            return rest[i]
+        return None if selection[hit] else f"{argument} has {hit!r}: False"
+
+    return [decided(i) for i in range(len(leaves))]
+
+
+def default_reasons(
+    leaves: list[tuple[str, Any]], stacked: Sequence[bool] | None
+) -> list[str | None]:
+    """For every named leaf the reason for which the default leaves it out, see `reasons`."""
+    shapes = [
+        tuple(jnp.shape(leaf))[1 if stacked is not None and stacked[i] else 0 :]
+        for i, (_, leaf) in enumerate(leaves)
+    ]
+    siblings: dict[str, list[tuple[int, ...]]] = {}
+    for (name, _), shape in zip(leaves, shapes, strict=True):
+        siblings.setdefault(name.rpartition("/")[0], []).append(shape)
+
+    def reason(name: str, shape: tuple[int, ...]) -> str | None:
+        parent, _, own = name.rpartition("/")
+        parts = [part for part in parent.split("/") if part]
+        normalises = own not in MATRICES and any(map(NORMALISATION.search, parts))
+        if normalises or own.lower() in SCALES or NORMALISATION.search(own):
+            return "normalisation"
+        if BIASES.match(own) or (own == "b" and _beside_a_kernel(shape, siblings[parent])):
+            return "bias"
+        tables = [part for part in (*parts, own) if "patch" not in part.lower()]
+        if own not in MATRICES and any(map(POSITIONS.match, tables)):
+            return "embedding or position"
+        if sum(n > 1 for n in shape) < 2:
+            return "vector"
+        return None
+
+    return [reason(name, shape) for (name, _), shape in zip(leaves, shapes, strict=True)]
+
+
+def _beside_a_kernel(shape: tuple[int, ...], others: list[tuple[int, ...]]) -> bool:
+    """Whether a shape is that of a bias: one dimension less than a neighbour with its outputs."""
+    return any(len(o) == len(shape) + 1 and o[-1:] == shape[-1:] for o in others)
