@@ -94,7 +94,7 @@ def test_targets_count_zeros_of_before(key, target, scope, stages):
         MODEL, params, MAGNITUDE, [batch], sparsity=target, scope=scope, stages=stages
     )
     assert bool(jnp.all(result.params["a"][params["a"] == 0] == 0))
-    assert 20 <= sum(int(jnp.sum(~m)) for m in jax.tree.leaves(result.masks))
+    assert sum(int(jnp.sum(~m)) for m in jax.tree.leaves(result.masks)) >= 20
 
 
 def test_masks_that_are_given_count_and_none_starts_anew(key):
