@@ -65,7 +65,7 @@ def fisher_vector_product(
         batch: `(inputs, targets[, constants])`.  Only the empirical Fisher looks at the targets;
             with `likelihoods.categorical(ignore=...)` all leave out the tokens that these mark,
             and nothing where the targets are None.
-        vector: a pytree of the parameters' structure, shapes and dtypes.
+        vector: a pytree of the parameters' structure and shapes, cast to their dtypes.
         kind: `exact`, `sampled` or `empirical`, see the module.
         key: a random key, for `sampled`.
         examples_per_chunk: bounds memory: that many examples are worked on at once (a `lax.scan`).
@@ -95,6 +95,7 @@ def fisher_vector_product(
     _tree.check_same(params, vector, "vector")
     if kind == "empirical":
         check_targets(model, params, batch)
+    vector = jax.tree.map(lambda v, p: jnp.asarray(v, jnp.result_type(p)), vector, params)
 
     def product(chunk, chunk_key):
         outputs, jvp, vjp = linearise(model, params, chunk)
