@@ -16,9 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _mesh, _placement, _tree, _validate
+from fishleg_jax import _axis, _chunks, _mesh, _placement, _targets, _tree, _validate
 from fishleg_jax._jit import is_traced, jitted
-from fishleg_jax.model import Batch, Model, Params, check_model, losses, predict, split_batch
+from fishleg_jax._output_space import linearise, output_fisher, with_sampled_targets
+from fishleg_jax._output_space import output_gradient as output_gradient
+from fishleg_jax.model import (
+    Batch,
+    Model,
+    Params,
+    check_model,
+    check_targets,
+    losses,
+    split_batch,
+)
 
 KINDS = ("exact", "sampled", "empirical")
 
@@ -32,79 +42,6 @@ def check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
         raise ValueError("key is needed to sample labels: kind='sampled', key=jax.random.key(0)")
     if kind == "empirical" and split_batch(batch)[1] is None:
         raise ValueError("'empirical' needs labels, but the batch's targets are None")
-
-
-def with_sampled_targets(
-    model: Model,
-    params: Params,
-    batch: Batch,
-    key: jax.Array,
-    examples_per_chunk: int | None = None,
-) -> Batch:
-    """The batch with its targets drawn from the model's own distribution.
-
-    They are the same whatever the chunk: outputs are made chunk by chunk, and drawn from at once.
-
-    Args:
-        model: the model.
-        params: its parameters.
-        batch: `(inputs, targets[, constants])`; the targets may be None.
-        key: a random key.
-        examples_per_chunk: how many examples are predicted at once; None for all of them.
-
-    Returns:
-        A batch of the same inputs and constants.
-    """
-    inputs, _, constants = split_batch(batch)
-    outputs = _chunks.map_over_chunks(
-        lambda chunk: predict(model, params, chunk), batch, examples_per_chunk
-    )
-    targets = model.likelihood.sample(key, jax.lax.stop_gradient(outputs))
-    return (inputs, targets, *constants)
-
-
-def linearise(model: Model, params: Params, batch: Batch) -> tuple[Any, Callable, Callable]:
-    """Outputs of a batch, their jvp and their vjp, which share one forward pass.
-
-    Args:
-        model: the model.
-        params: its parameters.
-        batch: `(inputs, targets[, constants])`.
-
-    Returns:
-        The outputs, `jvp: tangent of the parameters -> tangent of the outputs`, and `vjp: cotangent
-        of the outputs -> cotangent of the parameters`.
-    """
-    outputs, jvp = jax.linearize(lambda p: predict(model, p, batch), params)
-    transpose = jax.linear_transpose(jvp, params)
-    return outputs, jvp, lambda cotangent: transpose(cotangent)[0]
-
-
-def output_gradient(model: Model, outputs: Any, targets: Any, weights: jax.Array) -> Any:
-    """The gradient with respect to the outputs of the losses, weighted example by example."""
-    losses, pull_back = jax.vjp(
-        lambda o: model.likelihood.negative_log_likelihood(o, targets), outputs
-    )
-    return pull_back(_placement.like(weights, losses))[0]
-
-
-def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: str) -> Any:
-    """The Fisher in output space times a tangent: exact, or of rank one for every example.
-
-    Args:
-        model: the model.
-        outputs: what it predicts.
-        targets: labels, the data's or sampled; `exact` does not look at them.
-        tangent: of the outputs' structure.
-        kind: `exact`, `sampled` or `empirical`.
-    """
-    if kind == "exact":
-        return model.likelihood.fisher(outputs, tangent)
-    # δ (δᵀ J v) with δ the gradient at the outputs, so that Jᵀ of it is g (gᵀ v)
-    _, inner = jax.jvp(
-        lambda o: model.likelihood.negative_log_likelihood(o, targets), (outputs,), (tangent,)
-    )
-    return output_gradient(model, outputs, targets, inner)
 
 
 @_mesh.in_mesh_of_params
@@ -125,8 +62,10 @@ def fisher_vector_product(
     Args:
         model: the model.
         params: its parameters, any pytree of floating-point arrays.
-        batch: `(inputs, targets[, constants])`.  Only the empirical Fisher looks at the targets.
-        vector: a pytree of the parameters' structure, shapes and dtypes.
+        batch: `(inputs, targets[, constants])`.  Only the empirical Fisher looks at the targets;
+            with `likelihoods.categorical(ignore=...)` all leave out the tokens that these mark,
+            and nothing where the targets are None.
+        vector: a pytree of the parameters' structure and shapes, cast to their dtypes.
         kind: `exact`, `sampled` or `empirical`, see the module.
         key: a random key, for `sampled`.
         examples_per_chunk: bounds memory: that many examples are worked on at once (a `lax.scan`).
@@ -136,8 +75,8 @@ def fisher_vector_product(
         A pytree of the parameters' structure, shapes and dtypes.
 
     Raises:
-        ValueError: an unknown kind, what is no batch, a missing key, missing labels, a vector of
-            another structure.
+        ValueError: an unknown kind, what is no batch, a missing key, missing or invalid labels, a
+            likelihood without what the kind needs, a vector of another structure.
 
     References:
         Martens, New insights and perspectives on the natural gradient method, 2020, section 8;
@@ -152,13 +91,17 @@ def fisher_vector_product(
     """
     check_model(model)
     check_kind(kind, batch, key)
+    _targets.require_kind(model.likelihood, kind)
     _tree.check_same(params, vector, "vector")
+    if kind == "empirical":
+        check_targets(model, params, batch)
+    vector = jax.tree.map(lambda v, p: jnp.asarray(v, jnp.result_type(p)), vector, params)
 
     def product(chunk, chunk_key):
         outputs, jvp, vjp = linearise(model, params, chunk)
         targets = split_batch(chunk)[1]
         if kind == "sampled":
-            targets = model.likelihood.sample(chunk_key, outputs)
+            targets = _targets.sample(model.likelihood, chunk_key, outputs, targets)
         return vjp(output_fisher(model, outputs, targets, jvp(vector), kind))
 
     key = jax.random.key(0) if key is None else key
@@ -178,7 +121,8 @@ class Curvature(NamedTuple):
         gradient: `(params) -> tangent`, its gradient.
         product: `(params, vector) -> tangent`, the undamped Fisher times a vector.
         check: like `loss`, on other data by which steps are checked; None where there are none.
-        missing: which of `loss` and `gradient` can't be told, as the data have no labels.
+        missing: which of the functions can't be used: `loss` and `gradient` where the data have no
+            labels, `product` where the likelihood has no `fisher` or `sample` for it.
     """
 
     loss: Callable[[Params], jax.Array]
@@ -222,12 +166,26 @@ def curvature(
     if not batches:
         raise ValueError("batches is empty: at least one batch is needed")
     _chunks.check_chunk(examples_per_chunk)
+    check_model(model)
     check_kind(kind, batches[0], key)
     key = jax.random.key(0) if key is None else key
     constants = split_batch(batches[0])[2]
     labelled = all(split_batch(batch)[1] is not None for batch in batches)
     chunk = max(_chunks.number_of_examples(b) for b in batches)
     examples = sum(_chunks.number_of_examples(b) for b in batches)
+
+    missing = () if labelled else ("loss", "gradient")
+    needed = {"exact": model.likelihood.fisher, "sampled": model.likelihood.sample}
+    missing += ("product",) if needed.get(kind, True) is None else ()
+
+    known: dict = {}
+    unchecked = [*enumerate(batches)]
+
+    def check_labels(params):  # once, when the parameters say what the outputs are like
+        while unchecked:
+            i, batch = unchecked[0]
+            check_targets(model, params, batch, f"batches[{i}]", known)
+            unchecked.pop(0)
 
     @functools.cache
     def merged():  # only when it is asked for: many compensations never do
@@ -239,6 +197,8 @@ def curvature(
 
     @_mesh.in_mesh_of_params
     def mean(part_sum, *arguments):
+        if part_sum is not _product_sum or kind == "empirical":
+            check_labels(arguments[0])
         if is_traced(arguments):
             static = model, kind, examples_per_chunk
             one = lambda part, part_key: part_sum(*static, part, part_key, *arguments)  # noqa: E731
@@ -260,7 +220,7 @@ def curvature(
         loss=lambda params: mean(_loss_sum, params),
         gradient=lambda params: mean(_gradient_sum, params),
         product=lambda params, vector: mean(_product_sum, params, vector),
-        missing=() if labelled else ("loss", "gradient"),
+        missing=missing,
     )
 
 

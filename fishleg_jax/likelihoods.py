@@ -2,54 +2,105 @@
 
 A `Likelihood` is three pure functions.  All of them treat the leading axis of the outputs as
 examples; everything behind it (tokens, pixels, dimensions) is summed, never averaged, so that
-damping and gradients share one scale: *per example*.
+damping and gradients share one scale: *per example*.  Those of this module compute in float32 or
+better, whatever the dtype of the outputs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _scalars, _targets, _tree
 
 Outputs = Any
 
 
-class Likelihood(NamedTuple):
-    """A distribution `p(target | outputs)` as three pure functions.
+class _Functions(NamedTuple):
+    """The fields of a `Likelihood`, which checks them."""
+
+    negative_log_likelihood: Callable[[Outputs, Any], jax.Array]
+    sample: Callable[..., Any] | None = None
+    fisher: Callable[..., Outputs] | None = None
+    check_targets: Callable[[Outputs, Any], None] | None = None
+    takes_targets: bool = False
+
+
+class Likelihood(_Functions):
+    """A distribution `p(target | outputs)` as pure functions.
 
     Attributes:
         negative_log_likelihood: `(outputs, targets) -> (examples,)`, summed over all but the
-            leading axis.
-        sample: `(key, outputs) -> targets`, one target for every output.
+            leading axis.  A target outside the distribution's support should make both the value
+            and its gradient NaN: estimates skip such gradients and count them.
+        sample: `(key, outputs) -> targets`, one target for every output.  None for a likelihood
+            that is not sampled from: empirical Fishers and losses need no samples.
         fisher: `(outputs, tangent) -> cotangent`, the product of the Fisher information in output
             space `E[∇log p ∇log pᵀ]` with a tangent of the same structure as the outputs.  Not
-            averaged over examples.
+            averaged over examples.  None for a likelihood without an exact Fisher.
+        check_targets: `(outputs, targets) -> None`, raises a ValueError for targets outside the
+            support.  It gets the shapes and dtypes of the outputs and concrete targets, before
+            anything is compiled.  None to check nothing.
+        takes_targets: Whether `sample` and `fisher` have a third argument, the batch's targets or
+            None, which says which outputs to leave out (padding).  A sample then has the structure
+            and shapes of the targets and marks the same outputs.
+
+    Raises:
+        ValueError: a field that is not a function, or a flag that is not a boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fishleg_jax import likelihoods
+        >>> laplace = likelihoods.Likelihood(
+        ...     lambda outputs, targets: jnp.abs(outputs - targets).sum(axis=1))
+        >>> laplace.negative_log_likelihood(jnp.ones((1, 2)), jnp.zeros((1, 2)))
+        Array([2.], dtype=float32)
     """
 
-    negative_log_likelihood: Callable[[Outputs, Any], jax.Array]
-    sample: Callable[[jax.Array, Outputs], Any]
-    fisher: Callable[[Outputs, Outputs], Outputs]
+    __slots__ = ()
+
+    def __new__(cls, *args, **kwargs):
+        """The likelihood, or a ValueError."""
+        self = super().__new__(cls, *args, **kwargs)
+        for name, value in zip(self._fields[:-1], self, strict=False):
+            optional = name != "negative_log_likelihood"
+            if not callable(value) and not (optional and value is None):
+                raise ValueError(
+                    f"Likelihood: {name} must be a function{' or None' * optional}, got "
+                    f"{_targets.describe(value)}"
+                )
+        _scalars.check_flag(self.takes_targets, "takes_targets")
+        return self
+
+    @classmethod
+    def _make(cls, iterable):  # `_replace` goes through it
+        return cls(*iterable)
 
 
 def _sum_per_example(values: jax.Array) -> jax.Array:
     return values.reshape(values.shape[0], -1).sum(axis=1)
 
 
-def _check_shape(targets: Any, outputs: jax.Array) -> None:
-    if jnp.shape(targets) != outputs.shape:
-        raise ValueError(
-            f"targets must have the shape of the outputs, {outputs.shape}, got {jnp.shape(targets)}"
-        )
-
-
-def categorical() -> Likelihood:
+def categorical(ignore: int | None = None) -> Likelihood:
     """Classes with the outputs as logits: `p = softmax(outputs)`.
 
     Outputs have shape `(examples, ..., classes)` and targets are integers of shape
-    `(examples, ...)`.  The Fisher in output space is `diag(p) - ppᵀ` (Martens 2020, eq. 16).
+    `(examples, ...)` in `0` to `classes - 1`.  A label outside makes the loss and the gradient of
+    its example NaN.  The Fisher in output space is `diag(p) - ppᵀ` (Martens 2020, eq. 16).
+
+    Args:
+        ignore: A label outside of the classes, such as -100, that marks padding: tokens with it
+            are left out of losses, gradients and all Fishers (exact and sampled ones go by the
+            batch's targets, and leave nothing out where these are None).  None for no such label.
 
     Returns:
-        The likelihood.
+        The likelihood; one and the same for equal arguments.
+
+    Raises:
+        ValueError: `ignore` is not a whole number or None; when used, one of the classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,33 +108,93 @@ def categorical() -> Likelihood:
         >>> logits = jnp.zeros((2, 4))
         >>> likelihoods.categorical().negative_log_likelihood(logits, jnp.array([0, 3])).round(3)
         Array([1.386, 1.386], dtype=float32)
+        >>> padded = likelihoods.categorical(ignore=-100)
+        >>> padded.negative_log_likelihood(logits, jnp.array([0, -100])).round(3)
+        Array([1.386, 0.   ], dtype=float32)
     """
+    if ignore is None:
+        return _categorical(None)
+    ignore = _scalars.check_count(ignore, "ignore", -(2**31), " or None")
+    if ignore >= 2**31:
+        raise ValueError(f"ignore must be below 2³¹, got {ignore}")
+    return _categorical(ignore)
+
+
+@functools.cache
+def _categorical(ignore: int | None) -> Likelihood:
+    def read(logits, labels):
+        """Logits in float32 or better, labels as signed integers, and which are left out."""
+        logits = _targets.one_array(logits, "categorical", 2)
+        classes = logits.shape[-1]
+        if ignore is not None and 0 <= ignore < classes:
+            raise ValueError(
+                f"ignore must lie outside of the {classes} classes, got {ignore}: give padding a "
+                f"label of its own, such as jnp.where(padding, -100, labels) with ignore=-100"
+            )
+        if labels is None:
+            return logits, None, None
+        dtype = jnp.result_type(labels)
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.bool_)):
+            raise ValueError(f"targets must be class labels, whole numbers, got dtype {dtype}")
+        _targets.check_shape(labels, logits.shape[:-1], "outputs without their axis of classes")
+        labels = jnp.asarray(labels).astype(jnp.promote_types(dtype, jnp.int32))
+        ignored = None if ignore is None else labels == ignore
+        return logits, labels, ignored
 
     def negative_log_likelihood(logits, targets):
-        _check_shape(targets, logits[..., 0])
+        logits, labels, ignored = read(logits, targets)
+        known = (labels >= 0) & (labels < logits.shape[-1])
         log_p = jax.nn.log_softmax(logits)
-        chosen = jnp.take_along_axis(log_p, targets[..., None].astype(jnp.int32), axis=-1)
-        return -_sum_per_example(chosen)
+        index = jnp.where(known, labels, 0)[..., None].astype(jnp.int32)
+        chosen = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
+        # a factor of NaN, unlike a NaN put in its place, makes the gradient NaN as well
+        factor = jnp.where(known if ignored is None else known | ignored, 1, jnp.nan)
+        losses = -chosen * factor.astype(chosen.dtype)
+        return _sum_per_example(losses if ignored is None else jnp.where(ignored, 0, losses))
 
-    def sample(key, logits):
-        return jax.random.categorical(key, logits)
+    def sample(key, logits, targets=None):
+        logits, labels, ignored = read(logits, targets if ignore is not None else None)
+        drawn = jax.random.categorical(key, logits)
+        return drawn if ignored is None else jnp.where(ignored, labels, drawn).astype(drawn.dtype)
 
-    def fisher(logits, tangent):
+    def fisher(logits, tangent, targets=None):
+        logits, _, ignored = read(logits, targets if ignore is not None else None)
         p = jax.nn.softmax(logits)
         pv = p * tangent
-        return pv - p * pv.sum(axis=-1, keepdims=True)
+        product = pv - p * pv.sum(axis=-1, keepdims=True)
+        if ignored is not None:
+            product = jnp.where(ignored[..., None], 0, product)
+        return product.astype(jnp.result_type(tangent))
 
-    return Likelihood(negative_log_likelihood, sample, fisher)
+    def check_targets(outputs, targets):
+        jax.eval_shape(read, outputs, targets)
+        classes = outputs.shape[-1]
+        if ignore is None:
+            valid = lambda labels: (labels >= 0) & (labels < classes)
+            expected = (
+                f"be labels from 0 to {classes - 1}, for the {classes} classes of the outputs "
+                "(padding is left out by likelihoods.categorical(ignore=-100))"
+            )
+        else:
+            valid = lambda labels: ((labels >= 0) & (labels < classes)) | (labels == ignore)
+            expected = (
+                f"be labels from 0 to {classes - 1}, for the {classes} classes of the outputs, or "
+                f"{ignore} for what is left out"
+            )
+        _targets.check_range(targets, valid, expected)
+
+    return Likelihood(negative_log_likelihood, sample, fisher, check_targets, ignore is not None)
 
 
 def bernoulli() -> Likelihood:
     """Independent binary variables with the outputs as logits: `p = sigmoid(outputs)`.
 
     Outputs and targets have shape `(examples, ...)`; targets lie in [0, 1], and values between
-    (grey pixels) are read as probabilities.  The Fisher in output space is `diag(p(1 - p))`.
+    (grey pixels) are read as probabilities.  A target outside makes the loss and the gradient of
+    its example NaN.  The Fisher in output space is `diag(p(1 - p))`.
 
     Returns:
-        The likelihood.
+        The likelihood; one and the same in every call.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,20 +202,35 @@ def bernoulli() -> Likelihood:
         >>> likelihoods.bernoulli().fisher(jnp.zeros((1, 2)), jnp.ones((1, 2)))
         Array([[0.25, 0.25]], dtype=float32)
     """
+    return _bernoulli()
+
+
+@functools.cache
+def _bernoulli() -> Likelihood:
+    def read(logits):
+        return _targets.one_array(logits, "bernoulli")
 
     def negative_log_likelihood(logits, targets):
-        _check_shape(targets, logits)
+        logits = read(logits)
+        _targets.check_real(targets, logits.shape)
+        targets = jnp.asarray(targets)
+        targets = jnp.where((targets >= 0) & (targets <= 1), targets, jnp.nan)
         # softplus(x) - t x, which is -t log p - (1 - t) log(1 - p) without forming p
         return _sum_per_example(jax.nn.softplus(logits) - targets * logits)
 
     def sample(key, logits):
+        logits = read(logits)
         return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
     def fisher(logits, tangent):
-        p = jax.nn.sigmoid(logits)
-        return p * (1 - p) * tangent
+        p = jax.nn.sigmoid(read(logits))
+        return (p * (1 - p) * tangent).astype(jnp.result_type(tangent))
 
-    return Likelihood(negative_log_likelihood, sample, fisher)
+    def check_targets(outputs, targets):
+        _targets.check_real(targets, jax.eval_shape(read, outputs).shape)
+        _targets.check_range(targets, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
+
+    return Likelihood(negative_log_likelihood, sample, fisher, check_targets)
 
 
 def gaussian(scale: float | None = 1.0) -> Likelihood:
@@ -119,7 +245,7 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
         scale: the known standard deviation, in the targets' unit; or None to learn it.
 
     Returns:
-        The likelihood.
+        The likelihood; one and the same for equal arguments.
 
     Raises:
         ValueError: `scale` is given and is not a positive finite number.
@@ -130,18 +256,26 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
         >>> likelihoods.gaussian(scale=0.5).fisher(jnp.zeros((1, 2)), jnp.ones((1, 2)))
         Array([[4., 4.]], dtype=float32)
     """
-    if scale is not None and not 0 < scale < float("inf"):
-        raise ValueError(f"scale must be a positive finite number or None, got {scale!r}")
+    return _gaussian(None if scale is None else _scalars.check_positive(scale, "scale", " or None"))
 
+
+@functools.cache
+def _gaussian(scale: float | None) -> Likelihood:
     def broadcast(outputs):
         if scale is None:
-            mean, log_scale = outputs
+            if not isinstance(outputs, (tuple, list)) or len(outputs) != 2:
+                raise ValueError(
+                    "outputs of the model must be a pair (mean, log_scale) for "
+                    f"gaussian(scale=None), got {type(outputs).__name__}"
+                )
+            mean, log_scale = _tree.widen(tuple(outputs))
             return mean, jnp.broadcast_to(log_scale, mean.shape)
-        return outputs, jnp.full(outputs.shape, jnp.log(scale), outputs.dtype)
+        mean = _targets.one_array(outputs, "gaussian")
+        return mean, jnp.full(mean.shape, jnp.log(scale), mean.dtype)
 
     def negative_log_likelihood(outputs, targets):
         mean, log_scale = broadcast(outputs)
-        _check_shape(targets, mean)
+        _targets.check_real(targets, mean.shape)
         error = (targets - mean) * jnp.exp(-log_scale)
         return _sum_per_example(0.5 * error**2 + log_scale + 0.5 * jnp.log(2 * jnp.pi))
 
@@ -159,4 +293,9 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
         (product,) = pull_back((v_mean * jnp.exp(-2 * log_scale), 2 * v_scale))
         return product
 
-    return Likelihood(negative_log_likelihood, sample, fisher)
+    def check_targets(outputs, targets):
+        mean, _ = jax.eval_shape(broadcast, outputs)
+        _targets.check_real(targets, mean.shape)
+        _targets.check_range(targets, np.isfinite, "be finite")
+
+    return Likelihood(negative_log_likelihood, sample, fisher, check_targets)

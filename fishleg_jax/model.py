@@ -1,18 +1,28 @@
 """What is being pruned: a prediction function and a likelihood, and the loss that they make."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _mesh
+from fishleg_jax import _chunks, _mesh, _scalars, _targets, _tree
 from fishleg_jax._chunks import Batch, split_batch
+from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.likelihoods import Likelihood
 
 Params = Any
 
 
-class Model(NamedTuple):
+class _Fields(NamedTuple):
+    """The fields of a `Model`, which checks them."""
+
+    predict: Callable[..., Any]
+    likelihood: Likelihood
+
+
+class Model(_Fields):
     """A network in evaluation mode and the meaning of its outputs.
 
     Both are functions: a model is closed over by what uses it and is never traced.
@@ -20,8 +30,12 @@ class Model(NamedTuple):
     Attributes:
         predict: `(params, inputs) -> outputs`, or `(params, inputs, constants) -> outputs` when
             batches carry constants (batch-norm statistics and the like).  Every example must be
-            predicted by itself: no batch statistics, no dropout.
+            predicted by itself: no batch statistics, no dropout.  Outputs may have another dtype
+            than the weights; the library casts them to float32 or better.
         likelihood: what the outputs mean, see `fishleg_jax.likelihoods`.
+
+    Raises:
+        ValueError: `predict` is not such a function, or `likelihood` not a `Likelihood`.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -31,14 +45,126 @@ class Model(NamedTuple):
                [3.]], dtype=float32)
     """
 
-    predict: Callable[..., Any]
-    likelihood: Likelihood
+    __slots__ = ()
+
+    def __new__(cls, predict, likelihood):
+        """The model, or a ValueError."""
+        expected = "a function (params, inputs) or (params, inputs, constants)"
+        if not any(_accepts(predict, arguments) for arguments in (2, 3)):
+            _scalars.check_function(predict, "predict", 2, expected)
+        if not isinstance(likelihood, Likelihood):
+            raise ValueError(f"likelihood must be {_expected_instead_of(likelihood)}")
+        return super().__new__(cls, predict, likelihood)
+
+    @classmethod
+    def _make(cls, iterable):  # `_replace` goes through it
+        return cls(*iterable)
+
+
+def _expected_instead_of(likelihood: Any) -> str:
+    """An error's end for what was given as a likelihood and is none."""
+    name = getattr(likelihood, "__name__", "nll")
+    hint = ""
+    if getattr(likelihood, "__module__", None) == Likelihood.__module__:
+        hint = f"; call it: likelihoods.{name}()"
+    elif callable(likelihood):
+        hint = "; a negative log-likelihood goes into flj.likelihoods.Likelihood(...)"
+    expected = "a fishleg_jax.likelihoods.Likelihood, such as flj.likelihoods.categorical()"
+    return f"{expected}, got {_targets.describe(likelihood)}{hint}"
+
+
+def _accepts(function: Any, arguments: int) -> bool:
+    """Whether a function can be called with so many arguments by position."""
+    try:
+        _scalars.check_function(function, "predict", arguments, "")
+    except ValueError:
+        return False
+    return True
 
 
 def predict(model: Model, params: Params, batch: Batch) -> Any:
-    """The model's outputs on a batch."""
+    """The model's outputs on a batch, in float32 or better.
+
+    The cast belongs to the network: its derivatives go through it, and nothing that is made of
+    outputs has to know of their dtype.
+
+    Raises:
+        ValueError: the batch has constants and `predict` does not take them, or the reverse.
+    """
     inputs, _, constants = split_batch(batch)
-    return model.predict(params, inputs, *constants)
+    try:
+        outputs = model.predict(params, inputs, *constants)
+    except TypeError as error:
+        if _accepts(model.predict, 2 + len(constants)):
+            raise
+        takes, has = "(params, inputs, constants)", "no constants"
+        if constants:
+            takes, has = "(params, inputs)", "constants"
+        raise ValueError(
+            f"batch has {has}, but the model's predict takes {takes}: batches must be "
+            f"(inputs, targets{'' if constants else ', constants'})"
+        ) from error
+    return jax.tree.map(_wide, outputs)
+
+
+def _wide(x: Any) -> Any:
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        return x
+    return _tree.widen(x)
+
+
+@_mesh.in_mesh_of_params
+def check_targets(
+    model: Model | None,
+    params: Params,
+    batch: Batch,
+    argument: str = "batch",
+    known: dict | None = None,
+) -> None:
+    """Raises a ValueError where a batch's targets do not fit the model's outputs on it.
+
+    On the host, from shapes and from the targets' values; nothing is compiled.  Targets that are
+    traced, or that lie on other hosts, are left to the losses, which are NaN for invalid ones.
+
+    Args:
+        model: the model; None where it is not known, which checks nothing.
+        params: its parameters.
+        batch: the batch; without targets there is nothing to check.
+        argument: the name of the batch.
+        known: outputs of batches that were checked before, to predict the shapes of each kind once.
+    """
+    targets = split_batch(batch)[1]
+    if model is None or targets is None or is_traced(batch):
+        return
+    check_model(model)
+    known = {} if known is None else known
+    make = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tuple(batch)))
+    try:
+        if make not in known:
+            outputs = _output_shapes(model, params, batch)
+            jax.eval_shape(partial(_targets.losses, model.likelihood), outputs, targets)
+            known[make] = outputs
+        _targets.check_values(model.likelihood, known[make], targets)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} does not fit the model: {error}") from error
+
+
+def check_all_targets(model: Model | None, params: Params, batches: Any, argument: str) -> None:
+    """`check_targets` for every batch of a sequence."""
+    known: dict = {}
+    for i, batch in enumerate(batches):
+        check_targets(model, params, batch, f"{argument}[{i}]", known)
+
+
+def _output_shapes(model: Model, params: Params, batch: Batch) -> Any:
+    """Shapes and dtypes of a model's outputs; what is traced for it is found again."""
+    try:
+        hash(model)
+    except TypeError:
+        return jax.eval_shape(partial(predict, model), params, batch)
+    if is_traced(params):
+        return jax.eval_shape(partial(predict, model), params, batch)
+    return jitted(predict, model).eval_shape(params, batch)
 
 
 def check_model(model: Any) -> None:
@@ -64,7 +190,8 @@ def losses(
         An array of shape `(examples,)`, in nats.
 
     Raises:
-        ValueError: the batch has no targets, a chunk of no examples.
+        ValueError: no targets, targets that the likelihood does not admit (under `jit` they make
+            the loss NaN), a chunk of no examples.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -75,9 +202,12 @@ def losses(
     if split_batch(batch)[1] is None:
         raise ValueError("batch has no targets, got None: a loss needs labels")
 
+    if not _chunks.fits(batch, examples_per_chunk):
+        check_targets(model, params, batch)  # whose values a chunk does not show
+
     def of_chunk(chunk):
         targets = split_batch(chunk)[1]
-        return model.likelihood.negative_log_likelihood(predict(model, params, chunk), targets)
+        return _targets.losses(model.likelihood, predict(model, params, chunk), targets)
 
     return _chunks.map_over_chunks(of_chunk, batch, examples_per_chunk)
 

@@ -2,10 +2,11 @@
 
 import jax
 
-from fishleg_jax import _chunks, _mesh, _scalars, _sharding
+from fishleg_jax import _chunks, _mesh, _scalars, _sharding, _targets
 from fishleg_jax._jit import is_traced, jitted
-from fishleg_jax.fisher import check_kind, with_sampled_targets
-from fishleg_jax.model import Batch, Model, Params, check_model, loss, split_batch
+from fishleg_jax._output_space import with_sampled_targets
+from fishleg_jax.fisher import check_kind
+from fishleg_jax.model import Batch, Model, Params, check_model, check_targets, loss, split_batch
 
 
 @_mesh.in_mesh_of_params
@@ -29,7 +30,8 @@ def per_example_gradients(
         model: the model.
         params: its parameters, `d` numbers in all.
         batch: `(inputs, targets[, constants])` of `m` examples.
-        labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model.
+        labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model
+            (but for tokens that `likelihoods.categorical(ignore=...)` leaves out).
         key: a random key, for `sampled`.
         examples_per_gradient: how many examples in a row share a gradient, that of their mean loss;
             it divides `m`.
@@ -41,8 +43,9 @@ def per_example_gradients(
         `m / examples_per_gradient`.
 
     Raises:
-        ValueError: unknown labels, what is no batch, a missing key, missing targets, a number of
-            examples for each gradient that does not divide theirs.
+        ValueError: unknown labels, what is no batch, a missing key, missing or invalid targets, a
+            likelihood without samples, a number of examples for each gradient that does not divide
+            theirs.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -56,6 +59,9 @@ def per_example_gradients(
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     check_model(model)
     check_kind(labels, batch, key)
+    _targets.require_kind(model.likelihood, labels)
+    if labels == "empirical":
+        check_targets(model, params, batch)
     if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
         settings = model, labels, examples_per_gradient, examples_per_chunk
         return jitted(_per_example_gradients, *settings)(params, batch, key)

@@ -1,6 +1,7 @@
 """Likelihoods against their definitions: sums over targets, quadrature, scipy."""
 
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import fishleg_jax as flj
 from fishleg_jax import likelihoods
 from tests import dense
 
@@ -136,3 +138,175 @@ def test_samples_have_the_right_frequencies(key, case):
 def test_bad_scales_are_refused(scale):
     with pytest.raises(ValueError, match="scale must be a positive finite number"):
         likelihoods.gaussian(scale)
+
+
+def predict(params, x):
+    return x @ params
+
+
+def squares(outputs, targets):
+    return ((outputs - targets) ** 2).sum(axis=1)
+
+
+BATCH = jnp.ones((4, 2)), jnp.ones((4, 3))
+WEIGHTS = jnp.ones((2, 3))
+
+
+def test_equal_arguments_make_one_likelihood():
+    make = likelihoods.categorical
+    assert make() == make(None) == make(ignore=None) != make(ignore=-100)
+    assert make(-100) == make(ignore=np.int64(-100)) != make(-1)
+    assert likelihoods.bernoulli() == likelihoods.bernoulli() != make()
+    make = likelihoods.gaussian
+    assert make() == make(1) == make(scale=np.float64(1.0)) != make(0.5) != make(None) == make(None)
+    assert flj.Model(predict, make(0.5)) == flj.Model(predict, make(0.5))
+
+
+def test_a_model_is_a_named_tuple_of_its_two_functions():
+    model = flj.Model(predict, likelihoods.Likelihood(squares))
+    again = pickle.loads(pickle.dumps(model))
+    assert isinstance(again, flj.Model) and isinstance(again.likelihood, likelihoods.Likelihood)
+    assert again == model and hash(again) == hash(model)
+    other = model._replace(likelihood=likelihoods.gaussian())
+    assert isinstance(other, flj.Model) and other.predict is predict and other != model
+    taken, likelihood = model
+    assert (taken, likelihood) == (predict, model.likelihood)
+    assert flj.Model(likelihood=likelihood, predict=predict) == model
+    assert isinstance(likelihood._replace(fisher=predict), likelihoods.Likelihood)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (likelihoods.categorical, r"got the function categorical; call it: .*categorical\(\)"),
+        (likelihoods.Likelihood, "got the class Likelihood"),
+        ("categorical", "got 'categorical'$"),
+        (None, "got None$"),
+        (squares, "got the function squares; a negative log-likelihood goes into"),
+        (tuple(likelihoods.gaussian()), "got "),
+    ],
+)
+def test_what_is_no_likelihood_is_refused_by_the_model(given, message):
+    expected = f"likelihood must be a fishleg_jax.likelihoods.Likelihood, .*{message}"
+    with pytest.raises(ValueError, match=expected):
+        flj.Model(predict, given)
+    with pytest.raises(ValueError, match=expected):
+        flj.Model(predict, likelihoods.gaussian())._replace(likelihood=given)
+
+
+@pytest.mark.parametrize("given", [None, "mlp", lambda params: params, jnp.ones(3)])
+def test_what_can_not_predict_is_refused_by_the_model(given):
+    expected = r"predict must be a function \(params, inputs\) or \(params, inputs, constants\)"
+    with pytest.raises(ValueError, match=expected):
+        flj.Model(given, likelihoods.gaussian())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ((None,), "negative_log_likelihood must be a function, got None"),
+        (("mse",), "negative_log_likelihood must be a function, got 'mse'"),
+        ((squares, 3), "sample must be a function or None, got 3"),
+        ((squares, None, "exact"), "fisher must be a function or None, got 'exact'"),
+        ((squares, None, None, 1), "check_targets must be a function or None, got 1"),
+        ((squares, None, None, None, -100), "takes_targets must be True or False, got -100"),
+    ],
+)
+def test_what_is_no_function_is_refused_by_the_likelihood(fields, message):
+    with pytest.raises(ValueError, match=message):
+        likelihoods.Likelihood(*fields)
+
+
+USES = {
+    "losses": lambda model: flj.losses(model, WEIGHTS, BATCH),
+    "product": lambda m: flj.fisher_vector_product(m, WEIGHTS, BATCH, WEIGHTS, kind="empirical"),
+    "gradients": lambda model: flj.per_example_gradients(model, WEIGHTS, BATCH),
+    "curvature": lambda model: flj.curvature(model, [BATCH]).gradient(WEIGHTS),
+    "fit": lambda model: flj.fit(
+        flj.inverse.diagonal(model, labels="empirical"), WEIGHTS, [BATCH], key=jax.random.key(0)
+    ),
+    "one shot": lambda model: flj.prune_one_shot(
+        model, WEIGHTS, flj.inverse.diagonal(model, labels="empirical"), [BATCH], sparsity=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_one_mean_for_all_examples_is_refused(use):
+    mean = likelihoods.Likelihood(lambda outputs, targets: squares(outputs, targets).mean())
+    with pytest.raises(ValueError, match=r"one number for each of the 4 examples.*got shape \(\)"):
+        USES[use](flj.Model(predict, mean))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_constants_that_are_missing_are_refused(use):
+    model = flj.Model(lambda params, x, constants: x @ params, likelihoods.gaussian())
+    message = r"batch has no constants, but the model's predict takes \(params, inputs, constants\)"
+    with pytest.raises(ValueError, match=message):
+        USES[use](model)
+
+
+def test_constants_that_are_too_many_are_refused():
+    with pytest.raises(ValueError, match="batch has constants, but the model's predict takes"):
+        flj.losses(flj.Model(predict, likelihoods.gaussian()), WEIGHTS, (*BATCH, jnp.ones(1)))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_negative_log_likelihood_alone_does_where_nothing_else_is_needed(use):
+    USES[use](flj.Model(predict, likelihoods.Likelihood(squares, None, None)))
+
+
+BARE = flj.Model(predict, likelihoods.Likelihood(squares))
+NO_FISHER = flj.Model(predict, likelihoods.gaussian()._replace(fisher=None))
+
+
+def grouped(model):
+    estimator = flj.inverse.diagonal(model, labels="empirical")
+    return flj.prune_one_shot(
+        model, WEIGHTS, estimator, [BATCH], sparsity=0.5, compensation=flj.compensation.group()
+    )
+
+
+@pytest.mark.parametrize(
+    "need, missing",
+    [
+        (lambda: flj.inverse.kfac(BARE), "sample"),
+        (lambda: flj.inverse.mfac(BARE, labels="sampled"), "sample"),
+        (lambda: flj.inverse.fishleg(BARE, kind="sampled"), "sample"),
+        (lambda: flj.inverse.fishleg(NO_FISHER), "fisher"),
+        (lambda: flj.fisher_vector_product(BARE, WEIGHTS, BATCH, WEIGHTS), "fisher"),
+        (lambda: flj.curvature(NO_FISHER, [BATCH]).product(WEIGHTS, WEIGHTS), "fisher"),
+        (
+            lambda: flj.per_example_gradients(
+                BARE, WEIGHTS, BATCH, labels="sampled", key=jax.random.key(0)
+            ),
+            "sample",
+        ),
+        (lambda: grouped(NO_FISHER), "fisher"),
+        (
+            lambda: flj.trust(
+                BARE, WEIGHTS, flj.inverse.identity(), [BATCH, BATCH], sparsity=0.5
+            ),
+            "fisher",
+        ),
+    ],
+)  # fmt: skip
+def test_what_needs_more_of_a_likelihood_says_so(need, missing):
+    with pytest.raises(ValueError, match=f"likelihood has {missing}=None"):
+        need()
+
+
+@pytest.mark.parametrize(
+    "likelihood, message",
+    [
+        (likelihoods.categorical(), r"one array of shape \(examples, ..., classes\) for categ"),
+        (likelihoods.bernoulli(), r"one array of shape \(examples, ...\) for bernoulli"),
+        (likelihoods.gaussian(), r"one array of shape \(examples, ...\) for gaussian"),
+    ],
+)
+def test_outputs_of_another_make_are_refused(likelihood, message):
+    model = flj.Model(lambda params, x: (x @ params, x), likelihood)
+    with pytest.raises(ValueError, match=f"outputs of the model must be {message}"):
+        flj.losses(model, WEIGHTS, BATCH)
+    with pytest.raises(ValueError, match=r"must be a pair \(mean, log_scale\)"):
+        flj.losses(flj.Model(predict, likelihoods.gaussian(None)), WEIGHTS, BATCH)

@@ -93,5 +93,11 @@ def diagonal(
         return jax.tree.map(jnp.multiply, inverse(state, mask), _tree.widen(tangent))
 
     return spread(
-        InverseFisher(init, update, multiply, lambda state, params, mask=None: inverse(state, mask))
+        InverseFisher(
+            init,
+            update,
+            multiply,
+            lambda state, params, mask=None: inverse(state, mask),
+            model=model,
+        )
     )

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _axis, _chunks, _scalars, _sharding, _tree, fisher
+from fishleg_jax import _axis, _chunks, _scalars, _sharding, _targets, _tree, fisher
 from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
@@ -35,7 +35,7 @@ from fishleg_jax.inverse._start import assimilate_samples
 from fishleg_jax.inverse._state import FishLegState, multiply_leaves
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
-from fishleg_jax.model import Model, loss, split_batch
+from fishleg_jax.model import Model, check_model, loss, split_batch
 
 PROBES = ("normal", "sign", "gradient")
 
@@ -124,6 +124,10 @@ def fishleg(
         damping, kind, probe, cap, start, samples, examples_per_sample, updates, preconditioned,
         window,
     )  # fmt: skip
+    check_model(model)
+    # the start samples labels, for the exact Fisher as well
+    needs = {"exact": ("sample", "fisher"), "sampled": ("sample",)}.get(kind, ())
+    _targets.require(model.likelihood, needs, f"kind={kind!r}")
     optimizer = default_optimizer() if optimizer is None else optimizer
     start = min(start, 2 * updates // 3) if learn else start
 
@@ -207,7 +211,7 @@ def fishleg(
         InverseFisher(
             init, update, multiply, diagonal,
             updates=updates if learn else start, ready=lambda state: state.count >= start,
-            axis_name=axis_name,
+            axis_name=axis_name, model=model,
         ),
         model_outside=True,
     )  # fmt: skip
@@ -239,28 +243,33 @@ def _pull(
 
     def with_labels(part, part_key):
         inputs, targets, constants = split_batch(part)
+        # labels of the batch that say which outputs are left out
+        own = targets if model.likelihood.takes_targets else None
         # scores of sampled labels have mean zero and are independent between examples, so that
         # their sum over a batch has the batch's summed Fisher for its covariance; those of the
         # data's labels need random signs for that
         weights = jnp.ones(_chunks.number_of_examples(part), jax.tree.leaves(z)[0].dtype)
         if kind == "empirical":
             weights = jax.random.rademacher(part_key, weights.shape, weights.dtype)
-        elif _chunks.fits(part, examples_per_chunk):
-            targets = None  # drawn from the outputs that the product has anyway
+        elif draws:
+            targets = own  # others are drawn from the outputs that the product has anyway
         else:
             draw = lambda: fisher.with_sampled_targets(  # noqa: E731
                 model, params, part, part_key, examples_per_chunk
             )[1]
-            none = lambda: _sharding.zeros(jax.eval_shape(draw))  # noqa: E731
-            # the exact Fisher looks at no labels once it has started
+            drawn = jax.eval_shape(draw)
+            none = lambda: _sharding.zeros(drawn)  # noqa: E731
+            if own is not None:
+                none = lambda: jax.tree.map(lambda x, d: x.astype(d.dtype), own, drawn)  # noqa: E731
+            # the exact Fisher looks at no labels once it has started, but for what is left out
             targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
         return inputs, (targets, _axis.varying(weights, axis_name)), *constants
 
     def pull(chunk, chunk_key):
         inputs, (targets, weights), constants = split_batch(chunk)
         outputs, jvp, vjp = fisher.linearise(model, params, (inputs, None, *constants))
-        if targets is None:
-            targets = model.likelihood.sample(chunk_key, outputs)
+        if draws:
+            targets = _targets.sample(model.likelihood, chunk_key, outputs, targets)
         score = fisher.output_gradient(model, outputs, targets, weights)
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))
@@ -268,6 +277,7 @@ def _pull(
     whole = _chunks.number_of_examples(batch)
     most, least = cut
     parts = _chunks.deal(batch, max(min(most, whole // least), 1))
+    draws = kind != "empirical" and _chunks.fits(parts[0], examples_per_chunk)
     examples = devices * _chunks.number_of_examples(parts[0])
     scale = jnp.where(starting, examples**-0.5, 1 / examples)
     pulled = [

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _scalars, _sharding, _tree, fisher
+from fishleg_jax import _chunks, _scalars, _sharding, _targets, _tree
+from fishleg_jax._output_space import with_sampled_targets
 from fishleg_jax.inverse.base import apply_mask
-from fishleg_jax.model import Model
+from fishleg_jax.model import Model, check_model
 from fishleg_jax.per_example import check_gradients, per_example_gradients
 
 LABELS = ("empirical", "sampled")
@@ -46,6 +47,9 @@ def gradient_rows(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    check_model(model)
+    if labels == "sampled":
+        _targets.require(model.likelihood, ("sample",), "labels='sampled'")
     _scalars.check_count(examples_per_gradient, "examples_per_gradient")
     _chunks.check_chunk(examples_per_chunk)
 
@@ -94,7 +98,7 @@ def sum_over_rows(
         make = rows_of
         if labels == "sampled" and not _chunks.fits(batch, at_once):
             wide = _tree.widen(params)
-            batch = fisher.with_sampled_targets(model, wide, batch, key, examples_per_chunk)
+            batch = with_sampled_targets(model, wide, batch, key, examples_per_chunk)
             make = labelled_rows_of
 
         def of_chunk(chunk, chunk_key):

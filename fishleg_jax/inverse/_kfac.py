@@ -172,7 +172,9 @@ def kfac(
             unit.unpack(_diagonal_of(unit.factor, roots), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    return spread(InverseFisher(init, update, multiply, diagonal, prepare=prepare))
+    return spread(
+        InverseFisher(init, update, multiply, diagonal, prepare=prepare, model=model)
+    )  # fmt: skip
 
 
 def _sum_of_moments(factor: _factors.Factor, rows: jax.Array) -> Any:

@@ -162,5 +162,7 @@ def mfac(
         return state._replace(windows=windows)
 
     return spread(
-        InverseFisher(init, update, multiply, diagonal, product=product, restrict=restrict)
+        InverseFisher(
+            init, update, multiply, diagonal, product=product, restrict=restrict, model=model
+        )
     )

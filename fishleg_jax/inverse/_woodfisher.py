@@ -150,7 +150,12 @@ def woodfisher(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, ready=lambda state: state.count >= gradients
+            init,
+            update,
+            multiply,
+            diagonal,
+            ready=lambda state: state.count >= gradients,
+            model=model,
         )
     )
 

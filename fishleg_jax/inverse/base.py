@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _mesh, _placement, _sharding, _tree
 from fishleg_jax._jit import jitted
+from fishleg_jax.model import Model
 
 
 class InverseFisher(NamedTuple):
@@ -37,6 +38,8 @@ class InverseFisher(NamedTuple):
             as the estimate needs to be of any use.  None where that is one.
         axis_name: a named axis over whose devices `update` averages what it finds in the batch of
             each; None where all there is to know is in the batch.
+        model: The model whose Fisher it is, by which the labels of batches are checked; None where
+            there is none.
     """
 
     init: Callable[[Any], Any]
@@ -49,6 +52,7 @@ class InverseFisher(NamedTuple):
     prepare: Callable[[Any, Any], Any] | None = None
     ready: Callable[[Any], jax.Array] | None = None
     axis_name: str | None = None
+    model: Model | None = None
 
 
 def check_estimator(estimator: Any) -> None:

@@ -117,6 +117,11 @@ def group(
                 "fisher='estimate' needs an estimate with its gradients in memory, such as "
                 "inverse.mfac"
             )
+        if fisher == "exact" and "product" in curvature.missing:
+            raise ValueError(
+                "group needs Fisher products, and the model's likelihood has fisher=None: give it "
+                "one, or take another compensation"
+            )
         require_labels(curvature, first_order, check_step)
 
     def compensate(

@@ -21,7 +21,7 @@ from fishleg_jax import (
     inverse,
 )
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Model, check_model
+from fishleg_jax.model import Model, check_model, check_targets
 from fishleg_jax.pruning import _adjustable, _gradual_checks
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning._counting import Sparsity
@@ -175,6 +175,8 @@ def gradual_prune(
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
+        if batch is not None:
+            check_targets(model or estimator.model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, grad, flag, emit, known, False)
 

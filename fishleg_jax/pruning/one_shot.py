@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _chunks, _mesh, _prunable, _scalars, _tree, _validate, fisher
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
-from fishleg_jax.model import Batch, Model
+from fishleg_jax.model import Batch, Model, check_all_targets
 from fishleg_jax.pruning import (
     _adjustable,
     _arguments,
@@ -94,6 +94,7 @@ def fit(
     _arguments.check_functions(None, on_update, None)
     if masks is not None:
         _tree.check_same(params, masks, "masks")
+    check_all_targets(estimator.model, params, batches, "batches")
     total = len(batches) if estimator.updates is None else estimator.updates
     # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
     # gives every leaf memory of its own
@@ -264,6 +265,9 @@ def prune_one_shot(
     _arguments.check_state(state, estimator, params, stages)
     if held_out is not None:
         _validate.check_batches(held_out, "held_out", like=batches[0])
+    if isinstance(model, Model):
+        check_all_targets(model, params, batches, "batches")
+        check_all_targets(model, params, held_out or (), "held_out")
     _arguments.check_needs(
         compensation, estimator, model, params, batches, held_out, first_order
     )  # fmt: skip

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _prunable, _tree, fisher
+from fishleg_jax import _prunable, _targets, _tree, fisher
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model
+from fishleg_jax.model import Batch, Model, check_model
 from fishleg_jax.pruning.masks import number_to_prune
 from fishleg_jax.pruning.one_shot import Result, prune_one_shot
 
@@ -76,6 +76,8 @@ def trust(
     if len(batches) < 2:
         raise ValueError(f"batches must be two or more to be halved, got {len(batches)}")
     number_to_prune(sparsity, 1)  # no target, which would prune either half to another sparsity
+    check_model(model)
+    _targets.require_kind(model.likelihood, "exact")
     halves = batches[::2], batches[1::2]
     results = [
         prune_one_shot(

@@ -1,0 +1,131 @@
+"""What an engine asks of a likelihood, and what is refused of it or of a batch's targets."""
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _tree
+
+
+def losses(likelihood: Any, outputs: Any, targets: Any) -> jax.Array:
+    """The negative log-likelihood, one number for every example, or a ValueError."""
+    check_values(likelihood, outputs, targets)
+    values = likelihood.negative_log_likelihood(outputs, targets)
+    examples = jnp.shape(jax.tree.leaves(targets)[0])[0]
+    if jnp.shape(values) != (examples,):
+        raise ValueError(
+            f"likelihood: negative_log_likelihood must return one number for each of the "
+            f"{examples} examples, shape {(examples,)}, got shape {jnp.shape(values)}; sum over "
+            "an example's outputs, and do not average over examples"
+        )
+    return values
+
+
+def sample(likelihood: Any, key: jax.Array, outputs: Any, targets: Any) -> Any:
+    """Targets drawn from a likelihood; outputs that the batch's targets leave out stay so."""
+    require(likelihood, ("sample",), "sampled labels")
+    if likelihood.takes_targets:
+        return likelihood.sample(key, outputs, targets)
+    return likelihood.sample(key, outputs)
+
+
+def fisher(likelihood: Any, outputs: Any, targets: Any, tangent: Any) -> Any:
+    """The Fisher in output space times a tangent, but for outputs that the targets leave out."""
+    require(likelihood, ("fisher",), "kind='exact'")
+    if likelihood.takes_targets:
+        return likelihood.fisher(outputs, tangent, targets)
+    return likelihood.fisher(outputs, tangent)
+
+
+def require(likelihood: Any, names: Sequence[str], what: str) -> None:
+    """Raises a ValueError where a likelihood lacks a function that something needs."""
+    for name in names:
+        if getattr(likelihood, name) is None:
+            raise ValueError(
+                f"{what}: the model's likelihood has {name}=None; give it that function, as "
+                f"likelihoods.Likelihood(..., {name}=...), or use kind or labels 'empirical'"
+            )
+
+
+def require_kind(likelihood: Any, kind: str) -> None:
+    """Raises a ValueError where a likelihood lacks what Fisher products of a kind need."""
+    names = {"exact": ("fisher",), "sampled": ("sample",)}.get(kind, ())
+    require(likelihood, names, f"{kind!r} Fisher products")
+
+
+def check_values(likelihood: Any, outputs: Any, targets: Any) -> None:
+    """Raises a ValueError for targets outside a likelihood's support, where they can be seen."""
+    if likelihood.check_targets is None or not _is_known(targets):
+        return
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), outputs)
+    likelihood.check_targets(shapes, targets)
+
+
+def _is_known(targets: Any) -> bool:
+    """Whether the values of targets can be read here."""
+    leaves = jax.tree.leaves(targets)
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+    elsewhere = any(isinstance(x, jax.Array) and not is_here(x) for x in leaves)
+    return not abstract and not elsewhere
+
+
+def is_here(x: jax.Array) -> bool:
+    """Whether an array can be read on this host: it is concrete, and all of it is here."""
+    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+
+
+def check_shape(targets: Any, expected: tuple[int, ...], of_what: str) -> None:
+    """Raises a ValueError for targets of another shape."""
+    if jnp.shape(targets) != expected:
+        raise ValueError(
+            f"targets must have the shape of the {of_what}, {expected}, got {jnp.shape(targets)}"
+        )
+
+
+def one_array(outputs: Any, name: str, dimensions: int = 1) -> jax.Array:
+    """Outputs that are one array, in float32 or better; a ValueError for others."""
+    if not hasattr(outputs, "ndim") or outputs.ndim < dimensions:
+        found = [jnp.shape(x) for x in jax.tree.leaves(outputs)]
+        axes = "(examples, ..., classes)" if dimensions == 2 else "(examples, ...)"
+        raise ValueError(
+            f"outputs of the model must be one array of shape {axes} for {name}, got "
+            f"{type(outputs).__name__} of shapes {found}"
+        )
+    return _tree.widen(outputs)
+
+
+def check_real(targets: Any, expected: tuple[int, ...]) -> None:
+    """Raises a ValueError unless targets are real numbers, one for every output."""
+    check_shape(targets, expected, "outputs")
+    dtype = jnp.result_type(targets)
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise ValueError(f"targets must be real numbers, got dtype {dtype}")
+
+
+def check_range(targets: Any, valid: Any, expected: str) -> None:
+    """Raises a ValueError with the first of the targets that are invalid.
+
+    Args:
+        targets: a concrete array.
+        valid: `(values) -> boolean array`.
+        expected: the valid targets in words.
+    """
+    values = np.asarray(targets)
+    if values.dtype.kind not in "biuf":  # bfloat16 and the like
+        values = values.astype(np.float32)
+    wrong = values[~valid(values)]
+    if wrong.size:
+        raise ValueError(f"targets must {expected}, got {wrong[0]}")
+
+
+def describe(value: Any) -> str:
+    """A short name of what was given, for an error."""
+    name = getattr(value, "__name__", None)
+    if callable(value) and isinstance(name, str):
+        return f"the {'class' if isinstance(value, type) else 'function'} {name}"
+    return reprlib.repr(value)
