@@ -52,7 +52,8 @@ def automatic_mesh(tree: Any) -> Any:
 def in_mesh_of_params(function: Callable[P, R]) -> Callable[P, R]:
     """Sets the mesh of the parameters, its second argument, for a function on the host.
 
-    The signature stays what it was, for type checkers, too.  So that a model may name axes.  Under a `jit` of others no mesh can be set: theirs counts.
+    So that a model may name axes.  Under a `jit` of others no mesh can be set: theirs counts.  The
+    signature stays that of the function, for type checkers as well.
     """
 
     @functools.wraps(function)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _mesh, _placement, _tree, _validate
+from fishleg_jax import _axis, _chunks, _mesh, _placement, _text, _tree, _validate
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.model import Batch, Model, Params, check_model, losses, predict, split_batch
 
@@ -186,6 +186,8 @@ class Curvature(NamedTuple):
     product: Callable[[Params, Params], Any]
     check: Callable[[Params], jax.Array] | None = None
     missing: tuple[str, ...] = ()
+
+    __repr__ = _text.one_line
 
 
 def curvature(

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _text
+
 Outputs = Any
 
 
@@ -29,6 +31,8 @@ class Likelihood(NamedTuple):
     negative_log_likelihood: Callable[[Outputs, Any], jax.Array]
     sample: Callable[[jax.Array, Outputs], Any]
     fisher: Callable[[Outputs, Outputs], Outputs]
+
+    __repr__ = _text.by_maker
 
 
 def _sum_per_example(values: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _chunks, _mesh
+from fishleg_jax import _chunks, _mesh, _text
 from fishleg_jax._chunks import Batch, split_batch
 from fishleg_jax.likelihoods import Likelihood
 
@@ -33,6 +33,8 @@ class Model(NamedTuple):
 
     predict: Callable[..., Any]
     likelihood: Likelihood
+
+    __repr__ = _text.one_line
 
 
 def predict(model: Model, params: Params, batch: Batch) -> Any:

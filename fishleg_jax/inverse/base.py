@@ -1,12 +1,13 @@
 """The one protocol that every estimate of the damped inverse Fisher follows."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _mesh, _placement, _sharding, _tree
+from fishleg_jax import _mesh, _placement, _sharding, _text, _tree
 from fishleg_jax._jit import jitted
 
 
@@ -50,6 +51,8 @@ class InverseFisher(NamedTuple):
     ready: Callable[[Any], jax.Array] | None = None
     axis_name: str | None = None
 
+    __repr__ = _text.by_maker
+
 
 def check_estimator(estimator: Any) -> None:
     """Raises a ValueError unless it is an inverse Fisher."""
@@ -91,6 +94,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     """
     automatic = _sharding.automatic
 
+    @functools.wraps(estimator.init)  # whose maker the repr names
     def init(params):
         if all(_mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
             return estimator.init(params)

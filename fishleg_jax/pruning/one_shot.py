@@ -40,7 +40,7 @@ class Result(NamedTuple):
     masks: Any
     report: Report
     state: Any
-    stages: tuple[dict, ...]
+    stages: tuple[dict[str, Any], ...]
     stopped: str | None = None
     constants: Any | None = None
 

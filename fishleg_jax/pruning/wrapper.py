@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fishleg_jax import _text
 from fishleg_jax._scalars import check_count
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model
@@ -27,6 +28,8 @@ class PruneState(NamedTuple):
 
     pruning: GradualState
     inner: Any
+
+    __repr__ = _text.one_line
 
 
 def prune(
