@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _mesh, _placement, _sharding, _text, _tree
 from fishleg_jax._jit import jitted
+from fishleg_jax.inverse._functions import Product, Update
 
 
 class InverseFisher(NamedTuple):
@@ -41,12 +42,12 @@ class InverseFisher(NamedTuple):
     """
 
     init: Callable[[Any], Any]
-    update: Callable[..., Any]
-    multiply: Callable[..., Any]
-    diagonal: Callable[..., Any]
+    update: Update
+    multiply: Product
+    diagonal: Product
     updates: int | None = None
-    product: Callable[..., Any] | None = None
-    restrict: Callable[..., Any] | None = None
+    product: Callable[[Any, Any], Any] | None = None
+    restrict: Callable[[Any, Any], Any] | None = None
     prepare: Callable[[Any, Any], Any] | None = None
     ready: Callable[[Any], jax.Array] | None = None
     axis_name: str | None = None
