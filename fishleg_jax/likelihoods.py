@@ -164,3 +164,11 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
         return product
 
     return Likelihood(negative_log_likelihood, sample, fisher)
+
+
+__all__ = ["Likelihood", "bernoulli", "categorical", "gaussian"]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -223,3 +223,23 @@ def _dense(
         for n, cap in zip(axes, caps, strict=True)
     )
     return Factor(axes, blocks, triangles, spectrum, sandwich)
+
+
+__all__ = [
+    "Constructor",
+    "Coordinates",
+    "Factor",
+    "Frame",
+    "block_diagonal",
+    "by_shape",
+    "convolution",
+    "diagonal",
+    "full",
+    "kronecker",
+    "spectral",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

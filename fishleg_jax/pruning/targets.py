@@ -234,3 +234,8 @@ def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) ->
 
 
 __all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "weights")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)
