@@ -19,6 +19,7 @@ from fishleg_jax.pruning.one_shot import Result, fit, prune_one_shot
 from fishleg_jax.pruning.report import Report
 from fishleg_jax.pruning.saliency import obs_saliency
 from fishleg_jax.pruning.schedules import stage_sparsities
+from fishleg_jax.pruning.train_state import TrainStateMixin
 from fishleg_jax.pruning.trust import Trust, trust
 from fishleg_jax.pruning.wrapper import MultiSteps, PruneState, prune
 from fishleg_jax.rematerialise import remat
@@ -36,6 +37,7 @@ __all__ = [
     "PruneState",
     "Report",
     "Result",
+    "TrainStateMixin",
     "Trust",
     "apply_masks",
     "check",
@@ -67,3 +69,8 @@ __all__ = [
     "trust",
     "weight_costs",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -7,7 +7,7 @@ import jax
 
 from fishleg_jax import _scalars, _sharding
 
-Batch = tuple  # (inputs, targets) or (inputs, targets, constants)
+Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, constants)
 
 
 def split_batch(batch: Batch) -> tuple[Any, Any, tuple]:

@@ -6,12 +6,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AxisType, NamedSharding
 
 from fishleg_jax._jit import is_traced
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def sharding_of(x: Any) -> NamedSharding | None:
@@ -46,14 +49,15 @@ def automatic_mesh(tree: Any) -> Any:
     return mesh
 
 
-def in_mesh_of_params(function: Callable) -> Callable:
+def in_mesh_of_params(function: Callable[P, R]) -> Callable[P, R]:
     """Sets the mesh of the parameters, its second argument, for a function on the host.
 
-    So that a model may name axes.  Under a `jit` of others no mesh can be set: theirs counts.
+    So that a model may name axes.  Under a `jit` of others no mesh can be set: theirs counts.  The
+    signature stays that of the function, for type checkers as well.
     """
 
     @functools.wraps(function)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         params = kwargs["params"] if "params" in kwargs else args[1] if len(args) > 1 else ()
         known = [s for s in map(sharding_of, jax.tree.leaves(params)) if s is not None]
         mesh = known[0].mesh if known else None

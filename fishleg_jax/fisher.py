@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _mesh, _placement, _targets, _tree, _validate
+from fishleg_jax import _axis, _chunks, _mesh, _placement, _targets, _text, _tree, _validate
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import linearise, output_fisher, with_sampled_targets
 from fishleg_jax._output_space import output_gradient as output_gradient
@@ -130,6 +130,8 @@ class Curvature(NamedTuple):
     product: Callable[[Params, Params], Any]
     check: Callable[[Params], jax.Array] | None = None
     missing: tuple[str, ...] = ()
+
+    __repr__ = _text.one_line
 
 
 def curvature(

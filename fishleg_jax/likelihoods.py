@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _scalars, _targets, _tree
+from fishleg_jax import _scalars, _targets, _text, _tree
 
 Outputs = Any
 
@@ -78,6 +78,8 @@ class Likelihood(_Functions):
     @classmethod
     def _make(cls, iterable):  # `_replace` goes through it
         return cls(*iterable)
+
+    __repr__ = _text.by_maker
 
 
 def _sum_per_example(values: jax.Array) -> jax.Array:
@@ -299,3 +301,11 @@ def _gaussian(scale: float | None) -> Likelihood:
         _targets.check_range(targets, np.isfinite, "be finite")
 
     return Likelihood(negative_log_likelihood, sample, fisher, check_targets)
+
+
+__all__ = ["Likelihood", "bernoulli", "categorical", "gaussian"]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

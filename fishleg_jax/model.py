@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _mesh, _scalars, _targets, _tree
+from fishleg_jax import _chunks, _mesh, _scalars, _targets, _text, _tree
 from fishleg_jax._chunks import Batch, split_batch
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.likelihoods import Likelihood
@@ -59,6 +59,8 @@ class Model(_Fields):
     @classmethod
     def _make(cls, iterable):  # `_replace` goes through it
         return cls(*iterable)
+
+    __repr__ = _text.one_line
 
 
 def _expected_instead_of(likelihood: Any) -> str:

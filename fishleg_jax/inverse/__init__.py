@@ -24,3 +24,8 @@ __all__ = [
     "mfac",
     "woodfisher",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

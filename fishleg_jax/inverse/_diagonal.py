@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model
@@ -25,6 +25,8 @@ class DiagonalState(NamedTuple):
     skipped: jax.Array  # shape=(), int32
     damping: jax.Array  # shape=(), float
     squares: Any
+
+    __repr__ = _text.one_line
 
 
 def diagonal(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from fishleg_jax import _scalars, _sharding, _tree
+from fishleg_jax import _scalars, _sharding, _text, _tree
 from fishleg_jax.inverse import _algebra, _frames
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
@@ -37,6 +37,8 @@ class KfacState(NamedTuple):
     moments: dict[str, tuple[jax.Array, ...]]
     squares: dict[str, jax.Array | None]
     roots: dict[str, tuple[jax.Array, ...]] | None = None
+
+    __repr__ = _text.one_line
 
 
 def kfac(

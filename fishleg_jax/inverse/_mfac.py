@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _scalars, _tree
+from fishleg_jax import _scalars, _text, _tree
 from fishleg_jax.inverse import _groups, _memory, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import check_block_size, make_groups
@@ -29,6 +29,8 @@ class MfacState(NamedTuple):
     used: jax.Array  # shape=(m,), bool
     damping: jax.Array  # shape=(), float
     windows: dict[str, _window.Window]
+
+    __repr__ = _text.one_line
 
 
 def mfac(

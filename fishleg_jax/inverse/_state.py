@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _sharding
+from fishleg_jax import _sharding, _text
 from fishleg_jax.inverse import _algebra, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._units import Unit
@@ -38,6 +38,8 @@ class FishLegState(NamedTuple):
     guard: _guard.Guard
     auxiliary_loss: jax.Array  # shape=(), float
     relative_residual: jax.Array  # shape=(), float
+
+    __repr__ = _text.one_line
 
 
 def multiply_leaves(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _scalars, _sharding, _tree
+from fishleg_jax import _scalars, _sharding, _text, _tree
 from fishleg_jax.inverse import _groups, _memory, _square_root, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
@@ -29,6 +29,8 @@ class WoodFisherState(NamedTuple):
     skipped: jax.Array  # shape=(), int32
     damping: jax.Array  # shape=(), float
     blocks: dict[str, Any]
+
+    __repr__ = _text.one_line
 
 
 def woodfisher(

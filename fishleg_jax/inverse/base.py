@@ -1,13 +1,15 @@
 """The one protocol that every estimate of the damped inverse Fisher follows."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _mesh, _placement, _sharding, _tree
+from fishleg_jax import _mesh, _placement, _sharding, _text, _tree
 from fishleg_jax._jit import jitted
+from fishleg_jax.inverse._functions import Product, Update
 from fishleg_jax.model import Model
 
 
@@ -43,16 +45,18 @@ class InverseFisher(NamedTuple):
     """
 
     init: Callable[[Any], Any]
-    update: Callable[..., Any]
-    multiply: Callable[..., Any]
-    diagonal: Callable[..., Any]
+    update: Update
+    multiply: Product
+    diagonal: Product
     updates: int | None = None
-    product: Callable[..., Any] | None = None
-    restrict: Callable[..., Any] | None = None
+    product: Callable[[Any, Any], Any] | None = None
+    restrict: Callable[[Any, Any], Any] | None = None
     prepare: Callable[[Any, Any], Any] | None = None
     ready: Callable[[Any], jax.Array] | None = None
     axis_name: str | None = None
     model: Model | None = None
+
+    __repr__ = _text.by_maker
 
 
 def check_estimator(estimator: Any) -> None:
@@ -95,6 +99,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     """
     automatic = _sharding.automatic
 
+    @functools.wraps(estimator.init)  # whose maker the repr names
     def init(params):
         if all(_mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
             return estimator.init(params)

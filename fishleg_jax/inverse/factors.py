@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import jax
 
+from fishleg_jax import _text
+
 LARGE = 2**17  # weights of a leaf
 
 
@@ -78,6 +80,8 @@ class Frame(NamedTuple):
     values: tuple[jax.Array | None, ...]
     spectrum: jax.Array | None
 
+    __repr__ = _text.one_line
+
 
 class Coordinates(NamedTuple):
     """The learned λ of one leaf, zero at the start.  None where a part is not learned.
@@ -92,6 +96,8 @@ class Coordinates(NamedTuple):
     triangles: tuple[jax.Array | None, ...]
     log_spectrum: jax.Array | None
     log_sandwich: jax.Array | None
+
+    __repr__ = _text.one_line
 
 
 Constructor = Callable[[tuple[int, ...], int | None], Factor]
@@ -217,3 +223,23 @@ def _dense(
         for n, cap in zip(axes, caps, strict=True)
     )
     return Factor(axes, blocks, triangles, spectrum, sandwich)
+
+
+__all__ = [
+    "Constructor",
+    "Coordinates",
+    "Factor",
+    "Frame",
+    "block_diagonal",
+    "by_shape",
+    "convolution",
+    "diagonal",
+    "full",
+    "kronecker",
+    "spectral",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

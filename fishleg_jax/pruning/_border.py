@@ -10,7 +10,8 @@ import numpy as np
 
 from fishleg_jax import _tree
 
-Selection = Callable[..., Any]
+# (params, old_masks, new_masks, scores, curvature, estimator, state, scope) -> masks
+Selection = Callable[[Any, Any, Any, Any, Any, Any, Any, str], Any]
 
 
 class Border(NamedTuple):

@@ -118,4 +118,4 @@ def _sound(value: Any) -> jax.Array:
     return jnp.where((value >= 0) & (value < 1), value, jnp.nan)
 
 
-Sparsity = float | jax.Array | Callable[[jax.Array], jax.Array]
+Sparsity = float | jax.Array | Callable[[jax.Array], jax.Array | float]

@@ -123,8 +123,9 @@ def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
     if batch is None and estimator.updates != 0 and assimilate is not False:
         raise ValueError(
             "batch must be handed to update for its curvature: tx.update(grads, state, params, "
-            "batch=(inputs, targets)); a wrapper that drops extra arguments has to be replaced, as "
-            "the TrainState of flax by that of experiments/recipes.py"
+            "batch=(inputs, targets)); wrappers that drop extra arguments have to be replaced: "
+            "flax's TrainState by a subclass with flj.TrainStateMixin, optax.MultiSteps by "
+            "flj.MultiSteps"
         )
     if batch is not None:
         _validate.check_batch_shapes(batch, "batch")

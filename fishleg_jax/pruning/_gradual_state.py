@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fishleg_jax import _text
+
 
 class GradualState(NamedTuple):
     """State of `gradual_prune` and `fishleg_prune`; arrays only.
@@ -41,6 +43,8 @@ class GradualState(NamedTuple):
     violations: jax.Array  # shape=(), int32
     failures: jax.Array  # shape=(), int32
     overdue: jax.Array  # shape=(), int32
+
+    __repr__ = _text.one_line
 
 
 class Check(NamedTuple):

@@ -13,7 +13,8 @@ from fishleg_jax._scalars import check_flag, check_number
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 
-Compensation = Callable[..., tuple[Any, dict]]
+# (params, old_mask, new_mask, curvature, estimator, state) -> (delta, info)
+Compensation = Callable[[Any, Any, Any, Any, Any, Any], tuple[Any, dict[str, Any]]]
 STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step tries
 
 

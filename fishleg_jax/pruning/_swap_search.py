@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _text
 from fishleg_jax._jit import jitted
 from fishleg_jax._scalars import check_count
 from fishleg_jax.pruning._objectives import COMPENSATED, QUBO, Objective, as_floats
@@ -26,6 +27,8 @@ class Found(NamedTuple):
     before: jax.Array  # shape=(), float
     after: jax.Array  # shape=(), float
     swaps: jax.Array  # shape=(), int32
+
+    __repr__ = _text.one_line
 
 
 def swap_search(

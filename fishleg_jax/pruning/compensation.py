@@ -9,3 +9,8 @@ from fishleg_jax.pruning._group import group
 from fishleg_jax.pruning._independent import STEPS, Compensation, independent, none
 
 __all__ = ["STEPS", "Compensation", "group", "independent", "none"]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -12,7 +12,7 @@ import numpy as np
 from fishleg_jax import _placement, _tree
 
 
-def save_masks(path: str | os.PathLike, masks: Any) -> None:
+def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
     """Writes masks to a file, in whole or not at all.
 
     Args:
@@ -47,7 +47,7 @@ def save_masks(path: str | os.PathLike, masks: Any) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads all arrays of an npz file.
 
     Args:
@@ -63,7 +63,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(str(error)) from error
 
 
-def load_masks(path: str | os.PathLike, like: Any) -> Any:
+def load_masks(path: str | os.PathLike[str], like: Any) -> Any:
     """Reads masks that `save_masks` wrote.
 
     Args:

@@ -22,7 +22,7 @@ from fishleg_jax.pruning import (
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning import masks as _masks
 from fishleg_jax.pruning import selection as _selection
-from fishleg_jax.pruning.report import Report, make_report
+from fishleg_jax.pruning.report import Report, brief, make_report
 from fishleg_jax.pruning.targets import Budget, Target
 
 
@@ -49,9 +49,17 @@ class Result(NamedTuple):
     masks: Any
     report: Report
     state: Any
-    stages: tuple[dict, ...]
+    stages: tuple[dict[str, Any], ...]
     stopped: str | None = None
     constants: Any | None = None
+
+    def __repr__(self) -> str:
+        """Sparsity, kept weights, stages and the stop; none of the arrays."""
+        return brief(self.report, "Result")
+
+    def _repr_html_(self) -> str:
+        """The tables of the report, for a notebook."""
+        return self.report._repr_html_()
 
 
 @_mesh.in_mesh_of_params

@@ -1,17 +1,21 @@
-"""What pruning did, leaf by leaf: numbers, and a table for people."""
+"""Numbers leaf by leaf of what was pruned, and tables of them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax.pruning._tables import html_table, paragraph, text_table
 
 # of the table of stages; the first ones are there for every stage
 COLUMNS = ("sparsity", "predicted", "actual", "held_out", "lost", "cost")
 COLUMNS += ("ratio", "step", "damping")
 OPTIONAL = COLUMNS[2:]
+HEAD = ("leaf", "shape", "weights", "kept", "sparsity", "share of predicted increase")
+NAMED = 3  # leaves that are left out for one reason and named in the text
 
 
 class Row(NamedTuple):
@@ -38,38 +42,132 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A row for every prunable leaf, and their total.  `str` makes tables of it.
+    """A row for every prunable leaf, and their total.
+
+    `str` makes tables of it, a notebook shows them, and `to_dict` makes plain numbers.
 
     Attributes:
         rows: a row for every prunable leaf.
         total: their total.
-        stages: what every stage has to tell, see `Result`.
+        stages: One dictionary for every stage, see `Result`.
         stopped: what went wrong, see `Result`.
+        left_out: Name, shape and reason of every leaf that is not prunable.
     """
 
     rows: tuple[Row, ...]
     total: Row
-    stages: tuple[dict, ...] = ()
+    stages: tuple[dict[str, Any], ...] = ()
     stopped: str | None = None
+    left_out: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+
+    def __repr__(self) -> str:
+        """One line, and a second one where the pruning stopped."""
+        return brief(self, "Report")
 
     def __str__(self) -> str:
-        """A line for every leaf, one for every stage that has something to tell, and the stop."""
-        lines = []
-        for row in (*self.rows, self.total):
-            shape = "×".join(map(str, row.shape))
-            cells = (f"{row.weights:,}", f"{row.kept:,}", f"{row.sparsity:.2%}", f"{row.share:.2%}")
-            lines.append((row.name, shape, *cells))
-        head = ("leaf", "shape", "weights", "kept", "sparsity", "share of predicted increase")
-        table = _table(head, lines, texts=2)
+        """A table of the leaves, one of the stages if there is more to say, and the stop."""
+        table = text_table(HEAD, self._lines(), texts=2)
         parts = ["\n".join([*table[:-1], table[1], table[-1]])]
-        if len(self.stages) > 1 or any(set(stage) & set(OPTIONAL) for stage in self.stages):
+        if self._left_out_lines():
+            parts.insert(0, "\n".join(self._left_out_lines()))
+        if self._has_stages():
             parts.append(stage_table(self.stages))
         if self.stopped is not None:
             parts.append(f"Stopped: {self.stopped}")
         return "\n\n".join(parts)
 
+    def _repr_html_(self) -> str:
+        """The same tables for a notebook."""
+        parts = [paragraph(line) for line in self._left_out_lines()]
+        parts.append(html_table(HEAD, self._lines(), texts=2))
+        if self._has_stages():
+            parts.append(html_table(*_stage_cells(self.stages), texts=1))
+        if self.stopped is not None:
+            parts.append(paragraph(f"Stopped: {self.stopped}"))
+        return "".join(parts)
 
-def stage_table(stages: Sequence[dict]) -> str:
+    def summary(self) -> str:
+        """Sparsity, kept weights and number of leaves and stages, in one line.
+
+        Returns:
+            A text such as `sparsity 90.00%, kept 12 of 120 weights in 2 leaves, 3 stages`.
+
+        Example:
+            >>> total = Row("total", (), 120, 12, 0.9, 0.5, 1.0)
+            >>> Report((total._replace(name="kernel", shape=(10, 12)),), total).summary()
+            'sparsity 90.00%, kept 12 of 120 weights in 1 leaf'
+        """
+        total = self.total
+        parts = [
+            f"sparsity {total.sparsity:.2%}",
+            f"kept {total.kept:,} of {_number(total.weights, 'weight')} in "
+            + _number(len(self.rows), "leaf", "leaves"),
+        ]
+        if self.left_out:
+            parts.append(f"{_number(len(self.left_out), 'leaf', 'leaves')} left out")
+        if self.stages:
+            parts.append(_number(len(self.stages), "stage"))
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in numbers, texts, lists and dictionaries of Python, ready for JSON.
+
+        Returns:
+            A dictionary with the keys `rows`, `total`, `stages`, `stopped` and `left_out`; what is
+            not a finite number is None.
+
+        Example:
+            >>> total = Row("total", (), 4, 2, 0.5, float("nan"), 0.0)
+            >>> Report((), total).to_dict()["total"]["predicted"] is None
+            True
+        """
+        return {
+            "rows": [_plain(row._asdict()) for row in self.rows],
+            "total": _plain(self.total._asdict()),
+            "stages": _plain(self.stages),
+            "stopped": self.stopped,
+            "left_out": [
+                {"name": name, "shape": _plain(shape), "reason": reason}
+                for name, shape, reason in self.left_out
+            ],
+        }
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        """The cells of every leaf, and of the total."""
+        lines = []
+        for row in (*self.rows, self.total):
+            shape = "×".join(map(str, row.shape))
+            cells = (f"{row.weights:,}", f"{row.kept:,}", f"{row.sparsity:.2%}", f"{row.share:.2%}")
+            lines.append((row.name, shape, *cells))
+        return lines
+
+    def _left_out_lines(self) -> list[str]:
+        """For every reason a line: which leaves are not prunable, and how many weights."""
+        by_reason: dict[str, list[tuple[str, int]]] = {}
+        for name, shape, reason in self.left_out:
+            by_reason.setdefault(reason, []).append((name, math.prod(shape)))
+        lines = []
+        for reason, leaves in by_reason.items():
+            names = ", ".join(name for name, _ in leaves[:NAMED])
+            more = f" and {len(leaves) - NAMED} more" if len(leaves) > NAMED else ""
+            counts = f"{_number(len(leaves), 'leaf', 'leaves')}, " + _number(
+                sum(size for _, size in leaves), "weight"
+            )
+            lines.append(f"Left out ({reason}): {counts}: {names}{more}")
+        return lines
+
+    def _has_stages(self) -> bool:
+        """Whether the stages say more than the rows."""
+        return len(self.stages) > 1 or any(set(stage) & set(OPTIONAL) for stage in self.stages)
+
+
+def brief(report: Report, name: str) -> str:
+    """The repr of a report, or of another value that has one: a line, and another for the stop."""
+    end = "" if report.stopped is None else f"\nStopped: {report.stopped}"
+    return f"{name}({report.summary()}){end}"
+
+
+def stage_table(stages: Sequence[dict[str, Any]]) -> str:
     """A line for every stage of a pruning: what was predicted, and what came of it.
 
     Args:
@@ -85,6 +183,13 @@ def stage_table(stages: Sequence[dict]) -> str:
         ----------------------------------
         1        50.00%       0.01    0.02
     """
+    return "\n".join(text_table(*_stage_cells(stages), texts=1))
+
+
+def _stage_cells(
+    stages: Sequence[dict[str, Any]],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The head and the cells of the table of stages, without columns that nobody knows."""
     columns = [c for c in COLUMNS if any(stage.get(c) is not None for stage in stages)]
 
     def cell(stage, column):
@@ -94,22 +199,27 @@ def stage_table(stages: Sequence[dict]) -> str:
         return f"{value:.2%}" if column == "sparsity" else f"{value:.3g}"
 
     lines = [(str(i), *(cell(s, c) for c in columns)) for i, s in enumerate(stages, 1)]
-    return "\n".join(_table(("stage", *columns), lines, texts=1))
+    return ("stage", *columns), lines
 
 
-def _table(head: tuple[str, ...], lines: list[tuple[str, ...]], texts: int) -> list[str]:
-    """The lines of a table; the first columns are texts, the others numbers."""
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+def _number(count: int, noun: str, plural: str | None = None) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
-    def render(line):
-        cells = [
-            f"{c:<{w}}" if i < texts else f"{c:>{w}}"
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        return "  ".join(cells)
 
-    rule = "-" * (sum(widths) + 2 * (len(head) - 1))
-    return [render(head), rule, *map(render, lines)]
+def _plain(value: Any) -> Any:
+    """A value in types of Python that JSON knows; NaN and infinity are None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and jax
+        return _plain(value.tolist())
+    if isinstance(value, Iterable):
+        return [_plain(inner) for inner in value]
+    return str(value)
 
 
 def removed_scores(scores: Any, old_masks: Any, masks: Any) -> Any:
@@ -123,8 +233,9 @@ def make_report(
     removed: Any,
     masks: Any,
     chosen: list[bool],
-    stages: tuple[dict, ...] = (),
+    stages: tuple[dict[str, Any], ...] = (),
     stopped: str | None = None,
+    left_out: tuple[tuple[str, tuple[int, ...], str], ...] = (),
 ) -> Report:
     """Counts what masks keep, beside the scores of what was pruned.
 
@@ -132,8 +243,9 @@ def make_report(
         removed: a number for every leaf, of one `removed_scores` or the sum of several.
         masks: masks after the pruning.
         chosen: which leaves are prunable.
-        stages: what every stage has to tell.
+        stages: One dictionary for every stage.
         stopped: what went wrong.
+        left_out: Name, shape and reason of every leaf that is not prunable.
     """
     kept = jax.tree.map(jnp.sum, masks)
     parts = zip(
@@ -153,4 +265,4 @@ def make_report(
 
     rows = tuple(row(*n) for n in numbers)
     sums = (sum(r.weights for r in rows), sum(r.kept for r in rows), total)
-    return Report(rows, row("total", (), *sums), stages, stopped)
+    return Report(rows, row("total", (), *sums), stages, stopped, left_out)

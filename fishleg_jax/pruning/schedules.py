@@ -166,3 +166,8 @@ def _as_float(x: Any) -> float:
 
 
 __all__: Sequence[str] = ("Cubic", "cubic", "stage_sparsities")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -22,3 +22,8 @@ __all__ = [
     "swap_search",
     "swaps",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -6,7 +6,7 @@ Each of these functions makes a value for its argument `sparsity`.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fishleg_jax import _scalars, _validate
+from fishleg_jax import _scalars, _text, _validate
 
 
 class Budget(NamedTuple):
@@ -21,6 +21,8 @@ class Budget(NamedTuple):
     unit: str
     at_most: float
     costs: Any | None = None
+
+    __repr__ = _text.one_line
 
 
 class Limit(NamedTuple):
@@ -39,6 +41,8 @@ class Limit(NamedTuple):
     metric: Callable[[Any], float] | None
     highest: float
     resolution: float
+
+    __repr__ = _text.one_line
 
 
 Target = Budget | Limit
@@ -231,3 +235,8 @@ def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) ->
 
 
 __all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "weights")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

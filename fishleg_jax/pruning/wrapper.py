@@ -1,16 +1,18 @@
 """What stands around an optimiser: a pruning that it does not see, and mini-steps."""
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fishleg_jax import _text, _tree
 from fishleg_jax._scalars import check_count
-from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.model import Model
+from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning._counting import Sparsity
 from fishleg_jax.pruning._gradual_checks import check_optimizer
 from fishleg_jax.pruning._gradual_state import GradualState
@@ -28,9 +30,32 @@ class PruneState(NamedTuple):
     pruning: GradualState
     inner: Any
 
+    __repr__ = _text.one_line
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `fishleg_prune`, for type checkers and completion in `prune`."""
+
+    prunable: _tree.Selection
+    scope: str
+    damping: float | None
+    aux_every: int
+    aux_optimizer: optax.GradientTransformation | None
+    mask_every: int
+    compensation: _compensation.Compensation | None
+    estimator: InverseFisher | None
+    renew: int | None
+    regrow: float | Callable[[jax.Array], Any] | None
+    examples_per_chunk: int | None
+    axis_name: str | None
+    seed: int
+
 
 def prune(
-    inner: optax.GradientTransformation, model: Model, sparsity: Sparsity, **options: Any
+    inner: optax.GradientTransformation,
+    model: Model,
+    sparsity: Sparsity,
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """An optimiser with gradual pruning around it, which sees nothing of pruned weights.
 
@@ -126,14 +151,34 @@ class MultiSteps(optax.MultiSteps):
     which is the last, on whose batch the curvature then is assimilated.
     """
 
-    def __init__(self, opt: Any, every_k_schedule: Any, *args: Any, **kwargs: Any):
-        """See `optax.MultiSteps`."""
+    def __init__(
+        self,
+        opt: optax.GradientTransformation,
+        every_k_schedule: int | Callable[[Any], Any],
+        use_grad_mean: bool = True,
+        should_skip_update_fn: Callable[..., Any] | None = None,
+        **options: Any,
+    ):
+        """Wraps an optimiser.
+
+        Args:
+            opt: The optimiser, with the gradual pruning in it.
+            every_k_schedule: Number of mini-steps in a step; an integer, or a function of the step.
+            use_grad_mean: Whether the gradients of a step's mini-steps are averaged; their sum is
+                taken otherwise.
+            should_skip_update_fn: Decides by the gradients whether a mini-step is left out, see
+                `optax.MultiSteps`; None for all of them.
+            **options: What else `optax.MultiSteps` takes, in its newer versions.
+
+        Raises:
+            ValueError: an argument of another type.
+        """
         check_optimizer(opt, "opt")
         if not callable(every_k_schedule):
             check_count(every_k_schedule, "every_k_schedule")
-        super().__init__(opt, every_k_schedule, *args, **kwargs)
+        super().__init__(opt, every_k_schedule, use_grad_mean, should_skip_update_fn, **options)
 
-    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple:
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         """See `optax.MultiSteps.update`."""
         last = state.mini_step == self._every_k_schedule(state.gradient_step) - 1
         return super().update(updates, state, params, emit=last, **extra)

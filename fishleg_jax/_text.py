@@ -1,0 +1,127 @@
+"""Short reprs for values that hold functions and arrays: one line, whatever their size."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+LONGEST = 60  # characters of one field
+
+
+def one_line(value: Any) -> str:
+    """The repr of a NamedTuple with a summary of every field: `Name(field=summary, ...)`.
+
+    A closure of the library is shown by its field's name alone.
+
+    Args:
+        value: The NamedTuple; traced, donated and sharded arrays are fine.
+
+    Returns:
+        One line without the entries of any array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from typing import NamedTuple
+        >>> class State(NamedTuple):
+        ...     count: jax.Array
+        ...     masks: dict
+        >>> one_line(State(jnp.array(3), {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}))
+        'State(count=3, masks={2 arrays, 9 numbers})'
+    """
+    cells = []
+    for name, field in zip(value._fields, value, strict=True):
+        shown = summary(field)
+        cells.append(name if callable(field) and not shown else f"{name}={shown}")
+    return f"{type(value).__name__}({', '.join(cells)})"
+
+
+def by_maker(value: Any) -> str:
+    """The repr of a NamedTuple of closures: the function that made it, and the optional fields set.
+
+    Args:
+        value: The NamedTuple; its first field is the closure that says who made it.
+
+    Returns:
+        One line, such as `InverseFisher(kfac, updates=None, product, restrict)`.
+    """
+    qualified = getattr(value[0], "__qualname__", "")
+    maker = qualified.partition(".<locals>")[0].lstrip("_")
+    if not _is_closure(value[0]):
+        return one_line(value)
+    cells = [maker]
+    for name, default in value._field_defaults.items():
+        field = getattr(value, name)
+        if callable(field):
+            cells.append(name)
+        elif not (field is default or field is None):
+            cells.append(f"{name}={summary(field)}")
+    return f"{type(value).__name__}({', '.join(cells)})"
+
+
+def summary(value: Any) -> str:
+    """A field in a few words: a number as it is, an array by dtype and shape, a tree by its size.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The words; empty for a closure of the library.
+    """
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= LONGEST else value[: LONGEST - 3] + "...")
+    if _is_array(value):
+        return _array(value)
+    if callable(value):
+        return "" if _is_closure(value) else _name(value)
+    leaves = [x for x in jax.tree.leaves(value) if _is_array(x)]
+    if leaves:
+        numbers = sum(int(np.prod(x.shape, dtype=np.int64)) for x in leaves)
+        inside = f"{_counted(len(leaves), 'array')}, {_counted(numbers, 'number')}"
+        if type(value) in (dict, list, tuple):
+            return f"{{{inside}}}"
+        return f"{type(value).__name__}({inside})"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{type(value).__name__}(...)"
+
+
+def _counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it has one."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it has a shape and a dtype, known or traced, with numbers or without."""
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
+
+
+def _array(value: Any) -> str:
+    """An array of one number as that number where it is at hand, others by dtype and shape."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        known = True
+    else:
+        known = (
+            isinstance(value, jax.Array)
+            and not isinstance(value, jax.core.Tracer)
+            and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+            and value.is_fully_addressable
+            and not value.is_deleted()
+        )
+    if known and value.size == 1:
+        number = np.asarray(value).item()
+        return f"{number:.6g}" if isinstance(number, float) else repr(number)
+    return f"{value.dtype.name}[{','.join(map(str, value.shape))}]"
+
+
+def _is_closure(value: Any) -> bool:
+    """Whether it is a function that one of the library's functions made."""
+    own = str(getattr(value, "__module__", "")).partition(".")[0] == "fishleg_jax"
+    return own and ".<locals>" in getattr(value, "__qualname__", "")
+
+
+def _name(function: Any) -> str:
+    """The name of a function, or of what stands in for one."""
+    inner = getattr(function, "func", function)  # of a functools.partial
+    name = getattr(inner, "__qualname__", None) or type(inner).__name__
+    return str(name).replace("<locals>.", "")

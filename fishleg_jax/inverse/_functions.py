@@ -1,0 +1,22 @@
+"""The types of an estimate's functions, whose last argument may be left out."""
+
+from typing import Any, Protocol
+
+
+class Update(Protocol):
+    """Type of `InverseFisher.update`."""
+
+    def __call__(
+        self, state: Any, params: Any, batch: Any, key: Any, /, mask: Any | None = None
+    ) -> Any:
+        """Returns the state after one batch."""
+
+
+class Product(Protocol):
+    """Type of `InverseFisher.multiply`, whose second argument is a tangent.
+
+    Also that of `InverseFisher.diagonal`, whose second argument is the parameters.
+    """
+
+    def __call__(self, state: Any, tree: Any, /, mask: Any | None = None) -> Any:
+        """Returns a tangent."""
