@@ -31,8 +31,8 @@ from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
 from fishleg_jax.inverse._learning import learn as learn_step
-from fishleg_jax.inverse._start import assimilate_samples
-from fishleg_jax.inverse._state import FishLegState, multiply_leaves
+from fishleg_jax.inverse._start import assimilate_samples, measured_leaves
+from fishleg_jax.inverse._state import FishLegState, Seen, multiply_leaves
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, loss, split_batch
@@ -136,10 +136,13 @@ def fishleg(
         zero = {u.name: _frames.zero_coordinates(u.factor, dtype) for u in units}
         frames = {u.name: _frames.empty_frame(u.factor, dtype) for u in units}
         moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
-        nothing = jnp.full((2,), jnp.nan, dtype)
+        leaves, nothing = jax.tree.leaves(params), jnp.full((2,), jnp.nan, dtype)
+        measured = measured_leaves(units, leaves) if damping is None else {}
         return FishLegState(
             count=jnp.zeros((), jnp.int32),
+            seen=Seen(*jnp.zeros((3,), dtype)),
             damping=jnp.asarray(1.0 if damping is None else damping, dtype),
+            squares={name: jnp.zeros(leaves[i].shape, dtype) for name, i in measured.items()},
             moments=moments,
             frames=frames,
             coordinates=zero,
@@ -176,16 +179,20 @@ def fishleg(
             )
         ]  # fmt: skip
 
+        examples = _chunks.number_of_examples(batch)
+        if axis_name is not None:
+            examples *= jax.lax.axis_size(axis_name)
         assimilate = functools.partial(
-            assimilate_samples, units, start=start, measure_damping=damping is None
-        )
+            assimilate_samples, units,
+            examples=examples, start=start, measure_damping=damping is None,
+        )  # fmt: skip
         state = _sharding.automatic(assimilate, state, state, pulled, mask)
         if not learn:
             return state
         product = [sum(parts) / len(parts) for parts in zip(*pulled, strict=True)]
         return learn_step(
             units, state, u, z, product, pull_back, optimizer,
-            active=~starting, step=state.count - start,
+            examples=examples, active=~starting, step=state.count - start,
             preconditioned=preconditioned, window=window,
         )  # fmt: skip
 

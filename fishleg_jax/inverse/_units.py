@@ -37,7 +37,8 @@ class Unit(NamedTuple):
             leaves[self.leaves[0]] = tensor.reshape(shape)
         else:
             kernel, bias = self.leaves
-            matrix = tensor.reshape(-1, leaves[bias].shape[0])
+            rows, columns = leaves[kernel].shape
+            matrix = tensor.reshape(rows + 1, columns)
             leaves[kernel], leaves[bias] = matrix[:-1], matrix[-1]
 
 
@@ -74,6 +75,8 @@ def make_units(
         members, shape = (i,), jnp.shape(leaf)
         if i in biases:
             members, shape = (i, biases[i]), (shape[0] + 1, shape[1])
+        if 0 in shape:  # without weights there is no matrix to cut into blocks
+            constructor = _factors.diagonal
         try:
             units.append(Unit(name, members, constructor(shape, cap)))
         except ValueError as error:
