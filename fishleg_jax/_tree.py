@@ -131,3 +131,30 @@ def check_names(leaves: list[tuple[str, Any]]) -> None:
 def chosen_sizes(tree: Any, chosen: Sequence[bool]) -> list[int]:
     """The numbers of weights of those leaves that are chosen."""
     return [x.size for x, yes in zip(jax.tree.leaves(tree), chosen, strict=True) if yes]
+
+
+def stacked_leaves(tree: Any, stacked: Selection, argument: str) -> list[bool]:
+    """Which leaves of a tree are stacks of layers along their first axis.
+
+    Args:
+        tree: any pytree.
+        stacked: a predicate `(name, leaf) -> bool`; one or several regular expressions, of which
+            any may be found anywhere in the name; or None for none of the leaves.
+        argument: the name of the argument where the user gave it, for error messages.
+
+    Raises:
+        ValueError: an invalid expression, or one that matches no leaf.
+    """
+    leaves = named_leaves(tree)
+    if stacked is None:
+        return [False] * len(leaves)
+    if callable(stacked):
+        return [bool(stacked(name, leaf)) for name, leaf in leaves]
+    patterns = [stacked] if isinstance(stacked, str) else stacked
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise ValueError(
+            f"{argument} must be a regular expression, several of them, a predicate (name, leaf) "
+            f"or None, got {stacked!r}"
+        )
+    found = [matches(pattern, leaves, argument) for pattern in patterns]
+    return [any(column[i] for column in found) for i in range(len(leaves))]

@@ -46,6 +46,7 @@ def fishleg(
     *,
     factors: _factors.Constructor | Mapping[str, _factors.Constructor] | None = None,
     join_bias: str | bool = False,
+    stacked: _tree.Selection = None,
     cap: int | None = 128,
     kind: str = "exact",
     probe: str = "normal",
@@ -72,6 +73,10 @@ def fishleg(
             is found counts.  Leaves without one go by `factors.by_shape`.
         join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
             into the factor of the kernel beside it.
+        stacked: the leaves whose first axis is one of layers, as `nn.scan` and `lax.scan` have
+            them: one or several regular expressions over key paths, or a predicate (name, leaf).
+            Each layer gets a factor of its own, for the shape behind that axis; a bias that is
+            joined to a stacked kernel has to be stacked, too.  None for none.
         cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
             `factors.by_shape` gives dense kernels blocks of a half and a quarter of it.
         kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
@@ -128,14 +133,15 @@ def fishleg(
     start = min(start, 2 * updates // 3) if learn else start
 
     def units_of(tree) -> tuple[Unit, ...]:
-        return make_units(tree, factors, join_bias, cap)
+        return make_units(tree, factors, join_bias, cap, stacked)
 
     def init(params):
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
         units = units_of(params)
-        zero = {u.name: _frames.zero_coordinates(u.factor, dtype) for u in units}
-        frames = {u.name: _frames.empty_frame(u.factor, dtype) for u in units}
-        moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
+        zero, frames, moments = (
+            {u.name: u.repeated(empty(u.factor, dtype)) for u in units}
+            for empty in (_frames.zero_coordinates, _frames.empty_frame, _frames.zero_moments)
+        )
         leaves, nothing = jax.tree.leaves(params), jnp.full((2,), jnp.nan, dtype)
         measured = measured_leaves(units, leaves) if damping is None else {}
         return FishLegState(
@@ -206,8 +212,9 @@ def fishleg(
         leaves, tree = jax.tree.flatten(params)
         out = list(leaves)
         for unit in units_of(params):
-            args = (state.frames[unit.name], state.average[unit.name], state.damping)
-            unit.unpack(_algebra.diagonal_of(unit.factor, *args), out)
+            of_layer = functools.partial(_algebra.diagonal_of, unit.factor, damping=state.damping)
+            args = state.frames[unit.name], state.average[unit.name]
+            unit.unpack(unit.each(of_layer, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(

@@ -1,6 +1,7 @@
 """One step down the auxiliary loss of FishLeg, and the guard around it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,8 @@ def learn(
     fgz = [f + state.damping * x for f, x in zip(fisher_z, z, strict=True)]
     residual = [f - x for f, x in zip(fgz, u, strict=True)]
     uz, zfz = _unit_dots(units, u, z), _unit_dots(units, z, fgz)
-    loss = 0.5 * sum(zfz.values()) - sum(uz.values())
+    total_uz, total_zfz = (sum(map(jnp.sum, dots.values())) for dots in (uz, zfz))
+    loss = 0.5 * total_zfz - total_uz
     seen = state.seen.examples + examples
     size = examples * (state.count + 1).astype(seen.dtype) / seen  # one where all are equal
     share = jnp.minimum(size, 1.0)
@@ -76,7 +78,7 @@ def learn(
     finite = jnp.isfinite(loss) & jnp.isfinite(relative)
     # where Q is as it was (at the minimum uᵀz = −2A), what is not finite is the batch's doing, and
     # it shall be as if the batch had not been
-    calm = jnp.abs(sum(uz.values())) < 20 * jnp.abs(state.auxiliary_loss)
+    calm = jnp.abs(total_uz) < 20 * jnp.abs(state.auxiliary_loss)
     batch_failed = active & ~_tree.all_finite(fisher_z) & (state.guard.at_average | calm)
     active = active & ~batch_failed
     # a batch of few examples scatters more: the rest of a mean batch is taken to be as before
@@ -107,8 +109,8 @@ def learn(
 
     # back to the average; but where that is itself what was measured, rescale it, unit by unit
     rescaled = {
-        u.name: _frames.rescale(
-            u.factor,
+        u.name: u.each(
+            partial(_frames.rescale, u.factor),
             average[u.name],
             _guard.rescaling(uz[u.name], uz[u.name] + share * (zfz[u.name] - uz[u.name])),
         )
@@ -134,5 +136,10 @@ def learn(
 
 
 def _unit_dots(units: tuple[Unit, ...], x: list, y: list) -> dict[str, jax.Array]:
-    """The inner product of two flattened trees, unit by unit."""
-    return {u.name: sum(jnp.sum(x[i] * y[i]) for i in u.leaves) for u in units}
+    """The inner product of two flattened trees, unit by unit; of stacks, layer by layer."""
+
+    def dot(unit, i):
+        product = x[i] * y[i]
+        return jnp.sum(product, axis=None if unit.stack is None else range(1, product.ndim))
+
+    return {u.name: sum(dot(u, i) for i in u.leaves) for u in units}

@@ -60,7 +60,8 @@ def assimilate_samples(
 
     def average_moments(units, moments):
         new = {
-            u.name: _mean(partial(_frames.moments_of, u.factor), pack(u, samples)) for u in units
+            u.name: _mean(partial(u.each, partial(_frames.moments_of, u.factor)), pack(u, samples))
+            for u in units
         }
         return move(moments, new, share(state.seen.examples))
 
@@ -68,7 +69,8 @@ def assimilate_samples(
         out = {}
         for u in units:
             frame = frames[u.name]
-            squares = _mean(partial(_frames.spectrum_of, u.factor, frame), pack(u, samples))
+            of_layer = partial(_frames.spectrum_of, u.factor)
+            squares = _mean(partial(u.each, of_layer, frame), pack(u, samples))
             spectrum = move(frame.spectrum, squares, share(half))
             out[u.name] = frame._replace(spectrum=spectrum)
         return out
@@ -82,7 +84,10 @@ def assimilate_samples(
 
         def decompose(frames):
             return {
-                u.name: _frames.decompose(u.factor, frames[u.name], moments[u.name]) for u in units
+                u.name: u.one_by_one(
+                    partial(_frames.decompose, u.factor), frames[u.name], moments[u.name]
+                )
+                for u in units
             }
 
         old = {name: state.frames[name] for name in names}
@@ -122,9 +127,10 @@ def measured_leaves(units: tuple[Unit, ...], leaves: list[jax.Array]) -> dict[st
     Matrices and tensors alone are counted where there are any: they are pruned, and vectors
     (biases, normalisation scales) have Fishers far above theirs.
     """
-    filled = {u.name: u.leaves[0] for u in units if 0 not in jnp.shape(leaves[u.leaves[0]])}
-    matrices = {name: i for name, i in filled.items() if jnp.ndim(leaves[i]) > 1}
-    return matrices or filled
+    filled = [u for u in units if 0 not in jnp.shape(leaves[u.leaves[0]])]
+    layers = {u.name: jnp.ndim(leaves[u.leaves[0]]) - (u.stack is not None) for u in filled}
+    matrices = [u for u in filled if layers[u.name] > 1]
+    return {u.name: u.leaves[0] for u in matrices or filled}
 
 
 def _measure(

@@ -71,8 +71,11 @@ def multiply_leaves(
     def product(frames, damping, coordinates, leaves):
         out = list(leaves)
         for unit in units:
-            args = (frames[unit.name], coordinates[unit.name], damping)
-            unit.unpack(_algebra.multiply(unit.factor, *args, unit.pack(leaves)), out)
+            args = frames[unit.name], coordinates[unit.name], unit.pack(leaves)
+            of_layer = lambda f, c, v, factor=unit.factor: _algebra.multiply(  # noqa: E731
+                factor, f, c, damping, v
+            )
+            unit.unpack(unit.each(of_layer, *args), out)
         return out
 
     return _sharding.automatic(product, leaves, state.frames, state.damping, coordinates, leaves)
