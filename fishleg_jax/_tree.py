@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 EXACT = 2**24  # up to which float32 has all whole numbers
-Selection = str | Sequence[str] | Callable[[str, Any], bool] | None
+Stacked = str | Sequence[str] | Callable[[str, jax.ShapeDtypeStruct], bool] | None
 
 
 def leaf_name(path: tuple) -> str:
@@ -19,39 +19,6 @@ def leaf_name(path: tuple) -> str:
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their names, in the tree's order."""
     return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def select(tree: Any, selection: Selection, argument: str) -> list[bool]:
-    """Which leaves of a tree a selection means.
-
-    Args:
-        tree: any pytree.
-        selection: a predicate `(name, leaf) -> bool`; one or several regular expressions, of which
-            any may be found anywhere in the name; or None for leaves of two or more dimensions.
-        argument: what the selection is called where the user gave it, for error messages.
-
-    Returns:
-        A bool for every leaf, in the tree's order.
-
-    Raises:
-        ValueError: an expression that is none or that matches no leaf; nothing selected.
-    """
-    leaves = named_leaves(tree)
-    if selection is None:
-        chosen = [jnp.ndim(leaf) >= 2 for _, leaf in leaves]
-        hint = "by default every leaf of two or more dimensions is"
-    elif callable(selection):
-        chosen = [bool(selection(name, leaf)) for name, leaf in leaves]
-        hint = "the predicate was False for all of them"
-    else:
-        patterns = [selection] if isinstance(selection, str) else list(selection)
-        found = [matches(pattern, leaves, argument) for pattern in patterns]
-        chosen = [any(column) for column in zip(*found, strict=True)] if found else []
-        hint = "no expression was given"
-    if not any(chosen):
-        names = ", ".join(name or "(the whole tree)" for name, _ in leaves) or "none at all"
-        raise ValueError(f"{argument} selects no leaf: {hint}; the leaves are: {names}")
-    return chosen
 
 
 def matches(pattern: str, leaves: list[tuple[str, Any]], argument: str) -> list[bool]:
@@ -133,13 +100,13 @@ def chosen_sizes(tree: Any, chosen: Sequence[bool]) -> list[int]:
     return [x.size for x, yes in zip(jax.tree.leaves(tree), chosen, strict=True) if yes]
 
 
-def stacked_leaves(tree: Any, stacked: Selection, argument: str) -> list[bool]:
+def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
     """Which leaves have a leading axis of layers, as those of a `lax.scan` over layers have.
 
     Args:
         tree: Any pytree of arrays.
-        stacked: Regular expressions over key paths, a predicate `(name, leaf) -> bool`, or None
-            for none of them.
+        stacked: Regular expressions over key paths, a predicate `(name, shape) -> bool` of a
+            name and a `jax.ShapeDtypeStruct`, or None for none of the leaves.
         argument: Name of the argument, for error messages.
 
     Returns:
@@ -152,9 +119,19 @@ def stacked_leaves(tree: Any, stacked: Selection, argument: str) -> list[bool]:
     if stacked is None:
         return [False] * len(leaves)
     if callable(stacked):
-        found = [bool(stacked(name, leaf)) for name, leaf in leaves]
+        # asked of tangents and tracers, too: shapes are what all of these have in common
+        shapes = [
+            jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for _, leaf in leaves
+        ]
+        pairs = zip(leaves, shapes, strict=True)
+        found = [bool(stacked(name, shape)) for (name, _), shape in pairs]
     else:
-        patterns = [stacked] if isinstance(stacked, str) else list(stacked)
+        patterns = [stacked] if isinstance(stacked, str) else stacked
+        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+            raise ValueError(
+                f"{argument} must be a regular expression, several of them, a predicate "
+                f"(name, leaf) or None, got {stacked!r}"
+            )
         columns = [matches(pattern, leaves, argument) for pattern in patterns]
         found = [any(column[i] for column in columns) for i in range(len(leaves))]
     for (name, leaf), yes in zip(leaves, found, strict=True):

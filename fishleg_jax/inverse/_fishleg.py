@@ -31,8 +31,8 @@ from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
 from fishleg_jax.inverse._learning import learn as learn_step
-from fishleg_jax.inverse._start import assimilate_samples
-from fishleg_jax.inverse._state import FishLegState, multiply_leaves
+from fishleg_jax.inverse._start import assimilate_samples, measured_leaves
+from fishleg_jax.inverse._state import FishLegState, Seen, multiply_leaves
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, check_model, loss, split_batch
@@ -46,6 +46,7 @@ def fishleg(
     *,
     factors: _factors.Constructor | Mapping[str, _factors.Constructor] | None = None,
     join_bias: str | bool = False,
+    stacked: _tree.Stacked = None,
     cap: int | None = 128,
     kind: str = "exact",
     probe: str = "normal",
@@ -72,6 +73,10 @@ def fishleg(
             is found counts.  Leaves without one go by `factors.by_shape`.
         join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
             into the factor of the kernel beside it.
+        stacked: the leaves whose first axis is one of layers, as `nn.scan` and `lax.scan` have
+            them: one or several regular expressions over key paths, or a predicate (name, leaf).
+            Each layer gets a factor of its own, for the shape behind that axis; a bias that is
+            joined to a stacked kernel has to be stacked, too.  None for none.
         cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
             `factors.by_shape` gives dense kernels blocks of a half and a quarter of it.
         kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
@@ -132,18 +137,22 @@ def fishleg(
     start = min(start, 2 * updates // 3) if learn else start
 
     def units_of(tree) -> tuple[Unit, ...]:
-        return make_units(tree, factors, join_bias, cap)
+        return make_units(tree, factors, join_bias, cap, stacked)
 
     def init(params):
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
         units = units_of(params)
-        zero = {u.name: _frames.zero_coordinates(u.factor, dtype) for u in units}
-        frames = {u.name: _frames.empty_frame(u.factor, dtype) for u in units}
-        moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
-        nothing = jnp.full((2,), jnp.nan, dtype)
+        zero, frames, moments = (
+            {u.name: u.repeated(empty(u.factor, dtype)) for u in units}
+            for empty in (_frames.zero_coordinates, _frames.empty_frame, _frames.zero_moments)
+        )
+        leaves, nothing = jax.tree.leaves(params), jnp.full((2,), jnp.nan, dtype)
+        measured = measured_leaves(units, leaves) if damping is None else {}
         return FishLegState(
             count=jnp.zeros((), jnp.int32),
+            seen=Seen(*jnp.zeros((3,), dtype)),
             damping=jnp.asarray(1.0 if damping is None else damping, dtype),
+            squares={name: jnp.zeros(leaves[i].shape, dtype) for name, i in measured.items()},
             moments=moments,
             frames=frames,
             coordinates=zero,
@@ -180,16 +189,20 @@ def fishleg(
             )
         ]  # fmt: skip
 
+        examples = _chunks.number_of_examples(batch)
+        if axis_name is not None:
+            examples *= jax.lax.axis_size(axis_name)
         assimilate = functools.partial(
-            assimilate_samples, units, start=start, measure_damping=damping is None
-        )
+            assimilate_samples, units,
+            examples=examples, start=start, measure_damping=damping is None,
+        )  # fmt: skip
         state = _sharding.automatic(assimilate, state, state, pulled, mask)
         if not learn:
             return state
         product = [sum(parts) / len(parts) for parts in zip(*pulled, strict=True)]
         return learn_step(
             units, state, u, z, product, pull_back, optimizer,
-            active=~starting, step=state.count - start,
+            examples=examples, active=~starting, step=state.count - start,
             preconditioned=preconditioned, window=window,
         )  # fmt: skip
 
@@ -203,8 +216,9 @@ def fishleg(
         leaves, tree = jax.tree.flatten(params)
         out = list(leaves)
         for unit in units_of(params):
-            args = (state.frames[unit.name], state.average[unit.name], state.damping)
-            unit.unpack(_algebra.diagonal_of(unit.factor, *args), out)
+            of_layer = functools.partial(_algebra.diagonal_of, unit.factor, damping=state.damping)
+            args = state.frames[unit.name], state.average[unit.name]
+            unit.unpack(unit.each(of_layer, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(

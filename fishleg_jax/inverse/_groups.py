@@ -108,7 +108,7 @@ def make_groups(params: Any, block_size: int | str | None) -> tuple[Group, ...]:
     groups = []
     for i, (name, _) in enumerate(leaves):
         weights = math.prod(shapes[i])
-        blocks = 1 if block_size == "leaf" else -(-weights // block_size)
+        blocks = 1 if block_size == "leaf" else max(-(-weights // block_size), 1)
         groups.append(Group(name, (i,), (shapes[i],), blocks, -(-weights // blocks)))
     return tuple(groups)
 

@@ -47,6 +47,7 @@ def kfac(
     *,
     labels: str = "sampled",
     cap: int | None = None,
+    stacked: _tree.Stacked = None,
     examples_per_gradient: int = 1,
     examples_per_chunk: int | None = None,
 ) -> InverseFisher:
@@ -63,6 +64,9 @@ def kfac(
             of the other, under the root).
         labels: `sampled` from the model for the true Fisher, or `empirical`.
         cap: the largest block of a factor; None for whole factors.
+        stacked: the leaves whose first axis is one of layers, as `nn.scan` and `lax.scan` have
+            them: one or several regular expressions over key paths, or a predicate (name, leaf).
+            Each layer gets factors of its own, for the shape behind that axis.  None for none.
         examples_per_gradient: how many examples of a batch a gradient is the mean of.
         examples_per_chunk: bounds memory: no more gradients at once than of so many examples.
 
@@ -97,13 +101,13 @@ def kfac(
         return _factors.kronecker(shape, cap) if matrix else _factors.diagonal(shape)
 
     def units_of(tree) -> tuple[Unit, ...]:
-        return make_units(tree, rule, False, cap)
+        return make_units(tree, rule, False, cap, stacked)
 
     def init(params):
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
         units = units_of(params)
-        empty = {u.name: _frames.empty_frame(u.factor, dtype).spectrum for u in units}
-        moments = {u.name: _frames.zero_moments(u.factor, dtype) for u in units}
+        empty = {u.name: u.repeated(_frames.empty_frame(u.factor, dtype).spectrum) for u in units}
+        moments = {u.name: u.repeated(_frames.zero_moments(u.factor, dtype)) for u in units}
         zero = jnp.zeros((), jnp.int32)
         return KfacState(
             zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), moments, empty
@@ -116,9 +120,10 @@ def kfac(
                 name, rows = unit.name, gradients.leaves[unit.leaves[0]]
                 moments[name], squares[name] = (), None
                 if unit.factor.spectrum:
-                    squares[name] = jnp.sum(rows.reshape(len(rows), -1) ** 2, axis=0)
+                    stack = () if unit.stack is None else (unit.stack,)
+                    squares[name] = jnp.sum(rows**2, axis=0).reshape(*stack, *unit.factor.padded)
                 else:
-                    moments[name] = _sum_of_moments(unit.factor, rows)
+                    moments[name] = _sum_of_moments(unit, rows)
             return moments, squares
 
         new, gradients, skipped = total_of(params, batch, key, mask, second_moments)
@@ -136,11 +141,14 @@ def kfac(
 
     def triangles_of(state, unit):
         moments = mean_of(state, state.moments[unit.name])
-        return _triangles(unit.factor, moments, state.damping)
+        of_layer = partial(_triangles, unit.factor, damping=state.damping)
+        return unit.one_by_one(of_layer, moments)
+
+    def roots_of(state, unit):
+        return tuple(unit.one_by_one(_inverses, x) for x in triangles_of(state, unit))
 
     def prepare(state, params):
-        roots = {u.name: tuple(map(_inverses, triangles_of(state, u)))
-                 for u in units_of(params) if not u.factor.spectrum}  # fmt: skip
+        roots = {u.name: roots_of(state, u) for u in units_of(params) if not u.factor.spectrum}
         return state._replace(roots=roots)
 
     def multiply(state, tangent, mask=None):
@@ -153,9 +161,11 @@ def kfac(
                 squares = mean_of(state, state.squares[unit.name])
                 product = vector / (squares.reshape(vector.shape) + state.damping)
             elif state.roots is None:
-                product = _solve(unit.factor, triangles_of(state, unit), vector)
+                of_layer = partial(_solve, unit.factor)
+                product = unit.one_by_one(of_layer, triangles_of(state, unit), vector)
             else:
-                product = _by_roots(unit.factor, state.roots[unit.name], vector)
+                of_layer = partial(_by_roots, unit.factor)
+                product = unit.each(of_layer, state.roots[unit.name], vector)
             unit.unpack(product, out)
         return apply_mask(tree.unflatten(out), mask)
 
@@ -167,11 +177,8 @@ def kfac(
                 squares = mean_of(state, state.squares[unit.name])
                 unit.unpack(1 / (squares + state.damping), out)
                 continue
-            if state.roots is None:
-                roots = map(_inverses, triangles_of(state, unit))
-            else:
-                roots = state.roots[unit.name]
-            unit.unpack(_diagonal_of(unit.factor, roots), out)
+            roots = roots_of(state, unit) if state.roots is None else state.roots[unit.name]
+            unit.unpack(unit.each(partial(_diagonal_of, unit.factor), roots), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(
@@ -179,14 +186,17 @@ def kfac(
     )  # fmt: skip
 
 
-def _sum_of_moments(factor: _factors.Factor, rows: jax.Array) -> Any:
+def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:
     """The second moments of gradients, added one at a time: none has a matrix of its own."""
 
+    of_layer = partial(_frames.moments_of, unit.factor)
+
     def add(total, row):
-        return jax.tree.map(jnp.add, total, _frames.moments_of(factor, row)), None
+        return jax.tree.map(jnp.add, total, unit.each(of_layer, row)), None
 
     def sums(rows):
-        return jax.lax.scan(add, _frames.zero_moments(factor, rows.dtype), rows)[0]
+        empty = unit.repeated(_frames.zero_moments(unit.factor, rows.dtype))
+        return jax.lax.scan(add, empty, rows)[0]
 
     return _sharding.local(sums, (rows,), (0,), None, examples=True)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse import _frames
-from fishleg_jax.inverse._state import FishLegState, move
+from fishleg_jax.inverse._state import FishLegState, Seen, move
 from fishleg_jax.inverse._units import Unit
 
 RELATIVE_DAMPING = 0.5  # times the RMS diagonal of the Fisher, where the user names no damping
@@ -22,6 +22,7 @@ def assimilate_samples(
     samples: list[list[jax.Array]],
     mask: Any | None,
     *,
+    examples: int,
     start: int,
     measure_damping: bool,
 ) -> FishLegState:
@@ -29,14 +30,16 @@ def assimilate_samples(
 
     Where a factor learns its spectrum the first half of the batches is averaged into second moments
     along every axis, and the last of it turns these into frames; the others give the eigenvalues in
-    the frames.  Factors without one take their moments from all batches.  A batch of which a sample
-    is not finite leaves no trace but a count.
+    the frames.  Factors without one take their moments from all batches.  A batch counts by its
+    examples in every mean; the start is halved by batches, since nobody knows how many examples are
+    to come.  A batch of which a sample is not finite leaves no trace but a count.
 
     Args:
         units: the leaves and their factors.
         state: the state before.
         samples: of one batch, each the leaves of a flattened tree whose covariance is the Fisher.
         mask: which weights survive, or None.
+        examples: number of examples in the batch, over all devices.
         start: how many batches there are in all, two or more.
         measure_damping: whether the damping follows the RMS of the diagonal of the Fisher.
     """
@@ -46,25 +49,29 @@ def assimilate_samples(
     finite = jax.lax.cond(starting, _tree.all_finite, lambda samples: jnp.array(True), samples)
     usable = starting & finite
     first_phase = state.count < for_frames
+    dtype = state.damping.dtype
+    half = jnp.where(state.count == for_frames, 0, state.seen.half)
 
     def pack(unit, samples):
         return jnp.stack([unit.pack(sample) for sample in samples])
 
     def share(seen):
-        return 1 / (seen + 1).astype(state.damping.dtype)
+        return examples / (seen + examples)
 
     def average_moments(units, moments):
         new = {
-            u.name: _mean(partial(_frames.moments_of, u.factor), pack(u, samples)) for u in units
+            u.name: _mean(partial(u.each, partial(_frames.moments_of, u.factor)), pack(u, samples))
+            for u in units
         }
-        return move(moments, new, share(state.count))
+        return move(moments, new, share(state.seen.examples))
 
     def average_spectrum(units, frames):
         out = {}
         for u in units:
             frame = frames[u.name]
-            squares = _mean(partial(_frames.spectrum_of, u.factor, frame), pack(u, samples))
-            spectrum = move(frame.spectrum, squares, share(state.count - for_frames))
+            of_layer = partial(_frames.spectrum_of, u.factor)
+            squares = _mean(partial(u.each, of_layer, frame), pack(u, samples))
+            spectrum = move(frame.spectrum, squares, share(half))
             out[u.name] = frame._replace(spectrum=spectrum)
         return out
 
@@ -77,7 +84,10 @@ def assimilate_samples(
 
         def decompose(frames):
             return {
-                u.name: _frames.decompose(u.factor, frames[u.name], moments[u.name]) for u in units
+                u.name: u.one_by_one(
+                    partial(_frames.decompose, u.factor), frames[u.name], moments[u.name]
+                )
+                for u in units
             }
 
         old = {name: state.frames[name] for name in names}
@@ -89,24 +99,20 @@ def assimilate_samples(
     others = advance([u for u in units if not u.factor.spectrum], start)
     moments, frames = moments | others[0], frames | others[1]
 
-    damping = state.damping
+    squares, pairs, damping = state.squares, state.seen.pairs, state.damping
     if measure_damping:
-        # the mean square is what is averaged over samples
-        measured = jax.lax.cond(
-            usable,
-            lambda samples: jnp.mean(
-                jnp.stack([_mean_square_diagonal(x, mask) for x in samples]), dtype=damping.dtype
-            ),
-            lambda samples: jnp.zeros((), damping.dtype),
-            samples,
-        )
-        weight = jnp.where(usable, share(state.count), 0.0)
-        damping = jnp.sqrt(move(damping**2, RELATIVE_DAMPING**2 * measured, weight))
-        # a model without any gradient would have none, and nothing to divide by
-        damping = jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)
+        measure = partial(_measure, units, samples, mask, state.seen.examples, examples)
+        squares, pairs, damping = run_if(usable, measure, (squares, pairs, damping))
+    more = jnp.where(usable, jnp.asarray(examples, dtype), 0)
     guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
     return state._replace(
-        count=state.count + usable, damping=damping, moments=moments, frames=frames, guard=guard
+        count=state.count + usable,
+        seen=Seen(state.seen.examples + more, half + more, pairs),
+        damping=damping,
+        squares=squares,
+        moments=moments,
+        frames=frames,
+        guard=guard,
     )
 
 
@@ -115,15 +121,64 @@ def _mean(function: Callable[[jax.Array], Any], stack: jax.Array) -> Any:
     return jax.tree.map(lambda x: x.mean(0), jax.vmap(function)(stack))
 
 
-def _mean_square_diagonal(sample: list[jax.Array], mask: Any | None) -> jax.Array:
-    """The mean square of the Fisher's diagonal over surviving weights, from one Fisher sample.
+def measured_leaves(units: tuple[Unit, ...], leaves: list[jax.Array]) -> dict[str, int]:
+    """The names and places of the leaves that the damping is measured on.
 
-    A sample M of a batch is a sum over its examples, nearly normal, so that `E[M⁴] = 3 E[M²]²`.
-    Matrices and tensors alone are counted where there are any: they are what is pruned, and vectors
+    Matrices and tensors alone are counted where there are any: they are pruned, and vectors
     (biases, normalisation scales) have Fishers far above theirs.
     """
-    survivors = [jnp.ones_like(x) for x in sample] if mask is None else jax.tree.leaves(mask)
-    wanted = [i for i, x in enumerate(sample) if x.ndim > 1] or range(len(sample))
-    total = sum(jnp.sum(sample[i] ** 4) for i in wanted)
-    count = sum(jnp.sum(survivors[i]) for i in wanted)
-    return total / (3 * jnp.maximum(count, 1))
+    filled = [u for u in units if 0 not in jnp.shape(leaves[u.leaves[0]])]
+    layers = {u.name: jnp.ndim(leaves[u.leaves[0]]) - (u.stack is not None) for u in filled}
+    matrices = [u for u in filled if layers[u.name] > 1]
+    return {u.name: u.leaves[0] for u in matrices or filled}
+
+
+def _measure(
+    units: tuple[Unit, ...],
+    samples: list[list[jax.Array]],
+    mask: Any | None,
+    seen: jax.Array,
+    examples: int,
+    carry: tuple,
+) -> tuple:
+    """The mean squares, the weight of pairs and the damping with a batch's Fisher samples in them.
+
+    The damping follows the mean of `F_ii²` over surviving weights, F the Fisher of all examples.
+    Let v_k be the squares of sample k, of e_k examples and with the Fisher F_k; `E[v_k] = diag F_k`
+    and, since labels are drawn independently, `E[v_k ⊙ v_l] = diag F_k ⊙ diag F_l` for k ≠ l.  So
+
+        Σ_{k≠l} e_k e_l ⟨v_k, v_l⟩ / Σ_{k≠l} e_k e_l
+
+    is free of the noise of the samples whatever their distribution, and its expectation is
+    `‖Σ e_k diag F_k‖² / (Σ e_k)²` but for the pairs of a sample with itself, a share of one over
+    the number of samples.  A fourth moment, `E[M⁴] = 3 E[M²]²`, needs samples that are normal, thus
+    sums over many examples, and Fishers F_k that are all alike.  Pairs are added as they come, each
+    sample with the mean of those before it, so that a squared mean needs no correction.
+
+    Args:
+        units: the leaves and their factors.
+        samples: Fisher samples of equal parts of the batch.
+        mask: which weights survive, or None.
+        seen: number of examples before the batch.
+        examples: number of examples in the batch.
+        carry: mean squares, sum of the weights of pairs, damping.
+    """
+    squares, pairs, damping = carry
+    chosen = measured_leaves(units, samples[0])
+    survivors = [jnp.ones_like(x) for x in samples[0]] if mask is None else jax.tree.leaves(mask)
+    count = jnp.maximum(sum(jnp.sum(survivors[i]) for i in chosen.values()), 1)
+    part = examples / len(samples)
+    mean_square = (damping / RELATIVE_DAMPING) ** 2
+    for sample in samples:
+        new = {name: sample[i].astype(squares[name].dtype) ** 2 for name, i in chosen.items()}
+        pairs = pairs + part * seen
+        # the very first sample has no other beside it
+        alone = pairs == 0
+        product = jnp.where(alone, _tree.dot(new, new) / 3, _tree.dot(new, squares)) / count
+        weight = jnp.where(alone, 1.0, part * seen / jnp.where(alone, 1.0, pairs))
+        mean_square = (1 - weight) * mean_square + weight * product.astype(damping.dtype)
+        squares = move(squares, new, part / (seen + part))
+        seen = seen + part
+    damping = RELATIVE_DAMPING * jnp.sqrt(mean_square)
+    # a model without any gradient would have none, and nothing to divide by
+    return squares, pairs, jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)

@@ -11,12 +11,30 @@ from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._units import Unit
 
 
+class Seen(NamedTuple):
+    """Numbers of examples, by which all running means are weighted.
+
+    Attributes:
+        examples: number of examples of all batches that were assimilated.
+        half: number of those in the current half of the start.
+        pairs: sum over pairs of different Fisher samples of the products of their numbers of
+            examples, by which the measured damping is weighted.
+    """
+
+    examples: jax.Array  # shape=(), float
+    half: jax.Array  # shape=(), float
+    pairs: jax.Array  # shape=(), float
+
+
 class FishLegState(NamedTuple):
     """State of `fishleg`.  Dictionaries are by unit: the key path of a leaf.
 
     Attributes:
-        count: how many batches were assimilated.
+        count: number of batches assimilated, which decides the phase.
+        seen: numbers of examples in them, which decide the weights of running means.
         damping: γ; it may be changed at any time after the start.
+        squares: mean squares of Fisher samples, the diagonal of the Fisher, of the leaves that the
+            damping is measured on; empty where the damping is given.
         moments: second moments, of which frames are made.
         frames: what was set from data.
         coordinates: λ, the current iterate.
@@ -29,7 +47,9 @@ class FishLegState(NamedTuple):
     """
 
     count: jax.Array  # shape=(), int32
+    seen: Seen
     damping: jax.Array  # shape=(), float
+    squares: dict[str, jax.Array]
     moments: dict[str, tuple[jax.Array, ...]]
     frames: dict[str, _factors.Frame]
     coordinates: dict[str, _factors.Coordinates]
@@ -53,8 +73,11 @@ def multiply_leaves(
     def product(frames, damping, coordinates, leaves):
         out = list(leaves)
         for unit in units:
-            args = (frames[unit.name], coordinates[unit.name], damping)
-            unit.unpack(_algebra.multiply(unit.factor, *args, unit.pack(leaves)), out)
+            args = frames[unit.name], coordinates[unit.name], unit.pack(leaves)
+            of_layer = lambda f, c, v, factor=unit.factor: _algebra.multiply(  # noqa: E731
+                factor, f, c, damping, v
+            )
+            unit.unpack(unit.each(of_layer, *args), out)
         return out
 
     return _sharding.automatic(product, leaves, state.frames, state.damping, coordinates, leaves)

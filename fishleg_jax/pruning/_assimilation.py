@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fishleg_jax import _axis, _tree
 from fishleg_jax._branch import run_if
+from fishleg_jax.inverse._state import FishLegState
 from fishleg_jax.pruning._adjustable import movable
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
@@ -107,6 +107,12 @@ def _stays_finite(old: Any, new: Any) -> jax.Array:
 
 
 def _skipped(estimate: Any) -> jax.Array:
-    """How many batches or gradients an estimate says it has left out."""
-    found = optax.tree_utils.tree_get_all_with_path(estimate, "skipped")
-    return sum((number for _, number in found), jnp.zeros((), jnp.int32))
+    """The number of batches or gradients that an estimate says it has left out.
+
+    A field of the state itself: names further inside may be those of the user's parameters.
+    """
+    holder = estimate.guard if isinstance(estimate, FishLegState) else estimate
+    number = getattr(holder, "skipped", None)
+    counts = isinstance(number, jax.Array) and number.ndim == 0
+    counts = counts and jnp.issubdtype(number.dtype, jnp.integer)
+    return number if counts else jnp.zeros((), jnp.int32)

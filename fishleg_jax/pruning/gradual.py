@@ -47,7 +47,7 @@ def gradual_prune(
     model: Model | None = None,
     prunable: _prunable.Selection = None,
     adjustable: _prunable.Selection = None,
-    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    stacked: _tree.Stacked = None,
     masks: Any | None = "zeros",
     scope: str = "global",
     aux_every: int = 200,
@@ -189,7 +189,7 @@ def fishleg_prune(
     *,
     prunable: _prunable.Selection = None,
     adjustable: _prunable.Selection = None,
-    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    stacked: _tree.Stacked = None,
     masks: Any | None = "zeros",
     scope: str = "global",
     damping: float | None = None,
@@ -341,7 +341,7 @@ def fishleg_prune(
             )
         estimator = inverse.fishleg(
             model, damping, optimizer=aux_optimizer, start=START, window=WINDOW, probe="sign",
-            examples_per_chunk=examples_per_chunk, axis_name=axis_name,
+            stacked=stacked, examples_per_chunk=examples_per_chunk, axis_name=axis_name,
         )  # fmt: skip
     return gradual_prune(
         estimator, sparsity, model=model, prunable=prunable, adjustable=adjustable, stacked=stacked,

@@ -49,7 +49,7 @@ def make_masks(
     scope: str = "global",
     prunable: _prunable.Selection = None,
     masks: Any | None = None,
-    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    stacked: _tree.Stacked = None,
 ) -> Any:
     """Prunes the weights of the lowest scores, `floor(sparsity · n)` of the n prunable ones.
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from fishleg_jax import _chunks, _mesh, _prunable, _scalars, _tree, _validate, fisher
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
@@ -136,7 +135,7 @@ def prune_one_shot(
     selection: _selection.Selection | None = None,
     prunable: _prunable.Selection = None,
     adjustable: _prunable.Selection = None,
-    stacked: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    stacked: _tree.Stacked = None,
     masks: Any | None = "zeros",
     key: jax.Array | None = None,
     state: Any | None = None,
@@ -291,7 +290,8 @@ def prune_one_shot(
         estimator, compensation, groups, first_order, costs, measure, selection, moves
     )
     # an estimate is of the weights that are free; without a mask where that is all of them
-    all_free = before == 0 and moves is None and _all_kept(start.masks)
+    started = _groups.already_pruned(groups, start.masks)
+    all_free = not started and moves is None
 
     curvature_on = partial(fisher.curvature, model, examples_per_chunk=examples_per_chunk)
 
@@ -347,7 +347,9 @@ def prune_one_shot(
         except FloatingPointError as error:  # which costs none of the weights
             constants = None
             stopped = stopped or f"no constants for the weights after stage {len(told)}: {error}"
-        report = make_report(point.removed, point.masks, groups.chosen, told, stopped)
+        report = make_report(
+            point.removed, point.masks, groups.chosen, told, stopped, groups.left_out, started
+        )
         return Result(point.params, point.masks, report, state, told, stopped, constants)
 
     def tell(outcome: _walk.Outcome) -> None:
@@ -355,10 +357,6 @@ def prune_one_shot(
             on_stage(result_of(outcome))
 
     return result_of(_walk.walk(plan, start, stages, fit_at, attempt, tell, adapt_damping))
-
-
-def _all_kept(masks: Any) -> bool:
-    return all(bool(jnp.all(mask)) for mask in jax.tree.leaves(masks))
 
 
 def _with(batches: Sequence[Batch], constants: Any | None) -> Sequence[Batch]:

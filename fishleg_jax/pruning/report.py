@@ -52,6 +52,7 @@ class Report(NamedTuple):
         stages: One dictionary for every stage, see `Result`.
         stopped: what went wrong, see `Result`.
         left_out: Name, shape and reason of every leaf that is not prunable.
+        started: Name and number of zeros of every leaf in which the masks of before prune.
     """
 
     rows: tuple[Row, ...]
@@ -59,6 +60,7 @@ class Report(NamedTuple):
     stages: tuple[dict[str, Any], ...] = ()
     stopped: str | None = None
     left_out: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    started: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         """One line, and a second one where the pruning stopped."""
@@ -68,8 +70,8 @@ class Report(NamedTuple):
         """A table of the leaves, one of the stages if there is more to say, and the stop."""
         table = text_table(HEAD, self._lines(), texts=2)
         parts = ["\n".join([*table[:-1], table[1], table[-1]])]
-        if self._left_out_lines():
-            parts.insert(0, "\n".join(self._left_out_lines()))
+        if self._first_lines():
+            parts.insert(0, "\n".join(self._first_lines()))
         if self._has_stages():
             parts.append(stage_table(self.stages))
         if self.stopped is not None:
@@ -78,7 +80,7 @@ class Report(NamedTuple):
 
     def _repr_html_(self) -> str:
         """The same tables for a notebook."""
-        parts = [paragraph(line) for line in self._left_out_lines()]
+        parts = [paragraph(line) for line in self._first_lines()]
         parts.append(html_table(HEAD, self._lines(), texts=2))
         if self._has_stages():
             parts.append(html_table(*_stage_cells(self.stages), texts=1))
@@ -113,8 +115,8 @@ class Report(NamedTuple):
         """The report in numbers, texts, lists and dictionaries of Python, ready for JSON.
 
         Returns:
-            A dictionary with the keys `rows`, `total`, `stages`, `stopped` and `left_out`; what is
-            not a finite number is None.
+            A dictionary with the keys `rows`, `total`, `stages`, `stopped`, `left_out` and
+            `started`; what is not a finite number is None.
 
         Example:
             >>> total = Row("total", (), 4, 2, 0.5, float("nan"), 0.0)
@@ -130,6 +132,7 @@ class Report(NamedTuple):
                 {"name": name, "shape": _plain(shape), "reason": reason}
                 for name, shape, reason in self.left_out
             ],
+            "started": [{"name": name, "zeros": zeros} for name, zeros in self.started],
         }
 
     def _lines(self) -> list[tuple[str, ...]]:
@@ -141,8 +144,8 @@ class Report(NamedTuple):
             lines.append((row.name, shape, *cells))
         return lines
 
-    def _left_out_lines(self) -> list[str]:
-        """For every reason a line: which leaves are not prunable, and how many weights."""
+    def _first_lines(self) -> list[str]:
+        """A line for every reason to leave leaves out, and one for the zeros of before."""
         by_reason: dict[str, list[tuple[str, int]]] = {}
         for name, shape, reason in self.left_out:
             by_reason.setdefault(reason, []).append((name, math.prod(shape)))
@@ -154,6 +157,11 @@ class Report(NamedTuple):
                 sum(size for _, size in leaves), "weight"
             )
             lines.append(f"Left out ({reason}): {counts}: {names}{more}")
+        if self.started:
+            names = ", ".join(f"{name} ({zeros:,})" for name, zeros in self.started[:NAMED])
+            more = f" and {len(self.started) - NAMED} more" if len(self.started) > NAMED else ""
+            total = _number(sum(zeros for _, zeros in self.started), "weight")
+            lines.append(f"Pruned before and held: {total}: {names}{more}; masks=None frees them")
         return lines
 
     def _has_stages(self) -> bool:
@@ -236,6 +244,7 @@ def make_report(
     stages: tuple[dict[str, Any], ...] = (),
     stopped: str | None = None,
     left_out: tuple[tuple[str, tuple[int, ...], str], ...] = (),
+    started: tuple[tuple[str, int], ...] = (),
 ) -> Report:
     """Counts what masks keep, beside the scores of what was pruned.
 
@@ -246,6 +255,7 @@ def make_report(
         stages: One dictionary for every stage.
         stopped: what went wrong.
         left_out: Name, shape and reason of every leaf that is not prunable.
+        started: Name and number of zeros of every leaf in which the masks of before prune.
     """
     kept = jax.tree.map(jnp.sum, masks)
     parts = zip(
@@ -265,4 +275,4 @@ def make_report(
 
     rows = tuple(row(*n) for n in numbers)
     sums = (sum(r.weights for r in rows), sum(r.kept for r in rows), total)
-    return Report(rows, row("total", (), *sums), stages, stopped, left_out)
+    return Report(rows, row("total", (), *sums), stages, stopped, left_out, started)

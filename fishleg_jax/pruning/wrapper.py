@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _text, _tree
+from fishleg_jax import _prunable, _text, _tree
 from fishleg_jax._scalars import check_count
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.model import Model
@@ -36,7 +36,10 @@ class PruneState(NamedTuple):
 class Options(TypedDict, total=False):
     """The keyword arguments of `fishleg_prune`, for type checkers and completion in `prune`."""
 
-    prunable: _tree.Selection
+    prunable: _prunable.Selection
+    adjustable: _prunable.Selection
+    stacked: _tree.Stacked
+    masks: Any
     scope: str
     damping: float | None
     aux_every: int

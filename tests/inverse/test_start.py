@@ -21,8 +21,8 @@ def test_vectors_do_not_count_beside_matrices():
     inputs = jax.random.rademacher(jax.random.key(0), (64, 3), jnp.float32)
     estimator = flj.inverse.fishleg(model, learn=False)
     state = flj.fit(estimator, params, [(inputs, None)], key=jax.random.key(1))
-    # the kernel's Fisher has ones on its diagonal; 384 fourth moments scatter by a sixth
-    assert abs(state.damping / RELATIVE_DAMPING - 1) < 0.4
+    # the kernel's Fisher has ones on its diagonal
+    assert abs(state.damping / RELATIVE_DAMPING - 1) < 0.1
 
 
 def test_vectors_count_where_there_is_nothing_else():
@@ -30,7 +30,7 @@ def test_vectors_count_where_there_is_nothing_else():
     inputs = 2 * jax.random.rademacher(jax.random.key(0), (64, 6), jnp.float32)
     estimator = flj.inverse.fishleg(model, learn=False)
     state = flj.fit(estimator, jnp.zeros(6), [(inputs, None)], key=jax.random.key(1))
-    assert abs(state.damping / (4 * RELATIVE_DAMPING) - 1) < 0.4
+    assert abs(state.damping / (4 * RELATIVE_DAMPING) - 1) < 0.1
 
 
 @pytest.mark.parametrize("factor", [factors.kronecker, factors.spectral])

@@ -166,3 +166,16 @@ def test_masks_can_be_handed_to_a_chain_before_they_are_applied(key):
     moved = optax.apply_updates(params, updates)
     jax.tree.map(np.testing.assert_array_equal, moved, flj.apply_masks(params, masks))
     assert flj.check(state).ok and flj.check(state).sparsity == 0.5
+
+
+def test_the_report_says_what_was_left_out_and_what_was_zero_before(key):
+    params, batch = problem(key)
+    whole = params | {"bias": jnp.ones(3)}
+    model = flj.Model(lambda p, x: MODEL.predict(p, x) + p["bias"], flj.likelihoods.gaussian())
+    report = flj.prune_one_shot(model, whole, MAGNITUDE, [batch], sparsity=0.5).report
+    first, second = str(report).splitlines()[:2]
+    assert first == "Left out (bias): 1 leaf, 3 weights: bias"
+    assert second == "Pruned before and held: 8 weights: a (8); masks=None frees them"
+    assert report.to_dict()["started"] == [{"name": "a", "zeros": 8}]
+    assert report.to_dict()["left_out"] == [{"name": "bias", "shape": [3], "reason": "bias"}]
+    assert "Pruned before and held" in report._repr_html_()
