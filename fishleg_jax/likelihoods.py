@@ -32,7 +32,9 @@ class Likelihood(NamedTuple):
     sample: Callable[[jax.Array, Outputs], Any]
     fisher: Callable[[Outputs, Outputs], Outputs]
 
-    __repr__ = _text.by_maker
+    def __repr__(self) -> str:
+        """One line: the function that made it, and what it has beside the necessary."""
+        return _text.by_maker(self)
 
 
 def _sum_per_example(values: jax.Array) -> jax.Array:

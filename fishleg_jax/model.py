@@ -34,7 +34,9 @@ class Model(NamedTuple):
     predict: Callable[..., Any]
     likelihood: Likelihood
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def predict(model: Model, params: Params, batch: Batch) -> Any:
