@@ -114,13 +114,23 @@ flj.prune_oneshot  # misspelt
 """
 
 
-def is_editable_here():
-    """Whether what is installed is an editable install of this very folder."""
-    try:
-        text = importlib.metadata.distribution("fishleg_jax").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return text is not None and json.loads(text).get("url") == ROOT.as_uri()
+def editable_install():
+    """The distribution that is an editable install of this very folder; None where there is none.
+
+    Beside it there may be the egg-info of a build in this folder, and what others installed.
+    """
+    for found in importlib.metadata.distributions(name="fishleg_jax"):
+        url = json.loads(found.read_text("direct_url.json") or "{}").get("url")
+        if url == ROOT.as_uri():
+            return found
+    return None
+
+
+def is_path(install):
+    """Whether an editable install is this folder's path in a .pth file, and not an import hook."""
+    files = [] if install is None else install.files
+    texts = [path.read_text().strip() for path in files if path.suffix == ".pth"]
+    return texts == [str(ROOT)]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +144,7 @@ def reported(tmp_path_factory):
         (folder / f"{name}.py").write_text(text + "\n")
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MYPYPATH")}
     config = {}
-    if not is_editable_here():  # else the checkers have to find it as they do for a user
+    if not is_path(editable_install()):  # else the checkers have to find it as they do for a user
         env["MYPYPATH"], config["extraPaths"] = str(ROOT), [str(ROOT)]
     # jax and optax take mypy ten seconds to read; pyright, which is quicker, reads them
     skip = "[mypy-jax.*,optax.*,numpy.*]\nfollow_imports = skip\nignore_missing_imports = True\n"
@@ -208,8 +218,7 @@ def test_the_options_of_prune_are_those_of_fishleg_prune():
 
 
 def test_an_editable_install_is_a_path_that_type_checkers_read():
-    if not is_editable_here():
+    install = editable_install()
+    if install is None:
         pytest.skip("this folder is not what is installed as fishleg_jax")
-    files = importlib.metadata.distribution("fishleg_jax").files
-    texts = [path.read_text() for path in files if path.suffix == ".pth"]
-    assert [text.strip() for text in texts] == [str(ROOT)], "run pip install -e . again"
+    assert is_path(install), "an import hook, which type checkers can't read: run pip install -e ."
