@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-LONGEST = 60  # characters of one field
+LONGEST = 80  # characters of one field
 
 
 def one_line(value: Any) -> str:

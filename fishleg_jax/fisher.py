@@ -131,7 +131,9 @@ class Curvature(NamedTuple):
     check: Callable[[Params], jax.Array] | None = None
     missing: tuple[str, ...] = ()
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def curvature(

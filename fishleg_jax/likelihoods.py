@@ -79,7 +79,9 @@ class Likelihood(_Functions):
     def _make(cls, iterable):  # `_replace` goes through it
         return cls(*iterable)
 
-    __repr__ = _text.by_maker
+    def __repr__(self) -> str:
+        """One line: the function that made it, and what it has beside the necessary."""
+        return _text.by_maker(self)
 
 
 def _sum_per_example(values: jax.Array) -> jax.Array:

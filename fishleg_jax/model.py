@@ -60,7 +60,9 @@ class Model(_Fields):
     def _make(cls, iterable):  # `_replace` goes through it
         return cls(*iterable)
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def _expected_instead_of(likelihood: Any) -> str:

@@ -1,7 +1,11 @@
 """The package itself: what it needs, what it ships, what it documents."""
 
+import doctest
 import importlib.resources
 import inspect
+import pickle
+import pydoc
+import re
 import subprocess
 import sys
 
@@ -46,17 +50,24 @@ def test_types_are_shipped():
     assert (importlib.resources.files("fishleg_jax") / "py.typed").is_file()
 
 
+MODULES = (
+    flj,
+    flj.compensation,
+    flj.inverse,
+    flj.inverse.factors,
+    flj.likelihoods,
+    flj.schedules,
+    flj.selection,
+    flj.targets,
+)
+WITHOUT_DOCSTRING = ("Selection", "Compensation", "Constructor", "STEPS")  # aliases, a constant
+
+
 def public():
-    for module in (flj, flj.inverse, flj.selection):
+    for module in MODULES:
         for name in module.__all__:
-            if name == "Selection":
-                continue  # an alias of a type has no docstring
-            yield pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-    for module in (flj.inverse.factors, flj.likelihoods, flj.compensation):
-        for name, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
-            if own and inspect.isroutine(value) and not name.startswith("_"):
-                yield pytest.param(value, id=f"{module.__name__}.{name}")
+            if name not in WITHOUT_DOCSTRING:
+                yield pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
 
 
 @pytest.mark.parametrize("thing", list(public()))
@@ -75,3 +86,33 @@ def test_all_lists_what_exists_and_no_more():
     }
     assert own <= set(flj.__all__)
     assert flj.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_completion_shows_public_names_only(module):
+    """All of them are there, are reached by pickle, and are what help() shows."""
+    assert dir(module) == sorted(module.__all__) and len(set(dir(module))) == len(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isroutine(value) or inspect.isclass(value):
+            assert pickle.loads(pickle.dumps(value)) is value
+    shown = pydoc.render_doc(module, renderer=pydoc.plaintext)
+    assert all(re.search(rf"\b{name}\b", shown) for name in module.__all__)
+    own = {
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+    assert own - {"Budget", "Limit"} <= set(module.__all__)  # these two are made by the targets
+
+
+def test_doctests_of_public_modules_are_collected():
+    """Doctest looks at the modules themselves, not at what dir() shows."""
+    found = {
+        test.name
+        for module in (flj.likelihoods, flj.targets)
+        for test in doctest.DocTestFinder(exclude_empty=True).find(module)
+        if test.examples
+    }
+    assert {f"fishleg_jax.likelihoods.{name}" for name in ("categorical", "gaussian")} <= found
+    assert {f"fishleg_jax.pruning.targets.{name}" for name in ("weights", "bytes")} <= found

@@ -1,5 +1,6 @@
 """Recipes: gradual pruning in the training loops that people have, whole and to be copied."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -129,9 +130,40 @@ def test_flax_linen():
 
 
 def test_the_train_state_of_flax_drops_the_batch_and_is_told_so():
+    """The refusal names what the library has instead, and that is there."""
     _, state = linen(train_state.TrainState)
-    with pytest.raises(ValueError, match="batch must be handed to update"):
+    with pytest.raises(ValueError, match="batch must be handed to update") as refusal:
         state.apply_gradients(grads=state.params)
+    named = re.findall(r"flj\.(\w+)", str(refusal.value))
+    assert named == ["TrainStateMixin", "MultiSteps"] and all(hasattr(flj, n) for n in named)
+
+
+def test_multi_steps_in_a_chain_drop_the_batch_and_are_told_so():
+    """Those of optax, whose transformation takes no extra arguments; those of the library do."""
+    params = start()
+    batch = jax.tree.map(lambda x: x[0], batches())
+    tx = optax.chain(flj.MultiSteps(chain(MODEL), 2).gradient_transformation())
+    tx.update(params, tx.init(params), params, batch=batch)
+    tx = optax.chain(optax.MultiSteps(chain(MODEL), 2).gradient_transformation())
+    with pytest.raises(ValueError, match="optax.MultiSteps by flj.MultiSteps"):
+        tx.update(params, tx.init(params), params, batch=batch)
+
+
+def test_the_train_state_hands_on_further_arguments_and_replaces_fields():
+    _, state = linen(PruningTrainState)
+    batch = jax.tree.map(lambda x: x[0], batches())
+    with pytest.raises(ValueError, match="assimilate must be None where hold"):
+        state.apply_gradients(
+            grads=state.params, batch=batch, extra_args={"hold": True, "assimilate": True}
+        )
+    held = state.apply_gradients(grads=state.params, extra_args={"hold": True}, apply_fn=None)
+    assert held.apply_fn is None and held.tx is state.tx and type(held) is PruningTrainState
+    assert int(held.step) == int(flj.check(held.opt_state).message.split(" after ")[1][0]) == 1
+    plain = PruningTrainState.create(apply_fn=None, params=state.params, tx=optax.sgd(0.1))
+    stepped = plain.apply_gradients(grads=plain.params, batch=batch)  # nothing takes the batch
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, 0.9 * y, rtol=1e-6), stepped.params, plain.params
+    )
 
 
 class NnxNet(nnx.Module):

@@ -26,7 +26,9 @@ class DiagonalState(NamedTuple):
     damping: jax.Array  # shape=(), float
     squares: Any
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def diagonal(

@@ -38,7 +38,9 @@ class KfacState(NamedTuple):
     squares: dict[str, jax.Array | None]
     roots: dict[str, tuple[jax.Array, ...]] | None = None
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def kfac(

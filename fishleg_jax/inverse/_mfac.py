@@ -30,7 +30,9 @@ class MfacState(NamedTuple):
     damping: jax.Array  # shape=(), float
     windows: dict[str, _window.Window]
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def mfac(

@@ -59,7 +59,9 @@ class FishLegState(NamedTuple):
     auxiliary_loss: jax.Array  # shape=(), float
     relative_residual: jax.Array  # shape=(), float
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def multiply_leaves(

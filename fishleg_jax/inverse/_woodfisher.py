@@ -30,7 +30,9 @@ class WoodFisherState(NamedTuple):
     damping: jax.Array  # shape=(), float
     blocks: dict[str, Any]
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def woodfisher(

@@ -56,7 +56,9 @@ class InverseFisher(NamedTuple):
     axis_name: str | None = None
     model: Model | None = None
 
-    __repr__ = _text.by_maker
+    def __repr__(self) -> str:
+        """One line: the function that made it, and what it has beside the necessary."""
+        return _text.by_maker(self)
 
 
 def check_estimator(estimator: Any) -> None:

@@ -80,7 +80,9 @@ class Frame(NamedTuple):
     values: tuple[jax.Array | None, ...]
     spectrum: jax.Array | None
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 class Coordinates(NamedTuple):
@@ -97,7 +99,9 @@ class Coordinates(NamedTuple):
     log_spectrum: jax.Array | None
     log_sandwich: jax.Array | None
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 Constructor = Callable[[tuple[int, ...], int | None], Factor]

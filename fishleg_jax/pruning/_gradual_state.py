@@ -44,7 +44,9 @@ class GradualState(NamedTuple):
     failures: jax.Array  # shape=(), int32
     overdue: jax.Array  # shape=(), int32
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 class Check(NamedTuple):

@@ -28,7 +28,9 @@ class Found(NamedTuple):
     after: jax.Array  # shape=(), float
     swaps: jax.Array  # shape=(), int32
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 def swap_search(

@@ -22,7 +22,9 @@ class Budget(NamedTuple):
     at_most: float
     costs: Any | None = None
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 class Limit(NamedTuple):
@@ -42,7 +44,9 @@ class Limit(NamedTuple):
     highest: float
     resolution: float
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 Target = Budget | Limit

@@ -30,7 +30,9 @@ class PruneState(NamedTuple):
     pruning: GradualState
     inner: Any
 
-    __repr__ = _text.one_line
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
 
 
 class Options(TypedDict, total=False):

@@ -282,7 +282,7 @@ def test_lookahead_by_magnitude():
     assert (params.slow["w"] != 0).all()
     tx = optax.lookahead(optax.chain(optax.sgd(0.02), PRUNING), 5, 0.5)
     params = optax.LookaheadParams.init_synced(start)
-    with pytest.raises(ValueError, match="a wrapper that drops extra arguments"):
+    with pytest.raises(ValueError, match="wrappers that drop extra arguments"):
         tx.update(start, tx.init(params), params)
 
 
