@@ -62,9 +62,17 @@ class Likelihood(_Functions):
 
     __slots__ = ()
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(
+        cls,
+        negative_log_likelihood: Callable[[Outputs, Any], jax.Array],
+        sample: Callable[..., Any] | None = None,
+        fisher: Callable[..., Outputs] | None = None,
+        check_targets: Callable[[Outputs, Any], None] | None = None,
+        takes_targets: bool = False,
+    ) -> "Likelihood":
         """The likelihood, or a ValueError."""
-        self = super().__new__(cls, *args, **kwargs)
+        fields = negative_log_likelihood, sample, fisher, check_targets, takes_targets
+        self = super().__new__(cls, *fields)
         for name, value in zip(self._fields[:-1], self, strict=False):
             optional = name != "negative_log_likelihood"
             if not callable(value) and not (optional and value is None):

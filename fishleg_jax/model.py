@@ -47,7 +47,7 @@ class Model(_Fields):
 
     __slots__ = ()
 
-    def __new__(cls, predict, likelihood):
+    def __new__(cls, predict: Callable[..., Any], likelihood: Likelihood) -> "Model":
         """The model, or a ValueError."""
         expected = "a function (params, inputs) or (params, inputs, constants)"
         if not any(_accepts(predict, arguments) for arguments in (2, 3)):
