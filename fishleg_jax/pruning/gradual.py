@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _axis, _chunks, _placement, _scalars, _tree, _validate, fisher, inverse
+from fishleg_jax import (
+    _axis,
+    _chunks,
+    _placement,
+    _scalars,
+    _targets,
+    _tree,
+    _validate,
+    fisher,
+    inverse,
+)
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model, check_targets
 from fishleg_jax.pruning import _gradual_checks
@@ -145,7 +155,7 @@ def gradual_prune(
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
-        if batch is not None:
+        if batch is not None and not _targets.has_nan(batch[1]):  # which a step has to survive
             check_targets(model or estimator.model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, grad, flag, emit, known, False)
