@@ -78,6 +78,15 @@ def is_here(x: jax.Array) -> bool:
     return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
 
 
+def has_nan(targets: Any) -> bool:
+    """Whether targets that can be seen have a NaN or infinity, which training steps survive."""
+    if not _is_known(targets):
+        return False
+    leaves = [np.asarray(x) for x in jax.tree.leaves(targets)]
+    reals = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    return not all(np.isfinite(x.astype(np.float32)).all() for x in reals)
+
+
 def check_shape(targets: Any, expected: tuple[int, ...], of_what: str) -> None:
     """Raises a ValueError for targets of another shape."""
     if jnp.shape(targets) != expected:

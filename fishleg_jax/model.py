@@ -1,5 +1,6 @@
 """What is being pruned: a prediction function and a likelihood, and the loss that they make."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -99,7 +100,8 @@ def predict(model: Model, params: Params, batch: Batch) -> Any:
     try:
         outputs = model.predict(params, inputs, *constants)
     except TypeError as error:
-        if _accepts(model.predict, 2 + len(constants)):
+        # what a decorator such as `jax.jit` wraps is what the call has reached
+        if _accepts(inspect.unwrap(model.predict), 2 + len(constants)):
             raise
         takes, has = "(params, inputs, constants)", "no constants"
         if constants:

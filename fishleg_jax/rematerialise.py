@@ -54,6 +54,7 @@ def remat(model: Model, segments: int = 8) -> Model:
 
 @functools.lru_cache(maxsize=64)  # by what they mean: arguments may be spelled in several ways
 def _remat(model: Model, segments: int) -> Model:
+    @functools.wraps(model.predict)
     def predict(*args):
         closed, shapes = jax.make_jaxpr(model.predict, return_shape=True)(*args)
         leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args), segments)

@@ -246,6 +246,23 @@ def test_constants_that_are_missing_are_refused(use):
         USES[use](model)
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, "remat"])
+def test_constants_that_are_missing_are_refused_of_what_is_wrapped(wrap):
+    plain = lambda params, x, constants: x @ params
+    if wrap == "remat":
+        model = flj.remat(flj.Model(plain, likelihoods.gaussian()))
+    else:
+        model = flj.Model(wrap(plain), likelihoods.gaussian())
+    with pytest.raises(ValueError, match="batch has no constants, but the model's predict takes"):
+        flj.losses(model, WEIGHTS, BATCH)
+
+
+def test_errors_inside_of_a_model_are_left_as_they_are():
+    model = flj.Model(lambda params, x: x @ params + None, likelihoods.gaussian())
+    with pytest.raises(TypeError):
+        flj.losses(model, WEIGHTS, BATCH)
+
+
 def test_constants_that_are_too_many_are_refused():
     with pytest.raises(ValueError, match="batch has constants, but the model's predict takes"):
         flj.losses(flj.Model(predict, likelihoods.gaussian()), WEIGHTS, (*BATCH, jnp.ones(1)))

@@ -198,3 +198,14 @@ def test_what_a_likelihood_returns_in_another_dtype_is_cast(key):
         expected = flj.fisher_vector_product(same, params, batch, v, kind=kind, key=key)
         found, expected = dense.ravel(found), dense.ravel(expected)
         assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_weights_of_several_dtypes_keep_theirs(x64):
+    """A probe in the widest of the weights' dtypes; every product in that of its leaf."""
+    params = {"kernel": jnp.ones((2, 3), jnp.float32), "bias": jnp.ones(3, jnp.float64)}
+    model = flj.Model(lambda p, x: x @ p["kernel"] + p["bias"], LIKELIHOODS["categorical"])
+    batch = jnp.ones((4, 2), jnp.float32), jnp.zeros(4, int)
+    estimator = flj.inverse.fishleg(model, 0.1, start=2, updates=4)
+    state = jax.eval_shape(estimator.init, params)
+    new = jax.eval_shape(estimator.update, state, params, batch, jax.random.key(0))
+    assert [x.dtype for x in jax.tree.leaves(new)] == [x.dtype for x in jax.tree.leaves(state)]

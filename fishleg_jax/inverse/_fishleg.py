@@ -279,6 +279,9 @@ def _pull(
             targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
         return inputs, (targets, _axis.varying(weights, axis_name)), *constants
 
+    # leaves of several dtypes share the widest in z
+    z = jax.tree.map(lambda x, p: x.astype(p.dtype), z, params)
+
     def pull(chunk, chunk_key):
         inputs, (targets, weights), constants = split_batch(chunk)
         outputs, jvp, vjp = fisher.linearise(model, params, (inputs, None, *constants))

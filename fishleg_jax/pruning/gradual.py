@@ -15,6 +15,7 @@ from fishleg_jax import (
     _placement,
     _prunable,
     _scalars,
+    _targets,
     _tree,
     _validate,
     fisher,
@@ -175,7 +176,7 @@ def gradual_prune(
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
-        if batch is not None:
+        if batch is not None and not _targets.has_nan(batch[1]):  # which a step has to survive
             check_targets(model or estimator.model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, grad, flag, emit, known, False)
