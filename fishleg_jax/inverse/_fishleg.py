@@ -104,10 +104,12 @@ def fishleg(
             own; the state is the same on all.  Not together with `examples_per_chunk`.
 
     Returns:
-        An `InverseFisher` whose state is a `FishLegState`.
+        An `InverseFisher` whose state is a `FishLegState`.  Batches may differ in size: each counts
+        by its examples.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range; from `init`, an expression that matches no leaf or
+            a stacked leaf of fewer than two dimensions.
 
     References:
         Garcia, Vernon, Zheng, Bernacchia, Hennequin: Fisher-Legendre (FishLeg) optimization of deep
