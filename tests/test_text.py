@@ -11,7 +11,7 @@ import fishleg_jax as flj
 from fishleg_jax import _text
 
 MODEL = flj.Model(lambda params, x: x @ params["kernel"], flj.likelihoods.gaussian())
-PARAMS = {"kernel": jnp.arange(600.0).reshape(60, 10)}
+PARAMS = {"kernel": jnp.arange(1.0, 601).reshape(60, 10)}
 ESTIMATES = ("diagonal", "fishleg", "kfac", "mfac", "woodfisher")
 
 

@@ -41,7 +41,7 @@ class Options(TypedDict, total=False):
     prunable: _prunable.Selection
     adjustable: _prunable.Selection
     stacked: _tree.Stacked
-    masks: Any
+    masks: Any | None
     scope: str
     damping: float | None
     aux_every: int

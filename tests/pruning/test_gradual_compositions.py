@@ -69,7 +69,7 @@ def test_apply_if_finite_makes_a_step_of_nan_undone():
 def test_a_sparsity_that_is_injected_and_changed_by_hand(dtype):
     inject = optax.inject_hyperparams(flj.gradual_prune, hyperparam_dtype=jnp.float32)
     tx = inject(MAGNITUDE, sparsity=0.29, mask_every=1000)
-    params, data = {"w": jnp.arange(100.0, dtype=dtype).reshape(10, 10)}, None
+    params, data = {"w": jnp.arange(1.0, 101, dtype=dtype).reshape(10, 10)}, None
     state = tx.init(params)
     traces = []
 
@@ -114,7 +114,7 @@ def test_a_schedule_that_is_injected_does_not_prune_at_every_step():
     """But where one that is handed in does, and at its first value, and a step after its end."""
     schedule = optax.linear_schedule(0.1, 0.9, 25)
     inject = optax.inject_hyperparams(flj.gradual_prune, static_args="mask_every")
-    params = jnp.arange(1000.0).reshape(10, 100)
+    params = jnp.arange(1.0, 1001).reshape(10, 100)
     changes = []
     for pruning in (
         inject(MAGNITUDE, sparsity=schedule, mask_every=10),
