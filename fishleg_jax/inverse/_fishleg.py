@@ -35,7 +35,7 @@ from fishleg_jax.inverse._start import assimilate_samples
 from fishleg_jax.inverse._state import FishLegState, multiply_leaves
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
-from fishleg_jax.model import Model, loss, split_batch
+from fishleg_jax.model import Model, check_model, loss, split_batch
 
 PROBES = ("normal", "sign", "gradient")
 
@@ -117,6 +117,7 @@ def fishleg(
         >>> bool(state.relative_residual < 0.2)
         True
     """
+    check_model(model)
     _axis.check_name(axis_name)
     _chunks.check_chunk(examples_per_chunk, axis_name)
     learn = _scalars.check_flag(learn, "learn")
@@ -203,9 +204,17 @@ def fishleg(
             unit.unpack(_algebra.diagonal_of(unit.factor, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def fisher_diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit in units_of(params):
+            found = _algebra.fisher_diagonal_of(unit.factor, state.frames[unit.name])
+            unit.unpack(found, out)
+        return apply_mask(tree.unflatten(out), mask)
+
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal,
+            init, update, multiply, diagonal, model=model, fisher_diagonal=fisher_diagonal,
             updates=updates if learn else start, ready=lambda state: state.count >= start,
             axis_name=axis_name,
         ),

@@ -14,6 +14,7 @@ from fishleg_jax.pruning._counting import Asked
 from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._plan import GradualPlan, Seen, asked_of, groups_of
 from fishleg_jax.pruning._regrowth import more_to_come, revived, share_at
+from fishleg_jax.pruning._soundness import some_curvature
 from fishleg_jax.pruning.masks import _keep
 from fishleg_jax.pruning.saliency import obs_saliency
 
@@ -101,6 +102,10 @@ def _extended(
     diagonal = estimator.diagonal(state.estimate, seen.params, old)
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, old)
+    curved = jnp.array(True)
+    if estimator.fisher_diagonal is not None:  # without any, these would be magnitudes
+        chosen = [any(i in group for group in groups) for i in range(len(jax.tree.leaves(old)))]
+        curved, _ = some_curvature(estimator, chosen, state.estimate, seen.params, old)
     scores = jax.tree.leaves(obs_saliency(target, safe))
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
@@ -111,7 +116,7 @@ def _extended(
             jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
         ]
         candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
-    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
+    sound = curved & jnp.stack([jnp.all(jnp.isfinite(scores[i])) for g in groups for i in g]).all()
     new = list(candidates)
     for k, group in enumerate(groups):
         kept = _keep([scores[i] for i in group], [candidates[i] for i in group], counts[k])

@@ -23,6 +23,7 @@ from fishleg_jax.pruning._independent import (
     to_zero,
 )
 from fishleg_jax.pruning._solver import conjugate_gradients
+from fishleg_jax.pruning._soundness import require_finite_loss
 
 FISHERS = ("exact", "estimate")
 
@@ -176,7 +177,7 @@ def group(
                 info = {name: _plain(value) for name, value in info.items()}
                 info["raised"] = raised if damping is None else None
                 info |= measured(loss, delta, gamma)
-                loss = math.inf if math.isnan(loss) else loss
+                loss = loss if math.isfinite(loss) else math.inf
                 too_long, gain = bool(too_long), float(gain)
             return Trial(raised, x, delta, loss, info, too_long, gain)
 
@@ -198,9 +199,10 @@ def group(
         else:
             lower = curvature.check is not None
             found = search(solve, x, attempts=number, chosen=damping is None, lower=lower)
+            require_finite_loss(found.info.get("losses", [found.loss]))
         return found.delta, found.info
 
-    compensate.check = check
+    compensate.check, compensate.measures_loss = check, True
     return compensate
 
 

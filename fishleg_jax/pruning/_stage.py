@@ -12,6 +12,7 @@ from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._border import Selection
 from fishleg_jax.pruning._independent import Compensation
+from fishleg_jax.pruning._soundness import check_curvature
 from fishleg_jax.pruning.masks import apply_masks, make_masks
 from fishleg_jax.pruning.report import removed_scores
 from fishleg_jax.pruning.saliency import obs_saliency
@@ -75,7 +76,10 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
 
     Raises:
         FloatingPointError: the inverse is not finite.
+        UnsoundCurvature: no prunable weight has a curvature.
     """
+    chosen = _tree.select(point.params, plan.prunable, "prunable")
+    check_curvature(plan.estimator, chosen, state, point.params, point.masks)
     return Fitted(point, state, curvature, _scores(plan, point, state, curvature))
 
 
@@ -130,14 +134,9 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
                 before, after = map(float, map(loss, ends))
                 info[name] = after - before
     changes = [info.get(name, 0.0) for name in ("actual", "held_out")]
-    if not all(map(math.isfinite, changes)) and _is_sound(curvature, point):
+    if not all(map(math.isfinite, changes)):
         raise FloatingPointError("the loss of the pruned weights is not finite")
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
-
-
-def _is_sound(curvature: Curvature, point: Point) -> bool:
-    losses = [loss for loss in (curvature.loss, curvature.check) if loss is not None]
-    return all(math.isfinite(loss(_tree.widen(point.params))) for loss in losses)
 
 
 def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from fishleg_jax import _axis, _chunks, _placement, _scalars, _tree, _validate, fisher, inverse
+from fishleg_jax._sameness import check_same_model
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
 from fishleg_jax.pruning import _gradual_checks
@@ -86,6 +87,7 @@ def gradual_prune(
     )  # fmt: skip
     if model is not None:
         check_model(model)
+        check_same_model(estimator.model, model)
     _gradual_checks.check_others(prunable, axis_name, seed)
     plan = GradualPlan(
         estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
