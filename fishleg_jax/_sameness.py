@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fishleg_jax import _mesh
 from fishleg_jax.likelihoods import Likelihood
 from fishleg_jax.model import Model
 
@@ -17,14 +18,16 @@ CODE = (
 )  # fmt: skip
 
 
-def check_same_model(estimated: Model | None, model: Model) -> None:
+def check_same_model(estimated: Model | None, model: Model, arrays: Any) -> None:
     """Raises a ValueError where an estimate was made of another model than the one to be pruned.
 
     Args:
         estimated: the model of the estimator; None for one that needs none.
         model: the model to be pruned.
+        arrays: weights or batches: under Explicit axes the estimate's model may be one that names
+            no axes, and is not compared.
     """
-    if estimated is None or estimated is model:
+    if estimated is None or estimated is model or _mesh.explicit_mesh(arrays) is not None:
         return
     for field in Model._fields:
         one, other = getattr(estimated, field), getattr(model, field)

@@ -68,7 +68,7 @@ def gradual_prune(
         A transformation whose state is a `GradualState`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range; from `init`, an estimator of another model.
 
     Example:
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
@@ -87,7 +87,6 @@ def gradual_prune(
     )  # fmt: skip
     if model is not None:
         check_model(model)
-        check_same_model(estimator.model, model)
     _gradual_checks.check_others(prunable, axis_name, seed)
     plan = GradualPlan(
         estimator, sparsity, compensation, prunable, scope, aux_every, mask_every, renew, regrow
@@ -96,6 +95,8 @@ def gradual_prune(
     def init(params):
         _gradual_checks.check_weights(params, prunable)
         _validate.check_params(params)
+        if model is not None:
+            check_same_model(estimator.model, model, params)
         sizes = group_sizes(params, groups_of(params, prunable, scope))
         _gradual_checks.check_sizes(sizes)
         state = GradualState(

@@ -218,7 +218,7 @@ def prune_one_shot(
     _arguments.check_host(params, batches, held_out, costs, state, key)
     check_on_host(estimator)
     check_model(model)
-    _sameness.check_same_model(estimator.model, model)
+    _sameness.check_same_model(estimator.model, model, (params, batches))
     _validate.check_params(params)
     _validate.check_batches(batches)
     chosen = _tree.select(params, prunable, "prunable")

@@ -26,13 +26,13 @@ def prune(key, batches=4, **options):
 
 def test_every_stage_has_batches_of_its_own(key, monkeypatch):
     seen = []
-    fit = one_shot.fit
+    fit = one_shot._fitted
 
-    def noting(estimator, params, batches, **options):
+    def noting(estimator, params, batches, *others):
         seen.append([float(b[0][0, 0]) for b in batches])
-        return fit(estimator, params, batches, **options)
+        return fit(estimator, params, batches, *others)
 
-    monkeypatch.setattr(one_shot, "fit", noting)
+    monkeypatch.setattr(one_shot, "_fitted", noting)
     _, data, _ = prune(key, stages=3, batches_per_stage=2)
     first = [float(b[0][0, 0]) for b in data]
     assert seen == [first[:2], first[2:], first[:2]]  # and around again
