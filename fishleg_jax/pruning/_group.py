@@ -169,7 +169,8 @@ def group(
             delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
             # of the quadratic model on K, from no change to its lowest point
             gain = _tree.dot(right, x) / 2
-            too_long = ~(losses[0] - loss <= SHORT * (losses[-1] - loss))
+            # on the host these are Python's numbers, of whose booleans ~ is always true
+            too_long = jnp.logical_not(losses[0] - loss <= SHORT * (losses[-1] - loss))
             info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
             if check_step:
                 info |= {"step": step, "losses": losses}
