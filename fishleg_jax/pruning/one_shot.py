@@ -198,9 +198,9 @@ def prune_one_shot(
             needs single examples where `predict` depends on their neighbours, or one whose Fisher
             is zero for every prunable weight; an argument of another type; a call under `jit`.
         FloatingPointError: predictions, losses that are measured, the fitted inverse or the pruned
-            weights are not finite in
-            the first stage, when nothing is pruned yet; a later one ends the pruning instead, as do
-            constants from `recalibrate` that are not finite, see `Result.stopped`.
+            weights are not finite in the first stage, when nothing is pruned yet; a later one ends
+            the pruning instead, as do constants from `recalibrate` that are not finite, see
+            `Result.stopped`.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
