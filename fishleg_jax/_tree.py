@@ -76,14 +76,33 @@ def check_same(params: Any, other: Any, argument: str) -> None:
     """Raises a ValueError where two pytrees differ in structure or in the shape of a leaf."""
     if jax.tree.structure(params) != jax.tree.structure(other):
         raise ValueError(
-            f"{argument} must have the structure of the parameters, {jax.tree.structure(params)}; "
-            f"got {jax.tree.structure(other)}"
+            f"{argument} must have the structure of the parameters, but {difference(params, other)}"
         )
     for (name, x), y in zip(named_leaves(params), jax.tree.leaves(other), strict=True):
         if jnp.shape(x) != jnp.shape(y):
             raise ValueError(
                 f"{argument}: {name!r} must have shape {jnp.shape(x)}, got {jnp.shape(y)}"
             )
+
+
+def difference(params: Any, other: Any) -> str:
+    """Where two pytrees of different structure differ, in words: the first key paths that do."""
+    one, two = (  # in order, and quick to look up
+        dict.fromkeys(name or "(the whole tree)" for name, _ in named_leaves(x))
+        for x in (params, other)
+    )
+    lacks = [name for name in one if name not in two]
+    more = [name for name in two if name not in one]
+    parts = [f"lacks {_first(lacks)}"] if lacks else []
+    parts += [f"has {_first(more)} besides"] if more else []
+    if not parts:
+        parts = [f"is made of other containers, a {type(other).__name__} at its top"]
+    return " and ".join(parts)
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def check_names(leaves: list[tuple[str, Any]]) -> None:

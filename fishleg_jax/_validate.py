@@ -140,8 +140,8 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bo
     """
     if jax.tree.structure(params) != jax.tree.structure(costs):
         raise ValueError(
-            f"costs must have the structure of the parameters, {jax.tree.structure(params)}; got "
-            f"{jax.tree.structure(costs)}"
+            "costs must have the structure of the parameters, but "
+            f"{_tree.difference(params, costs)}"
         )
     check_costs_are_numbers(costs)
     leaves = zip(_tree.named_leaves(params), jax.tree.leaves(costs), chosen, strict=True)

@@ -176,7 +176,10 @@ def _output_shapes(model: Model, params: Params, batch: Batch) -> Any:
 def check_model(model: Any) -> None:
     """Raises a ValueError for what is no model."""
     if not isinstance(model, Model):
-        raise ValueError(f"model must be a fishleg_jax.Model, got {model!r}")
+        hint = "a function: wrap it, flj.Model(predict, flj.likelihoods.categorical())"
+        raise ValueError(
+            f"model must be a fishleg_jax.Model, got {hint if callable(model) else repr(model)}"
+        )
 
 
 @_mesh.in_mesh_of_params

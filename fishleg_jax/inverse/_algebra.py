@@ -150,6 +150,23 @@ def multiply(
     return x.reshape(vector.shape)
 
 
+def fisher_diagonal_of(factor: Factor, frame: Frame) -> jax.Array:
+    """The diagonal of the undamped Fisher that a frame was set from, of the shape `factor.axes`.
+
+    It is that of `(V_1 ⊗ V_2 ⊗ ...) E (V_1 ⊗ V_2 ⊗ ...)ᵀ`, E the spectrum or `Λ_1 ⊗ Λ_2 ⊗ ...`.
+    """
+    vectors = [frame.vectors[k] for k in factor.dense_axes]
+    if factor.spectrum:
+        middle = frame.spectrum
+    else:
+        middle = jnp.ones(factor.padded, vectors[0].dtype)
+        for axis in factor.dense_axes:
+            shape = [1] * len(factor.padded)
+            shape[axis] = -1
+            middle = middle * frame.values[axis].reshape(shape)
+    return crop(factor, apply(factor, [v**2 for v in vectors], middle))
+
+
 def diagonal_of(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
 ) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fishleg_jax import _text, _tree
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
-from fishleg_jax.model import Model
+from fishleg_jax.model import Model, check_model
 
 
 class DiagonalState(NamedTuple):
@@ -66,6 +66,7 @@ def diagonal(
         >>> estimator.diagonal(state, jnp.zeros(2)).round(5)
         Array([0.5, 1. ], dtype=float32)
     """
+    check_model(model)
     check_damping(damping)
     total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
@@ -88,9 +89,12 @@ def diagonal(
             squares=jax.tree.map(jnp.add, state.squares, new),
         )
 
-    def inverse(state, mask):
+    def mean_squares(state):
         count = jnp.maximum(state.count - state.skipped, 1)
-        values = jax.tree.map(lambda s: 1 / (s / count + state.damping), state.squares)
+        return jax.tree.map(lambda s: s / count, state.squares)
+
+    def inverse(state, mask):
+        values = jax.tree.map(lambda f: 1 / (f + state.damping), mean_squares(state))
         return apply_mask(values, mask)
 
     def multiply(state, tangent, mask=None):
@@ -101,7 +105,9 @@ def diagonal(
             init,
             update,
             multiply,
-            lambda state, params, mask=None: inverse(state, mask),
+            diagonal=lambda state, params, mask=None: inverse(state, mask),
             model=model,
+            fisher_diagonal=lambda state, params, mask=None: apply_mask(mean_squares(state), mask),
+            examples_per_gradient=examples_per_gradient,
         )
     )

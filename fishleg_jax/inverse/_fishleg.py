@@ -124,6 +124,7 @@ def fishleg(
         >>> bool(state.relative_residual < 0.2)
         True
     """
+    check_model(model)
     _axis.check_name(axis_name)
     _chunks.check_chunk(examples_per_chunk, axis_name)
     learn = _scalars.check_flag(learn, "learn")
@@ -223,11 +224,19 @@ def fishleg(
             unit.unpack(unit.each(of_layer, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def fisher_diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit in units_of(params):
+            undamped = functools.partial(_algebra.fisher_diagonal_of, unit.factor)
+            unit.unpack(unit.each(undamped, state.frames[unit.name]), out)
+        return apply_mask(tree.unflatten(out), mask)
+
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal,
+            init, update, multiply, diagonal, model=model, fisher_diagonal=fisher_diagonal,
             updates=updates if learn else start, ready=lambda state: state.count >= start,
-            axis_name=axis_name, model=model,
+            axis_name=axis_name,
         ),
         model_outside=True,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse._units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
-from fishleg_jax.model import Model
+from fishleg_jax.model import Model, check_model
 
 
 class KfacState(NamedTuple):
@@ -93,6 +93,7 @@ def kfac(
         >>> bool(jnp.all(estimator.diagonal(state, params) > 0))
         True
     """
+    check_model(model)
     check_damping(damping)
     if cap is not None:
         _scalars.check_count(cap, "cap", or_none=" or None")
@@ -183,8 +184,22 @@ def kfac(
             unit.unpack(unit.each(partial(_diagonal_of, unit.factor), roots), out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def fisher_diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit in units_of(params):
+            if unit.factor.spectrum:
+                unit.unpack(mean_of(state, state.squares[unit.name]), out)
+                continue
+            moments = mean_of(state, state.moments[unit.name])
+            unit.unpack(unit.each(partial(_undamped_diagonal, unit.factor), moments), out)
+        return apply_mask(tree.unflatten(out), mask)
+
     return spread(
-        InverseFisher(init, update, multiply, diagonal, prepare=prepare, model=model)
+        InverseFisher(
+            init, update, multiply, diagonal, prepare=prepare, model=model,
+            fisher_diagonal=fisher_diagonal, examples_per_gradient=examples_per_gradient,
+        )
     )  # fmt: skip
 
 
@@ -252,11 +267,22 @@ def _by_roots(factor: _factors.Factor, roots: Sequence[jax.Array], vector: jax.A
     return _algebra.crop(factor, x).reshape(vector.shape)
 
 
+def _undamped_diagonal(factor: _factors.Factor, moments: Any) -> jax.Array:
+    """The diagonal of the Kronecker product of the factors themselves, of the shape `axes`."""
+    factors = _frames.kronecker_factors(factor, moments)
+    return _outer(factor, [jnp.diagonal(matrix, axis1=1, axis2=2) for matrix in factors])
+
+
 def _diagonal_of(factor: _factors.Factor, roots: Iterable[jax.Array]) -> jax.Array:
     """The diagonal of `L⁻ᵀ L⁻¹` of the Kronecker product, of the shape `axes`."""
+    return _outer(factor, (jnp.sum(root**2, axis=1) for root in roots))
+
+
+def _outer(factor: _factors.Factor, along: Iterable[jax.Array]) -> jax.Array:
+    """The outer product of a vector (blocks, size) for every dense axis, of the shape `axes`."""
     out = 1.0
-    for axis, root in zip(factor.dense_axes, roots, strict=True):
-        along = [1] * len(factor.axes)
-        along[axis] = -1
-        out = out * jnp.sum(root**2, axis=1).reshape(along)
+    for axis, vector in zip(factor.dense_axes, along, strict=True):
+        shape = [1] * len(factor.axes)
+        shape[axis] = -1
+        out = out * vector.reshape(shape)
     return _algebra.crop(factor, out)

@@ -10,7 +10,7 @@ from fishleg_jax.inverse import _groups, _memory, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
-from fishleg_jax.model import Model
+from fishleg_jax.model import Model, check_model
 
 
 class MfacState(NamedTuple):
@@ -83,6 +83,7 @@ def mfac(
         >>> estimator.diagonal(state, jnp.zeros(2)).round(5)
         Array([0.5, 1. ], dtype=float32)
     """
+    check_model(model)
     check_damping(damping)
     check_block_size(block_size)
     _scalars.check_count(window, "window")
@@ -146,6 +147,14 @@ def mfac(
             _groups.unpack(group.parts(window), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def fisher_diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out, count = list(leaves), state.used.sum()
+        for group in make_groups(params, block_size):
+            squares = _window.mean_squares(state.windows[group.name], count)
+            _groups.unpack(group.parts(window), squares, out)
+        return apply_mask(tree.unflatten(out), mask)
+
     def product(state, tangent):
         leaves, tree = jax.tree.flatten(_tree.widen(tangent))
         out, count = list(leaves), state.used.sum()
@@ -167,6 +176,7 @@ def mfac(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, product=product, restrict=restrict, model=model
+            init, update, multiply, diagonal, product=product, restrict=restrict, model=model,
+            fisher_diagonal=fisher_diagonal, examples_per_gradient=examples_per_gradient,
         )
-    )
+    )  # fmt: skip

@@ -134,6 +134,11 @@ def product(window: Window, count: jax.Array, x: Parts) -> list[jax.Array]:
     return list(map(outer, window.rows))
 
 
+def mean_squares(window: Window, count: jax.Array) -> list[jax.Array]:
+    """The diagonal of the undamped `F = Gᵀ G / n`, (blocks, size) for each part."""
+    return [jnp.sum(g**2, axis=1) / jnp.maximum(count, 1).astype(g.dtype) for g in window.rows]
+
+
 def multiply(window: Window, count: jax.Array, damping: jax.Array, x: Parts) -> list[jax.Array]:
     """`F_γ⁻¹ x` for vectors (blocks, size), of `count` gradients in the window."""
     count = jnp.maximum(count, 1).astype(x[0].dtype)

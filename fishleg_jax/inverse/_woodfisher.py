@@ -10,7 +10,7 @@ from fishleg_jax.inverse import _groups, _memory, _square_root, _window
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
-from fishleg_jax.model import Model
+from fishleg_jax.model import Model, check_model
 
 
 class WoodFisherState(NamedTuple):
@@ -23,12 +23,15 @@ class WoodFisherState(NamedTuple):
             change has no effect any more.
         blocks: by group, a square root of `F_γ⁻¹` of shape (blocks, c, c), or for blocks of more
             weights than there are gradients the gradients themselves, a `Window`.
+        squares: by group that is kept as a square root, the sum of squares of its gradients, of
+            shape (blocks, c).
     """
 
     count: jax.Array  # shape=(), int32
     skipped: jax.Array  # shape=(), int32
     damping: jax.Array  # shape=(), float
     blocks: dict[str, Any]
+    squares: dict[str, jax.Array]
 
     def __repr__(self) -> str:
         """One line, without the entries of arrays."""
@@ -83,6 +86,7 @@ def woodfisher(
         >>> estimator.diagonal(state, jnp.zeros(2)).round(5)
         Array([0.5, 1. ], dtype=float32)
     """
+    check_model(model)
     check_damping(damping)
     check_block_size(block_size)
     _scalars.check_count(gradients, "gradients")
@@ -103,7 +107,8 @@ def woodfisher(
             for g in groups
         }
         zero = jnp.zeros((), jnp.int32)
-        return WoodFisherState(zero, jnp.zeros_like(zero), gamma, blocks)
+        squares = {g.name: jnp.zeros((g.blocks, g.size), dtype) for g in groups if has_root(g)}
+        return WoodFisherState(zero, jnp.zeros_like(zero), gamma, blocks, squares)
 
     def update(state, params, batch, key, mask=None):
         leaves, finite = rows_of(params, batch, key, mask)
@@ -118,11 +123,17 @@ def woodfisher(
             rows = [part.pack_rows(leaves) for part in group.parts(gradients)]
             return _window.push(old, rows, slots)
 
-        blocks = {
-            g.name: extended(g, state.blocks[g.name]) for g in make_groups(params, block_size)
-        }
+        def squared(group, old):
+            rows = group.pack_rows(leaves) * wanted[:, None]
+            return old + jnp.sum(rows**2, axis=1)
+
+        groups = make_groups(params, block_size)
         return WoodFisherState(
-            state.count + len(finite), state.skipped + _tree.count(~finite), state.damping, blocks
+            count=state.count + len(finite),
+            skipped=state.skipped + _tree.count(~finite),
+            damping=state.damping,
+            blocks={g.name: extended(g, state.blocks[g.name]) for g in groups},
+            squares={g.name: squared(g, state.squares[g.name]) for g in groups if has_root(g)},
         )
 
     def multiply(state, tangent, mask=None):
@@ -152,16 +163,24 @@ def woodfisher(
                 _groups.unpack(group.parts(gradients), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def fisher_diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for group in make_groups(params, block_size):
+            if has_root(group):
+                group.unpack(state.squares[group.name] / gradients, out)
+            else:
+                squares = _window.mean_squares(state.blocks[group.name], jnp.asarray(gradients))
+                _groups.unpack(group.parts(gradients), squares, out)
+        return apply_mask(tree.unflatten(out), mask)
+
     return spread(
         InverseFisher(
-            init,
-            update,
-            multiply,
-            diagonal,
-            ready=lambda state: state.count >= gradients,
-            model=model,
+            init, update, multiply, diagonal, ready=lambda state: state.count >= gradients,
+            model=model, fisher_diagonal=fisher_diagonal,
+            gradients=gradients, examples_per_gradient=examples_per_gradient,
         )
-    )
+    )  # fmt: skip
 
 
 def _check_memory(groups, has_root, gradients, block_size, dtype) -> None:

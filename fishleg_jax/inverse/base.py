@@ -40,8 +40,16 @@ class InverseFisher(NamedTuple):
             as the estimate needs to be of any use.  None where that is one.
         axis_name: a named axis over whose devices `update` averages what it finds in the batch of
             each; None where all there is to know is in the batch.
-        model: The model whose Fisher it is, by which the labels of batches are checked; None where
-            there is none.
+        model: the model whose Fisher is estimated, by which the labels of batches are checked; None
+            where there is none.  The pruning refuses to prune another one.
+        fisher_diagonal: `(state, params, mask=None) -> tangent`: the diagonal of the undamped
+            Fisher as the estimate knows it; `params` gives tree and shapes.  None where it knows
+            of none.
+        gradients: number of gradients that a fit has to see before it is `ready`; None where that
+            is no number of gradients.
+        examples_per_gradient: number of examples in each of these; of single ones `predict` must
+            not depend on an example's neighbours in the batch.  None where the estimate works on
+            batches as they come.
     """
 
     init: Callable[[Any], Any]
@@ -55,6 +63,9 @@ class InverseFisher(NamedTuple):
     ready: Callable[[Any], jax.Array] | None = None
     axis_name: str | None = None
     model: Model | None = None
+    fisher_diagonal: Callable[..., Any] | None = None
+    gradients: int | None = None
+    examples_per_gradient: int | None = None
 
     def __repr__(self) -> str:
         """One line: the function that made it, and what it has beside the necessary."""
@@ -111,6 +122,9 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
     def update(state, params, batch, key, mask=None):
         return automatic(estimator.update, state, state, params, batch, key, mask)
 
+    def fisher_diagonal(state, params, mask=None):
+        return at(estimator.fisher_diagonal, params, state, params, mask)
+
     def prepare(state, params):
         bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params))
         shapes = jax.eval_shape(estimator.prepare, *bare)
@@ -135,6 +149,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         diagonal=lambda state, params, mask=None: at(
             estimator.diagonal, params, state, params, mask
         ),
+        fisher_diagonal=None if estimator.fisher_diagonal is None else fisher_diagonal,
         product=optional(estimator.product, lambda state, tangent: tangent),
         restrict=optional(estimator.restrict, lambda state, mask: state),
         prepare=None if estimator.prepare is None else prepare,

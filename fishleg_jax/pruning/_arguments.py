@@ -11,6 +11,7 @@ from fishleg_jax import _scalars, _tree, fisher
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model, predict, split_batch
+from fishleg_jax.pruning._soundness import check_ready
 
 
 def check_host(*given: Any) -> None:
@@ -102,6 +103,8 @@ def check_state(state: Any | None, estimator: InverseFisher, params: Any, stages
         raise ValueError(
             "state must be one of this estimator for these params; it has other shapes"
         )
+    if state is not None:
+        check_ready(estimator, state)
 
 
 def _alike(state: Any, expected: Any) -> bool:

@@ -1,5 +1,6 @@
 """Which damping a stage's solve is made with: the ratio proposes, the measured loss disposes."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ def search(
         return best
     for _ in range(attempts - 1):
         trial = solve(last.x, last.raised * (FACTOR if upwards else 1 / FACTOR))
-        counts = SHORT * min(trial.gain, best.gain)  # too small a damping promises too much
+        # too small a damping promises too much, or nothing that is a number
+        counts = SHORT * min(filter(math.isfinite, (trial.gain, best.gain)), default=0.0)
         if trial.loss < best.loss - counts:
             best, may_turn = trial, False
             if upwards and not too_small(best):
@@ -91,7 +93,9 @@ def search_traced(solve: Callable[[Any, jax.Array], Trial], x: Any, *, attempts:
     def once(carry):
         k, x, raised, best, _ = carry
         trial = solve(x, raised)
-        best = _tree.keep_where((k == 0) | (trial.loss < best.loss), trial, best)
+        rescued = jnp.isfinite(trial.loss) & ~jnp.isfinite(best.loss)  # NaN is above all numbers
+        better = (trial.loss < best.loss) | rescued
+        best = _tree.keep_where((k == 0) | better, trial, best)
         return k + 1, trial.x, raised * FACTOR, best, trial.too_long
 
     start = jnp.zeros((), jnp.int32), x, one, empty, jnp.array(True)

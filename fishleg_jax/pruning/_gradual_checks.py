@@ -14,6 +14,8 @@ from fishleg_jax.pruning._counting import is_number
 from fishleg_jax.pruning._groups import SCOPES
 from fishleg_jax.pruning.masks import number_to_prune
 
+STEPS = 1, 100, 10_000, 1_000_000  # at which a schedule is looked at
+
 
 def check_arguments(
     estimator: Any, sparsity: Any, scope: Any, compensation: Any, regrow: Any, **whole: Any
@@ -39,6 +41,7 @@ def check_arguments(
     for name, value in (("sparsity", sparsity), ("regrow", regrow)):
         if callable(value):
             check_schedule(value, name)
+            check_range(value, name)
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     check_compensation(compensation)
@@ -85,6 +88,25 @@ def check_schedule(value: Any, name: str) -> None:
         ) from error
     if told[0]:
         raise ValueError(f"{expected}, got {value!r}, which returned {told[0]}")
+
+
+def check_range(value: Any, name: str) -> None:
+    """Raises a ValueError for a function of the step that leaves its range at some of them.
+
+    At steps that are looked at here, none of them traced; a schedule that tends to 1 may get there.
+    """
+    for step in STEPS:
+        with jax.ensure_compile_time_eval():
+            found = value(jnp.asarray(step, jnp.int32))
+        if not _concrete(found):
+            return  # made under jit, of what is not known yet
+        found = float(found)
+        if not (0 <= found < 1 or (found == 1 and (name == "regrow" or step == STEPS[-1]))):
+            interval = "[0, 1]" if name == "regrow" else "[0, 1)"
+            raise ValueError(
+                f"{name} must be a fraction in {interval} at every step, but the function gives "
+                f"{found:g} at step {step}"
+            )
 
 
 def check_optimizer(value: Any, name: str, or_none: str = "") -> None:

@@ -25,7 +25,8 @@ class GradualState(NamedTuple):
             each layer.  The keys are the leaves that `prunable` chose in `init`.
         adjustable: Keys are the leaves that a compensation may move; None for all of them.
         violations: how many pruned weights were found not to be 0.0, added up over the steps.
-        failures: how often a batch or a mask update was refused because numbers were not finite.
+        failures: how often a batch or a mask update was refused because numbers were not finite,
+            or the curvature of every prunable weight was 0.
         overdue: how often a mask update was due and not made, since the estimate was not ready,
             the step one with `hold` or the update refused; 0 again once the masks are as asked.
     """
@@ -161,8 +162,9 @@ def check(state: Any) -> Check:
         )
     if failures:
         parts.append(
-            f"{failures} times a batch or a mask update was refused because of NaN, infinity or a "
-            "sparsity outside [0, 1); where weights themselves are NaN every mask update is"
+            f"{failures} times a batch or a mask update was refused because of NaN, infinity, a "
+            "sparsity outside [0, 1), or a curvature that is 0 for every prunable weight (predict "
+            "in training mode, labels outside the classes); where weights are NaN all updates are"
         )
     if overdue:
         parts.append(

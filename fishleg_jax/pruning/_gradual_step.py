@@ -16,6 +16,7 @@ from fishleg_jax.pruning._gradual_state import GradualState
 from fishleg_jax.pruning._groups import Groups
 from fishleg_jax.pruning._plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
 from fishleg_jax.pruning._regrowth import more_to_come, revived, share_at
+from fishleg_jax.pruning._soundness import some_curvature
 from fishleg_jax.pruning.masks import keep_highest
 from fishleg_jax.pruning.saliency import obs_saliency
 
@@ -106,6 +107,9 @@ def _extended(
     diagonal = estimator.diagonal(state.estimate, seen.params, free)
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
+    curved = jnp.array(True)
+    if estimator.fisher_diagonal is not None:  # without any, these would be magnitudes
+        curved, _ = some_curvature(estimator, groups.chosen, state.estimate, seen.params, old)
     scores = jax.tree.leaves(obs_saliency(target, safe))
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
@@ -117,7 +121,7 @@ def _extended(
         ]
         candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
     chosen = [i for group in groups.members for i in group]
-    sound = jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
+    sound = curved & jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
     new_masks = tree.unflatten(keep_highest(groups, scores, candidates, counts))
 
     delta, info = compensated(

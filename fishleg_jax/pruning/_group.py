@@ -25,6 +25,7 @@ from fishleg_jax.pruning._independent import (
     to_zero,
 )
 from fishleg_jax.pruning._solver import conjugate_gradients
+from fishleg_jax.pruning._soundness import require_finite_loss
 
 FISHERS = ("exact", "estimate")
 
@@ -179,7 +180,8 @@ def group(
             delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
             # of the quadratic model on K, from no change to its lowest point
             gain = _tree.dot(right, x) / 2
-            too_long = ~(losses[0] - loss <= SHORT * (losses[-1] - loss))
+            # on the host these are Python's numbers, of whose booleans ~ is always true
+            too_long = jnp.logical_not(losses[0] - loss <= SHORT * (losses[-1] - loss))
             info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
             if check_step:
                 info |= {"step": step, "losses": losses}
@@ -187,7 +189,7 @@ def group(
                 info = {name: _plain(value) for name, value in info.items()}
                 info["raised"] = raised if damping is None else None
                 info |= measured(loss, delta, gamma)
-                loss = math.inf if math.isnan(loss) else loss
+                loss = loss if math.isfinite(loss) else math.inf
                 too_long, gain = bool(too_long), float(gain)
             return Trial(raised, x, delta, loss, info, too_long, gain)
 
@@ -209,9 +211,10 @@ def group(
         else:
             lower = curvature.check is not None
             found = search(solve, x, attempts=number, chosen=damping is None, lower=lower)
+            require_finite_loss(found.info.get("losses", [found.loss]))
         return found.delta, found.info
 
-    compensate.check = check
+    compensate.check, compensate.measures_loss = check, True
     return compensate
 
 

@@ -12,6 +12,7 @@ from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._scalars import check_flag, check_number
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.pruning._soundness import require_finite_loss
 
 # (params, old_mask, new_mask, curvature, estimator, state) -> (delta, info)
 Compensation = Callable[[Any, Any, Any, Any, Any, Any], tuple[Any, dict[str, Any]]]
@@ -116,11 +117,13 @@ def independent(
             return scaled(params, delta, new_mask, scale), {}
         candidates = [scaled(params, delta, new_mask, scale * step) for step in STEPS]
         best, losses = lowest_loss(curvature, params, candidates)
+        if isinstance(best, int):
+            require_finite_loss(losses)
         step = pick(STEPS, best)
         return scaled(params, delta, new_mask, scale * step), {"step": step, "losses": losses}
 
     if first_order or check_step:
-        compensate.check = check
+        compensate.check, compensate.measures_loss = check, check_step
     return compensate
 
 
@@ -158,19 +161,22 @@ def require_labels(curvature: Curvature | None, gradient: bool, check_step: bool
 def lowest_loss(
     curvature: Curvature, params: Any, deltas: Sequence[Any]
 ) -> tuple[int | jax.Array, list[float] | jax.Array]:
-    """Which of some changes gives the lowest loss, and the losses of all; NaN is the highest.
+    """Which of some changes gives the lowest finite loss, and the losses of all.
 
-    They are those on held-out data where the curvature has any to check on.  Under `jit` they are
+    The last of them where none is finite, which of `STEPS` is the one of no change of kept weights.
+    Losses are those on held-out data where the curvature has any to check on.  Under `jit` they are
     arrays.
     """
     loss = curvature.check or curvature.loss
     losses = [loss(jax.tree.map(jnp.add, params, d)) for d in deltas]
     if is_traced(losses):
         losses = jnp.stack(losses)
-        return jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses)), losses
+        finite = jnp.isfinite(losses)
+        best = jnp.argmin(jnp.where(finite, losses, jnp.inf))
+        return jnp.where(finite.any(), best, len(losses) - 1), losses
     losses = list(map(float, losses))
-    worst_last = [math.inf if math.isnan(x) else x for x in losses]
-    return worst_last.index(min(worst_last)), losses
+    finite = [i for i, x in enumerate(losses) if math.isfinite(x)]
+    return min(finite, key=losses.__getitem__, default=len(losses) - 1), losses
 
 
 def pick(values: Sequence[float], index: int | jax.Array) -> float | jax.Array:

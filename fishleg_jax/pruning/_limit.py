@@ -81,11 +81,15 @@ def within_limit(
             try:
                 point, info = advance(plan, fitted, sparsity)
                 loses = lost(point, info, told)
+                if not math.isfinite(loses):
+                    raise FloatingPointError(
+                        f"the target's measure is not finite at a sparsity of {sparsity:.6g}"
+                    )
             except FloatingPointError as error:
                 errors.append(error)
                 return None
             tried.append((sparsity, loses))
-            if not loses <= limit.at_most:  # NaN breaks it, too
+            if loses > limit.at_most:
                 return None
             return Move(point, {"sparsity": sparsity, "lost": loses} | info)
 

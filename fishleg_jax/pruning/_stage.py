@@ -14,6 +14,7 @@ from fishleg_jax.pruning._adjustable import Adjustable, compensated, movable
 from fishleg_jax.pruning._border import Selection
 from fishleg_jax.pruning._groups import Groups
 from fishleg_jax.pruning._independent import Compensation
+from fishleg_jax.pruning._soundness import check_curvature
 from fishleg_jax.pruning.masks import apply_masks, extend
 from fishleg_jax.pruning.report import removed_scores
 from fishleg_jax.pruning.saliency import obs_saliency
@@ -77,7 +78,9 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
 
     Raises:
         FloatingPointError: the inverse is not finite.
+        UnsoundCurvature: no prunable weight has a curvature.
     """
+    check_curvature(plan.estimator, plan.groups.chosen, state, point.params, point.masks)
     return Fitted(point, state, curvature, _scores(plan, point, state, curvature))
 
 
@@ -127,14 +130,9 @@ def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
                 before, after = map(float, map(loss, ends))
                 info[name] = after - before
     changes = [info.get(name, 0.0) for name in ("actual", "held_out")]
-    if not all(map(math.isfinite, changes)) and _is_sound(curvature, point):
+    if not all(map(math.isfinite, changes)):
         raise FloatingPointError("the loss of the pruned weights is not finite")
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
-
-
-def _is_sound(curvature: Curvature, point: Point) -> bool:
-    losses = [loss for loss in (curvature.loss, curvature.check) if loss is not None]
-    return all(math.isfinite(loss(_tree.widen(point.params))) for loss in losses)
 
 
 def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:

@@ -121,7 +121,7 @@ def _search(
     _, found, _, swaps = jax.lax.while_loop(unfinished, advance, first)
     # anew, as what the updates add up to has been rounded many times
     after = objective.cost(vector, matrix, found)
-    lower = after < before  # False for NaN
+    lower = (after < before) & jnp.isfinite(after) & jnp.isfinite(before)
     return Found(
         jnp.where(lower, found, pruned),
         before,

@@ -21,6 +21,7 @@ from fishleg_jax import (
     fisher,
     inverse,
 )
+from fishleg_jax._sameness import check_same_model
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model, check_targets
 from fishleg_jax.pruning import _adjustable, _gradual_checks
@@ -91,7 +92,7 @@ def gradual_prune(
         A transformation whose state is a `GradualState`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range; from `init`, an estimator of another model.
 
     Example:
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
@@ -120,6 +121,8 @@ def gradual_prune(
         _gradual_checks.check_weights(params)
         _validate.check_params(params)
         _tree.check_names(_tree.named_leaves(params))
+        if model is not None:
+            check_same_model(estimator.model, model, params)
         groups = make_groups(params, prunable, scope, stacked)
         _gradual_checks.check_sizes(groups.sizes)
         first = first_masks(params, groups, masks)

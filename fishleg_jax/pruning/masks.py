@@ -294,6 +294,11 @@ def apply_masks(params: Any, masks: Any) -> Any:
     """
     if holds_state(masks):
         masks = find_state(masks).masks
+    elif hasattr(masks, "report") and hasattr(masks, "masks"):
+        raise ValueError(
+            f"masks must be a pytree of booleans like the parameters, got a "
+            f"{type(masks).__name__}: use its masks, as in apply_masks(params, result.masks)"
+        )
     _tree.check_same(params, masks, "masks")
     return _placement.like(apply_mask(params, masks), params)
 

@@ -6,15 +6,25 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _chunks, _mesh, _prunable, _scalars, _tree, _validate, fisher
+from fishleg_jax import (
+    _chunks,
+    _mesh,
+    _prunable,
+    _sameness,
+    _scalars,
+    _tree,
+    _validate,
+    fisher,
+)
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
-from fishleg_jax.model import Batch, Model, check_all_targets
+from fishleg_jax.model import Batch, Model, check_all_targets, check_model
 from fishleg_jax.pruning import (
     _adjustable,
     _arguments,
     _budget,
     _goal,
     _groups,
+    _soundness,
     _stage,
     _walk,
 )
@@ -86,7 +96,9 @@ def fit(
         The estimator's state.
 
     Raises:
-        ValueError: unsound weights or batches, see `prune_one_shot`; no estimator, no random key.
+        ValueError: unsound weights or batches, see `prune_one_shot`; no estimator, no random key;
+            a `predict` that depends on an example's neighbours, where the estimate needs gradients
+            of single examples.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -102,6 +114,20 @@ def fit(
     if masks is not None:
         _tree.check_same(params, masks, "masks")
     check_all_targets(estimator.model, params, batches, "batches")
+    if estimator.model is not None:
+        _soundness.check_single_examples(estimator, estimator.model, params, batches)
+    return _fitted(estimator, params, batches, key, masks, on_update)
+
+
+def _fitted(
+    estimator: InverseFisher,
+    params: Any,
+    batches: Sequence[Batch],
+    key: jax.Array,
+    masks: Any | None,
+    on_update: Callable[[int, int, Any], None] | None,
+) -> Any:
+    """What `fit` returns, of arguments that are checked."""
     total = len(batches) if estimator.updates is None else estimator.updates
     # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
     # gives every leaf memory of its own
@@ -212,10 +238,14 @@ def prune_one_shot(
             an expression that matches nothing, costs that are not positive, a target that no
             pruning can reach, constants from `recalibrate` that are unlike the batches', a
             selection of another number of weights than the scores'; batches without labels where
-            the gradient or a check needs them; an argument of another type; a call under `jit`.
-        FloatingPointError: predictions, the fitted inverse or the pruned weights are not finite in
-            the first stage, when nothing is pruned yet; a later one ends the pruning instead, as do
-            constants from `recalibrate` that are not finite, see `Result.stopped`.
+            the gradient or a check needs them; an estimator of another model, one that waits for
+            more gradients than there are, one that needs single examples where `predict` depends
+            on their neighbours, or one whose Fisher is zero for every prunable weight; an argument
+            of another type; a call under `jit`.
+        FloatingPointError: predictions, losses that are measured, the fitted inverse or the pruned
+            weights are not finite in the first stage, when nothing is pruned yet; a later one ends
+            the pruning instead, as do constants from `recalibrate` that are not finite, see
+            `Result.stopped`.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -232,6 +262,8 @@ def prune_one_shot(
     """
     _arguments.check_host(params, batches, held_out, costs, state, key)
     check_on_host(estimator)
+    check_model(model)
+    _sameness.check_same_model(estimator.model, model, (params, batches))
     _validate.check_params(params)
     _validate.check_batches(batches)
     groups = _groups.make_groups(params, prunable, scope, stacked)
@@ -267,8 +299,12 @@ def prune_one_shot(
         _validate.check_costs(params, costs, groups.chosen)
     key = jax.random.key(0) if key is None else key
     _arguments.check_key(key)
+    per_stage = _arguments.check_per_stage(batches_per_stage, len(batches))
+    if state is None:
+        _soundness.check_enough(estimator, batches, stages, per_stage)
     if estimator.updates != 0:
         _arguments.check_model(model, params, batches[0])
+        _soundness.check_single_examples(estimator, model, params, batches)
     _arguments.check_state(state, estimator, params, stages)
     if held_out is not None:
         _validate.check_batches(held_out, "held_out", like=batches[0])
@@ -283,7 +319,6 @@ def prune_one_shot(
             "recalibrate makes constants: batches must be (inputs, targets, constants), got "
             "(inputs, targets)"
         )
-    per_stage = _arguments.check_per_stage(batches_per_stage, len(batches))
     labelled = _arguments.have_labels(batches if held_out is None else held_out)
     measure = stages > 1 and estimator.updates != 0 and labelled
     plan = _stage.Plan(
@@ -294,6 +329,9 @@ def prune_one_shot(
     all_free = not started and moves is None
 
     curvature_on = partial(fisher.curvature, model, examples_per_chunk=examples_per_chunk)
+    if measure or first_order or getattr(compensation, "measures_loss", False):
+        _soundness.check_losses(curvature_on, params, batches, "batches")
+        _soundness.check_losses(curvature_on, params, held_out or [], "held_out")
 
     def seen_in(stage: int) -> list[Batch]:
         return [batches[(stage * per_stage + i) % len(batches)] for i in range(per_stage)]
@@ -323,11 +361,9 @@ def prune_one_shot(
         if state is not None:
             return state, curvature
         stage_key = key if stages == 1 else jax.random.fold_in(key, stage)
-        free = _adjustable.movable(point.masks, moves, groups)
-        fitted = fit(
-            estimator, point.params, own, key=stage_key,
-            masks=None if stage == 0 and all_free else free, on_update=on_update,
-        )  # fmt: skip
+        masks = None if stage == 0 and all_free else _adjustable.movable(point.masks, moves, groups)
+        fitted = _fitted(estimator, point.params, own, stage_key, masks, on_update)
+        _soundness.check_ready(estimator, fitted)
         return fitted, curvature
 
     def overall_loss(weights: Any) -> jax.Array:

@@ -1,5 +1,6 @@
 """How far an estimate from limited data can be trusted: two halves of the data asked separately."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ def trust(
     Raises:
         ValueError: fewer than two batches, a sparsity that prunes nothing, and all that
             `prune_one_shot` refuses.
+        FloatingPointError: a pruning whose cost by the Fisher is zero or not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -95,7 +97,13 @@ def trust(
     for i, result in enumerate(results):
         delta = jax.tree.map(jnp.subtract, _tree.widen(result.params), _tree.widen(params))
         costs = [_tree.dot(delta, c.product(_tree.widen(params), delta)) for c in curvatures]
-        ratios.append(float(costs[1 - i] / costs[i]))
+        seen, unseen = float(costs[i]), float(costs[1 - i])
+        if not (math.isfinite(unseen) and 0 < seen < math.inf):
+            raise FloatingPointError(
+                f"the Fisher of a half of the batches makes the pruning cost {seen}, that of the "
+                f"other {unseen}: they can't be compared"
+            )
+        ratios.append(unseen / seen)
     return Trust(agreement, sum(ratios) / len(ratios))
 
 

@@ -26,13 +26,13 @@ def prune(key, batches=4, **options):
 
 def test_every_stage_has_batches_of_its_own(key, monkeypatch):
     seen = []
-    fit = one_shot.fit
+    fit = one_shot._fitted
 
-    def noting(estimator, params, batches, **options):
+    def noting(estimator, params, batches, *others):
         seen.append([float(b[0][0, 0]) for b in batches])
-        return fit(estimator, params, batches, **options)
+        return fit(estimator, params, batches, *others)
 
-    monkeypatch.setattr(one_shot, "fit", noting)
+    monkeypatch.setattr(one_shot, "_fitted", noting)
     _, data, _ = prune(key, stages=3, batches_per_stage=2)
     first = [float(b[0][0, 0]) for b in data]
     assert seen == [first[:2], first[2:], first[:2]]  # and around again
@@ -166,3 +166,22 @@ def test_a_damping_is_not_lowered_without_held_out_data(key):
 def test_bad_arguments(key, options, message):
     with pytest.raises(ValueError, match=message):
         prune(key, **options)
+
+
+def test_a_solve_whose_full_step_is_best_is_not_made_again(key):
+    """Where the loss is the quadratic model itself, at a damping that was given."""
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    params, inputs = jax.random.normal(key, (6, 2)), jax.random.normal(key, (30, 6))
+    curvature = flj.curvature(model, [(inputs, inputs @ params)])
+    measured = []
+
+    def loss(weights):
+        measured.append(weights)
+        return curvature.loss(weights)
+
+    masks = [jnp.ones((6, 2), bool), jnp.ones((6, 2), bool).at[2:4].set(False)]
+    _, info = flj.compensation.group(damping=1e-6)(
+        params, *masks, curvature._replace(loss=loss), flj.inverse.identity(), ()
+    )
+    assert info["step"] == 1.0 and info["ratio"] < 0.1
+    assert len(measured) == 5  # four steps, and none of it

@@ -16,7 +16,7 @@ SIZES = {"a": (4, 5), "b": (3, 4), "bias": (3,)}  # of which the vector is not p
 SWAPS = flj.selection.swaps(iterations=100, tolerance=1e-13)
 ESTIMATOR = dense.STATED
 MODEL = dense.categorical_mlp()
-WOODFISHER = flj.inverse.woodfisher(MODEL)
+WOODFISHER = flj.inverse.woodfisher(MODEL, gradients=24)
 LINEAR = flj.Model(lambda p, x: (x @ p["in"]) @ p["out"], flj.likelihoods.gaussian())
 
 
