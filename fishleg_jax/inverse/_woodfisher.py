@@ -23,12 +23,15 @@ class WoodFisherState(NamedTuple):
             change has no effect any more.
         blocks: by group, a square root of `F_γ⁻¹` of shape (blocks, c, c), or for blocks of more
             weights than there are gradients the gradients themselves, a `Window`.
+        roots: of a state that is prepared for many products, the inverse of every `Window`; else
+            None.
     """
 
     count: jax.Array  # shape=(), int32
     skipped: jax.Array  # shape=(), int32
     damping: jax.Array  # shape=(), float
     blocks: dict[str, Any]
+    roots: dict[str, _window.Root] | None = None
 
 
 def woodfisher(
@@ -121,6 +124,20 @@ def woodfisher(
             state.count + len(finite), state.skipped + _tree.count(~finite), state.damping, blocks
         )
 
+    def prepare(state, params):
+        if state.roots is not None:
+            return state
+        count = jnp.asarray(gradients)
+        roots = {
+            group.name: _window.prepare(state.blocks[group.name], count, state.damping)
+            for group in make_groups(params, block_size)
+            if not has_root(group)
+        }
+        return state._replace(roots=roots)
+
+    def root_of(state, group):
+        return None if state.roots is None else state.roots[group.name]
+
     def multiply(state, tangent, mask=None):
         tangent = apply_mask(_tree.widen(tangent), mask)
         leaves, tree = jax.tree.flatten(tangent)
@@ -132,8 +149,8 @@ def woodfisher(
             else:
                 parts = group.parts(gradients)
                 x = _groups.pack(parts, leaves)
-                count = jnp.asarray(gradients)
-                _groups.unpack(parts, _window.multiply(old, count, state.damping, x), out)
+                args = old, jnp.asarray(gradients), state.damping, x, root_of(state, group)
+                _groups.unpack(parts, _window.multiply(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -144,14 +161,19 @@ def woodfisher(
             if has_root(group):
                 group.unpack(_square_root.diagonal(old), out)
             else:
-                args = old, jnp.asarray(gradients), state.damping
+                args = old, jnp.asarray(gradients), state.damping, root_of(state, group)
                 _groups.unpack(group.parts(gradients), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, ready=lambda state: state.count >= gradients
-        )
+            init,
+            update,
+            multiply,
+            diagonal,
+            prepare=prepare,
+            ready=lambda state: state.count >= gradients,
+        )  # fmt: skip
     )
 
 

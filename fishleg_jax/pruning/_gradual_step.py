@@ -8,7 +8,7 @@ import optax
 
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
-from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.inverse.base import apply_mask, prepared
 from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
 from fishleg_jax.pruning._counting import Asked
 from fishleg_jax.pruning._gradual_state import GradualState
@@ -98,14 +98,15 @@ def _extended(
     updates = _tree.widen(came)
     target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
     target = apply_mask(target, old)
-    diagonal = estimator.diagonal(state.estimate, seen.params, old)
+    estimate = prepared(estimator, state.estimate, seen.params)
+    diagonal = estimator.diagonal(estimate, seen.params, old)
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, old)
     scores = jax.tree.leaves(obs_saliency(target, safe))
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
         backs, gains = revived(
-            estimator, state.estimate, seen.params, seen.curvature, old, groups, state.pruned, share
+            estimator, estimate, seen.params, seen.curvature, old, groups, state.pruned, share
         )  # fmt: skip
         scores = [
             jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
@@ -119,9 +120,7 @@ def _extended(
             new[i] = mask
     new_masks = tree.unflatten(new)
 
-    delta, info = plan.compensation(
-        target, old, new_masks, seen.curvature, estimator, state.estimate
-    )  # fmt: skip
+    delta, info = plan.compensation(target, old, new_masks, seen.curvature, estimator, estimate)
     sound &= _tree.all_finite(apply_mask(delta, new_masks))
     if "losses" in info:  # a check of the step that found none it could take
         sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))

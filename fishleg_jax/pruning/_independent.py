@@ -11,7 +11,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._scalars import check_flag, check_number
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.inverse.base import InverseFisher, prepared
 
 Compensation = Callable[..., tuple[Any, dict]]
 STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step tries
@@ -170,6 +170,7 @@ def corrections(
     gradient: Any | None,
 ) -> Any:
     """The formula of `independent`, over all weights; a gradient of None is none."""
+    state = prepared(estimator, state, params)
     diagonal = estimator.diagonal(state, params, old_mask)
     target = params
     if gradient is not None:
