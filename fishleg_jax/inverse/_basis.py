@@ -13,6 +13,7 @@ from fishleg_jax import _sharding
 from fishleg_jax.inverse._algebra import HIGHEST
 
 COLUMNS_AT_ONCE = 8192
+BLOCKS_AT_ONCE = 32  # a loop over single small blocks is slow
 TILE = 250  # rows at a time of triangular and of symmetric matrices, whose other half is left out
 # A factor of `G Gᵀ` has relative errors of about 0.1 eps ‖G Gᵀ‖ / σ, so 1e-3 at this ratio.
 TRUSTED_RATIO = 64  # σ over eps ‖G Gᵀ‖
@@ -51,23 +52,26 @@ def orthonormal(rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array) ->
     return jax.lax.while_loop(lambda carry: carry[0] > shift, lower, (start, basis))[1]
 
 
-def square_root(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.Array:
-    """A, upper triangular, with `A Aᵀ = F_γ⁻¹` of n gradients in rows, (m, size), size ≤ m."""
-    size, shift = rows.shape[1], count * damping
-    eye = jnp.eye(size, dtype=rows.dtype)
-    gram = _matmul(rows.T, rows)
+def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.Array:
+    """A, upper triangular, with `A Aᵀ = F_γ⁻¹` of n gradients in rows, for (blocks, m, size).
 
-    def by_gram(rows):
-        del rows
-        return jnp.linalg.cholesky(gram + shift * eye).T
+    Of the transposed gradients, whose products have the size of a block, X is the root wanted.
+    """
+    blocks, _, size = rows.shape
+    at_once = min(blocks, BLOCKS_AT_ONCE)
 
-    def by_rows(rows):
-        # rows of R may have negative diagonals, which does not matter to Rᵀ R
-        return jnp.linalg.qr(jnp.concatenate([rows, jnp.sqrt(shift) * eye]), mode="r")
+    def one(columns):
+        gram = _matmul(columns, columns.T)
+        return orthonormal([columns[None]], gram, count * damping).T
 
-    bound = TRUSTED_RATIO * jnp.finfo(gram.dtype).eps * jnp.linalg.norm(gram)
-    root = jax.lax.cond(shift > bound, by_gram, by_rows, rows)
-    return jnp.sqrt(count) * jax.scipy.linalg.solve_triangular(root, eye, lower=False)
+    def some(i, found):
+        first = jnp.minimum(i * at_once, blocks - at_once)  # the last ones overlap those before
+        part = jax.lax.dynamic_slice_in_dim(rows, first, at_once)
+        roots = jnp.sqrt(count) * jax.vmap(one)(part.mT)
+        return jax.lax.dynamic_update_slice_in_dim(found, roots, first, axis=0)
+
+    start = jnp.zeros((blocks, size, size), rows.dtype)
+    return jax.lax.fori_loop(0, -(-blocks // at_once), some, start)
 
 
 def times(matrix: jax.Array, blocks: jax.Array) -> jax.Array:

@@ -158,9 +158,10 @@ def multiply(
 ) -> list[jax.Array]:
     """`F_γ⁻¹ x` for vectors (blocks, size), of `count` gradients in the window."""
     count = _at_least_one(count, damping)
-    factor = _made(root, damping, lambda: _factor(window, count, damping), "factor")
+    make = lambda: _factor(window, count, damping)
     if window.gram is None:
-        return [_square_root.multiply(factor, *x)]
+        return [_with_root(root, damping, make, lambda a: _square_root.multiply(a, *x))]
+    factor = _with_root(root, damping, make, lambda a: a)
 
     def inner(g, v):
         return jnp.einsum("bms,bs->bm", g, v, precision=HIGHEST)
@@ -182,31 +183,31 @@ def diagonal(
     """The diagonal of `F_γ⁻¹`, (blocks, size) for each part."""
     count = _at_least_one(count, damping)
 
-    def make():
-        return _diagonal(window, count, damping, _factor(window, count, damping))
-
-    return list(_made(root, damping, make, "diagonal"))
+    make = lambda: _diagonal(window, count, damping, _factor(window, count, damping))
+    return list(make() if root is None else _if_sound(root, damping, lambda: root.diagonal, make))
 
 
 def _at_least_one(count: jax.Array, damping: jax.Array) -> jax.Array:
     return jnp.maximum(count, 1).astype(damping.dtype)
 
 
-def _made(root: Root | None, damping: jax.Array, make: Callable[[], Any], name: str) -> Any:
-    """A field of a root, made anew where there is none, or one for another damping."""
+def _with_root(root: Root | None, damping: jax.Array, make: Callable, use: Callable) -> Any:
+    """What is made of A or X: those of a root, where there is one for this damping."""
     if root is None:
-        return make()
-    return jax.lax.cond(root.damping == damping, lambda: getattr(root, name), make)
+        return use(make())
+    return _if_sound(root, damping, lambda: use(root.factor), lambda: use(make()))
+
+
+def _if_sound(root: Root, damping: jax.Array, of_root: Callable, anew: Callable) -> Any:
+    """Of a root that was made for this damping, or else anew."""
+    return jax.lax.cond(root.damping == damping, of_root, anew)
 
 
 def _factor(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
     """A or X of every block, see `Root`."""
     if window.gram is None:
-
-        def roots(rows, count, damping):
-            return jax.lax.map(lambda g: _basis.square_root(g, count, damping), rows)
-
-        return _sharding.local(roots, (*window.rows, count, damping), (0, None, None), 0)
+        arguments = *window.rows, count, damping
+        return _sharding.local(_basis.square_roots, arguments, (0, None, None), 0)
     if len(window.gram) == 1:  # a loop would copy the gradients
         return _basis.orthonormal(window.rows, window.gram[0], count * damping)[None]
     (rows,) = window.rows  # parts are only of one block
