@@ -17,12 +17,16 @@ BLOCKS_AT_ONCE = 32  # a loop over single small blocks is slow
 TILE = 250  # rows at a time of triangular and of symmetric matrices, whose other half is left out
 # A factor of `G Gᵀ` has relative errors of about 0.1 eps ‖G Gᵀ‖ / σ, so 1e-3 at this ratio.
 TRUSTED_RATIO = 64  # σ over eps ‖G Gᵀ‖
+# Those of `Gᵀ G` of small blocks are up to 2 eps: like gradients, added up, are rounded alike.
+TRUSTED_IN_BLOCKS = 1024
 LOWERED = 1e-4  # the shift by one pass, whose own factor is right to 0.1 eps over that
 # Gradients in float32 say nothing of directions so far below the largest.
 SMALLEST_RATIO = 1.0  # σ over eps² ‖G Gᵀ‖
 
 
-def orthonormal(rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array) -> jax.Array:
+def orthonormal(
+    rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, trusted: float = TRUSTED_RATIO
+) -> jax.Array:
     """X, lower triangular, with `X (G Gᵀ + σI) Xᵀ = I`.
 
     Cholesky QR with a shift (Fukaya et al. 2020, Shifted Cholesky QR for computing the QR
@@ -34,11 +38,12 @@ def orthonormal(rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array) ->
         rows: parts of the gradients, (blocks, m, size) each; all blocks together are a gradient.
         gram: `G Gᵀ`, (m, m).
         shift: σ, of shape ().
+        trusted: from what σ over eps ‖G Gᵀ‖ the matrix is factored as it is.
     """
     norm, eps = jnp.linalg.norm(gram), jnp.finfo(gram.dtype).eps
     shift = jnp.maximum(shift, SMALLEST_RATIO * eps**2 * norm)
     eye = jnp.eye(len(gram), dtype=gram.dtype)
-    start = jnp.maximum(shift, TRUSTED_RATIO * eps * norm)
+    start = jnp.maximum(shift, trusted * eps * norm)
 
     def lower(carry):
         now, basis = carry
@@ -62,7 +67,7 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
 
     def one(columns):
         gram = _matmul(columns, columns.T)
-        return orthonormal([columns[None]], gram, count * damping).T
+        return orthonormal([columns[None]], gram, count * damping, TRUSTED_IN_BLOCKS).T
 
     def some(i, found):
         first = jnp.minimum(i * at_once, blocks - at_once)  # the last ones overlap those before
