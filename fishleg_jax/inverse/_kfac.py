@@ -136,6 +136,7 @@ def kfac(
             skipped=state.skipped + skipped,
             moments=moments,
             squares=squares,
+            roots=None,  # they are of before
         )
 
     def mean_of(state, total):

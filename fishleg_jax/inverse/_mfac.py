@@ -22,6 +22,7 @@ class MfacState(NamedTuple):
         used: which places of the window hold a gradient, of shape (m,).
         damping: γ; it may be changed at any time.
         windows: by group, the last m gradients.
+        roots: of a state that is prepared for many products, their inverse by group; else None.
     """
 
     count: jax.Array  # shape=(), int32
@@ -29,6 +30,7 @@ class MfacState(NamedTuple):
     used: jax.Array  # shape=(m,), bool
     damping: jax.Array  # shape=(), float
     windows: dict[str, _window.Window]
+    roots: dict[str, _window.Root] | None = None
 
     def __repr__(self) -> str:
         """One line, without the entries of arrays."""
@@ -129,21 +131,34 @@ def mfac(
             windows=windows,
         )
 
+    def prepare(state, params):
+        if state.roots is not None:
+            return state
+        count = state.used.sum()
+        roots = {
+            group.name: _window.prepare(state.windows[group.name], count, state.damping)
+            for group in make_groups(params, block_size)
+        }
+        return state._replace(roots=roots)
+
+    def root_of(state, group):
+        return None if state.roots is None else state.roots[group.name]
+
     def multiply(state, tangent, mask=None):
         tangent = apply_mask(_tree.widen(tangent), mask)
         leaves, tree = jax.tree.flatten(tangent)
         out, count = list(leaves), state.used.sum()
         for group in make_groups(tangent, block_size):
             parts, old = group.parts(window), state.windows[group.name]
-            x = _groups.pack(parts, leaves)
-            _groups.unpack(parts, _window.multiply(old, count, state.damping, x), out)
+            x, root = _groups.pack(parts, leaves), root_of(state, group)
+            _groups.unpack(parts, _window.multiply(old, count, state.damping, x, root), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
         leaves, tree = jax.tree.flatten(params)
         out, count = list(leaves), state.used.sum()
         for group in make_groups(params, block_size):
-            args = state.windows[group.name], count, state.damping
+            args = state.windows[group.name], count, state.damping, root_of(state, group)
             _groups.unpack(group.parts(window), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
@@ -172,11 +187,12 @@ def mfac(
             )
             for group in make_groups(mask, block_size)
         }
-        return state._replace(windows=windows)
+        return state._replace(windows=windows, roots=None)
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, product=product, restrict=restrict, model=model,
-            fisher_diagonal=fisher_diagonal, examples_per_gradient=examples_per_gradient,
+            init, update, multiply, diagonal, product=product, restrict=restrict, prepare=prepare,
+            model=model, fisher_diagonal=fisher_diagonal,
+            examples_per_gradient=examples_per_gradient,
         )
     )  # fmt: skip

@@ -1,32 +1,30 @@
 """The last m gradients of a block, and its damped inverse without a matrix of its size.
 
-With G the gradients in rows, n of them, `F_γ⁻¹ = (I − Gᵀ (nγI + G Gᵀ)⁻¹ G) / γ`.  Three ways to it:
+With G the gradients in rows, n of them, `F_γ⁻¹ = (I − Gᵀ (nγI + G Gᵀ)⁻¹ G) / γ`.  Two ways to it:
 
-- blocks no larger than the window: `nF_γ = Rᵀ R` by a QR factorisation of G above √(nγ) I;
-- larger ones: the m×m system as it stands, its matrix kept up to date gradient by gradient;
-- larger ones where the damping is so small beside the largest eigenvalue that rounding in `G Gᵀ`
-  would drown it: an orthonormal basis of the gradients, in which `F_γ⁻¹` is a sum of
-  positive terms.
+- blocks no larger than the window: a square root of their size, `F_γ⁻¹ = A Aᵀ`;
+- larger ones: the m×m system, its matrix kept up to date gradient by gradient, through X with
+  `X (nγI + G Gᵀ) Xᵀ = I`: `F_γ⁻¹ = (I − Gᵀ Xᵀ X G) / γ`.
+
+Where the damping is so small beside the largest eigenvalue that rounding in a matrix of products
+would drown it, more is made of the gradients themselves, see `_basis`.
 
 Of a block of several leaves G is kept in parts, with leaves of one size on top of each other, and
 what is added up has the size of the window: over devices every leaf stays spread as it is.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _sharding
-from fishleg_jax.inverse import _basis
+from fishleg_jax.inverse import _basis, _square_root
 from fishleg_jax.inverse._algebra import HIGHEST
 from fishleg_jax.inverse._groups import Group
 
-COLUMNS_AT_ONCE = 8192
 TILE = 250, 2048  # rows and columns of G whose products stay in the cache
-# relative errors of the m×m system are about 0.1 eps ‖F‖ / γ; above 1e-3 at this ratio
-TRUSTED_RATIO = 8  # γ over eps ‖F‖
 
 
 class Window(NamedTuple):
@@ -40,6 +38,20 @@ class Window(NamedTuple):
 
     rows: tuple[jax.Array, ...]
     gram: jax.Array | None
+
+
+class Root(NamedTuple):
+    """The inverse of one group, made once for many products and diagonals.
+
+    Attributes:
+        damping: γ that it was made for; at any other it is made anew where it is needed.
+        factor: A or X of every block, (blocks, size, size) or (blocks, m, m).
+        diagonal: that of `F_γ⁻¹`, (blocks, size) for each part.
+    """
+
+    damping: jax.Array  # shape=(), float
+    factor: jax.Array
+    diagonal: tuple[jax.Array, ...]
 
 
 Parts = Sequence[jax.Array]  # (blocks, size) for each of a group's parts
@@ -139,96 +151,92 @@ def mean_squares(window: Window, count: jax.Array) -> list[jax.Array]:
     return [jnp.sum(g**2, axis=1) / jnp.maximum(count, 1).astype(g.dtype) for g in window.rows]
 
 
-def multiply(window: Window, count: jax.Array, damping: jax.Array, x: Parts) -> list[jax.Array]:
+def prepare(window: Window, count: jax.Array, damping: jax.Array) -> Root:
+    """What many products and diagonals of one state need; `count` gradients are in the window."""
+    count = _at_least_one(count, damping)
+    factor = _factor(window, count, damping)
+    return Root(damping, factor, _diagonal(window, count, damping, factor))
+
+
+def multiply(
+    window: Window, count: jax.Array, damping: jax.Array, x: Parts, root: Root | None = None
+) -> list[jax.Array]:
     """`F_γ⁻¹ x` for vectors (blocks, size), of `count` gradients in the window."""
-    count = jnp.maximum(count, 1).astype(x[0].dtype)
+    count = _at_least_one(count, damping)
+    make = lambda: _factor(window, count, damping)
     if window.gram is None:
-        pair = *window.rows, *x
-        return [jax.lax.map(lambda a: _multiply_small(a[0], count, damping, a[1]), pair)]
+        return [_with_root(root, damping, make, lambda a: _square_root.multiply(a, *x))]
+    factor = _with_root(root, damping, make, lambda a: a)
 
-    def by_system(rows, gram, x):
-        lower = _cholesky(gram, count * damping)
-        y = jax.scipy.linalg.cho_solve((lower, True), _inner(rows, x))
-        own = lambda g, v: (v - _outer(y, g)) / damping
-        return list(map(own, rows, x))
+    def inner(g, v):
+        return jnp.einsum("bms,bs->bm", g, v, precision=HIGHEST)
 
-    def by_basis(rows, gram, x):
-        basis, root = _basis.orthonormal(rows, count, damping)
-        inner = _inner(basis, x)
-        inside = count * jax.scipy.linalg.cho_solve((root, False), inner)
+    y = _added(window, map(inner, window.rows, x))
+    y = jnp.einsum("bij,bj->bi", factor, y, precision=HIGHEST)
+    y = jnp.einsum("bij,bi->bj", factor, y, precision=HIGHEST)
 
-        def own(q, v):
-            return (v - _outer(inner, q)) / damping + _outer(inside, q)
+    def left(g, v):
+        each = jnp.broadcast_to(y, (len(g), y.shape[1]))
+        return (v - jnp.einsum("bms,bm->bs", g, each, precision=HIGHEST)) / damping
 
-        return list(map(own, basis, x))
-
-    return _by_block(window, count * damping, by_system, by_basis, list(x))
+    return list(map(left, window.rows, x))
 
 
-def _inner(rows: Parts, x: Parts) -> jax.Array:
-    pairs = zip(rows, x, strict=True)
-    return sum(jnp.einsum("bms,bs->bm", *pair, precision=HIGHEST).sum(axis=0) for pair in pairs)
-
-
-def _outer(y: jax.Array, g: jax.Array) -> jax.Array:
-    return _basis.times(y[None], g)[:, 0]
-
-
-def diagonal(window: Window, count: jax.Array, damping: jax.Array) -> list[jax.Array]:
+def diagonal(
+    window: Window, count: jax.Array, damping: jax.Array, root: Root | None = None
+) -> list[jax.Array]:
     """The diagonal of `F_γ⁻¹`, (blocks, size) for each part."""
-    count = jnp.maximum(count, 1).astype(damping.dtype)
+    count = _at_least_one(count, damping)
+
+    make = lambda: _diagonal(window, count, damping, _factor(window, count, damping))
+    return list(make() if root is None else _if_sound(root, damping, lambda: root.diagonal, make))
+
+
+def _at_least_one(count: jax.Array, damping: jax.Array) -> jax.Array:
+    return jnp.maximum(count, 1).astype(damping.dtype)
+
+
+def _with_root(root: Root | None, damping: jax.Array, make: Callable, use: Callable) -> Any:
+    """What is made of A or X: those of a root, where there is one for this damping."""
+    if root is None:
+        return use(make())
+    return _if_sound(root, damping, lambda: use(root.factor), lambda: use(make()))
+
+
+def _if_sound(root: Root, damping: jax.Array, of_root: Callable, anew: Callable) -> Any:
+    """Of a root that was made for this damping, or else anew."""
+    return jax.lax.cond(root.damping == damping, of_root, anew)
+
+
+def _factor(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
+    """A or X of every block, see `Root`."""
     if window.gram is None:
-        return [jax.lax.map(lambda g: _diagonal_small(g, count, damping), *window.rows)]
-
-    def by_system(rows, gram):
-        lower = _cholesky(gram, count * damping)
-        eye = jnp.eye(len(gram), dtype=gram.dtype)
-        inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
-
-        def part(g, inverse):
-            norms = jnp.zeros((len(g), g.shape[2]), g.dtype)
-            for top in range(0, len(inverse), TILE[0]):  # the inverse is lower triangular
-                end = min(top + TILE[0], len(inverse))
-                products = _basis.times(inverse[top:end, :end], g[:, :end])
-                norms += jnp.sum(products**2, axis=1)
-            return 1 - norms
-
-        return [_by_columns(part, g, inverse) / damping for g in rows]
-
-    def by_basis(rows, gram):
-        basis, root = _basis.orthonormal(rows, count, damping)
-        inverse = jax.scipy.linalg.solve_triangular(
-            root, jnp.eye(len(root), dtype=root.dtype), lower=False
-        ).T
-
-        def part(q, inverse):
-            outside = jnp.maximum(1 - jnp.sum(q**2, axis=1), 0)
-            inside = jnp.sum(_basis.times(inverse, q) ** 2, axis=1)
-            return outside / damping + count * inside
-
-        return [_by_columns(part, q, inverse) for q in basis]
-
-    return _by_block(window, count * damping, by_system, by_basis)
-
-
-def _by_block(window: Window, shift: jax.Array, by_system, by_basis, *arguments) -> list[jax.Array]:
-    """One of two functions of (rows, gram, ...) for every block, by the soundness of its system."""
-
-    def one(block):
-        rows, gram, *rest = block
-        bound = TRUSTED_RATIO * jnp.finfo(gram.dtype).eps * jnp.linalg.norm(gram)
-        return jax.lax.cond(shift > bound, by_system, by_basis, rows, gram, *rest)
-
+        arguments = *window.rows, count, damping
+        return _sharding.local(_basis.square_roots, arguments, (0, None, None), 0)
     if len(window.gram) == 1:  # a loop would copy the gradients
-        return one((window.rows, window.gram[0], *arguments))
-    (rows,), *rest = window.rows, *arguments  # parts are only of one block
-    loop = jax.tree.map(lambda x: x[:, None], ((rows,), *rest))
-    found = jax.lax.map(lambda x: one((x[0], x[1], *x[2:])), (loop[0], window.gram, *loop[1:]))
-    return [x[:, 0] for x in found]
+        return _basis.orthonormal(window.rows, window.gram[0], count * damping)[None]
+    (rows,) = window.rows  # parts are only of one block
+    one = lambda block: _basis.orthonormal([block[0][None]], block[1], count * damping)
+    return jax.lax.map(one, (rows, window.gram))
 
 
-def _cholesky(gram: jax.Array, shift: jax.Array) -> jax.Array:
-    return jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
+def _diagonal(
+    window: Window, count: jax.Array, damping: jax.Array, factor: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The diagonal of `F_γ⁻¹` from A or X."""
+    if window.gram is None:
+        return (_square_root.diagonal(factor),)
+
+    def part(g, lower):
+        left = 1 - sum(jnp.sum(tile**2, axis=1) for tile in _basis.by_tiles(lower, g))
+        # no digit may be left where one weight has all the curvature: it is never below this
+        return jnp.maximum(left / damping, 1 / (jnp.sum(g**2, axis=1) / count + damping))
+
+    if len(factor) == 1:
+        return tuple(_by_columns(part, g, factor[0]) for g in window.rows)
+    (rows,) = window.rows
+    one = lambda block: _by_columns(part, block[0][None], block[1])[0]
+    return (jax.lax.map(one, (rows, factor)),)
 
 
 def _by_columns(function, rows: jax.Array, shared: jax.Array) -> jax.Array:
@@ -236,7 +244,7 @@ def _by_columns(function, rows: jax.Array, shared: jax.Array) -> jax.Array:
 
     def own(rows, shared):
         blocks, _, size = rows.shape
-        at_once = min(size, max(COLUMNS_AT_ONCE // blocks, 1))
+        at_once = min(size, max(_basis.COLUMNS_AT_ONCE // blocks, 1))
         whole = size // at_once
 
         def part(i):
@@ -250,15 +258,3 @@ def _by_columns(function, rows: jax.Array, shared: jax.Array) -> jax.Array:
         return out
 
     return _sharding.local(own, (rows, shared), (2, None), 1)
-
-
-def _multiply_small(rows, count, damping, x):
-    # rows of R may have negative diagonals, which does not matter to Rᵀ R
-    return count * jax.scipy.linalg.cho_solve((_basis.root(rows, count, damping), False), x)
-
-
-def _diagonal_small(rows, count, damping):
-    root = _basis.root(rows, count, damping)
-    eye = jnp.eye(len(root), dtype=root.dtype)
-    inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=False)
-    return count * jnp.sum(inverse**2, axis=1)

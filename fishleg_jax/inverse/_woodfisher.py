@@ -25,6 +25,8 @@ class WoodFisherState(NamedTuple):
             weights than there are gradients the gradients themselves, a `Window`.
         squares: by group that is kept as a square root, the sum of squares of its gradients, of
             shape (blocks, c).
+        roots: of a state that is prepared for many products, the inverse of every `Window`; else
+            None.
     """
 
     count: jax.Array  # shape=(), int32
@@ -32,6 +34,7 @@ class WoodFisherState(NamedTuple):
     damping: jax.Array  # shape=(), float
     blocks: dict[str, Any]
     squares: dict[str, jax.Array]
+    roots: dict[str, _window.Root] | None = None
 
     def __repr__(self) -> str:
         """One line, without the entries of arrays."""
@@ -136,6 +139,20 @@ def woodfisher(
             squares={g.name: squared(g, state.squares[g.name]) for g in groups if has_root(g)},
         )
 
+    def prepare(state, params):
+        if state.roots is not None:
+            return state
+        count = jnp.asarray(gradients)
+        roots = {
+            group.name: _window.prepare(state.blocks[group.name], count, state.damping)
+            for group in make_groups(params, block_size)
+            if not has_root(group)
+        }
+        return state._replace(roots=roots)
+
+    def root_of(state, group):
+        return None if state.roots is None else state.roots[group.name]
+
     def multiply(state, tangent, mask=None):
         tangent = apply_mask(_tree.widen(tangent), mask)
         leaves, tree = jax.tree.flatten(tangent)
@@ -147,8 +164,8 @@ def woodfisher(
             else:
                 parts = group.parts(gradients)
                 x = _groups.pack(parts, leaves)
-                count = jnp.asarray(gradients)
-                _groups.unpack(parts, _window.multiply(old, count, state.damping, x), out)
+                args = old, jnp.asarray(gradients), state.damping, x, root_of(state, group)
+                _groups.unpack(parts, _window.multiply(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -159,7 +176,7 @@ def woodfisher(
             if has_root(group):
                 group.unpack(_square_root.diagonal(old), out)
             else:
-                args = old, jnp.asarray(gradients), state.damping
+                args = old, jnp.asarray(gradients), state.damping, root_of(state, group)
                 _groups.unpack(group.parts(gradients), _window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
@@ -176,7 +193,8 @@ def woodfisher(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, ready=lambda state: state.count >= gradients,
+            init, update, multiply, diagonal, prepare=prepare,
+            ready=lambda state: state.count >= gradients,
             model=model, fisher_diagonal=fisher_diagonal,
             gradients=gradients, examples_per_gradient=examples_per_gradient,
         )

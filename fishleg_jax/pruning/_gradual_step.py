@@ -8,7 +8,7 @@ import optax
 
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
-from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax.inverse.base import apply_mask, prepared
 from fishleg_jax.pruning._adjustable import compensated, movable
 from fishleg_jax.pruning._assimilation import add, assimilated, is_ready
 from fishleg_jax.pruning._counting import Asked
@@ -104,7 +104,8 @@ def _extended(
     target = apply_mask(target, old)
     adjustable = adjustable_in(state, seen.params)
     free = movable(old, adjustable, groups)
-    diagonal = estimator.diagonal(state.estimate, seen.params, free)
+    estimate = prepared(estimator, state.estimate, seen.params)
+    diagonal = estimator.diagonal(estimate, seen.params, free)
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
     curved = jnp.array(True)
@@ -114,7 +115,7 @@ def _extended(
     candidates, tree = jax.tree.flatten(old)
     if plan.regrow is not None:
         backs, gains = revived(
-            estimator, state.estimate, seen.params, seen.curvature, old, groups, state.pruned, share
+            estimator, estimate, seen.params, seen.curvature, old, groups, state.pruned, share
         )  # fmt: skip
         scores = [
             jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
@@ -126,7 +127,7 @@ def _extended(
 
     delta, info = compensated(
         plan.compensation, adjustable,
-        target, old, new_masks, seen.curvature, estimator, state.estimate,
+        target, old, new_masks, seen.curvature, estimator, estimate,
     )  # fmt: skip
     sound &= _tree.all_finite(apply_mask(delta, new_masks))
     if "losses" in info:  # a check of the step that found none it could take

@@ -11,7 +11,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._scalars import check_flag, check_number
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared
 from fishleg_jax.pruning._soundness import require_finite_loss
 
 # (params, old_mask, new_mask, curvature, estimator, state) -> (delta, info)
@@ -199,6 +199,7 @@ def corrections(
     gradient: Any | None,
 ) -> Any:
     """The formula of `independent`, over all weights; a gradient of None is none."""
+    state = prepared(estimator, state, params)
     diagonal = estimator.diagonal(state, params, old_mask)
     target = params
     if gradient is not None:

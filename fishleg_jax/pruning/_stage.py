@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fishleg_jax import _placement, _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.inverse.base import InverseFisher, prepared
 from fishleg_jax.pruning._adjustable import Adjustable, compensated, movable
 from fishleg_jax.pruning._border import Selection
 from fishleg_jax.pruning._groups import Groups
@@ -56,7 +56,7 @@ class Fitted(NamedTuple):
 
     Attributes:
         point: where it is fitted.
-        state: the state of the plan's estimator.
+        state: the state of the plan's estimator, prepared for many products.
         curvature: the loss on the stage's data.
         scores: of the weights that survive at the point.
     """
@@ -81,6 +81,7 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
         UnsoundCurvature: no prunable weight has a curvature.
     """
     check_curvature(plan.estimator, plan.groups.chosen, state, point.params, point.masks)
+    state = prepared(plan.estimator, state, point.params)
     return Fitted(point, state, curvature, _scores(plan, point, state, curvature))
 
 

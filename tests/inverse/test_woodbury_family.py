@@ -264,6 +264,61 @@ def test_float32_is_sound_at_a_damping_of_1e_7(size, largest):
         check(diagonal, product, 2e-3)
 
 
+HARD = {
+    "equal": lambda rng, n, d: np.repeat(rng.normal(size=(1, d)), n, axis=0),
+    "dependent": lambda rng, n, d: rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)),
+    "few, the rest zero": lambda rng, n, d: rng.normal(size=(n, d)) * (np.arange(n) < 7)[:, None],
+    "all scales": lambda rng, n, d: rng.normal(size=(n, d)) * rng.normal(size=(n, 1)) ** 5,
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_gradients_in_float32(kind):
+    """With the largest eigenvalue up to 1e10 dampings; blocks below and above the window."""
+    for size, seed, ratio in [(20, 0, 1e5), (20, 1, 1e10), (300, 2, 1e5), (300, 3, 1e10)]:
+        rows = HARD[kind](np.random.default_rng(seed), 60, size).astype(np.float32)
+        fisher = dense.gram(rows.astype(np.float64))
+        damping = np.float32(np.linalg.norm(fisher, 2) / ratio)
+        exact = np.linalg.inv(fisher + float(damping) * np.eye(size))
+        x = np.random.default_rng(99).normal(size=size).astype(np.float32)
+        (diagonal, product), _ = both_ways(rows, damping, x)
+        diagonal = np.asarray(diagonal, np.float64)
+        # weights that are all curvature are right to eps / γ only; the bound keeps them positive
+        assert (diagonal >= 0.999 / (np.diag(fisher) + damping)).all()
+        assert np.linalg.norm(diagonal - np.diag(exact)) < 2e-3 * np.linalg.norm(np.diag(exact))
+        assert np.linalg.norm(product - exact @ x) < 2e-3 * np.linalg.norm(exact @ x)
+
+
+@methods
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_prepared_state(x64, key, method, block_size):
+    """The same inverse; of another damping or other gradients nothing stale is told."""
+    params, batch = problem(key, 10)
+    estimator = ESTIMATORS[method](10, block_size=block_size)
+    first, second = cut(batch, 5)
+    state = fitted(estimator, params, [first, second])
+    ready = jitted(estimator.prepare)(state, params)
+
+    def check(one, other):
+        for function in (dense.inverse_matrix, dense.inverse_diagonal):
+            pair = [function(estimator, s, params) for s in (one, other)]
+            np.testing.assert_allclose(*pair, atol=1e-12 * np.abs(pair[0]).max())
+
+    check(ready, state)
+    check(ready._replace(damping=ready.damping * 3), state._replace(damping=state.damping * 3))
+    again = jitted(estimator.prepare)(ready, params)
+    assert jax.tree.structure(again) == jax.tree.structure(ready)
+    early = fitted(estimator, params, [first])
+    updated = jitted(estimator.update)(
+        jitted(estimator.prepare)(early, params), params, second, key
+    )
+    assert updated.roots is None
+    check(updated, state)
+    if method == "mfac":
+        mask = jax.tree.map(lambda p: jax.random.bernoulli(key, 0.6, p.shape), params)
+        check(*(estimator.restrict(s, mask) for s in (ready, state)))
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 1000),
