@@ -1,8 +1,10 @@
 """Gradients of a batch, example by example or of every few examples."""
 
+import functools
+
 import jax
 
-from fishleg_jax import _chunks, _mesh, _scalars, _sharding
+from fishleg_jax import _chunks, _convolutions, _mesh, _scalars, _sharding
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.fisher import check_kind, with_sampled_targets
 from fishleg_jax.model import Batch, Model, Params, check_model, loss, split_batch
@@ -86,7 +88,8 @@ def per_example_gradients(
         at_once = max(examples_per_chunk // examples_per_gradient * here // number, 1)
         return jax.lax.map(gradient, groups, batch_size=at_once)
 
-    return _sharding.of_examples(gradients, (params, constants), groups)
+    fast = functools.partial(_convolutions.in_fast_groups, gradients)
+    return _sharding.of_examples(fast, (params, constants), groups)
 
 
 def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):
