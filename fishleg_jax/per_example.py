@@ -58,6 +58,7 @@ def per_example_gradients(
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     check_model(model)
     check_kind(labels, batch, key)
+    params, batch = _sharding.anchored((params, batch))
     if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
         settings = model, labels, examples_per_gradient, examples_per_chunk
         return jitted(_per_example_gradients, *settings)(params, batch, key)
