@@ -1,8 +1,13 @@
 """Looking into traced functions."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+FUNCTIONS = (Jaxpr, ClosedJaxpr)
 
 
 def opened(function: Jaxpr | ClosedJaxpr) -> Jaxpr:
@@ -13,7 +18,7 @@ def opened(function: Jaxpr | ClosedJaxpr) -> Jaxpr:
 def functions(equation: Any) -> list[Jaxpr | ClosedJaxpr]:
     """Every traced function among an equation's parameters, alone or in a tuple."""
     values = [x if isinstance(x, tuple) else (x,) for x in equation.params.values()]
-    return [x for group in values for x in group if isinstance(x, (Jaxpr, ClosedJaxpr))]
+    return [x for group in values for x in group if isinstance(x, FUNCTIONS)]
 
 
 def has(function: Jaxpr | ClosedJaxpr, name: str) -> bool:
@@ -22,3 +27,101 @@ def has(function: Jaxpr | ClosedJaxpr, name: str) -> bool:
         equation.primitive.name == name or any(has(inner, name) for inner in functions(equation))
         for equation in opened(function).eqns
     )
+
+
+# Operations whose inner functions are entered to replace others.  What is left out, such as
+# `custom_jvp_call` and `shard_map`, stays as it is.
+CALLS = ("jit", "pjit", "checkpoint", "remat2", "cond")
+LOOPS = ("scan", "while")
+Replacement = Callable[[Any, bool], Callable[..., Any] | None]
+
+
+def with_replaced(function: Callable, replacement: Replacement) -> Callable:
+    """The same function with some of its operations computed in another way.
+
+    Args:
+        function: of pytrees of arrays.  It is called as it is if it has no such operation.
+        replacement: maps an equation, and whether it is inside a loop, to a function of its
+            operands that returns its only result; or to None to keep the operation.
+    """
+
+    def run(*args):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        if not _replaces(closed.jaxpr, replacement, False):
+            return function(*args)
+        leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), replacement, False)
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return run
+
+
+def _replaces(jaxpr: Jaxpr, replacement: Replacement, in_loop: bool) -> bool:
+    """Whether any operation of a traced function would be replaced."""
+    return any(
+        replacement(equation, in_loop) is not None or _is_entered(equation, replacement, in_loop)
+        for equation in jaxpr.eqns
+    )
+
+
+def _is_entered(equation: Any, replacement: Replacement, in_loop: bool) -> bool:
+    """Whether an operation has inner functions with something to replace."""
+    name = equation.primitive.name
+    # a type that varies over mesh axes could not be restored for the inner function
+    varies = any(getattr(x.aval, "vma", ()) for x in equation.invars)
+    if name not in (*CALLS, *LOOPS) or varies:
+        return False
+    inside = in_loop or name in LOOPS
+    return any(_replaces(opened(inner), replacement, inside) for inner in functions(equation))
+
+
+def _evaluate(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    replacement: Replacement,
+    in_loop: bool,
+) -> list[Any]:
+    """The results of a traced function."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]  # noqa: E731
+    for equation in jaxpr.eqns:
+        operands = [read(x) for x in equation.invars]
+        replaced = replacement(equation, in_loop)
+        if replaced is not None:
+            results = [replaced(*operands)]
+        else:
+            kept = _with_inner_replaced(equation, replacement, in_loop)
+            # as a function of its own: JAX's versions differ in how an operation is called
+            inputs = [x for x in equation.invars if not isinstance(x, Literal)]
+            inputs = list(dict.fromkeys(inputs))
+            one = jaxpr.replace(constvars=[], invars=inputs, outvars=kept.outvars, eqns=[kept])
+            results = jaxpr_as_fun(ClosedJaxpr(one, []))(*map(read, inputs))
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(x) for x in jaxpr.outvars]
+
+
+def _with_inner_replaced(equation: Any, replacement: Replacement, in_loop: bool) -> Any:
+    """An operation whose inner functions have theirs replaced."""
+    if not _is_entered(equation, replacement, in_loop):
+        return equation
+    inside = in_loop or equation.primitive.name in LOOPS
+
+    def inner(x):
+        if isinstance(x, tuple):
+            return tuple(map(inner, x)) if any(isinstance(y, FUNCTIONS) for y in x) else x
+        return _rewritten(x, replacement, inside) if isinstance(x, FUNCTIONS) else x
+
+    return equation.replace(params={name: inner(x) for name, x in equation.params.items()})
+
+
+@functools.lru_cache(maxsize=256)  # so that an equal call outside of `jit` compiles nothing anew
+def _rewritten(function: Any, replacement: Replacement, in_loop: bool) -> Any:
+    """A traced function with operations replaced, of the same type."""
+    jaxpr, consts = opened(function), getattr(function, "consts", ())
+    shapes = [
+        jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, weak_type=x.aval.weak_type)
+        for x in jaxpr.invars
+    ]
+    run = lambda *args: _evaluate(jaxpr, consts, args, replacement, in_loop)  # noqa: E731
+    closed = jax.make_jaxpr(run)(*shapes)
+    return closed if isinstance(function, ClosedJaxpr) else closed.jaxpr

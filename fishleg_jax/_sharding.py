@@ -176,6 +176,25 @@ def local(
     )(*arguments)  # fmt: skip
 
 
+def anchored(tree: Any) -> Any:
+    """The same arrays, whose mesh a user's `jit` that closes over them gets to know.
+
+    JAX compiles a function whose arguments lie on one device for one device, whatever it closes
+    over; a `shard_map` inside then ends in an error of XLA.  Sharding constraints name devices.
+    Nothing changes for Explicit axes, where JAX itself asks for `jax.set_mesh`.
+    """
+
+    def one(x):
+        sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+            return x
+        if _mesh.explicit(sharding.mesh) or not sharding.is_fully_addressable:
+            return x
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(one, tree)
+
+
 def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
     """`function(shared, examples)`, a row for every example, each device with its own examples.
 

@@ -1,8 +1,10 @@
 """Gradients of a batch, example by example or of every few examples."""
 
+import functools
+
 import jax
 
-from fishleg_jax import _chunks, _mesh, _scalars, _sharding, _targets
+from fishleg_jax import _chunks, _convolutions, _mesh, _scalars, _sharding, _targets
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import with_sampled_targets
 from fishleg_jax.fisher import check_kind
@@ -62,6 +64,7 @@ def per_example_gradients(
     _targets.require_kind(model.likelihood, labels)
     if labels == "empirical":
         check_targets(model, params, batch)
+    params, batch = _sharding.anchored((params, batch))
     if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
         settings = model, labels, examples_per_gradient, examples_per_chunk
         return jitted(_per_example_gradients, *settings)(params, batch, key)
@@ -92,7 +95,8 @@ def per_example_gradients(
         at_once = max(examples_per_chunk // examples_per_gradient * here // number, 1)
         return jax.lax.map(gradient, groups, batch_size=at_once)
 
-    return _sharding.of_examples(gradients, (params, constants), groups)
+    fast = functools.partial(_convolutions.in_fast_groups, gradients)
+    return _sharding.of_examples(fast, (params, constants), groups)
 
 
 def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):

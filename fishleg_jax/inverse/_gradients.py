@@ -93,6 +93,7 @@ def sum_over_rows(
         at_once = max(at_once // examples_per_gradient, 1) * examples_per_gradient
 
     def total(params, batch, key, mask, function):
+        params, batch = _sharding.anchored((params, batch))
         examples = _chunks.number_of_examples(batch)
         check_gradients(examples, examples_per_gradient)
         make = rows_of
