@@ -2,7 +2,9 @@
 
 A compensation is a function `(params, old_mask, new_mask, curvature, estimator, state) -> (delta,
 info)`: a change of the parameters that makes the newly pruned ones exactly zero, and a dictionary
-of what is worth telling.
+of numbers to report.  The state may be prepared for many products (`InverseFisher.prepare`), so a
+compensation must not update it or change its damping.  With `adjustable=` it is also given the
+keyword `adjustable`, a pytree of one boolean for each leaf: leaves that are False must not move.
 """
 
 from fishleg_jax.pruning._group import group
