@@ -129,7 +129,7 @@ def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
 def _name(x: Any) -> str:
     """Name and line of a function, and for a likelihood the name of the one that made it."""
     if isinstance(x, Likelihood):
-        return _name(x.negative_log_likelihood).split(".")[0]
+        return _name(x.negative_log_likelihood).split(".")[0].lstrip("_")
     inner = _unwrapped(x)
     while isinstance(inner, functools.partial):
         inner = inner.func

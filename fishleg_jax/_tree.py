@@ -156,7 +156,7 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
     for (name, leaf), yes in zip(leaves, found, strict=True):
         if yes and jnp.ndim(leaf) < 2:
             raise ValueError(
-                f"{argument}: {name!r} must have a leading axis of layers and another one, got "
+                f"{argument}: {name!r} must have two or more dimensions, the first of layers, got "
                 f"shape {jnp.shape(leaf)}"
             )
     return found

@@ -76,6 +76,8 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
         return jax.lax.dynamic_update_slice_in_dim(found, roots, first, axis=0)
 
     start = jnp.zeros((blocks, size, size), rows.dtype)
+    if start.size == 0:
+        return start
     return jax.lax.fori_loop(0, -(-blocks // at_once), some, start)
 
 

@@ -97,8 +97,8 @@ def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
     count = sum(number_to_prune(sparsity, size) for size in groups.sizes)
     if pruned > count:
         raise ValueError(
-            f"masks already prune {pruned} weights where the sparsity asks for {count}: a sparsity "
-            "can only grow"
+            f"masks already prune {pruned} weights where the sparsity asks for {count}: ask for "
+            "more, or start with masks=None, as zeros that the weights have count as pruned"
         )
 
 

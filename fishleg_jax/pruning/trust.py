@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from fishleg_jax import _prunable, _targets, _tree, fisher
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model, check_model
+from fishleg_jax.pruning._groups import Groups, first_masks, make_groups
 from fishleg_jax.pruning.masks import number_to_prune
-from fishleg_jax.pruning.one_shot import Result, prune_one_shot
+from fishleg_jax.pruning.one_shot import prune_one_shot
 
 
 class Trust(NamedTuple):
@@ -40,6 +41,7 @@ def trust(
     sparsity: float,
     scope: str = "global",
     prunable: _prunable.Selection = None,
+    masks: Any | None = "zeros",
     key: jax.Array | None = None,
     examples_per_chunk: int | None = None,
 ) -> Trust:
@@ -56,6 +58,7 @@ def trust(
         sparsity: a number, see `prune_one_shot`.
         scope: see `prune_one_shot`.
         prunable: see `prune_one_shot`.
+        masks: See `prune_one_shot`; weights that are pruned before are not counted.
         key: a random key, the same for both halves; `jax.random.key(0)` by default.
         examples_per_chunk: see `prune_one_shot`.
 
@@ -84,12 +87,14 @@ def trust(
     results = [
         prune_one_shot(
             model, params, estimator, half, sparsity=sparsity, scope=scope, prunable=prunable,
-            key=key, examples_per_chunk=examples_per_chunk,
+            masks=masks, key=key, examples_per_chunk=examples_per_chunk,
         )
         for half in halves
     ]  # fmt: skip
-    chosen = _prunable.select(params, prunable, "prunable")
-    agreement = _agreement(*[_pruned(result, chosen) for result in results])
+    groups = make_groups(params, prunable, scope)
+    before = first_masks(params, groups, masks)
+    trees = before, *(result.masks for result in results)
+    agreement = _agreement(*[_masks_of(tree, groups) for tree in trees])
     curvatures = [
         fisher.curvature(model, half, examples_per_chunk=examples_per_chunk) for half in halves
     ]
@@ -107,12 +112,14 @@ def trust(
     return Trust(agreement, sum(ratios) / len(ratios))
 
 
-def _pruned(result: Result, chosen: list[bool]) -> list[jax.Array]:
-    return [~m for m, yes in zip(jax.tree.leaves(result.masks), chosen, strict=True) if yes]
+def _masks_of(masks: Any, groups: Groups) -> list[jax.Array]:
+    return [m for m, yes in zip(jax.tree.leaves(masks), groups.chosen, strict=True) if yes]
 
 
-def _agreement(one: list[jax.Array], other: list[jax.Array]) -> float:
-    pruned, total = sum(int(x.sum()) for x in one), sum(x.size for x in one)
+def _agreement(before: list[jax.Array], one: list[jax.Array], other: list[jax.Array]) -> float:
+    """Of the weights that were free before: how far two prunings agree beyond chance."""
+    one, other = ([b & ~m for b, m in zip(before, x, strict=True)] for x in (one, other))
+    pruned, total = (sum(int(x.sum()) for x in tree) for tree in (one, before))
     if pruned == 0:
         raise ValueError("sparsity prunes no weight, so that there is nothing to agree on")
     both = sum(int(jnp.sum(x & y)) for x, y in zip(one, other, strict=True))

@@ -64,7 +64,7 @@ def pruned(row, tree):
     model = flj.Model(predict, flj.likelihoods.categorical())
     batch = (jax.random.normal(jax.random.key(1), (10, 4)), jnp.arange(10) % 3)
     estimator = ROWS[row](model)
-    result = flj.prune_one_shot(model, params, estimator, [batch], sparsity=0.5)
+    result = flj.prune_one_shot(model, params, estimator, [batch], sparsity=0.5, masks=None)
     return Fit(model, params, batch, estimator, result)
 
 
@@ -89,7 +89,14 @@ def test_selection_by_key_path(row, tree):
     model, params, batch, estimator, result = pruned(row, tree)
     name = {"dict": "^b$", "flax nnx": "^bias$", "equinox": "layers/1/bias"}[tree]
     result = flj.prune_one_shot(
-        model, params, estimator, [batch], sparsity=0.7, prunable=name, state=result.state
+        model,
+        params,
+        estimator,
+        [batch],
+        sparsity=0.7,
+        prunable=name,
+        masks=None,
+        state=result.state,
     )
     zeros = [int((~m).sum()) for m in jax.tree.leaves(result.masks)]
     assert sorted(zeros)[-1] == 2 and sum(zeros) == 2

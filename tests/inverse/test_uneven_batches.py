@@ -125,6 +125,6 @@ def test_which_weight_is_pruned_does_not_hang_on_the_batches(x64):
     batches = [(inputs[:64], None), (inputs[64:], None)]
     for cut in (batches, [(inputs, None)]):
         result = flj.prune_one_shot(
-            model, params, estimator, cut, sparsity=0.5, key=jax.random.key(1)
+            model, params, estimator, cut, sparsity=0.5, prunable=".*", key=jax.random.key(1)
         )
         assert result.masks[:, 0].tolist() == [True, False]

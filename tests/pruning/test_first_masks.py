@@ -179,3 +179,19 @@ def test_the_report_says_what_was_left_out_and_what_was_zero_before(key):
     assert report.to_dict()["started"] == [{"name": "a", "zeros": 8}]
     assert report.to_dict()["left_out"] == [{"name": "bias", "shape": [3], "reason": "bias"}]
     assert "Pruned before and held" in report._repr_html_()
+
+
+def test_trust_does_not_count_what_both_halves_had_pruned_before(key):
+    """Half of the weights are zero; of the others the halves agree on as many as by chance."""
+    params, (x, y) = problem(key, zeros=10)
+    batches = [(x[:20], y[:20]), (x[20:], y[20:])]
+    found = flj.trust(MODEL, params, flj.inverse.identity(), batches, sparsity=0.6)
+    assert found.agreement == 1  # magnitudes are the same for both
+    mask = {"a": jnp.ones((5, 4), bool), "b": jnp.ones((4, 3), bool)}
+    one, other = (
+        [m.at[0].set(False) if i == k else m for i, m in enumerate(mask.values())] for k in (0, 1)
+    )
+    from fishleg_jax.pruning.trust import _agreement
+
+    assert _agreement(list(mask.values()), one, one) == 1
+    assert _agreement(list(mask.values()), one, other) < 0

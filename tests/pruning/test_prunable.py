@@ -184,7 +184,7 @@ def test_a_stacked_leaf_is_judged_without_its_layers():
     assert by_default(tree, "layers") == {"layers/one": "vector", "layers/two": None}
     with pytest.raises(ValueError, match="stacked: 'head' matches no leaf"):
         by_default(tree, "head")
-    with pytest.raises(ValueError, match="'one' must have a leading axis of layers"):
+    with pytest.raises(ValueError, match="'one' must have two or more dimensions"):
         by_default({"one": (4,)}, "one")
 
 

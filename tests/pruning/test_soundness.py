@@ -130,7 +130,7 @@ def test_a_curvature_of_zero_is_refused_where_prunable_weights_alone_have_it():
     params, batch = problem()
     params = {"a": params["a"], "bias": jnp.ones((3, 2))}
     estimator = ALL["diagonal"](NIL)
-    assert prune(NIL, params, estimator, batch).stopped is None
+    assert prune(NIL, params, estimator, batch, prunable="a|bias").stopped is None
     with pytest.raises(ValueError, match="zero for every prunable weight"):
         prune(NIL, params, estimator, batch, prunable="^a$")
 
@@ -340,7 +340,7 @@ def test_a_trust_that_is_no_number_is_refused():
     params = {"a": params["a"].at[:2].set(0.0)}
     batches = [(x, None), (x + 1, None)]
     with pytest.raises(FloatingPointError, match="can't be compared"):
-        flj.trust(model, params, flj.inverse.identity(), batches, sparsity=0.5)
+        flj.trust(model, params, flj.inverse.identity(), batches, sparsity=0.5, masks=None)
 
 
 # estimates that are not ready
