@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _jaxpr, _mesh
+from fishleg_jax._jit import is_traced
 
 MOST_POSITIONS = 49  # of a 7x7 kernel; the time to compile grows with them
 SMALL_GROUP = 16  # weights at a position: with more of them XLA's own convolution is as fast
@@ -32,12 +33,28 @@ def in_fast_groups(function: Callable, shared: Any, examples: Any) -> Any:
         shared: the first tree.
         examples: the second tree.
     """
-    explicit = _mesh.explicit(jax.sharding.get_abstract_mesh())
-    explicit |= _mesh.explicit_mesh((shared, examples)) is not None
-    if jax.default_backend() != "cpu" or explicit:
+    if not _pays((shared, examples)):
         return function(shared, examples)
     of_examples = functools.partial(function, shared)
     return _jaxpr.with_replaced(of_examples, replacement)(examples)
+
+
+def with_fast_groups(function: Callable) -> Callable:
+    """A function of arrays with slow convolutions replaced, where it runs on the CPU."""
+
+    def fast(*arguments: Any) -> Any:
+        replaced = _pays(arguments) and is_traced(arguments)
+        run = _jaxpr.with_replaced(function, replacement) if replaced else function
+        return run(*arguments)
+
+    return fast
+
+
+def _pays(arrays: Any) -> bool:
+    """Whether XLA is the one for the CPU, and free to lay out arrays as it likes."""
+    explicit = _mesh.explicit(jax.sharding.get_abstract_mesh())
+    explicit |= _mesh.explicit_mesh(arrays) is not None
+    return jax.default_backend() == "cpu" and not explicit
 
 
 def replacement(equation: Any, in_loop: bool) -> Callable[..., jax.Array] | None:

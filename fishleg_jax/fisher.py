@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _axis, _chunks, _mesh, _placement, _targets, _text, _tree, _validate
+from fishleg_jax import (
+    _axis,
+    _chunks,
+    _convolutions,
+    _mesh,
+    _placement,
+    _targets,
+    _text,
+    _tree,
+    _validate,
+)
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import linearise, output_fisher, with_sampled_targets
 from fishleg_jax._output_space import output_gradient as output_gradient
@@ -108,7 +118,8 @@ def fisher_vector_product(
     if kind == "sampled" and not _chunks.fits(batch, examples_per_chunk):
         batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
         kind = "empirical"
-    total = _chunks.sum_over_chunks(product, batch, key, examples_per_chunk)
+    fast = _convolutions.with_fast_groups(product)
+    total = _chunks.sum_over_chunks(fast, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)
     return _placement.like(jax.tree.map(lambda x: x / examples, total), params)
 

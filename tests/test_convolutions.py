@@ -139,3 +139,30 @@ def test_ungrouped_convolutions_are_left_to_xla():
     rows = jax.vmap(jax.grad(lambda w, x: jnp.sin(convolve(x[None], w, 1)).sum()), (None, 0))
     assert not replaced_operations(rows, w, x)[1]
     assert replaced_operations(lambda w, x: jax.lax.map(lambda x: rows(w, x), x[None]), w, x)[1]
+
+
+@pytest.mark.parametrize("kind", flj.fisher.KINDS)
+def test_fisher_products_under_jit_are_those_of_xla(x64, key, kind):
+    """There they are made of products, and eagerly of convolutions."""
+
+    def predict(params, x):
+        x = jax.lax.conv_general_dilated(
+            x, params["depthwise"], (1, 1), "SAME", feature_group_count=4,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return jnp.tanh(x).mean(axis=(1, 2)) @ params["head"]
+
+    keys = jax.random.split(key, 4)
+    params = {
+        "depthwise": jax.random.normal(keys[0], (3, 3, 1, 4)),
+        "head": jax.random.normal(keys[1], (4, 3)),
+    }
+    batch = (jax.random.normal(keys[2], (5, 6, 6, 4)), jnp.arange(5) % 3)
+    model = flj.Model(predict, flj.likelihoods.categorical())
+    product = lambda p, b, v: flj.fisher_vector_product(model, p, b, v, kind=kind, key=keys[3])
+    vector = jax.tree.map(jnp.cos, params)
+    text = str(jax.make_jaxpr(product)(params, batch, vector))
+    assert "conv_general_dilated" not in text
+    plain, fast = product(params, batch, vector), jax.jit(product)(params, batch, vector)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), plain, fast)
+    assert float(abs(plain["depthwise"]).max()) > 0

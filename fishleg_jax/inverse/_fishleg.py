@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _axis, _chunks, _scalars, _sharding, _targets, _tree, fisher
+from fishleg_jax import _axis, _chunks, _convolutions, _scalars, _sharding, _targets, _tree, fisher
 from fishleg_jax.inverse import _algebra, _frames, _guard
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._learning import default_optimizer
@@ -313,7 +313,10 @@ def _pull(
             x * scale.astype(x.dtype)
             for x in jax.tree.leaves(
                 _chunks.sum_over_chunks(
-                    pull, with_labels(part, part_key), part_key, examples_per_chunk
+                    _convolutions.with_fast_groups(pull),
+                    with_labels(part, part_key),
+                    part_key,
+                    examples_per_chunk,
                 )
             )
         ]
