@@ -9,8 +9,8 @@ import fishleg_jax as flj
 from experiments import arguments, comparing, data, methods, processes, results
 from experiments.comparing import batch_shapes
 from experiments.models import Spec
-from fishleg_jax import _prunable
 from fishleg_jax.pruning import _budget, _goal
+from fishleg_jax.pruning._groups import make_groups
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
 RESUMING = """
@@ -219,16 +219,16 @@ def check(args: argparse.Namespace, spec: Spec, split: data.Data) -> None:
 def _check_targets(targets: Sequence[str], spec: Spec, scope: str) -> None:
     """Raises a ValueError for a number of weights, or their cost, that can't be reached."""
     params, _ = comparing.shapes(spec)
-    chosen = _prunable.select(params, spec.prunable, "prunable")
+    groups = make_groups(params, spec.prunable, scope)
     for target in targets:
         name, _, number = target.partition(":")
         try:
             if name == "weights":
                 at_most = flj.targets.weights(int(float(number)))
-                _goal.sparsity_or_target(at_most, params, chosen, scope)
+                _goal.sparsity_or_target(at_most, groups)
             elif _are_costs([target]):
                 budget, batch = getattr(flj.targets, name)(float(number)), batch_shapes(spec)
-                _budget.costs_of(budget, spec.model, params, batch, chosen, scope)
+                _budget.costs_of(budget, spec.model, params, batch, groups.chosen, scope)
         except ValueError as error:
             raise ValueError(
                 f"--target {target}: {str(error).removeprefix('sparsity: ')}"

@@ -74,7 +74,8 @@ def compiled_step(spec: Spec, plan: Plan, work: tuple[tuple[str, bool], ...]) ->
         told = {"loss": loss}
         if plan.method != DENSE:
             pruning = state[-1]
-            told["sparsity"] = pruning.pruned.sum() / pruning.weights.sum()
+            weights = sum(number.sum() for number in pruning.weights.values())
+            told["sparsity"] = pruning.pruned.sum() / weights
             estimate = pruning.estimate
             told |= {name: getattr(estimate, name) for name in TOLD if hasattr(estimate, name)}
         return optax.apply_updates(params, updates), new_constants, state, told
