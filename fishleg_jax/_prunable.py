@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _scalars, _tree
 
 Selection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
 
@@ -27,6 +27,8 @@ NORMALISATION = re.compile(
 )
 SCALES = {"scale", "scales", "gamma", "beta", "offset", "shift"}
 BIASES = re.compile(r"^(bias|biases|.*_bias|bias_.*)$", re.IGNORECASE)
+# names that a matrix may have, too: these count beside a kernel with the same outputs
+SHORT_BIASES = re.compile(r"^(b\d*|b_.*|.*_b\d*)$", re.IGNORECASE)
 POSITIONS = re.compile(
     r"^(.*_)?(embed|embeds|embedding|embeddings|embedder|emb|wte|wpe|pos|position|positions"
     r"|positional)(_?\d+)?(_.*)?$",
@@ -77,6 +79,7 @@ def reasons(
         found = [None if yes else f"not in {argument}" for yes in booleans]
         hint = "every boolean is False"
     elif callable(selection):
+        _scalars.check_function(selection, argument, 2, "a predicate (name, leaf)")
         found = [
             None if _asked(selection, name, leaf, argument) else "the predicate is False"
             for name, leaf in leaves
@@ -147,7 +150,12 @@ def _as_booleans(tree: Any, selection: Any) -> list[bool] | None:
 
 def _asked(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
     try:
-        return bool(predicate(name, leaf))
+        answer = predicate(name, leaf)
+        if not _is_boolean(answer):
+            raise ValueError(
+                f"{argument} must return True or False, got {shortened(answer)} for {name!r}"
+            )
+        return bool(answer)
     except jax.errors.ConcretizationTypeError as error:
         raise ValueError(
             f"{argument} looks at the values of {name!r}, which are not known under jit: decide "
@@ -198,7 +206,8 @@ def default_reasons(
         normalises = own not in MATRICES and any(map(NORMALISATION.search, parts))
         if normalises or own.lower() in SCALES or NORMALISATION.search(own):
             return "normalisation"
-        if BIASES.match(own) or (own == "b" and _beside_a_kernel(shape, siblings[parent])):
+        short = SHORT_BIASES.match(own) and _beside_a_kernel(shape, siblings[parent])
+        if BIASES.match(own) or short:
             return "bias"
         tables = [part for part in (*parts, own) if "patch" not in part.lower()]
         if own not in MATRICES and any(map(POSITIONS.match, tables)):

@@ -139,11 +139,14 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
         return [False] * len(leaves)
     if callable(stacked):
         # asked of tangents and tracers, too: shapes are what all of these have in common
-        shapes = [
-            jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for _, leaf in leaves
-        ]
-        pairs = zip(leaves, shapes, strict=True)
-        found = [bool(stacked(name, shape)) for (name, _), shape in pairs]
+        shape_of = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+        try:
+            found = [bool(stacked(name, shape_of(leaf))) for name, leaf in leaves]
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{argument} must be a predicate of a name and a jax.ShapeDtypeStruct, which has "
+                f"no values to look at: {error}"
+            ) from error
     else:
         patterns = [stacked] if isinstance(stacked, str) else stacked
         if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):

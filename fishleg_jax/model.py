@@ -208,6 +208,9 @@ def losses(
         >>> flj.losses(model, jnp.zeros((3, 2)), (jnp.ones((1, 3)), jnp.array([1]))).round(3)
         Array([0.693], dtype=float32)
     """
+    check_model(model)
+    if isinstance(batch, list):
+        raise ValueError("batch must be one tuple (inputs, targets[, constants]), got a list")
     if split_batch(batch)[1] is None:
         raise ValueError("batch has no targets, got None: a loss needs labels")
 

@@ -86,6 +86,11 @@ def make_units(
     leaves = _tree.named_leaves(params)
     _tree.check_names(leaves)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not (choice is None or callable(choice) or isinstance(choice, Mapping)):
+        raise ValueError(
+            "factors must be a constructor of inverse.factors, a mapping of regular expressions to "
+            f"constructors, or None, got {choice!r}"
+        )
     rules = {} if choice is None else {"": choice} if callable(choice) else dict(choice)
     found = {pattern: _tree.matches(pattern, leaves, "factors") for pattern in rules}
     stacks = _tree.stacked_leaves(params, stacked, "stacked")

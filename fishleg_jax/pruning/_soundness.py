@@ -72,8 +72,8 @@ def check_curvature(
     if zero:
         raise UnsoundCurvature(
             "the estimate's Fisher is zero for every prunable weight, so that it would prune by "
-            "magnitude: predict must be in evaluation mode, labels must lie within the classes, "
-            "and the loss must depend on the weights; for magnitude pruning use inverse.identity()"
+            "magnitude: predict must be in evaluation mode, some labels must not be ignored, and "
+            "the loss must depend on the weights; for magnitude pruning use inverse.identity()"
         )
     raise UnsoundCurvature(
         "the estimate's Fisher is not finite for any prunable weight; look for NaN and infinity in "

@@ -313,11 +313,19 @@ def sparsity(params: Any, prunable: _prunable.Selection = None) -> float:
     Returns:
         A number in [0, 1].
 
+    Raises:
+        ValueError: a `Result` in place of its weights; an invalid or empty selection.
+
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
         >>> flj.sparsity({"kernel": jnp.eye(2), "bias": jnp.zeros(2)})
         0.5
     """
+    if hasattr(params, "report") and hasattr(params, "masks"):
+        raise ValueError(
+            f"params must be weights, got a {type(params).__name__}: use its params, as in "
+            "sparsity(result.params)"
+        )
     chosen = _prunable.select(params, prunable, "prunable")
     leaves = [x for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
     return sum(int(jnp.sum(x == 0)) for x in leaves) / max(sum(x.size for x in leaves), 1)

@@ -224,6 +224,16 @@ def test_apply_masks_refuses_what_does_not_fit():
         flj.apply_masks({"w": jnp.ones(2)}, {"w": jnp.ones(3, bool)})
 
 
+def test_the_sparsity_of_a_result_is_that_of_its_weights():
+    params = {"w": jnp.arange(1.0, 5).reshape(2, 2)}
+    model = flj.Model(lambda p, x: x @ p["w"], flj.likelihoods.gaussian())
+    batch = (jnp.ones((1, 2)), None)
+    result = flj.prune_one_shot(model, params, flj.inverse.identity(), [batch], sparsity=0.5)
+    assert flj.sparsity(result.params) == 0.5
+    with pytest.raises(ValueError, match="got a Result: use its params"):
+        flj.sparsity(result)
+
+
 def test_sparsity_counts_zeros_of_prunable_leaves():
     params = {"w": jnp.array([[0.0, 1.0], [-0.0, 1e-30]]), "bias": jnp.zeros(3)}
     assert flj.sparsity(params) == 0.5

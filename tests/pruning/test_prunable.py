@@ -115,6 +115,8 @@ def test_forms_of_a_selection(selection, chosen):
 
 
 REFUSED = [
+    (lambda name: True, "prunable must be a predicate .name, leaf., got"),
+    (lambda name, w: "yes", "prunable must return True or False, got 'yes' for 'hidden/bias'"),
     ({"hidden": 1.0}, "a mapping must be of regular expressions to True or False, got 'hidden': 1"),
     ({"hidden": "yes"}, "a mapping must be of regular expressions to True or False"),
     ({"convolution": True}, "prunable: 'convolution' matches no leaf"),
@@ -155,6 +157,10 @@ def test_norms_biases_embeddings_and_vectors_are_left_out_by_default():
         "rms_norm": {"weight": (4, 8)},
         "ln_1": {"g": (4, 8)},
         "mlp": {"w": (4, 8, 32), "b": (4, 32)},
+        "up": (4, 8, 32),
+        "up_b": (4, 32),
+        "b2": (4, 32),
+        "w_b": (4, 7),
     }
     tree = {
         "layers": layer,
@@ -170,9 +176,10 @@ def test_norms_biases_embeddings_and_vectors_are_left_out_by_default():
     found = by_default(tree)
     assert sorted(name for name, reason in found.items() if reason is None) == [
         "a", "b", "conv/weight", "eqx_conv/weight", "head/kernel", "layers/attention/kernel",
-        "layers/mlp/w", "patch_embed/kernel",
+        "layers/mlp/w", "layers/up", "layers/w_b", "patch_embed/kernel",
     ]  # fmt: skip
     assert found["layers/mlp/b"] == found["conv/bias"] == found["head/bias"] == "bias"
+    assert found["layers/up_b"] == found["layers/b2"] == "bias"
     assert found["layers/ln_1/g"] == found["layers/rms_norm/weight"] == "normalisation"
     assert found["wte/embedding"] == found["pos_embedding"] == "embedding or position"
     assert found["eqx_conv/shift_of_it"] == "vector"
@@ -184,6 +191,8 @@ def test_a_stacked_leaf_is_judged_without_its_layers():
     assert by_default(tree, "layers") == {"layers/one": "vector", "layers/two": None}
     with pytest.raises(ValueError, match="stacked: 'head' matches no leaf"):
         by_default(tree, "head")
+    with pytest.raises(ValueError, match="stacked must be a predicate of a name and a jax.Shape"):
+        by_default(tree, lambda name, w: abs(w) > 1)
     with pytest.raises(ValueError, match="'one' must have two or more dimensions"):
         by_default({"one": (4,)}, "one")
 
