@@ -3,7 +3,9 @@
 Models are so small that nearly all the time of the tests is that of the compiler.
 """
 
+import gc
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,6 +17,26 @@ import pytest
 if jax.__version_info__[:2] == (0, 10):
     flags = ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+
+MAPS = 20_000  # of the 65,530 areas of memory that Linux grants a process by default
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Forgets compiled programs before their memory areas run out.
+
+    XLA's compiler for the CPU takes a few for each program, and ends the process with a
+    segmentation fault once there are no more: after some thousand programs.
+    """
+    yield
+    try:
+        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux
+        return
+    if maps > MAPS:
+        jax.clear_caches()
+        gc.collect()
+
 
 FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than it compiles
 
