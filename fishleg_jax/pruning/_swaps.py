@@ -56,7 +56,8 @@ def swaps(
         >>> inputs = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.9, 0.0], [0.0, 0.0, 1.7]])
         >>> weights = jnp.array([[1.0], [1.0], [1.0]])
         >>> result = flj.prune_one_shot(
-        ...     model, weights, flj.inverse.woodfisher(model, gradients=3), [(inputs, inputs @ weights + 1)],
+        ...     model, weights, flj.inverse.woodfisher(model, gradients=3),
+        ...     [(inputs, inputs @ weights + 1)],
         ...     sparsity=0.67, prunable=".*", selection=flj.selection.swaps())
         >>> result.masks[:, 0].tolist()
         [True, False, False]
