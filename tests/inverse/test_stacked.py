@@ -13,6 +13,8 @@ from fishleg_jax.inverse import factors
 from fishleg_jax.inverse._units import make_units
 from tests import dense
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 2
 STACKED = ("bias", "k1", "k2")
 KEY = jax.random.key(0)

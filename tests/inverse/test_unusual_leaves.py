@@ -14,6 +14,8 @@ from fishleg_jax.inverse._units import make_units
 from fishleg_jax.pruning._assimilation import _skipped
 from tests import dense
 
+pytestmark = pytest.mark.slow
+
 fishleg = functools.partial(flj.inverse.fishleg, start=2, updates=4)
 ESTIMATORS = {
     "fishleg": fishleg,
