@@ -170,8 +170,8 @@ def check(state: Any) -> Check:
         parts.append(
             f"{asked:.6g} was asked for and is not reached: {overdue} times a mask update was due "
             "and could not be made, as the estimate was not ready (it has seen "
-            f"{int(found.assimilated)} batches; FishLeg starts from 32), the step was one with "
-            "hold=True or the update was refused"
+            f"{int(found.assimilated)} batches), the step was one with hold=True or the update was "
+            "refused; FishLeg needs 32 batches to be ready"
         )
     told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
     message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
