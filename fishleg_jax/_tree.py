@@ -114,11 +114,6 @@ def check_names(leaves: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
-def chosen_sizes(tree: Any, chosen: Sequence[bool]) -> list[int]:
-    """The numbers of weights of those leaves that are chosen."""
-    return [x.size for x, yes in zip(jax.tree.leaves(tree), chosen, strict=True) if yes]
-
-
 def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
     """Which leaves have a leading axis of layers, as those of a `lax.scan` over layers have.
 

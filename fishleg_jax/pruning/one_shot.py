@@ -308,9 +308,8 @@ def prune_one_shot(
     _arguments.check_state(state, estimator, params, stages)
     if held_out is not None:
         _validate.check_batches(held_out, "held_out", like=batches[0])
-    if isinstance(model, Model):
-        check_all_targets(model, params, batches, "batches")
-        check_all_targets(model, params, held_out or (), "held_out")
+    check_all_targets(model, params, batches, "batches")
+    check_all_targets(model, params, held_out or (), "held_out")
     _arguments.check_needs(
         compensation, estimator, model, params, batches, held_out, first_order
     )  # fmt: skip
