@@ -10,13 +10,13 @@ import pytest
 
 from tests import programs
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 import contextlib, functools, itertools, json, sys, tempfile, warnings
 import jax, numpy
 import fishleg_jax as flj
 from experiments import sharding, sharding_text
-
-pytestmark = pytest.mark.slow
 sharding.make_devices()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
