@@ -15,35 +15,54 @@ from fishleg_jax.inverse._algebra import HIGHEST
 COLUMNS_AT_ONCE = 8192
 BLOCKS_AT_ONCE = 32  # a loop over single small blocks is slow
 TILE = 250  # rows at a time of triangular and of symmetric matrices, whose other half is left out
-# A factor of `G Gᵀ` has relative errors of about 0.1 eps ‖G Gᵀ‖ / σ, so 1e-3 at this ratio.
-TRUSTED_RATIO = 64  # σ over eps ‖G Gᵀ‖
-# Those of `Gᵀ G` of small blocks are up to 2 eps: like gradients, added up, are rounded alike.
-TRUSTED_IN_BLOCKS = 1024
+# A Cholesky factor is right to about 0.1 to 0.2 eps times the condition number of the matrix with a
+# unit diagonal, and so is the inverse.  Above this bound on eps times that number it is refined.
+TRUSTED_ERROR = 1e-3
+POWER_STEPS = 10  # for that number: within a factor of 2
+# Refinement starts at a shift of so many eps ‖G Gᵀ‖, whose factor has relative errors of 1e-3.
+START_RATIO = 64
+# Errors of `Gᵀ G` of small blocks are up to 2 eps: like gradients, added up, are rounded alike.
+START_RATIO_IN_BLOCKS = 1024
 LOWERED = 1e-4  # the shift by one pass, whose own factor is right to 0.1 eps over that
 # Gradients in float32 say nothing of directions so far below the largest.
 SMALLEST_RATIO = 1.0  # σ over eps² ‖G Gᵀ‖
 
 
 def orthonormal(
-    rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, trusted: float = TRUSTED_RATIO
+    rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, ratio: float = START_RATIO
 ) -> jax.Array:
     """X, lower triangular, with `X (G Gᵀ + σI) Xᵀ = I`.
 
-    Cholesky QR with a shift (Fukaya et al. 2020, Shifted Cholesky QR for computing the QR
-    factorization of ill-conditioned matrices): by the Cholesky factor of `G Gᵀ` where rounding in
-    it is small beside σ.  Else it starts with a larger shift, and brings it down by passes over the
-    gradients, in each of which a small, well-conditioned matrix `X G Gᵀ Xᵀ` is made anew.
+    By the Cholesky factor of `G Gᵀ + σI` if that is well conditioned once its rows and columns are
+    scaled.  Otherwise by Cholesky QR with a shift (Fukaya et al. 2020, Shifted Cholesky QR for
+    computing the QR factorization of ill-conditioned matrices): it starts with a larger shift and
+    lowers it by passes over the gradients, each of which computes a small, well-conditioned matrix
+    `X G Gᵀ Xᵀ` anew.
 
     Args:
         rows: parts of the gradients, (blocks, m, size) each; all blocks together are a gradient.
         gram: `G Gᵀ`, (m, m).
         shift: σ, of shape ().
-        trusted: from what σ over eps ‖G Gᵀ‖ the matrix is factored as it is.
+        ratio: first shift of the refinement, over eps ‖G Gᵀ‖.
     """
-    norm, eps = jnp.linalg.norm(gram), jnp.finfo(gram.dtype).eps
-    shift = jnp.maximum(shift, SMALLEST_RATIO * eps**2 * norm)
+    shift = _resolved(gram, shift)
+    direct, error = _by_cholesky((gram + shift * jnp.eye(len(gram), dtype=gram.dtype))[None])
+    refine = lambda: _refined(rows, gram, shift, ratio)
+    return jax.lax.cond(error[0] <= TRUSTED_ERROR, lambda: direct[0], refine)  # NaN is refined
+
+
+def _resolved(gram: jax.Array, shift: jax.Array) -> jax.Array:
+    """The shift, or the smallest that gradients in this precision resolve."""
+    smallest = SMALLEST_RATIO * jnp.finfo(gram.dtype).eps ** 2 * jnp.linalg.norm(gram)
+    return jnp.maximum(shift, smallest)
+
+
+def _refined(
+    rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, ratio: float
+) -> jax.Array:
+    """X by passes over the gradients, see `orthonormal`."""
     eye = jnp.eye(len(gram), dtype=gram.dtype)
-    start = jnp.maximum(shift, trusted * eps * norm)
+    first = jnp.maximum(shift, ratio * jnp.finfo(gram.dtype).eps * jnp.linalg.norm(gram))
 
     def lower(carry):
         now, basis = carry
@@ -53,8 +72,34 @@ def orthonormal(
             matrix += _sharding.local(_gram_in_basis, (g, basis), (2, None), None)
         return now, _solve(jnp.linalg.cholesky(matrix), basis)
 
-    basis = _solve(jnp.linalg.cholesky(gram + start * eye), eye)
-    return jax.lax.while_loop(lambda carry: carry[0] > shift, lower, (start, basis))[1]
+    basis = _solve(jnp.linalg.cholesky(gram + first * eye), eye)
+    return jax.lax.while_loop(lambda carry: carry[0] > shift, lower, (first, basis))[1]
+
+
+def _by_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`L⁻¹` of matrices `L Lᵀ`, (b, n, n), and estimates (b,) of its relative error.
+
+    Errors of a matrix and of its factor grow with each row's own size, so the condition number of
+    the matrix with a unit diagonal counts (Higham 2002, Accuracy and stability, theorem 10.5).
+    Both are NaN where a matrix has no factor in its precision.
+    """
+    scale = jax.lax.rsqrt(matrices.diagonal(axis1=1, axis2=2))
+    scaled = scale[:, :, None] * matrices * scale[:, None, :]
+    eye = jnp.eye(scaled.shape[1], dtype=scaled.dtype)
+    # block by block: see `_frames.decompose`
+    inverse = jax.lax.map(lambda one: _solve(jnp.linalg.cholesky(one), eye), scaled)
+    # Power iterations for both ends, starting at rows that are large there.
+    hardest = jnp.argmax(jnp.sum(inverse**2, axis=1), axis=1)
+    starts = jnp.abs(scaled).sum(axis=1), eye[hardest]
+
+    def step(_, vectors):
+        v, w = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in vectors)
+        w = jnp.einsum("bij,bj->bi", inverse, w)
+        return jnp.einsum("bij,bj->bi", scaled, v), jnp.einsum("bji,bj->bi", inverse, w)
+
+    ends = jax.lax.fori_loop(0, POWER_STEPS, step, starts)
+    largest, of_inverse = (jnp.linalg.norm(x, axis=1) for x in ends)
+    return inverse * scale[:, None, :], jnp.finfo(scaled.dtype).eps * largest * of_inverse
 
 
 def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.Array:
@@ -65,15 +110,26 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
     blocks, _, size = rows.shape
     at_once = min(blocks, BLOCKS_AT_ONCE)
 
-    def one(columns):
-        gram = _matmul(columns, columns.T)
-        return orthonormal([columns[None]], gram, count * damping, TRUSTED_IN_BLOCKS).T
+    def roots(blocks):
+        grams = _matmul(blocks, blocks.mT)
+        shifts = jax.vmap(_resolved, (0, None))(grams, count * damping)
+        eye = jnp.eye(size, dtype=rows.dtype)
+        direct, errors = _by_cholesky(grams + shifts[:, None, None] * eye)
+        sound = errors <= TRUSTED_ERROR
+
+        def better(one):
+            columns, gram, shift, sound, root = one
+            refine = lambda: _refined([columns[None]], gram, shift, START_RATIO_IN_BLOCKS)
+            return jax.lax.cond(sound, lambda: root, refine)
+
+        refine = lambda: jax.lax.map(better, (blocks, grams, shifts, sound, direct))
+        return jax.lax.cond(sound.all(), lambda: direct, refine)
 
     def some(i, found):
         first = jnp.minimum(i * at_once, blocks - at_once)  # the last ones overlap those before
         part = jax.lax.dynamic_slice_in_dim(rows, first, at_once)
-        roots = jnp.sqrt(count) * jax.vmap(one)(part.mT)
-        return jax.lax.dynamic_update_slice_in_dim(found, roots, first, axis=0)
+        found_here = jnp.sqrt(count) * roots(part.mT).mT
+        return jax.lax.dynamic_update_slice_in_dim(found, found_here, first, axis=0)
 
     start = jnp.zeros((blocks, size, size), rows.dtype)
     if start.size == 0:

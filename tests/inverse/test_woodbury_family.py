@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fishleg_jax as flj
 from fishleg_jax._jit import jitted
-from fishleg_jax.inverse import _groups, _memory, _square_root, _window
+from fishleg_jax.inverse import _basis, _groups, _memory, _square_root, _window
 from fishleg_jax.inverse._groups import make_groups
 from tests import dense
 
@@ -287,6 +287,28 @@ def test_hard_gradients_in_float32(kind):
         assert (diagonal >= 0.999 / (np.diag(fisher) + damping)).all()
         assert np.linalg.norm(diagonal - np.diag(exact)) < 2e-3 * np.linalg.norm(np.diag(exact))
         assert np.linalg.norm(product - exact @ x) < 2e-3 * np.linalg.norm(exact @ x)
+
+
+@pytest.mark.parametrize("kind", ["normal", "graded", *HARD])
+def test_the_error_of_a_cholesky_factor_is_known(kind):
+    """It is eps times the scaled condition number, which decides on the passes that refine it."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        if kind in HARD:
+            rows = HARD[kind](rng, 40, 200)
+        else:
+            rows = rng.normal(size=(40, 200)) if kind == "normal" else graded(seed, 40, 200, 1.0)
+        rows = rows.astype(np.float32)
+        gram = rows @ rows.T + 1e-6 * np.linalg.norm(rows) ** 2 * np.eye(40, dtype=np.float32)
+        (inverse,), (error,) = jax.jit(_basis._by_cholesky)(gram[None])
+        scale = 1 / np.sqrt(np.diag(gram).astype(np.float64))
+        condition = np.linalg.cond(scale[:, None] * gram * scale)
+        assert 0.4 < error / (np.finfo(np.float32).eps * condition) < 1.3
+        exact = rows.astype(np.float64) @ rows.T + (gram - rows @ rows.T).astype(np.float64)
+        product = np.asarray(inverse, np.float64) @ exact @ np.asarray(inverse, np.float64).T
+        assert np.linalg.norm(product - np.eye(40), 2) < 3 * float(error) + 1e-5
+    _, error = jax.jit(_basis._by_cholesky)(-gram[None])
+    assert not error[0] <= _basis.TRUSTED_ERROR
 
 
 @methods
