@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import files
 from experiments.models import Spec
-from fishleg_jax.pruning.files import read_npz
+from fishleg_jax.pruning.masks.files import read_npz
 
 # our leaf names -> torch's
 TORCH_LEAVES = {

@@ -9,8 +9,9 @@ import fishleg_jax as flj
 from experiments import arguments, comparing, data, methods, processes, results
 from experiments.comparing import batch_shapes
 from experiments.models import Spec
-from fishleg_jax.pruning import _budget, _goal
-from fishleg_jax.pruning._groups import make_groups
+from fishleg_jax.pruning.masks.groups import make_groups
+from fishleg_jax.pruning.one_shot import budget as _budget
+from fishleg_jax.pruning.one_shot import goal
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
 RESUMING = """
@@ -225,7 +226,7 @@ def _check_targets(targets: Sequence[str], spec: Spec, scope: str) -> None:
         try:
             if name == "weights":
                 at_most = flj.targets.weights(int(float(number)))
-                _goal.sparsity_or_target(at_most, groups)
+                goal.sparsity_or_target(at_most, groups)
             elif _are_costs([target]):
                 budget, batch = getattr(flj.targets, name)(float(number)), batch_shapes(spec)
                 _budget.costs_of(budget, spec.model, params, batch, groups.chosen, scope)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 import fishleg_jax as flj
+from fishleg_jax._conjugate_gradients import Solve, conjugate_gradients
 
 # the library's own parts of the group update: what is measured here is what it does
 from fishleg_jax._jit import jitted
-from fishleg_jax.pruning._group import damped, precondition, right_side
-from fishleg_jax.pruning._independent import to_zero
-from fishleg_jax.pruning._solver import Solve, conjugate_gradients
+from fishleg_jax.pruning.compensation._group import damped, precondition, right_side
+from fishleg_jax.pruning.compensation._independent import to_zero
 
 
 class System(NamedTuple):

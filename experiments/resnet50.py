@@ -15,7 +15,7 @@ import numpy as np
 
 import fishleg_jax as flj
 from experiments.imagenet_run import Network
-from fishleg_jax.pruning.files import read_npz
+from fishleg_jax.pruning.masks.files import read_npz
 
 EPSILON = 1e-3  # of batch norm
 BGR_MEAN = (103.939, 116.779, 123.68)

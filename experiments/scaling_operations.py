@@ -15,7 +15,8 @@ import jax
 
 import fishleg_jax as flj
 from experiments import operations, scaling_placement, shapes
-from fishleg_jax import _mesh, _placement
+from fishleg_jax._devices import mesh as _mesh
+from fishleg_jax._devices import placement as _placement
 
 
 class Call(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fishleg_jax import _placement
+from fishleg_jax._devices import placement
 
 AXIS = "devices"
 
@@ -56,7 +56,7 @@ def spread_batch(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def spread_state(state: Any, params: Any) -> Any:
     """The shapes of a state, where the library puts it for weights that lie where these do."""
-    return _placement.placement_for(state, params).of_shapes(state)
+    return placement.placement_for(state, params).of_shapes(state)
 
 
 def device_bytes(tree: Any) -> int:

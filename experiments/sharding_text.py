@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 import fishleg_jax as flj
 from experiments.sharding_case import EXAMPLES, GRADIENTS, Case, make_estimator
-from fishleg_jax import _mesh, _placement, fisher
-from fishleg_jax.pruning.masks import _keep
+from fishleg_jax import fisher
+from fishleg_jax._devices import mesh, placement
+from fishleg_jax.pruning.masks.build import _keep
 
 RUNS = 3  # of the model in an update, at most
 GATHER = re.compile(r"= \(?(\w+)\[([\d,]*)\][^=]*? all-gather(?:-start)?\(")
@@ -43,7 +44,7 @@ def gathered(name: str, case: Case) -> dict[str, Counter]:
     return _gathered(name, case.params, case)
 
 
-@_mesh.in_mesh_of_params
+@mesh.in_mesh_of_params
 def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
     batch, estimator = case.batch, make_estimator(name, case)
     state, key = estimator.init(params), jax.random.key(2)
@@ -75,9 +76,9 @@ def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
 
 def product(case: Case) -> Counter:
     """The all-gathers of a Fisher product, of which every iteration of a group update has one."""
-    place = _placement.placement_like(case.params)
+    place = placement.placement_like(case.params)
     static = fisher._product_sum, place, case.model, "exact", None
-    run = functools.partial(_placement.placed, *static)
+    run = functools.partial(placement.placed, *static)
     return compiled(run, case.batch, jax.random.key(2), case.params, case.params)
 
 

@@ -10,18 +10,18 @@ from fishleg_jax.memory import Memory, peak_memory
 from fishleg_jax.model import Model, loss, losses
 from fishleg_jax.per_example import per_example_gradients
 from fishleg_jax.pruning import compensation, schedules, selection, targets
-from fishleg_jax.pruning._gradual_state import Check, GradualState, check, masks
 from fishleg_jax.pruning.costs import weight_costs
-from fishleg_jax.pruning.files import load_masks, save_masks
-from fishleg_jax.pruning.gradual import fishleg_prune, gradual_prune
-from fishleg_jax.pruning.masks import apply_masks, make_masks, sparsity
-from fishleg_jax.pruning.one_shot import Result, fit, prune_one_shot
+from fishleg_jax.pruning.gradual.state import Check, GradualState, check, masks
+from fishleg_jax.pruning.gradual.train_state import TrainStateMixin
+from fishleg_jax.pruning.gradual.transform import fishleg_prune, gradual_prune
+from fishleg_jax.pruning.gradual.wrapper import MultiSteps, PruneState, prune
+from fishleg_jax.pruning.masks.build import apply_masks, make_masks, sparsity
+from fishleg_jax.pruning.masks.files import load_masks, save_masks
+from fishleg_jax.pruning.one_shot.prune import Result, fit, prune_one_shot
 from fishleg_jax.pruning.report import Report
-from fishleg_jax.pruning.saliency import obs_saliency
 from fishleg_jax.pruning.schedules import stage_sparsities
-from fishleg_jax.pruning.train_state import TrainStateMixin
+from fishleg_jax.pruning.scores import obs_saliency
 from fishleg_jax.pruning.trust import Trust, trust
-from fishleg_jax.pruning.wrapper import MultiSteps, PruneState, prune
 from fishleg_jax.rematerialise import remat
 
 __version__ = "0.1.0"

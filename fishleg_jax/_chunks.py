@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import _scalars, _sharding
+from fishleg_jax._checks import numbers
+from fishleg_jax._devices import sharding
 
 Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, constants)
 
@@ -31,7 +32,7 @@ def slice_examples(batch: Batch, begin: int, end: int) -> Batch:
 def _picked(tree: Any, which: slice) -> Any:
     def one(x):
         number = len(range(x.shape[0])[which])
-        return _sharding.regroup(lambda x: x[which], x, (number, *x.shape[1:]), 0)
+        return sharding.regroup(lambda x: x[which], x, (number, *x.shape[1:]), 0)
 
     return jax.tree.map(one, tree)
 
@@ -49,7 +50,7 @@ def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Call
 
     def stack(x):
         shape = (whole // chunk, chunk, *x.shape[1:])
-        return _sharding.regroup(lambda x: x.reshape(shape), x, shape, 1)
+        return sharding.regroup(lambda x: x.reshape(shape), x, shape, 1)
 
     stacked = jax.tree.map(stack, (inputs, targets))
     rest = slice_examples(batch, whole, examples) if whole < examples else None
@@ -76,7 +77,7 @@ def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) ->
     if axis_name is not None and examples_per_chunk is not None:
         raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
     if examples_per_chunk is not None:
-        _scalars.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")
+        numbers.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")
 
 
 def fits(batch: Batch, examples_per_chunk: int | None) -> bool:
@@ -108,7 +109,7 @@ def map_over_chunks(
     def join(whole, parts, *tail):
         if parts.shape[1:] == whole.shape:
             return parts[0]
-        return _sharding.joined(parts, *tail)
+        return sharding.joined(parts, *tail)
 
     return jax.tree.map(join, jax.eval_shape(function, batch), parts, *tail)
 
@@ -134,7 +135,7 @@ def sum_over_chunks(
     keys = jax.random.split(key, jax.tree.leaves(stacked)[0].shape[0])
     add = lambda total, part: jax.tree.map(jax.numpy.add, total, part)  # noqa: E731
 
-    start = _sharding.zeros(
+    start = sharding.zeros(
         jax.eval_shape(lambda: function(as_batch(jax.tree.map(lambda x: x[0], stacked)), key))
     )
     total, _ = jax.lax.scan(

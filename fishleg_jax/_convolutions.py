@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _jaxpr, _mesh
+from fishleg_jax import _jaxpr
+from fishleg_jax._devices import mesh
 from fishleg_jax._jit import is_traced
 
 MOST_POSITIONS = 49  # of a 7x7 kernel; the time to compile grows with them
@@ -52,8 +53,8 @@ def with_fast_groups(function: Callable) -> Callable:
 
 def _pays(arrays: Any) -> bool:
     """Whether XLA is the one for the CPU, and free to lay out arrays as it likes."""
-    explicit = _mesh.explicit(jax.sharding.get_abstract_mesh())
-    explicit |= _mesh.explicit_mesh(arrays) is not None
+    explicit = mesh.explicit(jax.sharding.get_abstract_mesh())
+    explicit |= mesh.explicit_mesh(arrays) is not None
     return jax.default_backend() == "cpu" and not explicit
 
 

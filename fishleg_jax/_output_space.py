@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import _chunks, _placement, _targets
+from fishleg_jax import _chunks, _labels
+from fishleg_jax._devices import placement
 from fishleg_jax.model import Batch, Model, Params, predict, split_batch
 
 
@@ -35,7 +36,7 @@ def with_sampled_targets(
     outputs = _chunks.map_over_chunks(
         lambda chunk: predict(model, params, chunk), batch, examples_per_chunk
     )
-    targets = _targets.sample(model.likelihood, key, jax.lax.stop_gradient(outputs), own)
+    targets = _labels.sample(model.likelihood, key, jax.lax.stop_gradient(outputs), own)
     return (inputs, targets, *constants)
 
 
@@ -63,8 +64,8 @@ def linearise(model: Model, params: Params, batch: Batch) -> tuple[Any, Callable
 
 def output_gradient(model: Model, outputs: Any, targets: Any, weights: jax.Array) -> Any:
     """The gradient with respect to the outputs of the losses, weighted example by example."""
-    losses, pull_back = jax.vjp(lambda o: _targets.losses(model.likelihood, o, targets), outputs)
-    return pull_back(_placement.like(weights.astype(losses.dtype), losses))[0]
+    losses, pull_back = jax.vjp(lambda o: _labels.losses(model.likelihood, o, targets), outputs)
+    return pull_back(placement.like(weights.astype(losses.dtype), losses))[0]
 
 
 def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: str) -> Any:
@@ -79,9 +80,9 @@ def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: 
         kind: `exact`, `sampled` or `empirical`.
     """
     if kind == "exact":
-        return _targets.fisher(model.likelihood, outputs, targets, tangent)
+        return _labels.fisher(model.likelihood, outputs, targets, tangent)
     # δ (δᵀ J v) with δ the gradient at the outputs, so that Jᵀ of it is g (gᵀ v)
     _, inner = jax.jvp(
-        lambda o: _targets.losses(model.likelihood, o, targets), (outputs,), (tangent,)
+        lambda o: _labels.losses(model.likelihood, o, targets), (outputs,), (tangent,)
     )
     return output_gradient(model, outputs, targets, inner)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _scalars, _tree
+from fishleg_jax import _tree
+from fishleg_jax._checks import numbers
 
 Selection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
 
@@ -79,7 +80,7 @@ def reasons(
         found = [None if yes else f"not in {argument}" for yes in booleans]
         hint = "every boolean is False"
     elif callable(selection):
-        _scalars.check_function(selection, argument, 2, "a predicate (name, leaf)")
+        numbers.check_function(selection, argument, 2, "a predicate (name, leaf)")
         found = [
             None if _asked(selection, name, leaf, argument) else "the predicate is False"
             for name, leaf in leaves

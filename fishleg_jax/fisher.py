@@ -16,17 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import (
-    _axis,
-    _chunks,
-    _convolutions,
-    _mesh,
-    _placement,
-    _targets,
-    _text,
-    _tree,
-    _validate,
-)
+from fishleg_jax import _chunks, _convolutions, _labels, _text, _tree
+from fishleg_jax._checks import arrays
+from fishleg_jax._devices import axis, mesh
+from fishleg_jax._devices import placement as _placement
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import linearise, output_fisher, with_sampled_targets
 from fishleg_jax._output_space import output_gradient as output_gradient
@@ -47,14 +40,14 @@ def check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
     """Raises a ValueError for an unknown Fisher, no batch, or where it lacks a key or labels."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    _validate.check_batch_shapes(batch, "batch")
+    arrays.check_batch_shapes(batch, "batch")
     if kind == "sampled" and key is None:
         raise ValueError("key is needed to sample labels: kind='sampled', key=jax.random.key(0)")
     if kind == "empirical" and split_batch(batch)[1] is None:
         raise ValueError("'empirical' needs labels, but the batch's targets are None")
 
 
-@_mesh.in_mesh_of_params
+@mesh.in_mesh_of_params
 def fisher_vector_product(
     model: Model,
     params: Params,
@@ -101,7 +94,7 @@ def fisher_vector_product(
     """
     check_model(model)
     check_kind(kind, batch, key)
-    _targets.require_kind(model.likelihood, kind)
+    _labels.require_kind(model.likelihood, kind)
     _tree.check_same(params, vector, "vector")
     if kind == "empirical":
         check_targets(model, params, batch)
@@ -111,7 +104,7 @@ def fisher_vector_product(
         outputs, jvp, vjp = linearise(model, params, chunk)
         targets = split_batch(chunk)[1]
         if kind == "sampled":
-            targets = _targets.sample(model.likelihood, chunk_key, outputs, targets)
+            targets = _labels.sample(model.likelihood, chunk_key, outputs, targets)
         return vjp(output_fisher(model, outputs, targets, jvp(vector), kind))
 
     key = jax.random.key(0) if key is None else key
@@ -210,7 +203,7 @@ def curvature(
             pairs = [tuple(b[:2]) for b in batches]
             return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)
 
-    @_mesh.in_mesh_of_params
+    @mesh.in_mesh_of_params
     def mean(part_sum, *arguments):
         if part_sum is not _product_sum or kind == "empirical":
             check_labels(arguments[0])
@@ -256,7 +249,7 @@ def over_axis(around: Curvature, axis_name: str) -> Curvature:
     """A curvature averaged over the devices of an axis, each with a batch of its own."""
 
     def averaged(function):
-        return lambda *at: _axis.mean(function(*_axis.varying(at, axis_name)), axis_name)
+        return lambda *at: axis.mean(function(*axis.varying(at, axis_name)), axis_name)
 
     return Curvature(*map(averaged, around[:3]), missing=around.missing)
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _scalars, _targets, _text, _tree
+from fishleg_jax import _labels, _text, _tree
+from fishleg_jax._checks import numbers
 
 Outputs = Any
 
@@ -78,9 +79,9 @@ class Likelihood(_Functions):
             if not callable(value) and not (optional and value is None):
                 raise ValueError(
                     f"Likelihood: {name} must be a function{' or None' * optional}, got "
-                    f"{_targets.describe(value)}"
+                    f"{_labels.describe(value)}"
                 )
-        _scalars.check_flag(self.takes_targets, "takes_targets")
+        numbers.check_flag(self.takes_targets, "takes_targets")
         return self
 
     @classmethod
@@ -126,7 +127,7 @@ def categorical(ignore: int | None = None) -> Likelihood:
     """
     if ignore is None:
         return _categorical(None)
-    ignore = _scalars.check_count(ignore, "ignore", -(2**31), " or None")
+    ignore = numbers.check_count(ignore, "ignore", -(2**31), " or None")
     if ignore >= 2**31:
         raise ValueError(f"ignore must be below 2³¹, got {ignore}")
     return _categorical(ignore)
@@ -136,7 +137,7 @@ def categorical(ignore: int | None = None) -> Likelihood:
 def _categorical(ignore: int | None) -> Likelihood:
     def read(logits, labels):
         """Logits in float32 or better, labels as signed integers, and which are left out."""
-        logits = _targets.one_array(logits, "categorical", 2)
+        logits = _labels.one_array(logits, "categorical", 2)
         classes = logits.shape[-1]
         if ignore is not None and 0 <= ignore < classes:
             raise ValueError(
@@ -148,7 +149,7 @@ def _categorical(ignore: int | None) -> Likelihood:
         dtype = jnp.result_type(labels)
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.bool_)):
             raise ValueError(f"targets must be class labels, whole numbers, got dtype {dtype}")
-        _targets.check_shape(labels, logits.shape[:-1], "outputs without their axis of classes")
+        _labels.check_shape(labels, logits.shape[:-1], "outputs without their axis of classes")
         labels = jnp.asarray(labels).astype(jnp.promote_types(dtype, jnp.int32))
         ignored = None if ignore is None else labels == ignore
         return logits, labels, ignored
@@ -193,7 +194,7 @@ def _categorical(ignore: int | None) -> Likelihood:
                 f"be labels from 0 to {classes - 1}, for the {classes} classes of the outputs, or "
                 f"{ignore} for what is left out"
             )
-        _targets.check_range(targets, valid, expected)
+        _labels.check_range(targets, valid, expected)
 
     return Likelihood(negative_log_likelihood, sample, fisher, check_targets, ignore is not None)
 
@@ -220,11 +221,11 @@ def bernoulli() -> Likelihood:
 @functools.cache
 def _bernoulli() -> Likelihood:
     def read(logits):
-        return _targets.one_array(logits, "bernoulli")
+        return _labels.one_array(logits, "bernoulli")
 
     def negative_log_likelihood(logits, targets):
         logits = read(logits)
-        _targets.check_real(targets, logits.shape)
+        _labels.check_real(targets, logits.shape)
         targets = jnp.asarray(targets)
         targets = jnp.where((targets >= 0) & (targets <= 1), targets, jnp.nan)
         # softplus(x) - t x, which is -t log p - (1 - t) log(1 - p) without forming p
@@ -239,8 +240,8 @@ def _bernoulli() -> Likelihood:
         return (p * (1 - p) * tangent).astype(jnp.result_type(tangent))
 
     def check_targets(outputs, targets):
-        _targets.check_real(targets, jax.eval_shape(read, outputs).shape)
-        _targets.check_range(targets, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
+        _labels.check_real(targets, jax.eval_shape(read, outputs).shape)
+        _labels.check_range(targets, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
 
     return Likelihood(negative_log_likelihood, sample, fisher, check_targets)
 
@@ -268,7 +269,7 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
         >>> likelihoods.gaussian(scale=0.5).fisher(jnp.zeros((1, 2)), jnp.ones((1, 2)))
         Array([[4., 4.]], dtype=float32)
     """
-    return _gaussian(None if scale is None else _scalars.check_positive(scale, "scale", " or None"))
+    return _gaussian(None if scale is None else numbers.check_positive(scale, "scale", " or None"))
 
 
 @functools.cache
@@ -282,12 +283,12 @@ def _gaussian(scale: float | None) -> Likelihood:
                 )
             mean, log_scale = _tree.widen(tuple(outputs))
             return mean, jnp.broadcast_to(log_scale, mean.shape)
-        mean = _targets.one_array(outputs, "gaussian")
+        mean = _labels.one_array(outputs, "gaussian")
         return mean, jnp.full(mean.shape, jnp.log(scale), mean.dtype)
 
     def negative_log_likelihood(outputs, targets):
         mean, log_scale = broadcast(outputs)
-        _targets.check_real(targets, mean.shape)
+        _labels.check_real(targets, mean.shape)
         error = (targets - mean) * jnp.exp(-log_scale)
         return _sum_per_example(0.5 * error**2 + log_scale + 0.5 * jnp.log(2 * jnp.pi))
 
@@ -307,8 +308,8 @@ def _gaussian(scale: float | None) -> Likelihood:
 
     def check_targets(outputs, targets):
         mean, _ = jax.eval_shape(broadcast, outputs)
-        _targets.check_real(targets, mean.shape)
-        _targets.check_range(targets, np.isfinite, "be finite")
+        _labels.check_real(targets, mean.shape)
+        _labels.check_range(targets, np.isfinite, "be finite")
 
     return Likelihood(negative_log_likelihood, sample, fisher, check_targets)
 

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _mesh, _tree
-from fishleg_jax._validate import check_batch_shapes, check_dtypes
+from fishleg_jax import _tree
+from fishleg_jax._checks.arrays import check_batch_shapes, check_dtypes
+from fishleg_jax._devices import mesh
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled, placement_of
 from fishleg_jax.model import Batch, Params
 
@@ -28,7 +29,7 @@ class Memory(NamedTuple):
         return self.state + self.update
 
 
-@_mesh.in_mesh_of_params
+@mesh.in_mesh_of_params
 def peak_memory(
     estimator: InverseFisher, params: Params, batch: Batch, *, masks: Any | None = None
 ) -> Memory:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _mesh, _scalars, _targets, _text, _tree
+from fishleg_jax import _chunks, _labels, _text, _tree
+from fishleg_jax._checks import numbers
 from fishleg_jax._chunks import Batch, split_batch
+from fishleg_jax._devices import mesh
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.likelihoods import Likelihood
 
@@ -52,7 +54,7 @@ class Model(_Fields):
         """The model, or a ValueError."""
         expected = "a function (params, inputs) or (params, inputs, constants)"
         if not any(_accepts(predict, arguments) for arguments in (2, 3)):
-            _scalars.check_function(predict, "predict", 2, expected)
+            numbers.check_function(predict, "predict", 2, expected)
         if not isinstance(likelihood, Likelihood):
             raise ValueError(f"likelihood must be {_expected_instead_of(likelihood)}")
         return super().__new__(cls, predict, likelihood)
@@ -75,13 +77,13 @@ def _expected_instead_of(likelihood: Any) -> str:
     elif callable(likelihood):
         hint = "; a negative log-likelihood goes into flj.likelihoods.Likelihood(...)"
     expected = "a fishleg_jax.likelihoods.Likelihood, such as flj.likelihoods.categorical()"
-    return f"{expected}, got {_targets.describe(likelihood)}{hint}"
+    return f"{expected}, got {_labels.describe(likelihood)}{hint}"
 
 
 def _accepts(function: Any, arguments: int) -> bool:
     """Whether a function can be called with so many arguments by position."""
     try:
-        _scalars.check_function(function, "predict", arguments, "")
+        numbers.check_function(function, "predict", arguments, "")
     except ValueError:
         return False
     return True
@@ -119,7 +121,7 @@ def _wide(x: Any) -> Any:
     return _tree.widen(x)
 
 
-@_mesh.in_mesh_of_params
+@mesh.in_mesh_of_params
 def check_targets(
     model: Model | None,
     params: Params,
@@ -148,9 +150,9 @@ def check_targets(
     try:
         if make not in known:
             outputs = _output_shapes(model, params, batch)
-            jax.eval_shape(partial(_targets.losses, model.likelihood), outputs, targets)
+            jax.eval_shape(partial(_labels.losses, model.likelihood), outputs, targets)
             known[make] = outputs
-        _targets.check_values(model.likelihood, known[make], targets)
+        _labels.check_values(model.likelihood, known[make], targets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument} does not fit the model: {error}") from error
 
@@ -182,7 +184,7 @@ def check_model(model: Any) -> None:
         )
 
 
-@_mesh.in_mesh_of_params
+@mesh.in_mesh_of_params
 def losses(
     model: Model, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
 ) -> jax.Array:
@@ -219,7 +221,7 @@ def losses(
 
     def of_chunk(chunk):
         targets = split_batch(chunk)[1]
-        return _targets.losses(model.likelihood, predict(model, params, chunk), targets)
+        return _labels.losses(model.likelihood, predict(model, params, chunk), targets)
 
     return _chunks.map_over_chunks(of_chunk, batch, examples_per_chunk)
 

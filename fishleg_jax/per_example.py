@@ -4,14 +4,16 @@ import functools
 
 import jax
 
-from fishleg_jax import _chunks, _convolutions, _mesh, _scalars, _sharding, _targets
+from fishleg_jax import _chunks, _convolutions, _labels
+from fishleg_jax._checks import numbers
+from fishleg_jax._devices import mesh, sharding
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import with_sampled_targets
 from fishleg_jax.fisher import check_kind
 from fishleg_jax.model import Batch, Model, Params, check_model, check_targets, loss, split_batch
 
 
-@_mesh.in_mesh_of_params
+@mesh.in_mesh_of_params
 def per_example_gradients(
     model: Model,
     params: Params,
@@ -61,11 +63,11 @@ def per_example_gradients(
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     check_model(model)
     check_kind(labels, batch, key)
-    _targets.require_kind(model.likelihood, labels)
+    _labels.require_kind(model.likelihood, labels)
     if labels == "empirical":
         check_targets(model, params, batch)
-    params, batch = _sharding.anchored((params, batch))
-    if _mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
+    params, batch = sharding.anchored((params, batch))
+    if mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
         settings = model, labels, examples_per_gradient, examples_per_chunk
         return jitted(_per_example_gradients, *settings)(params, batch, key)
     if labels == "sampled":
@@ -96,7 +98,7 @@ def per_example_gradients(
         return jax.lax.map(gradient, groups, batch_size=at_once)
 
     fast = functools.partial(_convolutions.in_fast_groups, gradients)
-    return _sharding.of_examples(fast, (params, constants), groups)
+    return sharding.of_examples(fast, (params, constants), groups)
 
 
 def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):
@@ -109,7 +111,7 @@ def _per_example_gradients(model, labels, examples_per_gradient, examples_per_ch
 
 def check_gradients(examples: int, examples_per_gradient: int) -> None:
     """Raises a ValueError where gradients of so many examples do not make up a batch."""
-    if not _scalars.is_whole(examples_per_gradient, 1) or examples % examples_per_gradient:
+    if not numbers.is_whole(examples_per_gradient, 1) or examples % examples_per_gradient:
         raise ValueError(
             f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "
             f"got {examples_per_gradient}"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from fishleg_jax import _scalars
+from fishleg_jax._checks import numbers
 from fishleg_jax.model import Model
 
 CALLS = ("jit", "pjit")  # a network that is compiled as a whole is cut inside
@@ -49,7 +49,7 @@ def remat(model: Model, segments: int = 8) -> Model:
     """
     if not isinstance(model, Model):
         raise ValueError(f"model must be a flj.Model, got {model!r}")
-    return _remat(model, _scalars.check_count(segments, "segments"))
+    return _remat(model, numbers.check_count(segments, "segments"))
 
 
 @functools.lru_cache(maxsize=64)  # by what they mean: arguments may be spelled in several ways
@@ -60,7 +60,7 @@ def _remat(model: Model, segments: int) -> Model:
         leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args), segments)
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-    predict.__wrapped__, predict.is_remat = model.predict, True  # one model, see `_sameness`
+    predict.__wrapped__, predict.is_remat = model.predict, True  # one model, see `_checks.models`
     return model._replace(predict=predict)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from fishleg_jax import _placement
+from fishleg_jax._devices import placement
 
 MESH = AbstractMesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 BOTH = ("data", "model")
@@ -26,7 +26,7 @@ def test_a_part_is_cut_by_as_many_devices_as_divide_it(shape, spec):
     sharding = NamedSharding(MESH, PartitionSpec(BOTH))
     params = {"kernel": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=sharding)}
     state = {"moments": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}
-    (found,) = _placement.placement_for(state, params).leaves
+    (found,) = placement.placement_for(state, params).leaves
     assert found.spec == spec
 
 
@@ -35,5 +35,5 @@ def test_a_part_is_cut_by_the_axes_of_its_owner_alone():
     params = {"kernel": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=sharding)}
     shapes = {"like": (16, 8), "other": (64, 3)}
     state = {n: {"kernel": jax.ShapeDtypeStruct(s, jnp.float32)} for n, s in shapes.items()}
-    like, other = _placement.placement_for(state, params).leaves
+    like, other = placement.placement_for(state, params).leaves
     assert like == sharding and other.spec == PartitionSpec("model")

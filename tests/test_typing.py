@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning.wrapper import Options
+from fishleg_jax.pruning.gradual.wrapper import Options
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"flj": flj, "flj.inverse": flj.inverse, "flj.inverse.factors": flj.inverse.factors}

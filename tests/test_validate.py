@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fishleg_jax import _validate
+from fishleg_jax._checks import arrays
 
 X, Y = np.ones((4, 3), np.float32), np.zeros(4, np.int32)
 
@@ -21,7 +21,7 @@ X, Y = np.ones((4, 3), np.float32), np.zeros(4, np.int32)
     ids=["numpy", "narrow", "empty", "double"],
 )
 def test_sound_weights_pass(params):
-    _validate.check_params(params)
+    arrays.check_params(params)
 
 
 SOUND_BATCHES = {
@@ -44,7 +44,7 @@ SOUND_BATCHES = {
 
 @pytest.mark.parametrize("batches", SOUND_BATCHES.values(), ids=SOUND_BATCHES)
 def test_sound_batches_pass(batches):
-    _validate.check_batches(batches)
+    arrays.check_batches(batches)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -52,16 +52,16 @@ def test_sound_batches_pass(batches):
 def test_bad_numbers_are_found_in_every_dtype(dtype, bad):
     array = jnp.ones((3, 2), dtype).at[2, 1].set(bad)
     with pytest.raises(ValueError, match="params: 'a/w' has NaN or infinite"):
-        _validate.check_params({"a": {"w": array}})
+        arrays.check_params({"a": {"w": array}})
     with pytest.raises(ValueError, match="NaN or infinite"):
-        _validate.check_batches([(array, None)])
+        arrays.check_batches([(array, None)])
 
 
 def test_traced_weights_pass():
     """Inside jit there is nothing to look at."""
-    jax.jit(lambda p: _validate.check_params(p) or p)({"w": X})
+    jax.jit(lambda p: arrays.check_params(p) or p)({"w": X})
 
 
 def test_an_iterator_is_refused_clearly():
     with pytest.raises((ValueError, TypeError), match="batches must be a sequence"):
-        _validate.check_batches(iter([(X, Y)]))
+        arrays.check_batches(iter([(X, Y)]))

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from experiments import tables
 from experiments.arguments import at_least
-from fishleg_jax.inverse import _window
-from fishleg_jax.inverse._groups import make_groups
+from fishleg_jax.inverse._woodbury import window as _window
+from fishleg_jax.inverse._woodbury.groups import make_groups
 
 DAMPINGS = 0.1, 1e-3, 1e-5
 PRODUCTS = 10

@@ -2,10 +2,10 @@
 
 from fishleg_jax.inverse import factors
 from fishleg_jax.inverse._diagonal import DiagonalState, diagonal
-from fishleg_jax.inverse._fishleg import fishleg
+from fishleg_jax.inverse._fishleg.estimate import fishleg
+from fishleg_jax.inverse._fishleg.state import FishLegState
 from fishleg_jax.inverse._kfac import KfacState, kfac
 from fishleg_jax.inverse._mfac import MfacState, mfac
-from fishleg_jax.inverse._state import FishLegState
 from fishleg_jax.inverse._woodfisher import WoodFisherState, woodfisher
 from fishleg_jax.inverse.base import InverseFisher, identity
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _scalars, _sharding, _targets, _tree
+from fishleg_jax import _chunks, _labels, _tree
+from fishleg_jax._checks import numbers
+from fishleg_jax._devices import sharding
 from fishleg_jax._output_space import with_sampled_targets
 from fishleg_jax.inverse.base import apply_mask
 from fishleg_jax.model import Model, check_model
@@ -49,8 +51,8 @@ def gradient_rows(
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     check_model(model)
     if labels == "sampled":
-        _targets.require(model.likelihood, ("sample",), "labels='sampled'")
-    _scalars.check_count(examples_per_gradient, "examples_per_gradient")
+        _labels.require(model.likelihood, ("sample",), "labels='sampled'")
+    numbers.check_count(examples_per_gradient, "examples_per_gradient")
     _chunks.check_chunk(examples_per_chunk)
 
     def rows(params: Any, batch: Any, key: jax.Array, mask: Any | None) -> Rows:
@@ -65,7 +67,7 @@ def gradient_rows(
         )
         leaves = jax.tree.leaves(apply_mask(gradients, mask))
         if mask is not None:
-            leaves = [_sharding.cut_gradients(x) for x in leaves]
+            leaves = [sharding.cut_gradients(x) for x in leaves]
         # without a reshape, by which what is spread over devices would be gathered
         finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
         finite = jnp.stack(finite).all(axis=0)
@@ -93,7 +95,7 @@ def sum_over_rows(
         at_once = max(at_once // examples_per_gradient, 1) * examples_per_gradient
 
     def total(params, batch, key, mask, function):
-        params, batch = _sharding.anchored((params, batch))
+        params, batch = sharding.anchored((params, batch))
         examples = _chunks.number_of_examples(batch)
         check_gradients(examples, examples_per_gradient)
         make = rows_of
@@ -114,4 +116,4 @@ def sum_over_rows(
 
 def check_damping(damping: float) -> None:
     """Raises a ValueError unless the damping is positive and finite."""
-    _scalars.check_positive(damping, "damping")
+    numbers.check_positive(damping, "damping")

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from fishleg_jax import _scalars, _sharding, _text, _tree
-from fishleg_jax.inverse import _algebra, _frames
+from fishleg_jax import _text, _tree
+from fishleg_jax._checks import numbers
+from fishleg_jax._devices import sharding
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
-from fishleg_jax.inverse._units import Unit, make_units
+from fishleg_jax.inverse._kronecker import algebra, frames
+from fishleg_jax.inverse._kronecker.units import Unit, make_units
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, check_model
 
@@ -96,7 +98,7 @@ def kfac(
     check_model(model)
     check_damping(damping)
     if cap is not None:
-        _scalars.check_count(cap, "cap", or_none=" or None")
+        numbers.check_count(cap, "cap", or_none=" or None")
     total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def rule(shape, cap):
@@ -109,8 +111,8 @@ def kfac(
     def init(params):
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
         units = units_of(params)
-        empty = {u.name: u.repeated(_frames.empty_frame(u.factor, dtype).spectrum) for u in units}
-        moments = {u.name: u.repeated(_frames.zero_moments(u.factor, dtype)) for u in units}
+        empty = {u.name: u.repeated(frames.empty_frame(u.factor, dtype).spectrum) for u in units}
+        moments = {u.name: u.repeated(frames.zero_moments(u.factor, dtype)) for u in units}
         zero = jnp.zeros((), jnp.int32)
         return KfacState(
             zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), moments, empty
@@ -207,16 +209,16 @@ def kfac(
 def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:
     """The second moments of gradients, added one at a time: none has a matrix of its own."""
 
-    of_layer = partial(_frames.moments_of, unit.factor)
+    of_layer = partial(frames.moments_of, unit.factor)
 
     def add(total, row):
         return jax.tree.map(jnp.add, total, unit.each(of_layer, row)), None
 
     def sums(rows):
-        empty = unit.repeated(_frames.zero_moments(unit.factor, rows.dtype))
+        empty = unit.repeated(frames.zero_moments(unit.factor, rows.dtype))
         return jax.lax.scan(add, empty, rows)[0]
 
-    return _sharding.local(sums, (rows,), (0,), None, examples=True)
+    return sharding.local(sums, (rows,), (0,), None, examples=True)
 
 
 def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> list[jax.Array]:
@@ -229,21 +231,21 @@ def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> lis
     def triangle(axis, matrix):
         # rounding leaves negative eigenvalues as large as this
         least = matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix))
-        shift = jnp.maximum(_algebra.axis_damping(factor, axis, damping), least)
+        shift = jnp.maximum(algebra.axis_damping(factor, axis, damping), least)
         damped = matrix + shift * jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
-        one_by_one = partial(jax.lax.map, jnp.linalg.cholesky)  # see `_frames.decompose`
-        return _sharding.local(one_by_one, (damped,), (0,), 0)
+        one_by_one = partial(jax.lax.map, jnp.linalg.cholesky)  # see `frames.decompose`
+        return sharding.local(one_by_one, (damped,), (0,), 0)
 
-    matrices = _frames.kronecker_factors(factor, moments)
+    matrices = frames.kronecker_factors(factor, moments)
     return [triangle(k, m) for k, m in zip(factor.dense_axes, matrices, strict=True)]
 
 
 def _solve(factor: _factors.Factor, triangles: list[jax.Array], vector: jax.Array) -> jax.Array:
     """The inverse of the Kronecker product of `L Lᵀ`, times a vector."""
-    x = _algebra.pad(factor, vector.reshape(factor.axes))
+    x = algebra.pad(factor, vector.reshape(factor.axes))
     for axis, lower in zip(factor.dense_axes, triangles, strict=True):
-        x = _algebra.by_axis(_solve_blocks, factor, lower, x, axis)
-    return _algebra.crop(factor, x).reshape(vector.shape)
+        x = algebra.by_axis(_solve_blocks, factor, lower, x, axis)
+    return algebra.crop(factor, x).reshape(vector.shape)
 
 
 def _solve_blocks(lower: jax.Array, rows: jax.Array) -> jax.Array:
@@ -257,20 +259,20 @@ def _inverses(triangles: jax.Array) -> jax.Array:
         eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
         return jax.lax.map(lambda one: solve_triangular(one, eye, lower=True), lower)
 
-    return _sharding.local(inverses, (triangles,), (0,), 0)
+    return sharding.local(inverses, (triangles,), (0,), 0)
 
 
 def _by_roots(factor: _factors.Factor, roots: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
     """`(L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹` of the Kronecker product, times a vector."""
-    x = _algebra.pad(factor, vector.reshape(factor.axes))
-    x = _algebra.apply(factor, roots, x)
-    x = _algebra.apply(factor, [root.mT for root in roots], x)
-    return _algebra.crop(factor, x).reshape(vector.shape)
+    x = algebra.pad(factor, vector.reshape(factor.axes))
+    x = algebra.apply(factor, roots, x)
+    x = algebra.apply(factor, [root.mT for root in roots], x)
+    return algebra.crop(factor, x).reshape(vector.shape)
 
 
 def _undamped_diagonal(factor: _factors.Factor, moments: Any) -> jax.Array:
     """The diagonal of the Kronecker product of the factors themselves, of the shape `axes`."""
-    factors = _frames.kronecker_factors(factor, moments)
+    factors = frames.kronecker_factors(factor, moments)
     return _outer(factor, [jnp.diagonal(matrix, axis1=1, axis2=2) for matrix in factors])
 
 
@@ -286,4 +288,4 @@ def _outer(factor: _factors.Factor, along: Iterable[jax.Array]) -> jax.Array:
         shape = [1] * len(factor.axes)
         shape[axis] = -1
         out = out * vector.reshape(shape)
-    return _algebra.crop(factor, out)
+    return algebra.crop(factor, out)

@@ -5,10 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _scalars, _text, _tree
-from fishleg_jax.inverse import _groups, _memory, _window
+from fishleg_jax import _text, _tree
+from fishleg_jax._checks import numbers
+from fishleg_jax.inverse import _memory
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
-from fishleg_jax.inverse._groups import check_block_size, make_groups
+from fishleg_jax.inverse._woodbury import groups as _groups
+from fishleg_jax.inverse._woodbury import window as _window
+from fishleg_jax.inverse._woodbury.groups import check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, check_model
 
@@ -88,7 +91,7 @@ def mfac(
     check_model(model)
     check_damping(damping)
     check_block_size(block_size)
-    _scalars.check_count(window, "window")
+    numbers.check_count(window, "window")
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def init(params):

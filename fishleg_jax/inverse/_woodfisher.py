@@ -5,10 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _scalars, _sharding, _text, _tree
-from fishleg_jax.inverse import _groups, _memory, _square_root, _window
+from fishleg_jax import _text, _tree
+from fishleg_jax._checks import numbers as _scalars
+from fishleg_jax._devices import sharding
+from fishleg_jax.inverse import _memory
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
-from fishleg_jax.inverse._groups import Group, check_block_size, make_groups
+from fishleg_jax.inverse._woodbury import groups as _groups
+from fishleg_jax.inverse._woodbury import square_root, window
+from fishleg_jax.inverse._woodbury.groups import Group, check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
 from fishleg_jax.model import Model, check_model
 
@@ -34,7 +38,7 @@ class WoodFisherState(NamedTuple):
     damping: jax.Array  # shape=(), float
     blocks: dict[str, Any]
     squares: dict[str, jax.Array]
-    roots: dict[str, _window.Root] | None = None
+    roots: dict[str, window.Root] | None = None
 
     def __repr__(self) -> str:
         """One line, without the entries of arrays."""
@@ -104,9 +108,9 @@ def woodfisher(
         _check_memory(groups, has_root, gradients, block_size, dtype)
         gamma = jnp.asarray(damping, dtype)
         blocks = {
-            g.name: _square_root.start(g.blocks, g.size, gamma)
+            g.name: square_root.start(g.blocks, g.size, gamma)
             if has_root(g)
-            else _window.empty(g, gradients, dtype)
+            else window.empty(g, gradients, dtype)
             for g in groups
         }
         zero = jnp.zeros((), jnp.int32)
@@ -121,10 +125,10 @@ def woodfisher(
         def extended(group, old):
             if has_root(group):
                 rows = group.pack_rows(leaves)
-                rows = _sharding.halfway(rows * (wanted / gradients**0.5)[:, None], 0, 1)
-                return _sharding.local(_square_root.extend, (old, rows), (0, 0), 0)
+                rows = sharding.halfway(rows * (wanted / gradients**0.5)[:, None], 0, 1)
+                return sharding.local(square_root.extend, (old, rows), (0, 0), 0)
             rows = [part.pack_rows(leaves) for part in group.parts(gradients)]
-            return _window.push(old, rows, slots)
+            return window.push(old, rows, slots)
 
         def squared(group, old):
             rows = group.pack_rows(leaves) * wanted[:, None]
@@ -144,7 +148,7 @@ def woodfisher(
             return state
         count = jnp.asarray(gradients)
         roots = {
-            group.name: _window.prepare(state.blocks[group.name], count, state.damping)
+            group.name: window.prepare(state.blocks[group.name], count, state.damping)
             for group in make_groups(params, block_size)
             if not has_root(group)
         }
@@ -160,12 +164,12 @@ def woodfisher(
         for group in make_groups(tangent, block_size):
             old = state.blocks[group.name]
             if has_root(group):
-                group.unpack(_square_root.multiply(old, group.pack(leaves)), out)
+                group.unpack(square_root.multiply(old, group.pack(leaves)), out)
             else:
                 parts = group.parts(gradients)
                 x = _groups.pack(parts, leaves)
                 args = old, jnp.asarray(gradients), state.damping, x, root_of(state, group)
-                _groups.unpack(parts, _window.multiply(*args), out)
+                _groups.unpack(parts, window.multiply(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def diagonal(state, params, mask=None):
@@ -174,10 +178,10 @@ def woodfisher(
         for group in make_groups(params, block_size):
             old = state.blocks[group.name]
             if has_root(group):
-                group.unpack(_square_root.diagonal(old), out)
+                group.unpack(square_root.diagonal(old), out)
             else:
                 args = old, jnp.asarray(gradients), state.damping, root_of(state, group)
-                _groups.unpack(group.parts(gradients), _window.diagonal(*args), out)
+                _groups.unpack(group.parts(gradients), window.diagonal(*args), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def fisher_diagonal(state, params, mask=None):
@@ -187,7 +191,7 @@ def woodfisher(
             if has_root(group):
                 group.unpack(state.squares[group.name] / gradients, out)
             else:
-                squares = _window.mean_squares(state.blocks[group.name], jnp.asarray(gradients))
+                squares = window.mean_squares(state.blocks[group.name], jnp.asarray(gradients))
                 _groups.unpack(group.parts(gradients), squares, out)
         return apply_mask(tree.unflatten(out), mask)
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _mesh, _placement, _sharding, _text, _tree
+from fishleg_jax import _text, _tree
+from fishleg_jax._devices import mesh, sharding
+from fishleg_jax._devices import placement as _placement
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse._functions import Product, Update
 from fishleg_jax.model import Model
@@ -110,11 +112,11 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         estimator: made of functions that know nothing of devices.
         model_outside: whether its `update` looks after Explicit axes by itself.
     """
-    automatic = _sharding.automatic
+    automatic = sharding.automatic
 
     @functools.wraps(estimator.init)  # whose maker the repr names
     def init(params):
-        if all(_mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
+        if all(mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
             return estimator.init(params)
         placement = placement_of(estimator, params)
         return jax.jit(lambda p: placement.of(estimator.init(p)), keep_unused=True)(params)

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _mesh, _placement, _tree
+from fishleg_jax import _chunks, _tree
+from fishleg_jax._devices import mesh, placement
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
@@ -137,13 +138,13 @@ def check_single_examples(
     if estimator.examples_per_gradient != 1:
         return
     batch = next((b for b in batches if _chunks.number_of_examples(b) > 1), None)
-    if batch is None or _mesh.explicit_mesh((params, batch)) is not None:
+    if batch is None or mesh.explicit_mesh((params, batch)) is not None:
         return
     inputs, targets, constants = split_batch(batch)
-    whole = all(_mesh.sharding_of(x) is None for x in jax.tree.leaves((params, inputs)))
+    whole = all(mesh.sharding_of(x) is None for x in jax.tree.leaves((params, inputs)))
     if whole:
         inputs, targets = jax.tree.map(lambda x: x[:FEW], (inputs, targets))
-    copies = _placement.like(jitted(_copies)(inputs), inputs)
+    copies = placement.like(jitted(_copies)(inputs), inputs)
     run = jitted(predict, model)
     together, apart = (run(params, (x, targets, *constants)) for x in (inputs, copies))
     coarsest = max(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax._scalars import is_number, is_whole
+from fishleg_jax._checks.numbers import is_number, is_whole
 
 
 def _geometric(initial: float, final: float, part: float) -> float:

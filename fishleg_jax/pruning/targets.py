@@ -6,7 +6,8 @@ Each of these functions makes a value for its argument `sparsity`.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fishleg_jax import _scalars, _text, _validate
+from fishleg_jax import _text
+from fishleg_jax._checks import arrays, numbers
 
 
 class Budget(NamedTuple):
@@ -73,7 +74,7 @@ def weights(at_most: int) -> Budget:
         >>> result.params[:, 0]
         Array([3., 0., 2.], dtype=float32)
     """
-    return Budget("weights", _scalars.check_count(at_most, "at_most"))
+    return Budget("weights", numbers.check_count(at_most, "at_most"))
 
 
 def bytes(at_most: float) -> Budget:
@@ -95,7 +96,7 @@ def bytes(at_most: float) -> Budget:
         >>> flj.targets.bytes(4e6)  # a million weights in float32
         Budget(unit='bytes', at_most=4000000.0, costs=None)
     """
-    return Budget("bytes", _scalars.check_positive(at_most, "at_most"))
+    return Budget("bytes", numbers.check_positive(at_most, "at_most"))
 
 
 def flops(at_most: float) -> Budget:
@@ -123,7 +124,7 @@ def flops(at_most: float) -> Budget:
         >>> result.params[:, 0]
         Array([3., 0., 0.], dtype=float32)
     """
-    return Budget("flops", _scalars.check_positive(at_most, "at_most"))
+    return Budget("flops", numbers.check_positive(at_most, "at_most"))
 
 
 def cost(at_most: float, costs: Any) -> Budget:
@@ -145,8 +146,8 @@ def cost(at_most: float, costs: Any) -> Budget:
         >>> flj.targets.cost(10, {"kernel": 2.0, "bias": 1.0}).at_most
         10.0
     """
-    at_most = _scalars.check_positive(at_most, "at_most")
-    _validate.check_costs_are_numbers(costs)
+    at_most = numbers.check_positive(at_most, "at_most")
+    arrays.check_costs_are_numbers(costs)
     return Budget("cost", at_most, costs)
 
 
@@ -186,7 +187,7 @@ def loss_increase(
         >>> result.params[:, 0]
         Array([2., 0., 1., 0.], dtype=float32)
     """
-    unit = "measured" if _scalars.check_flag(measured, "measured") else "predicted"
+    unit = "measured" if numbers.check_flag(measured, "measured") else "predicted"
     return _limit(unit, at_most, "at_most", None, highest, resolution)
 
 
@@ -225,14 +226,14 @@ def metric(
         >>> result.params[:, 0]
         Array([3., 0., 2.], dtype=float32)
     """
-    _scalars.check_function(function, "function", 1, "a function (params) -> number")
+    numbers.check_function(function, "function", 1, "a function (params) -> number")
     return _limit("metric", at_most_drop, "at_most_drop", function, highest, resolution)
 
 
 def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) -> Limit:
-    at_most = _scalars.check_not_negative(at_most, name)
+    at_most = numbers.check_not_negative(at_most, name)
     highest, resolution = (
-        _scalars.check_number(value, argument, lambda x: 0 < x < 1, "a number in (0, 1)")
+        numbers.check_number(value, argument, lambda x: 0 < x < 1, "a number in (0, 1)")
         for argument, value in zip(("highest", "resolution"), grid, strict=True)
     )
     return Limit(unit, at_most, function, highest, resolution)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _prunable, _targets, _tree, fisher
+from fishleg_jax import _labels, _prunable, _tree, fisher
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Batch, Model, check_model
-from fishleg_jax.pruning._groups import Groups, first_masks, make_groups
-from fishleg_jax.pruning.masks import number_to_prune
-from fishleg_jax.pruning.one_shot import prune_one_shot
+from fishleg_jax.pruning.masks.build import number_to_prune
+from fishleg_jax.pruning.masks.groups import Groups, first_masks, make_groups
+from fishleg_jax.pruning.one_shot.prune import prune_one_shot
 
 
 class Trust(NamedTuple):
@@ -82,7 +82,7 @@ def trust(
         raise ValueError(f"batches must be two or more to be halved, got {len(batches)}")
     number_to_prune(sparsity, 1)  # no target, which would prune either half to another sparsity
     check_model(model)
-    _targets.require_kind(model.likelihood, "exact")
+    _labels.require_kind(model.likelihood, "exact")
     halves = batches[::2], batches[1::2]
     results = [
         prune_one_shot(

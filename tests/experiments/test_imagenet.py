@@ -10,7 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from experiments import fitting, imagenet, imagenet_methods, imagenet_prune, imagenet_run
-from fishleg_jax.pruning import _stage
+from fishleg_jax.pruning.one_shot import stage
 from tests.experiments import small_imagenet as small
 
 SETTINGS = {
@@ -197,14 +197,14 @@ def test_the_damping_of_means_is_smaller_by_their_number(tmp_path):
 
 
 def test_an_error_of_one_method_is_told_and_leaves_the_others(tmp_path, monkeypatch, capsys):
-    scores = _stage._scores
+    scores = stage._scores
 
     def failing(plan, *rest):
         if hasattr(rest[1], "damping"):
             raise FloatingPointError("not finite")
         return scores(plan, *rest)
 
-    monkeypatch.setattr(_stage, "_scores", failing)
+    monkeypatch.setattr(stage, "_scores", failing)
     arguments = ["--method", "mfac,magnitude", "--compensation", "independent"]
     assert run(tmp_path, *arguments, "--sparsity", "0.5") == 1
     assert "failed: mfac: no damping" in capsys.readouterr().err

@@ -11,7 +11,8 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fishleg_jax.inverse import _algebra, _frames, factors
+from fishleg_jax.inverse import factors
+from fishleg_jax.inverse._kronecker import algebra, frames
 
 spectral_of_three = functools.partial(factors.spectral, axes=3)
 
@@ -39,14 +40,14 @@ STRUCTURES = [
 def random_parts(factor, seed, scale):
     """A frame and coordinates that are as random as they may be."""
     rng = np.random.default_rng(seed)
-    frame = _frames.empty_frame(factor, jnp.float64)
+    frame = frames.empty_frame(factor, jnp.float64)
     frame = factors.Frame(
         vectors=jax.tree.map(lambda x: np.linalg.qr(rng.normal(size=x.shape))[0], frame.vectors),
         values=jax.tree.map(lambda x: rng.exponential(size=x.shape), frame.values),
         spectrum=jax.tree.map(lambda x: rng.exponential(size=x.shape), frame.spectrum),
     )
     coordinates = jax.tree.map(
-        lambda x: rng.uniform(-scale, scale, x.shape), _frames.zero_coordinates(factor, jnp.float64)
+        lambda x: rng.uniform(-scale, scale, x.shape), frames.zero_coordinates(factor, jnp.float64)
     )
     return frame, coordinates
 
@@ -55,10 +56,10 @@ def random_parts(factor, seed, scale):
 def dense_and_diagonal(factor, frame, coordinates, damping):
     """Q from its products with the columns of the identity, and what it says is its diagonal."""
     identity = jnp.eye(math.prod(factor.axes))
-    multiply = functools.partial(_algebra.multiply, factor, frame, coordinates, damping)
+    multiply = functools.partial(algebra.multiply, factor, frame, coordinates, damping)
     return (
         jax.vmap(multiply)(identity).T,
-        _algebra.diagonal_of(factor, frame, coordinates, damping).reshape(-1),
+        algebra.diagonal_of(factor, frame, coordinates, damping).reshape(-1),
     )
 
 
@@ -73,7 +74,7 @@ def documented(factor, frame, coordinates, damping):
         root = np.asarray(frame.vectors[axis])
         if factor.triangles:
             triangle = np.asarray(coordinates.triangles[axis])
-            gamma = _algebra.axis_damping(factor, axis, damping)
+            gamma = algebra.axis_damping(factor, axis, damping)
             lower = [np.tril(t, -1) + np.diag(np.exp(np.diag(t))) for t in triangle]
             scale = (np.asarray(frame.values[axis]) + gamma) ** -0.5
             root = root * scale[:, None, :] @ np.stack(lower)
@@ -145,7 +146,7 @@ def test_multiply_is_the_documented_matrix(x64, constructor, shape, cap):
 @pytest.mark.parametrize("constructor, shape, cap", STRUCTURES)
 def test_empty_frame_is_the_inverse_damping(x64, constructor, shape, cap):
     factor = constructor(shape, cap)
-    parts = _frames.empty_frame(factor, jnp.float64), _frames.zero_coordinates(factor, jnp.float64)
+    parts = frames.empty_frame(factor, jnp.float64), frames.zero_coordinates(factor, jnp.float64)
     for damping in (1e-4, 30.0):
         q, diagonal = dense_and_diagonal(factor, *parts, damping)
         np.testing.assert_allclose(q * damping, np.eye(len(q)), atol=1e-10)
@@ -157,7 +158,7 @@ def test_rescale_multiplies_by_a_number(x64, constructor, shape, cap):
     factor = constructor(shape, cap)
     frame, coordinates = random_parts(factor, 2, 1.0)
     q, _ = dense_and_diagonal(factor, frame, coordinates, 0.1)
-    coordinates = _frames.rescale(factor, coordinates, jnp.log(7.0))
+    coordinates = frames.rescale(factor, coordinates, jnp.log(7.0))
     rescaled, _ = dense_and_diagonal(factor, frame, coordinates, 0.1)
     np.testing.assert_allclose(rescaled, 7 * q, atol=1e-10 * np.abs(q).max())
 
@@ -172,7 +173,7 @@ def test_no_block_is_larger_than_the_cap(constructor, shape, cap):
 
 def test_axis_dampings_multiply_to_the_damping():
     factor = factors.convolution((9, 4, 6))
-    dampings = [float(_algebra.axis_damping(factor, k, 0.02)) for k in range(3)]
+    dampings = [float(algebra.axis_damping(factor, k, 0.02)) for k in range(3)]
     assert math.prod(dampings) == pytest.approx(0.02, rel=1e-6)
 
 
@@ -216,7 +217,7 @@ def test_many_blocks_along_the_last_axis_make_the_same_product(
     frame, coordinates = random_parts(factor, 0, 1.0)
     x = jax.random.normal(jax.random.key(1), shape)
     found = []
-    for few in (_algebra.FEW, 0):
-        monkeypatch.setattr(_algebra, "FEW", few)
-        found.append(_algebra.multiply(factor, frame, coordinates, jnp.array(0.1), x))
+    for few in (algebra.FEW, 0):
+        monkeypatch.setattr(algebra, "FEW", few)
+        found.append(algebra.multiply(factor, frame, coordinates, jnp.array(0.1), x))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-12)

@@ -10,8 +10,8 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
-from fishleg_jax.inverse._fishleg import _signs
-from fishleg_jax.inverse._start import RELATIVE_DAMPING
+from fishleg_jax.inverse._fishleg.estimate import _signs
+from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
 from tests import dense
 from tests.dense import inverse_matrix as matrix
 

@@ -7,23 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fishleg_jax.inverse import _frames, factors
+from fishleg_jax.inverse import factors
+from fishleg_jax.inverse._kronecker import frames
 from tests.inverse.test_factors import STRUCTURES, dense_and_diagonal
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def framed(factor, samples):
     """The frame of mean second moments of samples, as the start of an estimate makes it."""
-    frame = _frames.empty_frame(factor, jnp.float64)
-    moments = jax.vmap(functools.partial(_frames.moments_of, factor))(samples)
+    frame = frames.empty_frame(factor, jnp.float64)
+    moments = jax.vmap(functools.partial(frames.moments_of, factor))(samples)
     moments = jax.tree.map(lambda x: x.mean(0), moments)
-    frame = _frames.decompose(factor, frame, moments)
-    squares = jax.vmap(functools.partial(_frames.spectrum_of, factor, frame))(samples)
+    frame = frames.decompose(factor, frame, moments)
+    squares = jax.vmap(functools.partial(frames.spectrum_of, factor, frame))(samples)
     return frame._replace(spectrum=jax.tree.map(lambda x: x.mean(0), squares))
 
 
 def start(factor, samples, damping):
-    coordinates = _frames.zero_coordinates(factor, jnp.float64)
+    coordinates = frames.zero_coordinates(factor, jnp.float64)
     return dense_and_diagonal(factor, framed(factor, samples), coordinates, damping)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
-from fishleg_jax.inverse._units import make_units
+from fishleg_jax.inverse._kronecker.units import make_units
 from tests import dense
 
 pytestmark = pytest.mark.slow

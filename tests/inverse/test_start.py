@@ -7,7 +7,7 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
-from fishleg_jax.inverse._start import RELATIVE_DAMPING
+from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
 
 
 def predict(params, x):

@@ -10,7 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
-from fishleg_jax.inverse._start import RELATIVE_DAMPING
+from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
 from tests import dense
 
 MODEL = flj.Model(lambda w, x: x @ w, flj.likelihoods.categorical())

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import fishleg_jax as flj
 from fishleg_jax._jit import jitted
-from fishleg_jax.inverse import _basis, _groups, _memory, _square_root, _window
-from fishleg_jax.inverse._groups import make_groups
+from fishleg_jax.inverse import _memory
+from fishleg_jax.inverse._woodbury import basis, groups, square_root
+from fishleg_jax.inverse._woodbury import window as _window
+from fishleg_jax.inverse._woodbury.groups import make_groups
 from tests import dense
 
 MODEL = dense.categorical_mlp()
@@ -122,13 +124,13 @@ def test_a_block_in_parts_is_as_one_vector(x64, key, damping):
         parts, leaves = group.parts(6), jax.tree.leaves(jax.vmap(to_tree)(rows))
         window = _window.empty(group, 6, rows.dtype)
         window = _window.push(window, [p.pack_rows(leaves) for p in parts], jnp.arange(6))
-        x = _groups.pack(parts, jax.tree.leaves(to_tree(jnp.arange(29.0))))
+        x = groups.pack(parts, jax.tree.leaves(to_tree(jnp.arange(29.0))))
         args = window, jnp.asarray(6), jnp.asarray(damping)
         out = []
         for blocks in (_window.multiply(*args, x), _window.diagonal(*args),
                        _window.product(*args[:2], x)):  # fmt: skip
             new = jax.tree.leaves(params)
-            _groups.unpack(parts, blocks, new)
+            groups.unpack(parts, blocks, new)
             out.append(jnp.concatenate([y.reshape(-1) for y in new]))
         return len(parts), jnp.stack(out)
 
@@ -235,14 +237,14 @@ def both_ways(rows, damping, x):
     (group,) = make_groups(x, None)
     window = _window.empty(group, number, jnp.float32)
     window = _window.push(window, [rows[None]], jnp.arange(number))
-    root = _square_root.start(1, size, gamma)
-    root = _square_root.extend(root, rows[None] / number**0.5)
+    root = square_root.start(1, size, gamma)
+    root = square_root.extend(root, rows[None] / number**0.5)
     return (
         (
             _window.diagonal(window, count, gamma)[0][0],
             _window.multiply(window, count, gamma, [x[None]])[0][0],
         ),
-        (_square_root.diagonal(root)[0], _square_root.multiply(root, x[None])[0]),
+        (square_root.diagonal(root)[0], square_root.multiply(root, x[None])[0]),
     )
 
 
@@ -300,15 +302,15 @@ def test_the_error_of_a_cholesky_factor_is_known(kind):
             rows = rng.normal(size=(40, 200)) if kind == "normal" else graded(seed, 40, 200, 1.0)
         rows = rows.astype(np.float32)
         gram = rows @ rows.T + 1e-6 * np.linalg.norm(rows) ** 2 * np.eye(40, dtype=np.float32)
-        (inverse,), (error,) = jax.jit(_basis._by_cholesky)(gram[None])
+        (inverse,), (error,) = jax.jit(basis._by_cholesky)(gram[None])
         scale = 1 / np.sqrt(np.diag(gram).astype(np.float64))
         condition = np.linalg.cond(scale[:, None] * gram * scale)
         assert 0.4 < error / (np.finfo(np.float32).eps * condition) < 1.3
         exact = rows.astype(np.float64) @ rows.T + (gram - rows @ rows.T).astype(np.float64)
         product = np.asarray(inverse, np.float64) @ exact @ np.asarray(inverse, np.float64).T
         assert np.linalg.norm(product - np.eye(40), 2) < 3 * float(error) + 1e-5
-    _, error = jax.jit(_basis._by_cholesky)(-gram[None])
-    assert not error[0] <= _basis.TRUSTED_ERROR
+    _, error = jax.jit(basis._by_cholesky)(-gram[None])
+    assert not error[0] <= basis.TRUSTED_ERROR
 
 
 @methods

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.pruning._counting import asked_at, floor_share
+from fishleg_jax.pruning.gradual.counting import asked_at, floor_share
 from tests.pruning.training import MAGNITUDE
 
 WEIGHTS = [1, 12, 100, 32_360, 269_824, 999_999, 1_000_000, 25_557_032, 2**31 - 1]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning.masks import number_to_prune
+from fishleg_jax.pruning.masks.build import number_to_prune
 from tests import dense
 from tests.pruning.training import (
     CHAIN,

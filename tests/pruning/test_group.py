@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import fishleg_jax as flj
-from fishleg_jax.pruning._solver import conjugate_gradients
+from fishleg_jax._conjugate_gradients import conjugate_gradients
 from tests import dense
 
 DAMPING = 0.03

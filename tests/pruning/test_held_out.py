@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning import _damping_search as damping_search
-from fishleg_jax.pruning import one_shot
-from fishleg_jax.pruning._damping_search import Trial
+from fishleg_jax.pruning.compensation import _damping_search as damping_search
+from fishleg_jax.pruning.compensation._damping_search import Trial
+from fishleg_jax.pruning.one_shot import prune as one_shot
 from tests import dense
 from tests.pruning.test_stages import MODEL, problem
 

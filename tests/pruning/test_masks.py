@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.pruning.masks import number_to_prune
+from fishleg_jax.pruning.masks.build import number_to_prune
 
 # few shapes, so that there are few compilations
 SHAPES = [((3, 4), (5, 7)), ((2, 2), (2, 3)), ((6, 4), (4, 4)), ((0, 3), (2, 2))]

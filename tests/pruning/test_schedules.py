@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fishleg_jax.pruning.masks import number_to_prune
+from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.schedules import stage_sparsities
 
 SCHEDULES = ["geometric", "linear", "polynomial"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.pruning._objectives import COMPENSATED, QUBO
+from fishleg_jax.pruning.selection._objectives import COMPENSATED, QUBO
 
 SELECTION = flj.selection
 COSTS = {"compensated": SELECTION.compensated_cost, "qubo": SELECTION.qubo_cost}

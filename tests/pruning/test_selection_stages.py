@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning._border import find_border
-from fishleg_jax.pruning._conditional import conditional
+from fishleg_jax.pruning.selection._border import find_border
+from fishleg_jax.pruning.selection._conditional import conditional
 from tests import dense
 from tests.pruning.test_group import quadratic
 

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.pruning import _damping_search, _independent, _soundness
-from fishleg_jax.pruning._damping_search import Trial
+from fishleg_jax.pruning import _soundness
+from fishleg_jax.pruning.compensation import _damping_search, _independent
+from fishleg_jax.pruning.compensation._damping_search import Trial
 from tests.pruning.test_one_shot import untouchable
 
 GAUSSIAN = flj.likelihoods.gaussian()

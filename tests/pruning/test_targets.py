@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.pruning import _budget
-from fishleg_jax.pruning.masks import number_to_prune
+from fishleg_jax.pruning.masks.build import number_to_prune
+from fishleg_jax.pruning.one_shot import budget as _budget
 from tests import dense
 from tests.pruning.test_one_shot import untouchable
 

@@ -1,0 +1,1 @@
+"""Arrays over several devices: meshes, shardings, named axes."""

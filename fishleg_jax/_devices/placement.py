@@ -1,0 +1,104 @@
+"""Where the leaves of a tree lie: those of states like the parameters that they belong to."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fishleg_jax import _tree
+from fishleg_jax._devices import mesh as _mesh
+
+
+class Placement(NamedTuple):
+    """How the leaves of a tree are spread; hashable.  One stays as it is where that is None."""
+
+    leaves: tuple[NamedSharding | None, ...]
+
+    def of(self, tree: Any) -> Any:
+        """A tree that is spread like this."""
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten(map(_put, leaves, self.leaves))
+
+    def of_shapes(self, tree: Any) -> Any:
+        """Shapes and dtypes of a tree, as those of arrays that are spread like this."""
+        leaves, structure = jax.tree.flatten(tree)
+        pairs = zip(leaves, self.leaves, strict=True)
+        return structure.unflatten(
+            x if s is None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in pairs
+        )
+
+
+def _put(x: Any, sharding: NamedSharding | None) -> Any:
+    if sharding is None or _mesh.sharding_of(x) == sharding:
+        return x
+    if not isinstance(x, jax.core.Tracer):
+        return jax.device_put(x, sharding)
+    if _mesh.explicit(sharding.mesh):
+        return jax.sharding.reshard(x, sharding)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def placed(function: Callable, placement: Placement, *arguments: Any) -> Any:
+    """What a function gives, placed."""
+    return placement.of(function(*arguments))
+
+
+def like(tree: Any, params: Any) -> Any:
+    """A tree with the structure of the parameters, spread like them where that is known."""
+    return placement_like(params).of(tree)
+
+
+def placement_like(params: Any) -> Placement:
+    """How parameters are spread, where that is known."""
+    return Placement(tuple(map(_mesh.sharding_of, jax.tree.leaves(params))))
+
+
+def placement_for(state: Any, params: Any) -> Placement:
+    """How the state of an estimate is spread so that each part lies like what it belongs to.
+
+    A part belongs to the parameter that has its path, or whose name is a key of it, else to all.
+    One of the parameter's shape is spread like it; another over the same devices, along its first
+    axis (of blocks) or else the longest that can be cut.
+
+    Args:
+        state: arrays, or their shapes.
+        params: the parameters.
+
+    Returns:
+        The placement of the state, which changes nothing where nothing is known of the parameters.
+    """
+    owners = [(path, _tree.leaf_name(path), x, _mesh.sharding_of(x))
+              for path, x in jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
+    known = [s for *_, s in owners if s is not None]
+    if not known:
+        return Placement((None,) * len(jax.tree.leaves(state)))
+    mesh = known[0].mesh
+
+    def one(path, x):
+        keys = {getattr(entry, "key", None) for entry in path}
+        own = [
+            (leaf, sharding)
+            for leaf_path, name, leaf, sharding in owners
+            if sharding is not None and (name in keys or (leaf_path and _ends(path, leaf_path)))
+        ]
+        for leaf, sharding in own:
+            if leaf.shape == x.shape:
+                return sharding
+        theirs = [sharding for _, sharding in own] or (known if len(x.shape) > 1 else [])
+        return NamedSharding(mesh, _cut(x.shape, mesh, _mesh.axes_of(theirs, mesh)))
+
+    return Placement(tuple(one(*leaf) for leaf in jax.tree_util.tree_leaves_with_path(state)))
+
+
+def _ends(path: tuple, end: tuple) -> bool:
+    return len(path) > len(end) and path[-len(end) :] == end
+
+
+def _cut(shape: tuple[int, ...], mesh: Any, axes: tuple[str, ...]) -> PartitionSpec:
+    for names, parts in _mesh.choices(axes, mesh):
+        fitting = [k for k, n in enumerate(shape) if n and n % parts == 0]
+        if fitting:
+            best = 0 if fitting[0] == 0 else max(fitting, key=lambda k: shape[k])
+            return PartitionSpec(*[None] * best, names)
+    return PartitionSpec()

@@ -1,0 +1,1 @@
+"""FishLeg: the learned inverse Fisher."""

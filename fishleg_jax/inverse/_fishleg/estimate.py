@@ -1,0 +1,388 @@
+"""FishLeg: the damped inverse Fisher, learned rather than inverted.
+
+`Q(λ)` minimises the auxiliary loss `A(λ) = E_u[½ zᵀF_γ z − uᵀz]`, `z = Q(λ)u`, whose minimiser over
+all Q is `F_γ⁻¹`.  Its gradient is that of `⟨F_γz − u, Q(λ)u⟩` with the first factor held fixed: one
+Fisher product a step, off the tape.
+
+An estimate lives through three phases; in each update one vjp pulls a cotangent back through the
+network, and the phase only decides which:
+
+1. half of the start: the score of labels sampled from the model, which gives a Fisher sample;
+   second moments of these along every axis make the frames;
+2. the other half: the same, squared in the frames, which gives the eigenvalues of factors that
+   learn them, while the others' moments go on;
+3. from then on: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
+
+So the model is never differentiated inside a `lax.cond`, where XLA for the CPU runs the gradients
+of convolutions many times slower (jax issue 12868).
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fishleg_jax import _chunks, _convolutions, _labels, _tree, fisher
+from fishleg_jax._checks import numbers
+from fishleg_jax._devices import axis, sharding
+from fishleg_jax.inverse import factors as _factors
+from fishleg_jax.inverse._fishleg import guard as _guard
+from fishleg_jax.inverse._fishleg.learning import default_optimizer
+from fishleg_jax.inverse._fishleg.learning import learn as learn_step
+from fishleg_jax.inverse._fishleg.start import assimilate_samples, measured_leaves
+from fishleg_jax.inverse._fishleg.state import FishLegState, Seen, multiply_leaves
+from fishleg_jax.inverse._kronecker import algebra
+from fishleg_jax.inverse._kronecker import frames as _frames
+from fishleg_jax.inverse._kronecker.units import Unit, make_units
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
+from fishleg_jax.model import Model, check_model, loss, split_batch
+
+PROBES = ("normal", "sign", "gradient")
+
+
+def fishleg(
+    model: Model,
+    damping: float | None = None,
+    *,
+    factors: _factors.Constructor | Mapping[str, _factors.Constructor] | None = None,
+    join_bias: str | bool = False,
+    stacked: _tree.Stacked = None,
+    cap: int | None = 128,
+    kind: str = "exact",
+    probe: str = "normal",
+    optimizer: optax.GradientTransformation | None = None,
+    learn: bool = True,
+    start: int = 256,
+    samples: int = 4,
+    examples_per_sample: int = 32,
+    updates: int = 400,
+    preconditioned: int = 0,
+    window: int = 1000,
+    examples_per_chunk: int | None = None,
+    axis_name: str | None = None,
+) -> InverseFisher:
+    """The FishLeg estimate: `Q(λ) ≈ (F + γI)⁻¹`, positive definite, learned batch by batch.
+
+    Args:
+        model: the model.
+        damping: γ, in units of the Fisher per example (nats per squared weight).  None for half
+            the root mean square of the Fisher's diagonal over the leaves of two or more
+            dimensions, measured during the start.
+        factors: how Q is built for a leaf: a constructor of `fishleg_jax.inverse.factors`, or a
+            mapping of regular expressions over key paths to constructors, of which the first that
+            is found counts.  Leaves without one go by `factors.by_shape`.
+        join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
+            into the factor of the kernel beside it.
+        stacked: the leaves whose first axis is one of layers, as `nn.scan` and `lax.scan` have
+            them: one or several regular expressions over key paths, or a predicate (name, leaf).
+            Each layer gets a factor of its own, for the shape behind that axis; a bias that is
+            joined to a stacked kernel has to be stacked, too.  None for none.
+        cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
+            `factors.by_shape` gives dense kernels blocks of a half and a quarter of it.
+        kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
+        probe: `normal` for u ~ N(0, I), which pruning needs; `sign` for random signs, of the same
+            covariance, on which alone the auxiliary loss depends, and some five times cheaper to
+            draw; `gradient` for the batch's normalised gradient, as in optimisation.
+        optimizer: of the auxiliary loss; by default Adam.
+        learn: False stops at the closed-form start; `updates` is then `start`.
+        start: how many updates the start takes, but no more than two thirds of `updates` where
+            there is learning.
+        samples: how many Fisher samples are taken of every batch of the start at most, one of each
+            of as many equal parts (fewer where that does not divide the batch).  More cost memory,
+            a gradient each, but hardly time.
+        examples_per_sample: how many examples are in such a part at least.  In fewer, the products
+            of a dense network with its weights take longer; a convolutional one has many positions
+            in every example, and of few examples more samples, with less noise in the spectrum.
+        updates: how many updates a one-shot fit makes in all, three or more.
+        preconditioned: how many of the first learning updates use the preconditioned residual
+            `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
+        window: how many updates the running average of λ reaches back at most.
+        examples_per_chunk: bounds the memory of activations: so many examples are worked on at
+            once.  The estimate is the same but for rounding, which turns eigenvectors of equal
+            eigenvalues; labels that are drawn then take one more forward pass.
+        axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
+            own; the state is the same on all.  Not together with `examples_per_chunk`.
+
+    Returns:
+        An `InverseFisher` whose state is a `FishLegState`.  Batches may differ in size: each counts
+        by its examples.
+
+    Raises:
+        ValueError: an argument out of its range; from `init`, an expression that matches no leaf or
+            a stacked leaf of fewer than two dimensions.
+
+    References:
+        Garcia, Vernon, Zheng, Bernacchia, Hennequin: Fisher-Legendre (FishLeg) optimization of deep
+        neural networks, ICLR 2023, equations 12 to 17.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> params, batch = jnp.ones((4, 2)), (jax.random.normal(jax.random.key(0), (50, 4)), None)
+        >>> estimator = flj.inverse.fishleg(model, damping=0.1)
+        >>> state = flj.fit(estimator, params, [batch], key=jax.random.key(1))
+        >>> bool(state.relative_residual < 0.2)
+        True
+    """
+    check_model(model)
+    axis.check_name(axis_name)
+    _chunks.check_chunk(examples_per_chunk, axis_name)
+    learn = numbers.check_flag(learn, "learn")
+    _check(
+        damping, kind, probe, cap, start, samples, examples_per_sample, updates, preconditioned,
+        window,
+    )  # fmt: skip
+    check_model(model)
+    # the start samples labels, for the exact Fisher as well
+    needs = {"exact": ("sample", "fisher"), "sampled": ("sample",)}.get(kind, ())
+    _labels.require(model.likelihood, needs, f"kind={kind!r}")
+    optimizer = default_optimizer() if optimizer is None else optimizer
+    start = min(start, 2 * updates // 3) if learn else start
+
+    def units_of(tree) -> tuple[Unit, ...]:
+        return make_units(tree, factors, join_bias, cap, stacked)
+
+    def init(params):
+        dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        units = units_of(params)
+        zero, frames, moments = (
+            {u.name: u.repeated(empty(u.factor, dtype)) for u in units}
+            for empty in (_frames.zero_coordinates, _frames.empty_frame, _frames.zero_moments)
+        )
+        leaves, nothing = jax.tree.leaves(params), jnp.full((2,), jnp.nan, dtype)
+        measured = measured_leaves(units, leaves) if damping is None else {}
+        return FishLegState(
+            count=jnp.zeros((), jnp.int32),
+            seen=Seen(*jnp.zeros((3,), dtype)),
+            damping=jnp.asarray(1.0 if damping is None else damping, dtype),
+            squares={name: jnp.zeros(leaves[i].shape, dtype) for name, i in measured.items()},
+            moments=moments,
+            frames=frames,
+            coordinates=zero,
+            average=jax.tree.map(jnp.copy, zero),
+            optimizer=optimizer.init(zero),
+            guard=_guard.init(dtype),
+            # two arrays, or the state could not be donated
+            auxiliary_loss=nothing[0],
+            relative_residual=nothing[1],
+        )
+
+    def update(state, params, batch, key, mask=None):
+        if split_batch(batch)[1] is None and (kind == "empirical" or probe == "gradient"):
+            raise ValueError(
+                f"batch: kind={kind!r} with probe={probe!r} needs labels, but its targets are None"
+            )
+        params = _tree.widen(params)
+        units, tree = units_of(params), jax.tree.structure(params)
+        probe_key, label_key = jax.random.split(key)
+        starting = state.count < start
+
+        def masked(leaves):
+            return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
+
+        u = masked(_probe(probe, model, params, batch, probe_key, examples_per_chunk, axis_name))
+        z, pull_back = jax.vjp(
+            lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
+        )
+        pulled = [
+            masked(x)
+            for x in _pull(
+                model, params, batch, tree.unflatten(z), label_key, kind, starting,
+                (samples, examples_per_sample), examples_per_chunk, axis_name,
+            )
+        ]  # fmt: skip
+
+        examples = _chunks.number_of_examples(batch)
+        if axis_name is not None:
+            examples *= jax.lax.axis_size(axis_name)
+        assimilate = functools.partial(
+            assimilate_samples, units,
+            examples=examples, start=start, measure_damping=damping is None,
+        )  # fmt: skip
+        state = sharding.automatic(assimilate, state, state, pulled, mask)
+        if not learn:
+            return state
+        product = [sum(parts) / len(parts) for parts in zip(*pulled, strict=True)]
+        return learn_step(
+            units, state, u, z, product, pull_back, optimizer,
+            examples=examples, active=~starting, step=state.count - start,
+            preconditioned=preconditioned, window=window,
+        )  # fmt: skip
+
+    def multiply(state, tangent, mask=None):
+        tangent = apply_mask(_tree.widen(tangent), mask)
+        leaves, tree = jax.tree.flatten(tangent)
+        out = multiply_leaves(units_of(tangent), state, state.average, leaves)
+        return apply_mask(tree.unflatten(out), mask)
+
+    def diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit in units_of(params):
+            of_layer = functools.partial(algebra.diagonal_of, unit.factor, damping=state.damping)
+            args = state.frames[unit.name], state.average[unit.name]
+            unit.unpack(unit.each(of_layer, *args), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    def fisher_diagonal(state, params, mask=None):
+        leaves, tree = jax.tree.flatten(params)
+        out = list(leaves)
+        for unit in units_of(params):
+            undamped = functools.partial(algebra.fisher_diagonal_of, unit.factor)
+            unit.unpack(unit.each(undamped, state.frames[unit.name]), out)
+        return apply_mask(tree.unflatten(out), mask)
+
+    return spread(
+        InverseFisher(
+            init, update, multiply, diagonal, model=model, fisher_diagonal=fisher_diagonal,
+            updates=updates if learn else start, ready=lambda state: state.count >= start,
+            axis_name=axis_name,
+        ),
+        model_outside=True,
+    )  # fmt: skip
+
+
+def _pull(
+    model: Model,
+    params: Any,
+    batch: Any,
+    z: Any,
+    key: jax.Array,
+    kind: str,
+    starting: jax.Array,
+    cut: tuple[int, int],
+    examples_per_chunk: int | None,
+    axis_name: str | None,
+) -> list[list[jax.Array]]:
+    """A Fisher sample of each part of the batch while starting, afterwards the Fisher times z.
+
+    One vjp for either.  The parts are written out: under `vmap` the weights' gradients of
+    convolutions take twice as long on the CPU.  Over an axis a part is one of all devices.  There
+    are at most `cut[0]` of them, of `cut[1]` examples or more.
+    """
+    devices = 1
+    if axis_name is not None:
+        devices = jax.lax.axis_size(axis_name)
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        params, z = axis.varying((params, z), axis_name)
+
+    def with_labels(part, part_key):
+        inputs, targets, constants = split_batch(part)
+        # labels of the batch that say which outputs are left out
+        own = targets if model.likelihood.takes_targets else None
+        # scores of sampled labels have mean zero and are independent between examples, so that
+        # their sum over a batch has the batch's summed Fisher for its covariance; those of the
+        # data's labels need random signs for that
+        weights = jnp.ones(_chunks.number_of_examples(part), jax.tree.leaves(z)[0].dtype)
+        if kind == "empirical":
+            weights = jax.random.rademacher(part_key, weights.shape, weights.dtype)
+        elif draws:
+            targets = own  # others are drawn from the outputs that the product has anyway
+        else:
+            draw = lambda: fisher.with_sampled_targets(  # noqa: E731
+                model, params, part, part_key, examples_per_chunk
+            )[1]
+            drawn = jax.eval_shape(draw)
+            none = lambda: sharding.zeros(drawn)  # noqa: E731
+            if own is not None:
+                none = lambda: jax.tree.map(lambda x, d: x.astype(d.dtype), own, drawn)  # noqa: E731
+            # the exact Fisher looks at no labels once it has started, but for what is left out
+            targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
+        return inputs, (targets, axis.varying(weights, axis_name)), *constants
+
+    # leaves of several dtypes share the widest in z
+    z = jax.tree.map(lambda x, p: x.astype(p.dtype), z, params)
+
+    def pull(chunk, chunk_key):
+        inputs, (targets, weights), constants = split_batch(chunk)
+        outputs, jvp, vjp = fisher.linearise(model, params, (inputs, None, *constants))
+        if draws:
+            targets = _labels.sample(model.likelihood, chunk_key, outputs, targets)
+        score = fisher.output_gradient(model, outputs, targets, weights)
+        product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
+        return vjp(_tree.keep_where(starting, score, product))
+
+    whole = _chunks.number_of_examples(batch)
+    most, least = cut
+    parts = _chunks.deal(batch, max(min(most, whole // least), 1))
+    draws = kind != "empirical" and _chunks.fits(parts[0], examples_per_chunk)
+    examples = devices * _chunks.number_of_examples(parts[0])
+    scale = jnp.where(starting, examples**-0.5, 1 / examples)
+    pulled = [
+        [
+            x * scale.astype(x.dtype)
+            for x in jax.tree.leaves(
+                _chunks.sum_over_chunks(
+                    _convolutions.with_fast_groups(pull),
+                    with_labels(part, part_key),
+                    part_key,
+                    examples_per_chunk,
+                )
+            )
+        ]
+        for part, part_key in zip(parts, jax.random.split(key, len(parts)), strict=True)
+    ]
+    return pulled if axis_name is None else jax.lax.psum(pulled, axis_name)
+
+
+def _probe(
+    probe: str,
+    model: Model,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    chunk: int | None,
+    axis_name: str | None,
+) -> list[jax.Array]:
+    """The vector u: standard normal, random signs, or the batch's gradient at length one."""
+    if probe == "gradient":
+        gradient = jax.grad(lambda p: loss(model, p, batch, examples_per_chunk=chunk))(
+            axis.varying(params, axis_name)
+        )
+        gradient = axis.mean(gradient, axis_name)
+        norm = jnp.sqrt(_tree.dot(gradient, gradient))
+        return [g / jnp.maximum(norm, jnp.finfo(g.dtype).tiny) for g in jax.tree.leaves(gradient)]
+    leaves = jax.tree.leaves(params)
+
+    def draw(key):
+        # one for all leaves: a draw for each takes minutes to compile on a network of many
+        sizes = [x.size for x in leaves]
+        random = _signs if probe == "sign" else jax.random.normal
+        flat = random(key, (sum(sizes),), jnp.result_type(*leaves))
+        parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
+        return [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+
+    return sharding.automatic(draw, leaves, key)
+
+
+def _signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
+    """A vector of random signs, 32 from every random number."""
+    (size,) = shape
+    words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return 1 - 2 * bits.reshape(-1)[:size].astype(dtype)
+
+
+def _check(
+    damping, kind, probe, cap, start, samples, examples_per_sample, updates, preconditioned, window
+) -> None:
+    if damping is not None:
+        numbers.check_positive(damping, "damping", " or None")
+    for name, value, allowed in (("kind", kind, fisher.KINDS), ("probe", probe, PROBES)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if cap is not None:
+        numbers.check_count(cap, "cap", or_none=" or None")
+    for name, value, least in (
+        ("start", start, 2),
+        ("samples", samples, 1),
+        ("examples_per_sample", examples_per_sample, 1),
+        ("updates", updates, 3),
+        ("preconditioned", preconditioned, 0),
+        ("window", window, 1),
+    ):
+        numbers.check_count(value, name, least)

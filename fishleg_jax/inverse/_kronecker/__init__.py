@@ -1,0 +1,1 @@
+"""Kronecker-factored blocks, shared by FishLeg and K-FAC."""

@@ -1,0 +1,1 @@
+"""Gradual pruning: an optax transformation that prunes while training goes on."""

@@ -1,0 +1,119 @@
+"""When a batch goes into the estimate of the inverse Fisher, and what is refused."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax._branch import run_if
+from fishleg_jax._devices import axis
+from fishleg_jax.inverse._fishleg.state import FishLegState
+from fishleg_jax.pruning.compensation._adjustable import movable
+from fishleg_jax.pruning.gradual.plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
+from fishleg_jax.pruning.gradual.state import GradualState
+
+
+def assimilated(
+    plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
+) -> GradualState:
+    """The state with the batch in its estimate, where that is due.
+
+    A batch that is not finite, or that would make the estimate so, is refused and counted.
+
+    Args:
+        plan: how to prune.
+        seen: what the step sees.
+        state: the state before.
+        wanted: whether weights are going to be scored, from soon on.
+    """
+    estimator = plan.estimator
+    if estimator.updates == 0 or seen.assimilate is False or seen.batch is None:
+        return state
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
+
+    groups = groups_in(plan, state, seen.params)
+    free = movable(state.masks, adjustable_in(state, seen.params), groups)
+    inside, first = (None, None) if plan.renew is None else _renewal(plan, seen, state)
+
+    def run(parts):
+        estimate, number, latest, failures = parts
+        if plan.renew is not None:
+            estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
+            number = jnp.where(first, 0, number)
+        new = estimator.update(estimate, seen.params, seen.batch, key, free)
+        sound = axis.everywhere(_finite_numbers(seen.batch), estimator.axis_name)
+        sound &= _stays_finite(estimate, new)
+        refused = ~sound | (_skipped(new) > _skipped(estimate))
+        # selects of a whole state, all by what hangs on all of it, would take minutes to compile
+        new = run_if(~sound, lambda _: estimate, new)
+        return new, number + sound, jnp.full_like(latest, seen.step), add(failures, refused)
+
+    if seen.assimilate is True:
+        due = seen.emit
+    else:
+        regular = (seen.step % plan.aux_every == 0) | ~is_ready(plan, state)
+        due = (regular if inside is None else inside) & wanted & seen.emit
+        due &= True if seen.assimilate is None else seen.assimilate
+    parts = state.estimate, state.assimilated, state.latest, state.failures
+    # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
+    # convolutions in one far slower
+    parts = run(parts) if due is True else run_if(due, run, parts)
+    names = "estimate", "assimilated", "latest", "failures"
+    return state._replace(**dict(zip(names, parts, strict=True)))
+
+
+def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
+    """Whether the estimate has seen enough to score by."""
+    if plan.estimator.updates == 0:
+        return jnp.array(True)
+    ready = state.assimilated >= (1 if plan.renew is None else plan.renew)
+    return ready if plan.estimator.ready is None else ready & plan.estimator.ready(state.estimate)
+
+
+def _renewal(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[jax.Array, jax.Array]:
+    """Whether a step is one of the last before masks are extended, and the first of these.
+
+    They are before the steps that `mask_every` divides, and before those at which the schedule
+    stops rising.  Where both meet the estimate goes on, so that it is ready for the one that comes
+    first.
+    """
+    last = seen.step + plan.renew - 1  # of a window that would begin here
+    then = asked_of(plan, groups_in(plan, state, seen.params), last, state.asked)
+    ending = then.flat & jnp.any(then.counts > state.pruned)
+    begins = (last % plan.mask_every == 0) & ~ending
+    inside = (-seen.step % plan.mask_every < plan.renew) | ending
+    return inside, begins | (seen.step > state.latest + 1)
+
+
+def add(total: jax.Array, more: jax.Array) -> jax.Array:
+    """A sum of counts that stays at the largest number instead of going round."""
+    return total + jnp.minimum(more.astype(total.dtype), jnp.iinfo(total.dtype).max - total)
+
+
+def _finite_numbers(tree: Any) -> jax.Array:
+    inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return _tree.all_finite(inexact) if inexact else jnp.array(True)
+
+
+def _stays_finite(old: Any, new: Any) -> jax.Array:
+    """Whether everything that was finite still is; a fresh state may have NaNs of its own."""
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    kept = [
+        jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
+        for a, b in pairs
+        if jnp.issubdtype(a.dtype, jnp.inexact)
+    ]
+    return jnp.stack(kept).all() if kept else jnp.array(True)
+
+
+def _skipped(estimate: Any) -> jax.Array:
+    """The number of batches or gradients that an estimate says it has left out.
+
+    A field of the state itself: names further inside may be those of the user's parameters.
+    """
+    holder = estimate.guard if isinstance(estimate, FishLegState) else estimate
+    number = getattr(holder, "skipped", None)
+    counts = isinstance(number, jax.Array) and number.ndim == 0
+    counts = counts and jnp.issubdtype(number.dtype, jnp.integer)
+    return number if counts else jnp.zeros((), jnp.int32)

@@ -1,0 +1,200 @@
+"""What gradual pruning refuses, before anything is compiled."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fishleg_jax import _prunable
+from fishleg_jax._checks import arrays, numbers
+from fishleg_jax._devices import axis
+from fishleg_jax.inverse.base import InverseFisher, check_estimator
+from fishleg_jax.pruning.gradual.counting import is_number
+from fishleg_jax.pruning.masks.build import number_to_prune
+from fishleg_jax.pruning.masks.groups import SCOPES
+from fishleg_jax.pruning.one_shot.checks import check_compensation
+
+STEPS = 1, 100, 10_000, 1_000_000  # at which a schedule is looked at
+
+
+def check_arguments(
+    estimator: Any, sparsity: Any, scope: Any, compensation: Any, regrow: Any, **whole: Any
+) -> None:
+    """Raises a ValueError for an argument of `gradual_prune` that is out of its range.
+
+    Args:
+        estimator: see there, as the others are.
+        sparsity: a number, an array or a function.
+        scope: `global` or `layer`.
+        compensation: a function.
+        regrow: None, a number or a function.
+        **whole: numbers of steps; None where there is none.
+    """
+    check_estimator(estimator)
+    if is_number(sparsity):
+        number_to_prune(sparsity, 1)
+    elif not callable(sparsity) and not _is_array(sparsity):
+        raise ValueError(
+            "sparsity must be a number in [0, 1) or a function of the step, such as "
+            f"schedules.cubic(0.9, begin=100, end=2000), got {sparsity!r}"
+        )
+    for name, value in (("sparsity", sparsity), ("regrow", regrow)):
+        if callable(value):
+            check_schedule(value, name)
+            check_range(value, name)
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    check_compensation(compensation)
+    if _is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
+    known = is_number(regrow) or (_is_array(regrow) and _concrete(regrow))
+    fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or _is_array(regrow)
+    if regrow is not None and not fits:
+        raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
+    for name, value in whole.items():
+        if not (value is None and name == "renew") and not _is_whole(value):
+            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
+    if whole.get("renew") is not None and _concrete(whole["renew"]) and (
+        _concrete(whole["mask_every"]) and whole["renew"] > whole["mask_every"]
+    ):  # fmt: skip
+        raise ValueError(
+            f"renew must be at most mask_every, {whole['mask_every']}, got {whole['renew']}"
+        )
+
+
+def check_schedule(value: Any, name: str) -> None:
+    """Raises a ValueError for a function of the step that returns no real number, or raises.
+
+    It is called once with a traced step, as under `jit`; nothing is computed.
+
+    Args:
+        value: the function.
+        name: that of the argument.
+    """
+    told = []
+    expected = (
+        f"{name}, where it is a function, must return a number for any step, one that is traced "
+        "under jit as well (jnp.where in place of if)"
+    )
+    try:
+        jax.eval_shape(
+            lambda step: told.append(_no_number(value(step))),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        )
+    except Exception as error:  # whatever a user's function raises
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{expected}, got {value!r}, which raised {type(error).__name__}: {first}"
+        ) from error
+    if told[0]:
+        raise ValueError(f"{expected}, got {value!r}, which returned {told[0]}")
+
+
+def check_range(value: Any, name: str) -> None:
+    """Raises a ValueError for a function of the step that leaves its range at some of them.
+
+    At steps that are looked at here, none of them traced; a schedule that tends to 1 may get there.
+    """
+    for step in STEPS:
+        with jax.ensure_compile_time_eval():
+            found = value(jnp.asarray(step, jnp.int32))
+        if not _concrete(found):
+            return  # made under jit, of what is not known yet
+        found = float(found)
+        if not (0 <= found < 1 or (found == 1 and (name == "regrow" or step == STEPS[-1]))):
+            interval = "[0, 1]" if name == "regrow" else "[0, 1)"
+            raise ValueError(
+                f"{name} must be a fraction in {interval} at every step, but the function gives "
+                f"{found:g} at step {step}"
+            )
+
+
+def check_optimizer(value: Any, name: str, or_none: str = "") -> None:
+    """Raises a ValueError for what is no transformation of optax."""
+    if not hasattr(value, "update"):
+        raise ValueError(f"{name} must be an optax transformation{or_none}, got {value!r}")
+
+
+def check_others(prunable: Any, adjustable: Any, axis_name: Any, seed: Any) -> None:
+    """Raises a ValueError for an argument of `gradual_prune` that is of another type."""
+    _prunable.check_type(prunable, "prunable")
+    _prunable.check_type(adjustable, "adjustable")
+    axis.check_name(axis_name)
+    traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
+    if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
+        raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
+
+
+def check_weights(params: Any) -> None:
+    """Raises a ValueError unless there are weights, all of them, with some to prune."""
+    if params is None:
+        raise ValueError(
+            "params must be handed to update, got None: tx.update(grads, state, params, batch=...)"
+        )
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
+        raise ValueError(
+            "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
+            "them all: put the pruning outside of it, and say by prunable which leaves to prune"
+        )
+    arrays.check_dtypes(params)  # not that they are finite: a step is no place to raise
+
+
+def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
+    """Raises a ValueError where a batch is needed and there is none."""
+    if batch is None and estimator.updates != 0 and assimilate is not False:
+        raise ValueError(
+            "batch must be handed to update for its curvature: tx.update(grads, state, params, "
+            "batch=(inputs, targets)); wrappers that drop extra arguments have to be replaced: "
+            "flax's TrainState by a subclass with flj.TrainStateMixin, optax.MultiSteps by "
+            "flj.MultiSteps"
+        )
+    if batch is not None:
+        arrays.check_batch_shapes(batch, "batch")
+
+
+def check_step(assimilate: Any, hold: bool) -> None:
+    """Raises a ValueError for what a step can't be told to do."""
+    traced = isinstance(assimilate, jax.Array) and assimilate.dtype == bool
+    if not (assimilate is None or isinstance(assimilate, (bool, np.bool_)) or traced):
+        raise ValueError(f"assimilate must be None, True, False or traced, got {assimilate!r}")
+    if hold and assimilate is not None and assimilate is not False:
+        raise ValueError(f"assimilate must be None where hold is True, got {assimilate!r}")
+
+
+def check_sizes(sizes: list[int]) -> None:
+    """Raises a ValueError where more weights share a threshold than can be counted."""
+    if max(sizes) >= 2**31:
+        raise ValueError(
+            f"prunable: at most 2³¹ - 1 weights can share a threshold, got {max(sizes)}; use "
+            'scope="layer", or one pruning for each part of the network'
+        )
+
+
+def _concrete(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+def _is_array(x: Any) -> bool:
+    """Whether it is an array of one real number, which may be traced."""
+    kinds = jnp.floating, jnp.integer
+    fits = isinstance(x, (jax.Array, np.ndarray)) and np.ndim(x) == 0
+    return fits and any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
+
+
+def _no_number(x: Any) -> str | None:
+    """What a function returned, in words, or None where it is a number."""
+    if is_number(x) or _is_array(x):
+        return None
+    if isinstance(x, (jax.Array, np.ndarray, np.generic)):
+        return f"an array of shape {x.shape} and dtype {x.dtype}"
+    return repr(x)
+
+
+def _is_whole(x: Any) -> bool:
+    if isinstance(x, (jax.Array, np.ndarray)):
+        whole = np.ndim(x) == 0 and np.issubdtype(x.dtype, np.integer)
+        return whole and (not _concrete(x) or int(x) >= 1)
+    return numbers.is_whole(x, 1)

@@ -1,0 +1,78 @@
+"""What a gradual pruning is told beforehand, and what it sees at a step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax.fisher import Curvature
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning.compensation._adjustable import Adjustable
+from fishleg_jax.pruning.compensation._independent import Compensation
+from fishleg_jax.pruning.gradual.counting import Asked, Sparsity, asked_at
+from fishleg_jax.pruning.gradual.state import GradualState
+from fishleg_jax.pruning.masks.groups import Groups
+
+
+class GradualPlan(NamedTuple):
+    """What all steps have in common; see `gradual_prune`."""
+
+    estimator: InverseFisher
+    sparsity: Sparsity
+    compensation: Compensation
+    scope: str
+    aux_every: int | jax.Array
+    mask_every: int | jax.Array
+    renew: int | jax.Array | None
+    regrow: float | jax.Array | Callable | None
+
+
+class Seen(NamedTuple):
+    """What a step sees.
+
+    Attributes:
+        step: its number; the first is 1.
+        updates: what the optimiser would add to the parameters.
+        params: the parameters before.
+        batch: None where no curvature is looked at.
+        curvature: the loss on the batch, None without one.
+        assimilate: whether the batch goes into the estimate; None where the counter decides.
+        emit: False where the step is going to be thrown away.
+        hold: whether nothing is done but to hold what is pruned.
+    """
+
+    step: jax.Array
+    updates: Any
+    params: Any
+    batch: Any | None
+    curvature: Curvature | None
+    assimilate: bool | jax.Array | None
+    emit: bool | jax.Array
+    hold: bool
+
+
+def groups_in(plan: GradualPlan, state: GradualState, params: Any) -> Groups:
+    """The leaves that are pruned, as `init` decided them: the keys of `state.weights`."""
+    leaves = _tree.named_leaves(params)
+    return Groups(
+        tuple(name for name, _ in leaves),
+        tuple(tuple(jnp.shape(leaf)) for _, leaf in leaves),
+        tuple(None if name in state.weights else "not in prunable" for name, _ in leaves),
+        tuple(jnp.ndim(state.weights.get(name, 0)) > state.count.ndim for name, _ in leaves),
+        plan.scope,
+    )
+
+
+def adjustable_in(state: GradualState, params: Any) -> Adjustable:
+    """The leaves that a compensation may move, as `init` decided them."""
+    if state.adjustable is None:
+        return None
+    return tuple(name in state.adjustable for name, _ in _tree.named_leaves(params))
+
+
+def asked_of(plan: GradualPlan, groups: Groups, step: jax.Array, before: jax.Array) -> Asked:
+    """What a plan asks for at a step; see `asked_at`."""
+    ahead = (step // plan.mask_every + 1) * plan.mask_every
+    return asked_at(plan.sparsity, groups.sizes, step, ahead, before)

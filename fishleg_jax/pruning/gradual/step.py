@@ -1,0 +1,153 @@
+"""One step of a gradual pruning: curvature of the batch, longer masks, and zeros that are held."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fishleg_jax import _tree
+from fishleg_jax._branch import run_if
+from fishleg_jax.inverse.base import apply_mask, prepared
+from fishleg_jax.pruning._soundness import some_curvature
+from fishleg_jax.pruning.compensation._adjustable import compensated, movable
+from fishleg_jax.pruning.gradual.assimilation import add, assimilated, is_ready
+from fishleg_jax.pruning.gradual.counting import Asked
+from fishleg_jax.pruning.gradual.plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
+from fishleg_jax.pruning.gradual.regrowth import more_to_come, revived, share_at
+from fishleg_jax.pruning.gradual.state import GradualState
+from fishleg_jax.pruning.masks.build import keep_highest
+from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.scores import obs_saliency
+
+
+def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
+    """The updates that hold pruned weights at 0.0, and the state after the step."""
+    params, step = seen.params, seen.step
+    # masks that were handed in are not applied yet before the first step
+    violations = jnp.where(state.count > 0, _violations(params, state.masks), 0)
+    updates, state = (
+        _wide_enough(seen),
+        state._replace(
+            count=optax.safe_increment(state.count), violations=add(state.violations, violations)
+        ),
+    )
+    asked = asked_of(plan, groups_in(plan, state, params), step, state.asked)
+    more = jnp.any(asked.counts > state.pruned)
+    due = more & ((step % plan.mask_every == 0) | asked.flat) & seen.emit
+    if not seen.hold:
+        updates, state = _worked(plan, seen, state, updates, violations, asked, due)
+    # what was due stays overdue until the masks are as long as asked
+    short = jnp.any(asked.counts > state.pruned)
+    state = state._replace(
+        asked=asked.sparsity,
+        failures=add(state.failures, jnp.isnan(asked.sparsity)),
+        overdue=jnp.where(short, add(state.overdue, due), 0),
+    )
+    held = jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, state.masks)
+    return held, state
+
+
+def _worked(
+    plan: GradualPlan,
+    seen: Seen,
+    state: GradualState,
+    updates: Any,
+    violations: jax.Array,
+    asked: Asked,
+    due: jax.Array,
+) -> tuple[Any, GradualState]:
+    """Updates with a compensation in them where one is due, and the state with what was learned."""
+    counts = jnp.maximum(asked.counts, state.pruned)  # masks never shrink
+    share = share_at(plan.regrow, seen.step)
+    nonsense = jnp.array(False) if share is None else jnp.isnan(share)
+    share = None if share is None else jnp.nan_to_num(share)
+    more = jnp.any(counts > state.pruned)
+    finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
+    state = assimilated(plan, seen, state, asked.soon & ~finished)
+
+    if callable(plan.regrow):  # by which masks change though the sparsity does not
+        regular = seen.step % plan.mask_every == 0
+        due |= regular & (share > 0) & jnp.any(state.pruned > 0) & seen.emit
+    due &= is_ready(plan, state)
+    groups = groups_in(plan, state, seen.params)
+    due &= violations >= 0  # always: but it orders the counting before what is written in place
+    updates, masks, refused = run_if(
+        due,
+        lambda carry: _extended(plan, seen, state, groups, counts, share, *carry[:2]),
+        (updates, state.masks, jnp.array(False)),
+    )
+    return updates, state._replace(
+        masks=masks,
+        pruned=jnp.where(due & ~refused, counts, state.pruned),
+        failures=add(state.failures, refused | nonsense),
+    )
+
+
+def _extended(
+    plan: GradualPlan,
+    seen: Seen,
+    state: GradualState,
+    groups: Groups,
+    counts: jax.Array,
+    share: jax.Array | None,
+    came: Any,
+    old: Any,
+) -> tuple[Any, Any, jax.Array]:
+    """Updates with the compensation in them, longer masks, and whether these were refused.
+
+    Where they are refused it is as if no mask update had been due.
+    """
+    estimator = plan.estimator
+    updates = _tree.widen(came)
+    target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
+    target = apply_mask(target, old)
+    adjustable = adjustable_in(state, seen.params)
+    free = movable(old, adjustable, groups)
+    estimate = prepared(estimator, state.estimate, seen.params)
+    diagonal = estimator.diagonal(estimate, seen.params, free)
+    # pruned weights have no curvature, and need no score
+    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
+    curved = jnp.array(True)
+    if estimator.fisher_diagonal is not None:  # without any, these would be magnitudes
+        curved, _ = some_curvature(estimator, groups.chosen, state.estimate, seen.params, old)
+    scores = jax.tree.leaves(obs_saliency(target, safe))
+    candidates, tree = jax.tree.flatten(old)
+    if plan.regrow is not None:
+        backs, gains = revived(
+            estimator, estimate, seen.params, seen.curvature, old, groups, state.pruned, share
+        )  # fmt: skip
+        scores = [
+            jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
+        ]
+        candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
+    chosen = [i for group in groups.members for i in group]
+    sound = curved & jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
+    new_masks = tree.unflatten(keep_highest(groups, scores, candidates, counts))
+
+    delta, info = compensated(
+        plan.compensation, adjustable,
+        target, old, new_masks, seen.curvature, estimator, estimate,
+    )  # fmt: skip
+    sound &= _tree.all_finite(apply_mask(delta, new_masks))
+    if "losses" in info:  # a check of the step that found none it could take
+        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
+    masks = _tree.keep_where(sound, new_masks, old)
+
+    def moved(u, d, p, mask):
+        changed = jnp.where(sound, u.astype(d.dtype) + d, u)
+        return jnp.where(mask, changed.astype(u.dtype), -p)  # what comes back does so at 0.0
+
+    return jax.tree.map(moved, came, delta, seen.params, old), masks, ~sound
+
+
+def _wide_enough(seen: Seen) -> Any:
+    """The updates in no lower dtype than the weights, or minus a weight might not be one."""
+    return jax.tree.map(
+        lambda u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)), seen.updates, seen.params
+    )
+
+
+def _violations(params: Any, masks: Any) -> jax.Array:
+    wrong = jax.tree.map(lambda p, m: _tree.count(~m & (p != 0)), params, masks)
+    return sum(jax.tree.leaves(wrong))

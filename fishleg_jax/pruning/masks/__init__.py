@@ -1,0 +1,1 @@
+"""Masks: built from scores, extended, counted, stored."""

@@ -1,0 +1,106 @@
+"""Masks on disk: one compressed npz file, a bit a weight, leaves by key path."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fishleg_jax import _tree
+from fishleg_jax._devices import placement
+
+
+def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
+    """Writes masks to a file, in whole or not at all.
+
+    Args:
+        path: the file, written beside and then renamed; an existing one is replaced.
+        masks: a pytree of booleans.
+
+    Raises:
+        ValueError: a leaf is of another kind, such as weights.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
+        >>> masks = {"kernel": jnp.array([[True, False]])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     flj.save_masks(f"{folder}/masks.npz", masks)
+        ...     flj.load_masks(f"{folder}/masks.npz", like=masks)
+        {'kernel': Array([[ True, False]], dtype=bool)}
+    """
+    arrays, named = {}, _tree.named_leaves(masks)
+    _tree.check_names(named)
+    for name, mask in named:
+        mask = np.asarray(mask)
+        if mask.dtype != bool:
+            raise ValueError(f"masks: {name!r} must be an array of booleans, got {mask.dtype}")
+        arrays[f"{name}:bits"], arrays[f"{name}:shape"] = np.packbits(mask), np.array(mask.shape)
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: there is no such file, it is of another kind, or it is broken.
+    """
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
+
+
+def load_masks(path: str | os.PathLike[str], like: Any) -> Any:
+    """Reads masks that `save_masks` wrote.
+
+    Args:
+        path: the file.
+        like: the parameters, or anything of their structure and shapes.
+
+    Returns:
+        A pytree of booleans of that structure, spread over devices like the parameters.
+
+    Raises:
+        ValueError: the file is not one of masks, or its leaves or shapes are others.
+    """
+    try:
+        arrays = read_npz(path)
+    except ValueError as error:
+        raise ValueError(f"path: {str(path)!r} is no file of masks: {error}") from None
+    named = _tree.named_leaves(like)
+    found = {name.rpartition(":")[0] for name in arrays}
+    if set(arrays) != {f"{name}:{part}" for name in found for part in ("bits", "shape")}:
+        raise ValueError(f"path: {str(path)!r} is no file of masks: it holds other arrays")
+    if found != {name for name, _ in named}:
+        raise ValueError(
+            f"path: {str(path)!r} holds masks of {', '.join(sorted(found)) or 'nothing'}, "
+            f"but the parameters are {', '.join(name for name, _ in named)}"
+        )
+    leaves = []
+    for name, leaf in named:
+        shape = tuple(int(n) for n in arrays[f"{name}:shape"])
+        if shape != np.shape(leaf):
+            raise ValueError(
+                f"path: in {str(path)!r} the mask of {name!r} has shape {shape}, "
+                f"but the parameter has {np.shape(leaf)}"
+            )
+        packed, size = arrays[f"{name}:bits"], int(np.prod(shape))
+        if packed.size != -(-size // 8):
+            raise ValueError(f"path: in {str(path)!r} the mask of {name!r} is cut short")
+        bits = np.unpackbits(packed, count=size)
+        leaves.append(jax.numpy.asarray(bits.astype(bool).reshape(shape)))
+    return placement.like(jax.tree.unflatten(jax.tree.structure(like), leaves), like)

@@ -1,0 +1,206 @@
+"""Which leaves are pruned and which weights share a threshold: decided once, and carried.
+
+A group is a list of leaves that are ranked together.  Weights of one group share a threshold, but
+for a group of one stacked leaf (L layers along its leading axis), which has a threshold for each.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _prunable, _tree
+from fishleg_jax._devices import placement
+from fishleg_jax._jit import is_traced
+
+SCOPES = ("global", "layer")
+
+
+class Groups(NamedTuple):
+    """The leaves of one tree that are pruned, and how they are ranked; hashable, no arrays.
+
+    Attributes:
+        names: Key path of every leaf, in the tree's order.
+        shapes: Shape of every leaf.
+        reasons: For every leaf why it is left out; None where it is pruned.
+        stacked: For every leaf whether its leading axis is one of layers.
+        scope: `global` or `layer`.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    reasons: tuple[str | None, ...]
+    stacked: tuple[bool, ...]
+    scope: str
+
+    @property
+    def chosen(self) -> list[bool]:
+        """Whether each leaf is pruned."""
+        return [reason is None for reason in self.reasons]
+
+    @property
+    def members(self) -> list[list[int]]:
+        """The positions of the leaves of every group."""
+        pruned = [i for i, yes in enumerate(self.chosen) if yes]
+        return [[i] for i in pruned] if self.scope == "layer" else [pruned]
+
+    def layers(self, group: Sequence[int]) -> int | None:
+        """Number of thresholds of a group of one stacked leaf; None for a single threshold."""
+        alone = self.scope == "layer" and self.stacked[group[0]]
+        return self.shapes[group[0]][0] if alone else None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of weights below every threshold, group by group."""
+        sizes = []
+        for group in self.members:
+            total = sum(self.size(i) for i in group)
+            layers = self.layers(group)
+            sizes += [total] if layers is None else [total // max(layers, 1)] * layers
+        return sizes
+
+    def size(self, leaf: int) -> int:
+        """Number of weights of a leaf."""
+        return math.prod(self.shapes[leaf])
+
+    @property
+    def weights(self) -> int:
+        """Number of prunable weights."""
+        return sum(self.sizes)
+
+    @property
+    def left_out(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        """Name, shape and reason of every leaf that is not pruned."""
+        rows = zip(self.names, self.shapes, self.reasons, strict=True)
+        return tuple(row for row in rows if row[2] is not None)
+
+
+def make_groups(
+    tree: Any, prunable: _prunable.Selection, scope: str, stacked: Any | None = None
+) -> Groups:
+    """Decides, from the weights, which leaves are pruned and how.
+
+    Args:
+        tree: The weights, any pytree of arrays.
+        prunable: See `_prunable.select`.
+        scope: `global` or `layer`.
+        stacked: See `_tree.stacked_leaves`.
+
+    Raises:
+        ValueError: an unknown scope, a selection that is invalid or empty.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    layered = _tree.stacked_leaves(tree, stacked, "stacked")
+    reasons = _prunable.reasons(tree, prunable, "prunable", layered)
+    leaves = _tree.named_leaves(tree)
+    return Groups(
+        tuple(name for name, _ in leaves),
+        tuple(tuple(jnp.shape(leaf)) for _, leaf in leaves),
+        tuple(reasons),
+        tuple(layered),
+        scope,
+    )
+
+
+def zeros_in(groups: Groups, masks: Any) -> list[jax.Array]:
+    """Number of pruned weights below every threshold, int32; jit-compatible."""
+    leaves = jax.tree.leaves(masks)
+    counts = []
+    for group in groups.members:
+        layers = groups.layers(group)
+        if layers is None:
+            counts.append(sum(_tree.count(~leaves[i]) for i in group))
+        else:
+            mask = leaves[group[0]]
+            counts += list(jnp.sum(~mask, axis=tuple(range(1, mask.ndim)), dtype=jnp.int32))
+    return counts
+
+
+def first_masks(params: Any, groups: Groups, masks: Any, argument: str = "masks") -> Any:
+    """The masks that a pruning starts from.
+
+    Args:
+        params: The weights.
+        groups: Which leaves are pruned.
+        masks: `"zeros"` for the zeros that the weights have, see `_held`; None for none; or a
+            pytree of booleans like the parameters.
+        argument: Name of the argument, for error messages.
+
+    Returns:
+        A pytree of booleans like the parameters, placed like them.
+
+    Raises:
+        ValueError: masks of another structure, shape or dtype, another text.
+    """
+    if masks is None:
+        found = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    elif isinstance(masks, str):
+        if masks != "zeros":
+            raise ValueError(
+                f"{argument} must be 'zeros', None or a pytree of booleans, got {masks!r}"
+            )
+        leaves, tree = jax.tree.flatten(params)
+        held = _held(params, groups)
+        found = tree.unflatten(
+            _non_zero(p, groups.stacked[i]) if held[i] else jnp.ones(p.shape, bool)
+            for i, p in enumerate(leaves)
+        )
+    else:
+        check_masks(params, masks, argument)
+        found = jax.tree.map(lambda m: jnp.array(m, bool), masks)
+    return placement.like(found, params)
+
+
+def check_masks(params: Any, masks: Any, argument: str = "masks") -> None:
+    """Raises a ValueError unless masks are booleans like the parameters."""
+    _tree.check_same(params, masks, argument)
+    for name, mask in _tree.named_leaves(masks):
+        if getattr(mask, "dtype", None) != jnp.dtype(bool):
+            raise ValueError(
+                f"{argument} must be booleans, True for weights that are kept, but {name!r} has "
+                f"{getattr(mask, 'dtype', type(mask).__name__)}"
+            )
+
+
+def warn_of_zeros(groups: Groups, masks: Any) -> None:
+    """Warns of weights that training would hold at zero because they start there."""
+    found = already_pruned(groups, masks)
+    if found:
+        names = ", ".join(f"{name} ({number:,})" for name, number in found[:8])
+        more = f" and {len(found) - 8} more leaves" if len(found) > 8 else ""
+        warnings.warn(
+            f"weights that are zero now are held at zero: {names}{more}; pass masks=None if they "
+            "are to be trained",
+            stacklevel=3,
+        )
+
+
+def already_pruned(groups: Groups, masks: Any) -> tuple[tuple[str, int], ...]:
+    """Name and number of zeros of the leaves in which masks prune; none under `jit`."""
+    leaves = jax.tree.leaves(masks)
+    if is_traced(leaves):
+        return ()
+    counts = [int(jnp.sum(~mask)) for mask in leaves]
+    return tuple((name, n) for name, n in zip(groups.names, counts, strict=True) if n)
+
+
+def _held(params: Any, groups: Groups) -> list[bool]:
+    """Whose zeros are taken for pruned weights: prunable leaves, now or by default.
+
+    A leaf that an earlier call pruned and this one does not keeps its zeros too.  Biases and the
+    like do not count, since they often start at zero.
+    """
+    leaves = _tree.named_leaves(params)
+    by_default = _prunable.default_reasons(leaves, groups.stacked)
+    return [yes or reason is None for yes, reason in zip(groups.chosen, by_default, strict=True)]
+
+
+def _non_zero(p: jax.Array, stacked: bool) -> jax.Array:
+    """Where a leaf is not zero; a leaf, or a layer of a stack, of zeros only is not yet trained."""
+    kept = jnp.asarray(p) != 0
+    axes = tuple(range(1 if stacked else 0, kept.ndim))
+    return kept | ~jnp.any(kept, axis=axes, keepdims=True)

@@ -1,0 +1,1 @@
+"""One-shot pruning: fit, score, mask, compensate, stage by stage."""

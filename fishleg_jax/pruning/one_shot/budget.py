@@ -1,0 +1,151 @@
+"""The lowest sparsity that keeps no more than a budget: by counting, with masks alone."""
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax._checks import arrays
+from fishleg_jax.model import Batch, Model
+from fishleg_jax.pruning.costs import weight_costs
+from fishleg_jax.pruning.masks.build import number_to_prune
+from fishleg_jax.pruning.one_shot.stage import Fitted, Plan, advance, choose
+from fishleg_jax.pruning.one_shot.walk import Attempt, Move
+from fishleg_jax.pruning.schedules import stage_sparsities
+from fishleg_jax.pruning.targets import Budget
+
+
+def sparsity_of(count: int, weights: int) -> float:
+    """A sparsity that prunes exactly so many of so many weights."""
+    sparsity = count / weights
+    while number_to_prune(sparsity, weights) < count:
+        sparsity = math.nextafter(sparsity, 1.0)
+    return sparsity
+
+
+def of_weights(at_most: int, sizes: Sequence[int]) -> float:
+    """The lowest sparsity that keeps at most so many weights.
+
+    Args:
+        at_most: how many weights.
+        sizes: of the groups that have a threshold each: all leaves for the scope `global`, or one.
+
+    Raises:
+        ValueError: more are kept at any sparsity.
+    """
+    total = sum(sizes)
+
+    def fits(count):
+        sparsity = sparsity_of(count, total)
+        return sum(n - number_to_prune(sparsity, n) for n in sizes) <= at_most
+
+    if at_most < len(sizes):
+        raise ValueError(
+            f"sparsity: with scope='layer' each of {len(sizes)} leaves keeps a weight, so the "
+            f"target must be at least weights({len(sizes)}), got weights({at_most})"
+        )
+    return sparsity_of(bisect.bisect_left(range(total - 1), True, key=fits), total)
+
+
+def costs_of(
+    budget: Budget, model: Model, params: Any, batch: Batch, chosen: Sequence[bool], scope: str
+) -> Any:
+    """What a weight of each leaf costs in a budget's unit; shapes will do for arrays.
+
+    Raises:
+        ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
+    """
+    costs = budget.costs
+    if budget.unit == "cost":
+        arrays.check_costs(params, costs, chosen, positive=False)
+    else:
+        costs = weight_costs(model, params, batch, unit=budget.unit)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(costs), chosen, strict=True)
+    cheapest = [float(np.min(cost)) for leaf, cost, yes in leaves if yes and leaf.size]
+    least = min(cheapest) if scope == "global" else sum(cheapest)
+    if budget.at_most < least:
+        raise ValueError(
+            f"sparsity: the target in {budget.unit} must be at least {least:g}, for as much has to "
+            f"be kept, got {budget.at_most:g}"
+        )
+    return costs
+
+
+def kept_cost(masks: Any, costs: Any, chosen: Sequence[bool]) -> float:
+    """The cost of the prunable weights that masks keep."""
+    total = 0.0
+    for mask, cost, yes in zip(jax.tree.leaves(masks), jax.tree.leaves(costs), chosen, strict=True):
+        if yes and np.ndim(cost) == 0:
+            total += float(cost) * int(jnp.sum(mask))
+        elif yes:
+            total += float(np.sum(np.asarray(cost, np.float64), where=np.asarray(mask)))
+    return total
+
+
+def within_budget(
+    plan: Plan,
+    budget: Budget,
+    model: Model,
+    params: Any,
+    batch: Batch,
+    stages: int,
+    schedule: str,
+    initial: float = 0.0,
+) -> Attempt:
+    """Stages to the lowest sparsity that keeps no more than a budget.
+
+    What that sparsity is depends on the ranking of the weights: every stage finds it out anew, and
+    goes its part of the way that is left, so that the last one ends at it.
+
+    Raises:
+        ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
+    """
+    chosen, weights = plan.groups.chosen, plan.groups.weights
+    costs = costs_of(budget, model, params, batch, chosen, plan.groups.scope)
+
+    def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
+        before = told[-1]["sparsity"] if told else initial
+
+        def keeps(sparsity):
+            return kept_cost(choose(plan, fitted, sparsity), costs, chosen)
+
+        final = _lowest(keeps, budget.at_most, before, weights)
+        left = stages - len(told)
+        sparsity = stage_sparsities(final, left, schedule=schedule, initial=before)[0]
+        point, info = advance(plan, fitted, sparsity)
+        kept = kept_cost(point.masks, costs, chosen)
+        reached, stopped = kept <= budget.at_most, None
+        if final == 0:
+            stopped = not_needed(budget)
+        if left == 1 and not reached:
+            stopped = (
+                f"the budget of {budget.at_most:g} was not reached: at a sparsity of "
+                f"{sparsity:.6g}, the highest there is, {kept:g} is kept"
+            )
+        return Move(point, {"sparsity": sparsity, "cost": kept} | info, reached, stopped)
+
+    return attempt
+
+
+def not_needed(budget: Budget) -> str:
+    """What is told where a budget takes all weights."""
+    return (
+        "nothing had to be pruned: all prunable weights together are within "
+        f"targets.{budget.unit}({budget.at_most:.12g})"
+    )
+
+
+def _lowest(keeps: Callable[[float], float], at_most: float, before: float, weights: int) -> float:
+    """The lowest sparsity from `before` on that keeps at most so much; the highest if none does."""
+    first = number_to_prune(before, weights)
+
+    def sparsity(count):
+        return max(before, sparsity_of(count, weights))
+
+    candidates = range(first, weights - 1)
+    place = bisect.bisect_left(candidates, True, key=lambda n: keeps(sparsity(n)) <= at_most)
+    return sparsity(first + place)

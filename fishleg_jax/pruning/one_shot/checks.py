@@ -1,0 +1,131 @@
+"""What `prune_one_shot` refuses beyond unsound weights and batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _tree, fisher
+from fishleg_jax._checks import numbers
+from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.model import Batch, Model, predict, split_batch
+from fishleg_jax.pruning._soundness import check_ready
+
+
+def check_host(*given: Any) -> None:
+    """Raises a ValueError under `jit` and the like, for arguments or what is made of constants."""
+    if is_traced((given, jnp.zeros(()) + 0)):
+        raise ValueError(
+            "params and batches must be arrays, got tracers: one-shot pruning runs on the host and "
+            "compiles its parts itself; call it outside of jax.jit, grad and vmap"
+        )
+
+
+def check_key(key: Any) -> None:
+    """Raises a ValueError unless it is a random key."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
+    if not typed and not (dtype == np.uint32 and key.ndim == 1):
+        raise ValueError(f"key must be a random key, such as jax.random.key(0), got {key!r}")
+
+
+def check_compensation(compensation: Any) -> None:
+    """Raises a ValueError unless it is what functions of `flj.compensation` return."""
+    expected = "one of flj.compensation, such as flj.compensation.group()"
+    numbers.check_function(compensation, "compensation", 6, expected)
+
+
+def check_selection(selection: Any) -> None:
+    """Raises a ValueError unless it is what functions of `flj.selection` return."""
+    expected = "one of flj.selection, such as flj.selection.swaps()"
+    numbers.check_function(selection, "selection", 8, expected)
+
+
+def check_functions(recalibrate: Any, on_update: Any, on_stage: Any) -> None:
+    """Raises a ValueError for what is to be called by `prune_one_shot`, and can't be."""
+    for name, function, arguments in (
+        ("recalibrate", recalibrate, ("params", "batches")),
+        ("on_update", on_update, ("done", "total", "state")),
+        ("on_stage", on_stage, ("result",)),
+    ):
+        if function is not None:
+            expected = f"a function ({', '.join(arguments)}) or None"
+            numbers.check_function(function, name, len(arguments), expected)
+
+
+def check_per_stage(value: Any, batches: int) -> int:
+    """How many batches a stage sees, or a ValueError."""
+    if value is None:
+        return batches
+    if not numbers.is_whole(value, 1) or value > batches:
+        raise ValueError(
+            f"batches_per_stage must be a whole number from 1 to {batches}, the number of batches, "
+            f"got {value!r}"
+        )
+    return int(value)
+
+
+def check_needs(
+    compensation: Any,
+    estimator: InverseFisher,
+    model: Model,
+    params: Any,
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch] | None,
+    first_order: bool,
+) -> None:
+    """Raises a ValueError where compensation or scores need what the others do not have.
+
+    A compensation may have a function `check(curvature, estimator, state)` that says so, which
+    looks at no more than the state's fields, shapes and dtypes.
+    """
+    curvature = fisher.curvature(model, batches)
+    if held_out is not None:
+        if not have_labels(held_out):
+            raise ValueError("held_out must have labels to check on, got targets of None")
+        curvature = curvature._replace(check=fisher.curvature(model, held_out).loss)
+    if first_order and "gradient" in curvature.missing:
+        raise ValueError(
+            "batches need labels for first_order=True, and the targets of the batches are None"
+        )
+    check = getattr(compensation, "check", None)
+    if check is not None:
+        check(curvature, estimator, jax.eval_shape(estimator.init, params))
+
+
+def check_state(state: Any | None, estimator: InverseFisher, params: Any, stages: int) -> None:
+    """Raises a ValueError where a fitted state was given that can't be used."""
+    if state is not None and stages > 1:
+        raise ValueError(f"state is for a single stage, which needs no other fit; stages={stages}")
+    if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
+        raise ValueError(
+            "state must be one of this estimator for these params; it has other shapes"
+        )
+    if state is not None:
+        check_ready(estimator, state)
+
+
+def _alike(state: Any, expected: Any) -> bool:
+    """Whether two states have one structure and the same shapes."""
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        return False
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
+    return all(jnp.shape(a) == b.shape for a, b in pairs)
+
+
+def check_model(model: Model, params: Any, batch: Batch) -> None:
+    """Raises where a model can't predict a batch, or predicts NaN or infinity."""
+    try:
+        outputs = jitted(predict, model)(params, batch)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"batches[0] does not fit the model: {error}") from error
+    if not bool(_tree.all_finite(outputs)):
+        raise FloatingPointError("the model predicts NaN or infinity on batches[0]")
+
+
+def have_labels(batches: Sequence[Batch]) -> bool:
+    """Whether the loss can be measured on batches."""
+    return all(split_batch(batch)[1] is not None for batch in batches)

@@ -1,0 +1,128 @@
+"""The highest sparsity that loses no more than a limit: tried, with what is fitted."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fishleg_jax import _tree
+from fishleg_jax.pruning.masks.build import number_to_prune
+from fishleg_jax.pruning.one_shot.budget import sparsity_of
+from fishleg_jax.pruning.one_shot.stage import Fitted, Plan, Point, advance
+from fishleg_jax.pruning.one_shot.walk import Attempt, Move
+from fishleg_jax.pruning.targets import Limit
+
+# what is lost at a point, of what the stage tells that led there and what those before told
+Lost = Callable[[Point, dict, Sequence[dict]], float]
+
+
+def _what_is_lost(limit: Limit, loss: Callable[[Any], Any] | None, params: Any) -> Lost:
+    """How far a limit is used up, counted from the weights that came in."""
+    if limit.unit == "predicted":
+        return lambda point, info, told: sum(x["predicted"] for x in (*told, info))
+    measure = limit.metric
+    if limit.unit == "measured":
+        if loss is None:
+            raise ValueError(
+                "sparsity: loss_increase needs labels to measure the loss, and the targets of the "
+                "batches are None; give held_out batches with labels, or measured=False"
+            )
+        measure = lambda weights: -loss(_tree.widen(weights))
+    dense = _number(measure(params))
+    if not math.isfinite(dense):
+        name = "function" if limit.unit == "metric" else "loss"
+        raise ValueError(
+            f"sparsity: the target's {name} must be a finite number for the weights that came in, "
+            f"got {dense}"
+        )
+    return lambda point, info, told: dense - _number(measure(point.params))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"sparsity: the target's function must return a number, got {type(value).__name__}"
+        ) from None
+
+
+def within_limit(
+    plan: Plan,
+    limit: Limit,
+    params: Any,
+    loss: Callable[[Any], Any] | None,
+    sparsities: Sequence[float],
+    before: int = 0,
+) -> Attempt:
+    """Stages until one loses more than a limit; there it is bisected, with what is fitted.
+
+    Args:
+        plan: how.
+        limit: the limit.
+        params: the weights that came in.
+        loss: a function of weights, for a limit in measured nats.
+        sparsities: of the stages, up to the highest.
+        before: Number of weights that the masks of before prune.
+
+    Raises:
+        ValueError: what is measured is no finite number for the weights that came in.
+    """
+    weights = plan.groups.weights
+    lost = _what_is_lost(limit, loss, params)
+    counts = [before, *(number_to_prune(s, weights) for s in sparsities)]
+    nearest = max(1, math.floor(limit.resolution * weights))
+
+    def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
+        errors, tried = [], []
+
+        def moved(count):
+            """The move to a number of pruned weights, or None where it breaks the limit."""
+            sparsity = sparsity_of(count, weights)
+            try:
+                point, info = advance(plan, fitted, sparsity)
+                loses = lost(point, info, told)
+                if not math.isfinite(loses):
+                    raise FloatingPointError(
+                        f"the target's measure is not finite at a sparsity of {sparsity:.6g}"
+                    )
+            except FloatingPointError as error:
+                errors.append(error)
+                return None
+            tried.append((sparsity, loses))
+            if loses > limit.at_most:
+                return None
+            return Move(point, {"sparsity": sparsity, "lost": loses} | info)
+
+        low, high = counts[len(told) : len(told) + 2]
+        move = moved(high)
+        if move is not None:
+            return move if high < counts[-1] else move._replace(last=True, stopped=_all(limit))
+        while high - low > nearest:
+            middle = (low + high) // 2
+            trial = moved(middle)
+            if trial is None:
+                high = middle
+            else:
+                low, move = middle, trial
+        if not tried:  # it is not the sparsity
+            raise errors[0]
+        if move is not None:
+            return move._replace(last=True)
+        stopped = None if told else _none(limit, *tried[-1])
+        return Move(fitted.point, None, last=True, stopped=stopped)
+
+    return attempt
+
+
+def _all(limit: Limit) -> str:
+    return (
+        f"the limit of {limit.at_most:g} is not used up at a sparsity of {limit.highest:g}, the "
+        "highest that was to be tried; a target with a larger `highest` goes on"
+    )
+
+
+def _none(limit: Limit, sparsity: float, lost: float) -> str:
+    return (
+        f"nothing was pruned, as already a sparsity of {sparsity:.6g} loses {lost:g} where the "
+        f"limit is {limit.at_most:g}"
+    )

@@ -1,0 +1,29 @@
+"""Which weights are pruned, once more: the OBS mask takes every weight by itself, these take sets.
+
+A selection is a function `(params, old_masks, new_masks, scores, curvature, estimator, state,
+scope) -> masks` that prunes as many weights as `new_masks`, under the scope `layer` in every leaf,
+none that may not be pruned (their scores are infinite), and all that `old_masks` prunes.
+"""
+
+from fishleg_jax.pruning.selection._annealing import anneal
+from fishleg_jax.pruning.selection._border import Selection
+from fishleg_jax.pruning.selection._objectives import compensated_cost, qubo_cost
+from fishleg_jax.pruning.selection._qubo import qubo
+from fishleg_jax.pruning.selection._swap_search import Found, swap_search
+from fishleg_jax.pruning.selection._swaps import swaps
+
+__all__ = [
+    "Found",
+    "Selection",
+    "anneal",
+    "compensated_cost",
+    "qubo",
+    "qubo_cost",
+    "swap_search",
+    "swaps",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

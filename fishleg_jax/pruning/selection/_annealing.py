@@ -1,0 +1,150 @@
+"""Simulated annealing of the quadratic form, by a library that is kept: dwave-samplers."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax._checks.numbers import check_count
+from fishleg_jax.pruning.selection._objectives import as_floats, qubo_cost
+from fishleg_jax.pruning.selection._swap_search import Found
+
+# of the number of pruned weights, relative to what one weight costs: a hard one freezes the
+# annealing, as every swap passes through another number, and a soft one leaves much to repair
+PENALTIES = (0.1, 0.3, 0.03, 0.01)
+
+
+def require_sampler() -> Any:
+    """The modules dimod and dwave.samplers, or an ImportError that says how to get them."""
+    try:
+        import dimod
+        from dwave import samplers
+    except ImportError as error:
+        raise ImportError(
+            "simulated annealing needs dwave-samplers: pip install 'fishleg_jax[selection]'"
+        ) from error
+    return dimod, samplers
+
+
+def anneal(
+    linear: Any,
+    quadratic: Any,
+    pruned: Any,
+    *,
+    groups: Any | None = None,
+    reads: int = 32,
+    sweeps: int = 1000,
+    seed: int = 0,
+) -> Found:
+    """Lowers `qubo_cost` at a given number of pruned weights, by simulated annealing.
+
+    The number is held by a penalty on the squared difference from it, of several strengths, among
+    which the reads are shared out.  A read that ends with another number is repaired, one weight at
+    a time, each the one that costs least.
+
+    Args:
+        linear: c of `qubo_cost`, shape (n,).
+        quadratic: H, shape (n, n).
+        pruned: where to compare with, and how many there are to be; booleans of shape (n,).
+        groups: whole numbers of shape (n,); the number is that of every group.  None for one.
+        reads: how often it starts.
+        sweeps: how often in each it goes through the weights.
+        seed: of its random numbers.
+
+    Returns:
+        The best of all reads and the start; `swaps` counts the weights that changed places.
+
+    Raises:
+        ValueError: shapes that do not fit, no weight at all, reads or sweeps below one.
+        ImportError: dwave-samplers is not installed.
+
+    References:
+        Kirkpatrick, Gelatt & Vecchi, Optimization by simulated annealing, Science, 1983;
+        Yu et al., The combinatorial brain surgeon, ICML 2022.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> fisher = jnp.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 2.3]])
+        >>> start = jnp.array([True, True, False])
+        >>> found = flj.selection.anneal(jnp.zeros(3), fisher, start)
+        >>> round(float(found.before), 2), round(float(found.after), 2)
+        (3.0, 2.15)
+    """
+    reads, sweeps = check_count(reads, "reads"), check_count(sweeps, "sweeps")
+    seed = check_count(seed, "seed", least=0)
+    linear, quadratic, pruned = as_floats(linear), as_floats(quadratic), jnp.asarray(pruned)
+    before = qubo_cost(linear, quadratic, pruned)
+    if groups is not None and np.shape(groups) != pruned.shape:
+        raise ValueError(f"groups must have shape {pruned.shape}, got {np.shape(groups)}")
+    require_sampler()
+    start = np.asarray(pruned)
+    if not np.isfinite(before) or not np.isfinite(quadratic).all():
+        return Found(pruned, before, before, jnp.zeros((), jnp.int32))
+    members = _members(np.zeros(len(start), int) if groups is None else np.asarray(groups))
+    counts = members @ start
+    c, h = np.asarray(linear, float), np.asarray(quadratic, float)
+
+    found = np.concatenate(
+        [
+            _reads(c, h, members, counts, start, share, part, sweeps, seed)
+            for share, part in zip(PENALTIES, _parts(reads, len(PENALTIES)), strict=True)
+            if part
+        ]
+    )
+    repaired = [_repaired(x, c, h, members, counts) for x in found]
+    costs = [c @ x + x @ h @ x / 2 for x in repaired]
+    best = jnp.asarray(repaired[int(np.argmin(costs))])
+    after = qubo_cost(linear, quadratic, best)
+    if not after < before:
+        return Found(pruned, before, before, jnp.zeros((), jnp.int32))
+    return Found(best, before, after, jnp.sum(pruned & ~best).astype(jnp.int32))
+
+
+def _parts(total: int, number: int) -> list[int]:
+    return [(total + i) // number for i in reversed(range(number))]
+
+
+def _reads(
+    c: np.ndarray,
+    h: np.ndarray,
+    members: np.ndarray,
+    counts: np.ndarray,
+    start: np.ndarray,
+    share: float,
+    reads: int,
+    sweeps: int,
+    seed: int,
+) -> np.ndarray:
+    """Sets that the sampler ends in, of numbers that are near those asked for."""
+    dimod, samplers = require_sampler()
+    # in units of what a weight changes the cost by at the start
+    changes = c + h @ start + np.where(start, -0.5, 0.5) * np.diagonal(h)
+    unit = max(float(np.abs(changes).max()), np.finfo(float).tiny)
+    # (Σx − k)² = Σ_i (1 − 2k) x_i + Σ_{i≠j} x_i x_j + k², as x² = x
+    biases = (c + np.diagonal(h) / 2) / unit + share * (1 - 2 * counts @ members)
+    couplings = np.triu(h / unit + 2 * share * members.T @ members, 1)
+    model = dimod.BinaryQuadraticModel(biases, couplings, "BINARY")
+    samples = samplers.SimulatedAnnealingSampler().sample(
+        model, num_reads=reads, num_sweeps=sweeps, seed=seed % 2**32
+    )
+    order = np.argsort(np.asarray(samples.variables))
+    return samples.record.sample.astype(bool)[:, order]
+
+
+def _members(groups: np.ndarray) -> np.ndarray:
+    """A row of zeros and ones for every group."""
+    return (np.unique(groups)[:, None] == groups[None]).astype(int)
+
+
+def _repaired(
+    x: np.ndarray, c: np.ndarray, h: np.ndarray, members: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """A set with as many of every group as there have to be, by the cheapest single changes."""
+    x = x.copy()
+    for inside, count in zip(members.astype(bool), counts, strict=True):
+        while (surplus := int(x[inside].sum() - count)) != 0:
+            changes = np.where(x, -1, 1) * (c + h @ x) + np.diagonal(h) / 2
+            movable = inside & (x == (surplus > 0))
+            i = int(np.argmin(np.where(movable, changes, np.inf)))
+            x[i] = not x[i]
+    return x

@@ -1,0 +1,80 @@
+"""The selection that lowers the loss after compensation, by swaps."""
+
+import jax
+
+from fishleg_jax._checks.numbers import check_count, check_flag, check_tolerance
+from fishleg_jax._jit import jitted
+from fishleg_jax.pruning.selection._border import Selection
+from fishleg_jax.pruning.selection._choice import Free, choosing
+from fishleg_jax.pruning.selection._conditional import conditional
+from fishleg_jax.pruning.selection._swap_search import swap_search
+
+
+def swaps(
+    *,
+    border: int = 256,
+    steps: int = 1000,
+    first_order: bool = False,
+    iterations: int = 50,
+    tolerance: float = 1e-4,
+    columns_at_once: int = 16,
+) -> Selection:
+    """Swaps pruned weights with kept ones while that lowers the loss after compensation.
+
+    The set S costs `½ w_Sᵀ(Q_SS)⁻¹w_S` with Q the estimate of the inverse Fisher: what a group
+    update leaves of the loss.  Only the weights nearest to the threshold are free; all others stay
+    as the scores decide, and the pruned ones among them are taken to be compensated for:  weights
+    and inverse on the border are those given that, by conjugate gradients with `multiply`, so that
+    the one thing that is approximated is the Fisher, and a tolerance.  (`group` works with exact
+    Fisher products instead, so that where the estimate is poor its cost need not be lower.)
+
+    Args:
+        border: how many weights are free, half of them on either side of the threshold.
+        steps: how many swaps at most.
+        first_order: whether the gradient takes part, for scores that have it.
+        iterations: of every solve at most; there are `border` + 1, of `iterations` products
+            with the inverse each, and none with the Fisher.
+        tolerance: a solve ends at a residual so small, relative to its right side.
+        columns_at_once: how many solves run at a time; memory is some ten times as many copies of
+            the weights.
+
+    Returns:
+        A selection.  With `costs` the weights are those that have the divided scores for their OBS
+        scores, so that of equal scores the dearer weight still goes first.  Where numbers are not
+        finite the mask stays as it is.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    References:
+        Yu et al., The combinatorial brain surgeon, ICML 2022, the problem before it is
+        taken apart.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> inputs = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.9, 0.0], [0.0, 0.0, 1.7]])
+        >>> weights = jnp.array([[1.0], [1.0], [1.0]])
+        >>> result = flj.prune_one_shot(
+        ...     model, weights, flj.inverse.woodfisher(model, gradients=3),
+        ...     [(inputs, inputs @ weights + 1)],
+        ...     sparsity=0.67, prunable=".*", selection=flj.selection.swaps())
+        >>> result.masks[:, 0].tolist()
+        [True, False, False]
+    """
+    steps, iterations = check_count(steps, "steps"), check_count(iterations, "iterations")
+    columns_at_once = check_count(columns_at_once, "columns_at_once")
+    first_order, tolerance = check_flag(first_order, "first_order"), check_tolerance(tolerance)
+
+    def choose(free: Free) -> jax.Array:
+        edge = free.edge
+        weights, inverse = jitted(conditional, free.estimator, columns_at_once)(
+            free.state, free.target, free.old_masks, free.gone, edge.leaves, edge.places,
+            iterations, tolerance,
+        )  # fmt: skip
+        return swap_search(weights, inverse, edge.pruned, groups=free.groups, steps=steps).pruned
+
+    return choosing(
+        border, choose, first_order=first_order,
+        curvature_for="the gradient" if first_order else None,
+    )  # fmt: skip
