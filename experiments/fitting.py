@@ -1,6 +1,7 @@
 """Fitting an inverse Fisher in sight of a user."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -97,6 +98,5 @@ class FitClock:
             self.restart()
             return out
 
-        if hasattr(compensation, "check"):  # of its arguments, before the first fit
-            compensate.check = compensation.check
-        return compensate
+        # what it says of itself: a check of its arguments, whether it uses the gradient
+        return functools.update_wrapper(compensate, compensation)

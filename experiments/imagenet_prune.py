@@ -105,10 +105,15 @@ def prune(
 
         def pruned(compensation: flj.compensation.Compensation, sparsity: float) -> flj.Result:
             result = flj.prune_one_shot(
-                job.network.model, job.params, estimate.estimator, imagenet_run.solve_batches(job),
-                sparsity=sparsity, state=estimate.state, compensation=compensation,
-                prunable=job.prunable, examples_per_chunk=args.examples_per_chunk,
-            )  # fmt: skip
+                job.network.model,
+                job.params,
+                estimate.estimator,
+                imagenet_run.solve_batches(job),
+                sparsity=sparsity,
+                compensation=compensation,
+                prunable=job.prunable,
+                stages=flj.Stages(state=estimate.state, examples_per_chunk=args.examples_per_chunk),
+            )
             return result._replace(state=None)  # the best of a search would keep a second one
 
         def judged(result: flj.Result) -> tuple[flj.Result, float]:

@@ -28,8 +28,7 @@ def warm_up(job: Job, dense: results.Dense) -> None:
         sparsity=0.5,
         scope=job.args.scope,
         compensation=flj.compensation.none(),
-        costs=job.costs,
-        prunable=job.spec.prunable,
+        prunable=flj.Leaves(job.spec.prunable, costs=job.costs),
     )
 
 
@@ -81,19 +80,19 @@ def prune(
     key, once = jax.random.key(seed), settings["stages"] == 1
     trust = _truster(method, job, dense, seed) if settings["trust"] else lambda result, target: {}
     path = through(settings["path"], settings["stages"]) if "path" in settings else None
+    stages = flj.Stages(
+        settings["stages"],
+        schedule=args.schedule if path is None else path,
+        batches_per_stage=per_stage,
+        adapt_damping=bool(settings.get("adapt_damping")),
+        recalibrate=recalibration.recalibrate(spec) if "recalibrate" in settings else None,
+        examples_per_chunk=args.examples_per_chunk,
+    )
     options = {
-        "stages": settings["stages"],
-        "schedule": args.schedule if path is None else path,
-        "batches_per_stage": per_stage,
         "held_out": _held_out(method, job, dense, settings, seed),
-        "adapt_damping": bool(settings.get("adapt_damping")),
-        "recalibrate": recalibration.recalibrate(spec) if "recalibrate" in settings else None,
         "selection": _selection(settings, seed),
         "scope": settings["scope"],
-        "first_order": settings["first_order"],
-        "costs": job.costs,
-        "prunable": spec.prunable,
-        "examples_per_chunk": args.examples_per_chunk,
+        "prunable": flj.Leaves(spec.prunable, costs=job.costs),
         "key": key,
     }
 
@@ -155,10 +154,15 @@ def prune(
         goal = _target(target, job, options["held_out"] or batches)
         with bar as on_update:
             result = flj.prune_one_shot(
-                spec.model, dense.params, estimator, batches, sparsity=goal, state=state,
-                compensation=clock.after(_compensation(settings)), on_update=on_update,
-                on_stage=on_stage, **options,
-            )  # fmt: skip
+                spec.model,
+                dense.params,
+                estimator,
+                batches,
+                sparsity=goal,
+                compensation=clock.after(_compensation(settings)),
+                stages=stages._replace(state=state, on_update=on_update, on_stage=on_stage),
+                **options,
+            )
         ended = None if isinstance(target, str) else result.stopped  # a target tells how it ended
         if ended:
             missed.append(f"{100 * target:g} %: {ended}")
@@ -216,6 +220,8 @@ def _compensation(settings: dict[str, Any]) -> flj.compensation.Compensation:
             iterations=settings["iterations"],
             fisher=settings.get("fisher", "exact"),
         )
+    if settings["first_order"]:  # of the scores alone
+        return flj.compensation.independent(scale=0.0, first_order=True, check_step=False)
     return flj.compensation.none()
 
 
@@ -224,7 +230,7 @@ def _selection(settings: dict[str, Any], seed: int) -> flj.selection.Selection |
         return None
     border = settings["border"]
     if settings["selection"] == "swaps":
-        return flj.selection.swaps(border=border, first_order=settings["first_order"])
+        return flj.selection.swaps(border=border)
     solver = "swaps" if settings["selection"] == "qubo" else "annealing"
     return flj.selection.qubo(border=border, solver=solver, seed=seed)
 

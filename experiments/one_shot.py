@@ -106,8 +106,7 @@ def prune(
             compensation=compensate,
             prunable=spec.prunable,
             key=key,
-            state=state,
-            examples_per_chunk=args.examples_per_chunk,
+            stages=flj.Stages(state=state, examples_per_chunk=args.examples_per_chunk),
         )
         jax.block_until_ready(result.params)
         seconds = fit_seconds + time.perf_counter() - begin

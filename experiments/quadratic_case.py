@@ -124,7 +124,7 @@ def prune(case: Case, estimate: Fitted) -> flj.Result:
         scope=case.args.scope,
         compensation=getattr(flj.compensation, case.args.compensation)(),
         prunable=case.spec.prunable,
-        state=estimate.state,
+        stages=flj.Stages(state=estimate.state),
     )
 
 

@@ -7,17 +7,23 @@ from fishleg_jax import inverse, likelihoods
 from fishleg_jax.fisher import Curvature, curvature, fisher_vector_product
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.memory import Memory, peak_memory
-from fishleg_jax.model import Model, loss, losses
+from fishleg_jax.model import Batch, Model, loss, losses
 from fishleg_jax.per_example import per_example_gradients
 from fishleg_jax.pruning import compensation, schedules, selection, targets
+from fishleg_jax.pruning.apply import apply_masks, sparsity
 from fishleg_jax.pruning.costs import weight_costs
+from fishleg_jax.pruning.gradual.fishleg import fishleg_prune
 from fishleg_jax.pruning.gradual.state import Check, GradualState, check, masks
 from fishleg_jax.pruning.gradual.train_state import TrainStateMixin
-from fishleg_jax.pruning.gradual.transform import fishleg_prune, gradual_prune
+from fishleg_jax.pruning.gradual.transform import gradual_prune
 from fishleg_jax.pruning.gradual.wrapper import MultiSteps, PruneState, prune
-from fishleg_jax.pruning.masks.build import apply_masks, make_masks, sparsity
+from fishleg_jax.pruning.leaves import Leaves
+from fishleg_jax.pruning.masks.build import make_masks
 from fishleg_jax.pruning.masks.files import load_masks, save_masks
-from fishleg_jax.pruning.one_shot.prune import Result, fit, prune_one_shot
+from fishleg_jax.pruning.one_shot.fit import fit
+from fishleg_jax.pruning.one_shot.prune import prune_one_shot
+from fishleg_jax.pruning.one_shot.result import Result
+from fishleg_jax.pruning.one_shot.stages import Stages
 from fishleg_jax.pruning.report import Report
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.scores import obs_saliency
@@ -27,16 +33,19 @@ from fishleg_jax.rematerialise import remat
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "Check",
     "Curvature",
     "GradualState",
     "InverseFisher",
+    "Leaves",
     "Memory",
     "Model",
     "MultiSteps",
     "PruneState",
     "Report",
     "Result",
+    "Stages",
     "TrainStateMixin",
     "Trust",
     "apply_masks",

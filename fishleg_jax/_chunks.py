@@ -5,24 +5,12 @@ from typing import Any
 
 import jax
 
+from fishleg_jax._batch import BatchLike, number_of_examples, split_batch
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import sharding
 
-Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, constants)
 
-
-def split_batch(batch: Batch) -> tuple[Any, Any, tuple]:
-    """Takes a batch apart into its inputs, its targets (or None) and a tuple of its constants."""
-    inputs, *rest = batch
-    return inputs, (rest[0] if rest else None), tuple(rest[1:])
-
-
-def number_of_examples(batch: Batch) -> int:
-    """The length of the leading axis of a batch's inputs."""
-    return jax.tree.leaves(batch[0])[0].shape[0]
-
-
-def slice_examples(batch: Batch, begin: int, end: int) -> Batch:
+def slice_examples(batch: BatchLike, begin: int, end: int) -> BatchLike:
     """Examples `begin` to `end` of a batch; its constants stay whole."""
     inputs, targets, constants = split_batch(batch)
     inputs, targets = _picked((inputs, targets), slice(begin, end))
@@ -37,7 +25,7 @@ def _picked(tree: Any, which: slice) -> Any:
     return jax.tree.map(one, tree)
 
 
-def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Callable]:
+def split_into_chunks(batch: BatchLike, chunk: int) -> tuple[Any, BatchLike | None, Callable]:
     """Cuts a batch into equal chunks, one after the other, and leaves a smaller rest.
 
     Returns:
@@ -57,7 +45,7 @@ def split_into_chunks(batch: Batch, chunk: int) -> tuple[Any, Batch | None, Call
     return stacked, rest, lambda pair: (*pair, *constants)
 
 
-def deal(batch: Batch, parts: int) -> list[Batch]:
+def deal(batch: BatchLike, parts: int) -> list[BatchLike]:
     """Deals the examples of a batch out in turn, to equal parts.
 
     In turn, so that where a batch is spread over devices every part is.
@@ -80,14 +68,14 @@ def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) ->
         numbers.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")
 
 
-def fits(batch: Batch, examples_per_chunk: int | None) -> bool:
+def fits(batch: BatchLike, examples_per_chunk: int | None) -> bool:
     """Whether a batch is worked on in one piece."""
     check_chunk(examples_per_chunk)
     return examples_per_chunk is None or examples_per_chunk >= number_of_examples(batch)
 
 
 def map_over_chunks(
-    function: Callable[[Batch], Any], batch: Batch, examples_per_chunk: int | None
+    function: Callable[[BatchLike], Any], batch: BatchLike, examples_per_chunk: int | None
 ) -> Any:
     """`function(batch)`, a pytree with a row for every example, a chunk at a time.
 
@@ -115,8 +103,8 @@ def map_over_chunks(
 
 
 def sum_over_chunks(
-    function: Callable[[Batch, jax.Array], Any],
-    batch: Batch,
+    function: Callable[[BatchLike, jax.Array], Any],
+    batch: BatchLike,
     key: jax.Array,
     examples_per_chunk: int | None,
 ) -> Any:

@@ -81,9 +81,16 @@ def replacement(equation: Any, in_loop: bool) -> Callable[..., jax.Array] | None
 
 
 OPTIONS = (
-    "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
-    "feature_group_count", "batch_group_count", "precision", "preferred_element_type",
-)  # fmt: skip
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+)
 
 
 def _options(params: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +107,7 @@ def _groups_of_features(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.A
     lhs = lhs.reshape(groups, -1, *lhs.shape[1:]).swapaxes(0, 1)
     lhs = lhs.reshape(lhs.shape[0], -1, *lhs.shape[3:])
     numbers = jax.lax.ConvDimensionNumbers(tuple(range(lhs.ndim)), *others)
-    options |= {
-        "batch_group_count": 1, "feature_group_count": groups, "dimension_numbers": numbers
-    }  # fmt: skip
+    options |= {"batch_group_count": 1, "feature_group_count": groups, "dimension_numbers": numbers}
     return jax.lax.conv_general_dilated(lhs, rhs, **options)
 
 

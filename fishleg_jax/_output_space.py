@@ -7,16 +7,16 @@ import jax
 
 from fishleg_jax import _chunks, _labels
 from fishleg_jax._devices import placement
-from fishleg_jax.model import Batch, Model, Params, predict, split_batch
+from fishleg_jax.model import BatchLike, Model, Params, predict, split_batch
 
 
 def with_sampled_targets(
     model: Model,
     params: Params,
-    batch: Batch,
+    batch: BatchLike,
     key: jax.Array,
     examples_per_chunk: int | None = None,
-) -> Batch:
+) -> BatchLike:
     """The batch with its targets drawn from the model's own distribution.
 
     They are the same whatever the chunk: outputs are made chunk by chunk, and drawn from at once.
@@ -40,7 +40,7 @@ def with_sampled_targets(
     return (inputs, targets, *constants)
 
 
-def linearise(model: Model, params: Params, batch: Batch) -> tuple[Any, Callable, Callable]:
+def linearise(model: Model, params: Params, batch: BatchLike) -> tuple[Any, Callable, Callable]:
     """Outputs of a batch, their jvp and their vjp, which share one forward pass.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from fishleg_jax import _tree
 from fishleg_jax._checks import numbers
 
-Selection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
+LeafSelection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
 
 EXPECTED = (
     "regular expressions over key paths, a mapping of them to True or False, a pytree of booleans "
@@ -39,7 +39,7 @@ MATRICES = {"kernel"}  # never a table or a scale, whatever its layer is called
 
 
 def select(
-    tree: Any, selection: Selection, argument: str, stacked: Sequence[bool] | None = None
+    tree: Any, selection: LeafSelection, argument: str, stacked: Sequence[bool] | None = None
 ) -> list[bool]:
     """Which leaves of a tree a selection means.
 
@@ -64,7 +64,7 @@ def select(
 
 
 def reasons(
-    tree: Any, selection: Selection, argument: str, stacked: Sequence[bool] | None = None
+    tree: Any, selection: LeafSelection, argument: str, stacked: Sequence[bool] | None = None
 ) -> list[str | None]:
     """For every leaf the reason for which a selection leaves it out; None where it is chosen.
 

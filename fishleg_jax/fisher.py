@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _chunks, _convolutions, _labels, _text, _tree
+from fishleg_jax._batch import plain
 from fishleg_jax._checks import arrays
 from fishleg_jax._devices import axis, mesh
 from fishleg_jax._devices import placement as _placement
@@ -24,7 +25,7 @@ from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import linearise, output_fisher, with_sampled_targets
 from fishleg_jax._output_space import output_gradient as output_gradient
 from fishleg_jax.model import (
-    Batch,
+    BatchLike,
     Model,
     Params,
     check_model,
@@ -36,7 +37,7 @@ from fishleg_jax.model import (
 KINDS = ("exact", "sampled", "empirical")
 
 
-def check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
+def check_kind(kind: str, batch: BatchLike, key: jax.Array | None) -> None:
     """Raises a ValueError for an unknown Fisher, no batch, or where it lacks a key or labels."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -51,7 +52,7 @@ def check_kind(kind: str, batch: Batch, key: jax.Array | None) -> None:
 def fisher_vector_product(
     model: Model,
     params: Params,
-    batch: Batch,
+    batch: BatchLike,
     vector: Params,
     *,
     kind: str = "exact",
@@ -142,7 +143,7 @@ class Curvature(NamedTuple):
 
 def curvature(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[BatchLike],
     *,
     kind: str = "exact",
     key: jax.Array | None = None,
@@ -198,7 +199,7 @@ def curvature(
     @functools.cache
     def merged():  # only when it is asked for: many compensations never do
         if len(batches) == 1:
-            return tuple(batches[0])
+            return (*batches[0][:2], *constants)
         with jax.ensure_compile_time_eval():
             pairs = [tuple(b[:2]) for b in batches]
             return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)
@@ -220,7 +221,7 @@ def curvature(
             # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
             total = None
             for i, batch in enumerate(batches):
-                part = compiled(tuple(batch), jax.random.fold_in(key, i), *arguments)
+                part = compiled(plain(batch), jax.random.fold_in(key, i), *arguments)
                 total = part if total is None else jax.tree.map(jnp.add, total, part)
         return jax.tree.map(lambda x: x / examples, total)
 

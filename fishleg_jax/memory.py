@@ -8,7 +8,7 @@ from fishleg_jax import _tree
 from fishleg_jax._checks.arrays import check_batch_shapes, check_dtypes
 from fishleg_jax._devices import mesh
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled, placement_of
-from fishleg_jax.model import Batch, Params
+from fishleg_jax.model import BatchLike, Params
 
 
 class Memory(NamedTuple):
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
 
 @mesh.in_mesh_of_params
 def peak_memory(
-    estimator: InverseFisher, params: Params, batch: Batch, *, masks: Any | None = None
+    estimator: InverseFisher, params: Params, batch: BatchLike, *, masks: Any | None = None
 ) -> Memory:
     """The memory of a fit: that of the estimate, and of an update of it.
 

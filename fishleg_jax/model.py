@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _chunks, _labels, _text, _tree
+from fishleg_jax._batch import Batch as Batch
+from fishleg_jax._batch import BatchLike, plain, split_batch
 from fishleg_jax._checks import numbers
-from fishleg_jax._chunks import Batch, split_batch
 from fishleg_jax._devices import mesh
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.likelihoods import Likelihood
@@ -89,7 +90,7 @@ def _accepts(function: Any, arguments: int) -> bool:
     return True
 
 
-def predict(model: Model, params: Params, batch: Batch) -> Any:
+def predict(model: Model, params: Params, batch: BatchLike) -> Any:
     """The model's outputs on a batch, in float32 or better.
 
     The cast belongs to the network: its derivatives go through it, and nothing that is made of
@@ -125,7 +126,7 @@ def _wide(x: Any) -> Any:
 def check_targets(
     model: Model | None,
     params: Params,
-    batch: Batch,
+    batch: BatchLike,
     argument: str = "batch",
     known: dict | None = None,
 ) -> None:
@@ -146,7 +147,7 @@ def check_targets(
         return
     check_model(model)
     known = {} if known is None else known
-    make = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tuple(batch)))
+    make = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), plain(batch)))
     try:
         if make not in known:
             outputs = _output_shapes(model, params, batch)
@@ -164,7 +165,7 @@ def check_all_targets(model: Model | None, params: Params, batches: Any, argumen
         check_targets(model, params, batch, f"{argument}[{i}]", known)
 
 
-def _output_shapes(model: Model, params: Params, batch: Batch) -> Any:
+def _output_shapes(model: Model, params: Params, batch: BatchLike) -> Any:
     """Shapes and dtypes of a model's outputs; what is traced for it is found again."""
     try:
         hash(model)
@@ -186,7 +187,7 @@ def check_model(model: Any) -> None:
 
 @mesh.in_mesh_of_params
 def losses(
-    model: Model, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
+    model: Model, params: Params, batch: BatchLike, *, examples_per_chunk: int | None = None
 ) -> jax.Array:
     """The negative log-likelihood of every example, summed over its outputs.
 
@@ -227,7 +228,7 @@ def losses(
 
 
 def loss(
-    model: Model, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
+    model: Model, params: Params, batch: BatchLike, *, examples_per_chunk: int | None = None
 ) -> jax.Array:
     """The mean over a batch of `losses`: a scalar, in nats per example."""
     return losses(model, params, batch, examples_per_chunk=examples_per_chunk).mean()

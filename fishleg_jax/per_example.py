@@ -10,14 +10,22 @@ from fishleg_jax._devices import mesh, sharding
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._output_space import with_sampled_targets
 from fishleg_jax.fisher import check_kind
-from fishleg_jax.model import Batch, Model, Params, check_model, check_targets, loss, split_batch
+from fishleg_jax.model import (
+    BatchLike,
+    Model,
+    Params,
+    check_model,
+    check_targets,
+    loss,
+    split_batch,
+)
 
 
 @mesh.in_mesh_of_params
 def per_example_gradients(
     model: Model,
     params: Params,
-    batch: Batch,
+    batch: BatchLike,
     *,
     labels: str = "empirical",
     key: jax.Array | None = None,
@@ -104,9 +112,14 @@ def per_example_gradients(
 def _per_example_gradients(model, labels, examples_per_gradient, examples_per_chunk, *arrays):
     params, batch, key = arrays
     return per_example_gradients(
-        model, params, batch, labels=labels, key=key,
-        examples_per_gradient=examples_per_gradient, examples_per_chunk=examples_per_chunk,
-    )  # fmt: skip
+        model,
+        params,
+        batch,
+        labels=labels,
+        key=key,
+        examples_per_gradient=examples_per_gradient,
+        examples_per_chunk=examples_per_chunk,
+    )
 
 
 def check_gradients(examples: int, examples_per_gradient: int) -> None:

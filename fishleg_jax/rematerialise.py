@@ -60,7 +60,7 @@ def _remat(model: Model, segments: int) -> Model:
         leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args), segments)
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-    predict.__wrapped__, predict.is_remat = model.predict, True  # one model, see `_checks.models`
+    predict.__wrapped__, predict.is_remat = model.predict, True  # one model, see `_same_model`
     return model._replace(predict=predict)
 
 

@@ -132,9 +132,14 @@ def test_pruning_and_trust():
 
     def pruned(chunk):
         return flj.prune_one_shot(
-            MODEL, params, estimator, [batch], sparsity=0.5, examples_per_chunk=chunk,
+            MODEL,
+            params,
+            estimator,
+            [batch],
+            sparsity=0.5,
             compensation=flj.compensation.group(iterations=3),
-        ).params  # fmt: skip
+            stages=flj.Stages(examples_per_chunk=chunk),
+        ).params
 
     close(pruned(CHUNK), pruned(None), atol=1e-5)
     with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):

@@ -76,9 +76,15 @@ def test_one_shot_and_gradual(key, name):
     params, batch = problem(key)
     dense = float(flj.loss(MODEL, params, batch))
     result = flj.prune_one_shot(
-        MODEL, params, ESTIMATORS[name], [batch], sparsity=0.5, scope="layer", stacked=STACKED,
+        MODEL,
+        params,
+        ESTIMATORS[name],
+        [batch],
+        sparsity=0.5,
+        scope="layer",
         compensation=flj.compensation.group(),
-    )  # fmt: skip
+        prunable=flj.Leaves(stacked=STACKED),
+    )
     assert result.report.total.weights == WEIGHTS and result.report.total.sparsity == 0.5
     assert {row.name for row in result.report.rows} == {
         "head/kernel",
@@ -92,15 +98,26 @@ def test_one_shot_and_gradual(key, name):
     info = result.stages[0]
     assert np.isfinite(info["actual"]) and info["actual"] < dense
     magnitude = flj.prune_one_shot(
-        MODEL, params, flj.inverse.identity(), [batch], sparsity=0.5, scope="layer",
-        stacked=STACKED, compensation=flj.compensation.none(),
-    )  # fmt: skip
+        MODEL,
+        params,
+        flj.inverse.identity(),
+        [batch],
+        sparsity=0.5,
+        scope="layer",
+        compensation=flj.compensation.none(),
+        prunable=flj.Leaves(stacked=STACKED),
+    )
     assert dense + info["actual"] < float(flj.loss(MODEL, magnitude.params, batch))
 
     pruning = flj.gradual_prune(
-        ESTIMATORS[name], flj.schedules.cubic(0.5, begin=10, end=20), model=MODEL,
-        aux_every=4, mask_every=5, scope="layer", stacked=STACKED,
-    )  # fmt: skip
+        ESTIMATORS[name],
+        flj.schedules.cubic(0.5, begin=10, end=20),
+        model=MODEL,
+        aux_every=4,
+        mask_every=5,
+        scope="layer",
+        prunable=flj.Leaves(stacked=STACKED),
+    )
     tx = optax.chain(optax.adam(1e-2), pruning)
 
     @jax.jit

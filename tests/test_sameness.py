@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax._checks.models import same
+from fishleg_jax._same_model import same
 
 
 def linear(params, x, scale=1.0):

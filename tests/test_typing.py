@@ -49,7 +49,8 @@ def keep(params: Any, old: Any, new: Any, curvature: Any, estimator: Any, state:
 estimator: flj.InverseFisher = flj.inverse.fishleg(model, damping=0.1)
 result: flj.Result = flj.prune_one_shot(
     model, params, estimator, batches, sparsity=0.5, prunable=["kernel"], compensation=keep,
-    key=jax.random.key(0), on_stage=lambda result: print(result.report.to_dict()),
+    key=jax.random.key(0),
+    stages=flj.Stages(2, on_stage=lambda result: print(result.report.to_dict())),
 )
 flj.prune_one_shot(model, params, estimator, batches, sparsity=flj.targets.weights(3))
 state = flj.fit(estimator, params, batches, key=jax.random.key(0), masks=result.masks)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fishleg_jax import _tree
+from fishleg_jax._batch import Batch, split_batch
 
 
 def _is_finite(x: Any) -> bool:
@@ -66,7 +67,7 @@ def check_batches(
             f"{argument} must be a sequence, such as a list, of batches, got "
             f"{type(batches).__name__}"
         )
-    if isinstance(batches, tuple) and batches and not isinstance(batches[0], (tuple, list)):
+    if isinstance(batches, tuple) and (isinstance(batches, Batch) or _looks_like_one(batches)):
         raise ValueError(
             f"{argument} must be a sequence of batches (inputs, targets[, constants]), got what "
             "looks like one batch: put it into a list"
@@ -83,12 +84,16 @@ def check_batches(
             )
 
 
+def _looks_like_one(batches: tuple) -> bool:
+    return bool(batches) and not isinstance(batches[0], (tuple, list))
+
+
 def _make(batch: Any) -> tuple:
     """What batches of one model have in common: structure, and shapes behind the examples."""
-    inputs, targets, *constants = batch
+    inputs, targets, constants = split_batch(batch)
     shapes = [tuple(np.shape(x)[1:]) for x in jax.tree.leaves((inputs, targets))]
     shapes += [tuple(np.shape(x)) for x in jax.tree.leaves(constants)]
-    return str(jax.tree.structure(tuple(batch))), shapes
+    return str(jax.tree.structure((inputs, targets, *constants))), shapes
 
 
 def _check_batch(batch: Any, argument: str) -> None:

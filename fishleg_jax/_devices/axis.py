@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax.model import Batch, split_batch
+from fishleg_jax._batch import BatchLike, split_batch
 
 
 def check_name(axis_name: Any) -> None:
@@ -40,7 +40,7 @@ def everywhere(flag: jax.Array, axis_name: str | None) -> jax.Array:
     return flag if axis_name is None else jax.lax.psum((~flag).astype(jnp.int32), axis_name) == 0
 
 
-def gather(batch: Batch, axis_name: str) -> Batch:
+def gather(batch: BatchLike, axis_name: str) -> BatchLike:
     """The examples of all devices in one batch, the same on each; constants are those at hand."""
     index, number = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
 

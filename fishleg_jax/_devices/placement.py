@@ -68,8 +68,10 @@ def placement_for(state: Any, params: Any) -> Placement:
     Returns:
         The placement of the state, which changes nothing where nothing is known of the parameters.
     """
-    owners = [(path, _tree.leaf_name(path), x, _mesh.sharding_of(x))
-              for path, x in jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
+    owners = [
+        (path, _tree.leaf_name(path), x, _mesh.sharding_of(x))
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    ]
     known = [s for *_, s in owners if s is not None]
     if not known:
         return Placement((None,) * len(jax.tree.leaves(state)))

@@ -174,7 +174,7 @@ def local(
 
     return jax.shard_map(
         piece, in_specs=tuple(map(spec, cut)), out_specs=spec(out), check_vma=False
-    )(*arguments)  # fmt: skip
+    )(*arguments)
 
 
 def anchored(tree: Any) -> Any:
@@ -225,9 +225,13 @@ def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
         return function(shared, examples)
     cut = PartitionSpec(names)  # by None not at all: then every device has all of them
     return jax.shard_map(
-        function, mesh=mesh, in_specs=(PartitionSpec(), cut), out_specs=cut,
-        axis_names=set(mesh.axis_names if alone else names), check_vma=False,
-    )(shared, examples)  # fmt: skip
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), cut),
+        out_specs=cut,
+        axis_names=set(mesh.axis_names if alone else names),
+        check_vma=False,
+    )(shared, examples)
 
 
 def _convolves(function: Callable, *arguments: Any) -> bool:

@@ -87,9 +87,7 @@ def sum_over_rows(
         of `function(Rows)`, how many gradients there were and how many of them were not finite.
     """
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
-    labelled_rows_of = gradient_rows(
-        model, "empirical", examples_per_gradient, examples_per_chunk
-    )  # fmt: skip
+    labelled_rows_of = gradient_rows(model, "empirical", examples_per_gradient, examples_per_chunk)
     at_once = examples_per_chunk
     if at_once is not None:  # whole gradients
         at_once = max(at_once // examples_per_gradient, 1) * examples_per_gradient

@@ -114,9 +114,7 @@ def kfac(
         empty = {u.name: u.repeated(frames.empty_frame(u.factor, dtype).spectrum) for u in units}
         moments = {u.name: u.repeated(frames.zero_moments(u.factor, dtype)) for u in units}
         zero = jnp.zeros((), jnp.int32)
-        return KfacState(
-            zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), moments, empty
-        )  # fmt: skip
+        return KfacState(zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), moments, empty)
 
     def update(state, params, batch, key, mask=None):
         def second_moments(gradients):
@@ -200,10 +198,16 @@ def kfac(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, prepare=prepare, model=model,
-            fisher_diagonal=fisher_diagonal, examples_per_gradient=examples_per_gradient,
+            init,
+            update,
+            multiply,
+            diagonal,
+            prepare=prepare,
+            model=model,
+            fisher_diagonal=fisher_diagonal,
+            examples_per_gradient=examples_per_gradient,
         )
-    )  # fmt: skip
+    )
 
 
 def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:

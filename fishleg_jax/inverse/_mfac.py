@@ -194,8 +194,15 @@ def mfac(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, product=product, restrict=restrict, prepare=prepare,
-            model=model, fisher_diagonal=fisher_diagonal,
+            init,
+            update,
+            multiply,
+            diagonal,
+            product=product,
+            restrict=restrict,
+            prepare=prepare,
+            model=model,
+            fisher_diagonal=fisher_diagonal,
             examples_per_gradient=examples_per_gradient,
         )
-    )  # fmt: skip
+    )

@@ -197,18 +197,22 @@ def woodfisher(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, prepare=prepare,
+            init,
+            update,
+            multiply,
+            diagonal,
+            prepare=prepare,
             ready=lambda state: state.count >= gradients,
-            model=model, fisher_diagonal=fisher_diagonal,
-            gradients=gradients, examples_per_gradient=examples_per_gradient,
+            model=model,
+            fisher_diagonal=fisher_diagonal,
+            gradients=gradients,
+            examples_per_gradient=examples_per_gradient,
         )
-    )  # fmt: skip
+    )
 
 
 def _check_memory(groups, has_root, gradients, block_size, dtype) -> None:
-    numbers = sum(
-        g.blocks * g.size * (g.size if has_root(g) else gradients) for g in groups
-    )  # fmt: skip
+    numbers = sum(g.blocks * g.size * (g.size if has_root(g) else gradients) for g in groups)
     weights = sum(g.weights for g in groups)
     if isinstance(block_size, int):
         # full blocks: what the last, smaller ones save is not worth a second figure

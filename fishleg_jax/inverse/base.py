@@ -98,6 +98,26 @@ def prepared(estimator: InverseFisher, state: Any, params: Any) -> Any:
     return state if estimator.prepare is None else jitted(estimator.prepare)(state, params)
 
 
+def with_damping(state: Any, damping: Any) -> Any:
+    """The state of an estimate at another damping.
+
+    Args:
+        state: State of an estimate that has a damping; if it was prepared, it no longer is.
+        damping: γ in units of the Fisher per example, a number or an array of shape ().
+
+    Returns:
+        The state with that damping, of the dtype it had.
+
+    Raises:
+        ValueError: a state without a damping, such as that of `identity`.
+    """
+    if getattr(state, "damping", None) is None:
+        raise ValueError(f"state must have a damping, got {type(state).__name__}")
+    if getattr(state, "roots", None) is not None:
+        state = state._replace(roots=None)
+    return state._replace(damping=jnp.asarray(damping, jnp.result_type(state.damping)))
+
+
 def apply_mask(tree: Any, mask: Any | None) -> Any:
     """A pytree with the entries outside a boolean mask set to zero; unchanged where it is None."""
     if mask is None:

@@ -12,7 +12,7 @@ from fishleg_jax._devices import mesh, placement
 from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model, predict, split_batch
+from fishleg_jax.model import BatchLike, Model, predict, split_batch
 
 FEW = 32  # examples that are predicted to see whether they depend on each other
 NEIGHBOURS = 0.05  # of how much outputs vary between examples: a change that is no rounding
@@ -101,7 +101,7 @@ def check_ready(estimator: InverseFisher, state: Any) -> None:
 
 
 def check_enough(
-    estimator: InverseFisher, batches: Sequence[Batch], stages: int, per_stage: int
+    estimator: InverseFisher, batches: Sequence[BatchLike], stages: int, per_stage: int
 ) -> None:
     """Raises a ValueError where a stage's batches have too few gradients for the estimate.
 
@@ -128,7 +128,7 @@ def check_enough(
 
 
 def check_single_examples(
-    estimator: InverseFisher, model: Model, params: Any, batches: Sequence[Batch]
+    estimator: InverseFisher, model: Model, params: Any, batches: Sequence[BatchLike]
 ) -> None:
     """Raises a ValueError where outputs depend on neighbours, and the estimate bars that.
 
@@ -148,9 +148,13 @@ def check_single_examples(
     run = jitted(predict, model)
     together, apart = (run(params, (x, targets, *constants)) for x in (inputs, copies))
     coarsest = max(
-        (float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves((params, inputs, together))
-         if jnp.issubdtype(jnp.result_type(x), jnp.floating)), default=0.0,
-    )  # fmt: skip
+        (
+            float(jnp.finfo(x.dtype).eps)
+            for x in jax.tree.leaves((params, inputs, together))
+            if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        ),
+        default=0.0,
+    )
     examples = len(jax.tree.leaves(inputs)[0])
     moved, varied, size = map(float, jitted(_moved, examples)(together, apart))
     if moved > max(NEIGHBOURS * varied, ROUNDING * coarsest * size):
@@ -181,9 +185,9 @@ def _moved(examples: int, together: Any, apart: Any) -> tuple[jax.Array, jax.Arr
 
 
 def check_losses(
-    curvature_on: Callable[[Sequence[Batch]], Curvature],
+    curvature_on: Callable[[Sequence[BatchLike]], Curvature],
     params: Any,
-    batches: Sequence[Batch],
+    batches: Sequence[BatchLike],
     argument: str,
 ) -> None:
     """Raises a FloatingPointError where the loss of the weights that came in is not finite.

@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fishleg_jax import _tree
 from fishleg_jax._jaxpr import functions, opened
-from fishleg_jax.model import Batch, Model, Params, predict, split_batch
+from fishleg_jax.model import BatchLike, Model, Params, predict, split_batch
 
 UNITS = ("flops", "bytes")
 
@@ -37,7 +37,7 @@ IDENTITIES = ("device_put", "optimization_barrier")
 OPAQUE = ("ffi_call", "triangular_solve")
 
 
-def weight_costs(model: Model, params: Params, batch: Batch, *, unit: str = "flops") -> Params:
+def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = "flops") -> Params:
     """What one weight of each leaf costs: what is saved for each weight that is pruned.
 
     With `unit="flops"` the model is traced, never run.  Operations count where weights meet
@@ -93,7 +93,9 @@ def weight_costs(model: Model, params: Params, batch: Batch, *, unit: str = "flo
     return jax.tree.unflatten(jax.tree.structure(params), costs)
 
 
-def _total_flops(model: Model, params: Params, batch: Batch, names: list) -> tuple[Counter, int]:
+def _total_flops(
+    model: Model, params: Params, batch: BatchLike, names: list
+) -> tuple[Counter, int]:
     """The operations that each leaf, by name, takes part in on a batch, and its examples."""
     inputs, _, constants = split_batch(batch)
     shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]

@@ -259,9 +259,12 @@ def make_report(
     """
     kept = jax.tree.map(jnp.sum, masks)
     parts = zip(
-        _tree.named_leaves(masks), jax.tree.leaves(kept), jax.tree.leaves(removed), chosen,
+        _tree.named_leaves(masks),
+        jax.tree.leaves(kept),
+        jax.tree.leaves(removed),
+        chosen,
         strict=True,
-    )  # fmt: skip
+    )
     numbers = [
         (name, mask.shape, mask.size, int(count), float(loss))
         for (name, mask), count, loss, yes in parts

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 
 from fishleg_jax import _labels, _prunable, _tree, fisher
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model, check_model
+from fishleg_jax.model import BatchLike, Model, check_model
+from fishleg_jax.pruning.leaves import Leaves, leaves_of
 from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.masks.groups import Groups, first_masks, make_groups
 from fishleg_jax.pruning.one_shot.prune import prune_one_shot
+from fishleg_jax.pruning.one_shot.stages import Stages
 
 
 class Trust(NamedTuple):
@@ -36,11 +38,11 @@ def trust(
     model: Model,
     params: Any,
     estimator: InverseFisher,
-    batches: Sequence[Batch],
+    batches: Sequence[BatchLike],
     *,
     sparsity: float,
     scope: str = "global",
-    prunable: _prunable.Selection = None,
+    prunable: _prunable.LeafSelection | Leaves = None,
     masks: Any | None = "zeros",
     key: jax.Array | None = None,
     examples_per_chunk: int | None = None,
@@ -60,7 +62,8 @@ def trust(
         prunable: see `prune_one_shot`.
         masks: See `prune_one_shot`; weights that are pruned before are not counted.
         key: a random key, the same for both halves; `jax.random.key(0)` by default.
-        examples_per_chunk: see `prune_one_shot`.
+        examples_per_chunk: Number of examples at a time in products with the Fisher; None for a
+            whole batch.
 
     Returns:
         Two numbers.
@@ -86,12 +89,18 @@ def trust(
     halves = batches[::2], batches[1::2]
     results = [
         prune_one_shot(
-            model, params, estimator, half, sparsity=sparsity, scope=scope, prunable=prunable,
-            masks=masks, key=key, examples_per_chunk=examples_per_chunk,
+            *(model, params, estimator, half),
+            sparsity=sparsity,
+            stages=Stages(examples_per_chunk=examples_per_chunk),
+            scope=scope,
+            prunable=prunable,
+            masks=masks,
+            key=key,
         )
         for half in halves
-    ]  # fmt: skip
-    groups = make_groups(params, prunable, scope)
+    ]
+    leaves = leaves_of(prunable)
+    groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
     before = first_masks(params, groups, masks)
     trees = before, *(result.masks for result in results)
     agreement = _agreement(*[_masks_of(tree, groups) for tree in trees])

@@ -96,7 +96,7 @@ def test_selection_by_key_path(row, tree):
         sparsity=0.7,
         prunable=name,
         masks=None,
-        state=result.state,
+        stages=flj.Stages(state=result.state),
     )
     zeros = [int((~m).sum()) for m in jax.tree.leaves(result.masks)]
     assert sorted(zeros)[-1] == 2 and sum(zeros) == 2

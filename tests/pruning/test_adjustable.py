@@ -52,10 +52,14 @@ def test_independent_is_the_surgeon_of_the_adjustable_leaves_alone(x64, key, nam
     expected = np.where(gone, 0, weights + delta)
 
     result = flj.prune_one_shot(
-        MODEL, params, estimates()[name], [batch], sparsity=0.5, prunable="head",
-        adjustable="head", first_order=first_order,
+        MODEL,
+        params,
+        estimates()[name],
+        [batch],
+        sparsity=0.5,
         compensation=COMPENSATIONS["first_order" if first_order else "independent"],
-    )  # fmt: skip
+        prunable=flj.Leaves("head", adjustable="head"),
+    )
     np.testing.assert_array_equal(result.params["body"], params["body"])
     np.testing.assert_allclose(dense.ravel(result.params["head"]), expected, atol=1e-9)
 
@@ -65,9 +69,14 @@ def test_group_is_the_minimiser_over_the_adjustable_leaves(x64, key, prunable):
     """By dense algebra: `F_KK⁻¹ F_KS w_S` with K the kept weights of the head."""
     params, batch = problem(key)
     result = flj.prune_one_shot(
-        MODEL, params, estimates()["woodfisher"], [batch], sparsity=0.5, prunable=prunable,
-        adjustable={"head": True}, compensation=COMPENSATIONS["group"],
-    )  # fmt: skip
+        MODEL,
+        params,
+        estimates()["woodfisher"],
+        [batch],
+        sparsity=0.5,
+        compensation=COMPENSATIONS["group"],
+        prunable=flj.Leaves(prunable, adjustable={"head": True}),
+    )
     matrix = dense.exact_fisher(MODEL, params, batch, lambda o: np.eye(3))
     kept = dense.ravel(result.masks)
     weights, free = dense.ravel(params), kept & HEAD
@@ -83,7 +92,7 @@ def test_frozen_leaves_do_not_move_in_stages_or_in_a_chain(key, name):
     params, batch = problem(key)
     compensation = COMPENSATIONS.get(name, flj.compensation.none())
     estimator = flj.inverse.diagonal(MODEL, damping=DAMPING)
-    options = {"prunable": "head", "adjustable": ["head"], "compensation": compensation}
+    options = {"prunable": flj.Leaves("head", adjustable=["head"]), "compensation": compensation}
     result = flj.prune_one_shot(
         MODEL, params, flj.inverse.kfac(MODEL), [batch], sparsity=0.5, stages=2, **options
     )
@@ -108,7 +117,9 @@ def test_frozen_leaves_do_not_move_in_stages_or_in_a_chain(key, name):
 def test_an_estimate_learned_in_a_chain_is_of_the_adjustable_leaves(key):
     """FishLeg's, the default of a chain: nothing is learned of leaves that stay."""
     params, batch = problem(key)
-    tx = flj.fishleg_prune(MODEL, 0.5, prunable="head", adjustable=lambda name, w: name == "head")
+    tx = flj.fishleg_prune(
+        MODEL, 0.5, prunable=flj.Leaves("head", adjustable=lambda name, w: name == "head")
+    )
     state = tx.init(params)
     assert sorted(state.adjustable) == ["head"]
     _, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params, batch=batch)
@@ -121,10 +132,19 @@ def test_a_compensation_that_can_not_be_told_is_refused(key):
     mine = lambda p, old, new, curvature, estimator, state: (p, {})
     with pytest.raises(ValueError, match="adjustable needs a compensation that takes a keyword"):
         flj.prune_one_shot(
-            MODEL, params, flj.inverse.identity(), [batch], sparsity=0.5, adjustable="head",
+            MODEL,
+            params,
+            flj.inverse.identity(),
+            [batch],
+            sparsity=0.5,
             compensation=mine,
-        )  # fmt: skip
+            prunable=flj.Leaves(adjustable="head"),
+        )
     with pytest.raises(ValueError, match="adjustable needs a compensation that takes a keyword"):
-        flj.gradual_prune(flj.inverse.identity(), 0.5, adjustable="head", compensation=mine)
+        flj.gradual_prune(
+            flj.inverse.identity(), 0.5, compensation=mine, prunable=flj.Leaves(adjustable="head")
+        )
     with pytest.raises(ValueError, match="adjustable: 'tail' matches no leaf"):
-        flj.gradual_prune(flj.inverse.identity(), 0.5, adjustable="tail").init(params)
+        flj.gradual_prune(flj.inverse.identity(), 0.5, prunable=flj.Leaves(adjustable="tail")).init(
+            params
+        )

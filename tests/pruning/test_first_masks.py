@@ -78,7 +78,7 @@ def test_one_leaf_after_the_other_and_one_scope_after_the_other(key):
         jax.tree.leaves(jax.tree.map(lambda n, o: bool(jnp.all(o | ~n)), layer.masks, whole.masks))
     )
     # stages go on from what there is
-    later = prune(whole.params, sparsity=0.75, stages=2, schedule="linear")
+    later = prune(whole.params, sparsity=0.75, stages=flj.Stages(2, schedule="linear"))
     assert [s["sparsity"] for s in later.stages] == [0.625, 0.75]
     assert int(jnp.sum(later.params["a"] == 0) + jnp.sum(later.params["b"] == 0)) == 24
 
@@ -133,7 +133,7 @@ def test_leaves_and_layers_of_zeros_only_are_not_trained_yet():
     assert bool(state.masks["a"].all()) and state.pruned.tolist() == [1]
     stack = {"layers": jnp.ones((3, 4, 5)).at[1].set(0).at[2, 0, 0].set(0)}
     with pytest.warns(UserWarning, match=r"layers \(1\)"):
-        state = flj.gradual_prune(MAGNITUDE, 0.5, stacked="layers").init(stack)
+        state = flj.gradual_prune(MAGNITUDE, 0.5, prunable=flj.Leaves(stacked="layers")).init(stack)
     assert int(jnp.sum(~state.masks["layers"])) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 import fishleg_jax as flj
 from fishleg_jax.pruning.compensation import _damping_search as damping_search
 from fishleg_jax.pruning.compensation._damping_search import Trial
-from fishleg_jax.pruning.one_shot import prune as one_shot
+from fishleg_jax.pruning.one_shot import run
 from tests import dense
 from tests.pruning.test_stages import MODEL, problem
 
@@ -26,14 +26,14 @@ def prune(key, batches=4, **options):
 
 def test_every_stage_has_batches_of_its_own(key, monkeypatch):
     seen = []
-    fit = one_shot._fitted
+    fit = run.fitted
 
     def noting(estimator, params, batches, *others):
         seen.append([float(b[0][0, 0]) for b in batches])
         return fit(estimator, params, batches, *others)
 
-    monkeypatch.setattr(one_shot, "_fitted", noting)
-    _, data, _ = prune(key, stages=3, batches_per_stage=2)
+    monkeypatch.setattr(run, "fitted", noting)
+    _, data, _ = prune(key, stages=flj.Stages(3, batches_per_stage=2))
     first = [float(b[0][0, 0]) for b in data]
     assert seen == [first[:2], first[2:], first[:2]]  # and around again
 
@@ -117,7 +117,7 @@ def test_a_damping_is_raised_until_the_step_is_not_too_long():
 def test_a_stage_takes_over_the_damping(key):
     held_out = [dense.classification_batch(jax.random.key(7), 30)]
     _, _, result = prune(key, stages=4, held_out=held_out)
-    _, _, fixed = prune(key, stages=4, held_out=held_out, adapt_damping=False)
+    _, _, fixed = prune(key, held_out=held_out, stages=flj.Stages(4, adapt_damping=False))
     expected = 1e-2
     for stage in result.stages:
         expected *= stage["raised"]
@@ -157,10 +157,19 @@ def test_a_damping_is_not_lowered_without_held_out_data(key):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batches_per_stage": 0}, "batches_per_stage must be .* from 1 to 4, .* got 0"),
-        ({"batches_per_stage": 5}, "batches_per_stage must be .* from 1 to 4, .* got 5"),
+        (
+            {"stages": flj.Stages(batches_per_stage=0)},
+            "batches_per_stage must be .* from 1 to 4, .* got 0",
+        ),
+        (
+            {"stages": flj.Stages(batches_per_stage=5)},
+            "batches_per_stage must be .* from 1 to 4, .* got 5",
+        ),
         ({"held_out": []}, "held_out is empty"),
-        ({"batches_per_stage": 1.5}, "batches_per_stage must be .* from 1 to 4, .* got 1.5"),
+        (
+            {"stages": flj.Stages(batches_per_stage=1.5)},
+            "batches_per_stage must be .* from 1 to 4, .* got 1.5",
+        ),
     ],
 )
 def test_bad_arguments(key, options, message):

@@ -111,10 +111,10 @@ def test_report_agrees_with_the_masks(fitted):
 def test_a_fitted_state_can_be_used_again(fitted):
     params, batches, estimator, result = fitted
     refusing = estimator._replace(update=untouchable().update)
-    again = prune(params, batches, refusing, state=result.state)
+    again = prune(params, batches, refusing, stages=flj.Stages(state=result.state))
     jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
     jax.tree.map(np.testing.assert_array_equal, again.masks, result.masks)
-    sparser = prune(params, batches, refusing, state=result.state, sparsity=0.9)
+    sparser = prune(params, batches, refusing, sparsity=0.9, stages=flj.Stages(state=result.state))
     assert sparser.report.total.kept == 36 - 32
 
 
@@ -139,7 +139,12 @@ def test_progress_is_told(key):
     params, batches = problem(key)
     told = []
     estimator = flj.inverse.identity()._replace(updates=None)
-    prune(params, batches, estimator, on_update=lambda i, n, state: told.append((i, n)))
+    prune(
+        params,
+        batches,
+        estimator,
+        stages=flj.Stages(on_update=lambda i, n, state: told.append((i, n))),
+    )
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -230,24 +235,41 @@ def no(*_):
     "arguments, message",
     [
         ({"sparsity": np.str_("a")}, "sparsity must be"),
-        ({"stages": 0, "schedule": []}, "stages must be an integer of at least 1, got 0"),
-        ({"schedule": None}, "schedule must be one of geometric, .*, got None"),
-        ({"schedule": 3}, "schedule must be one of geometric, .*, got 3"),
-        ({"schedule": []}, "schedule must be a name, or as many .* stages=1 .*, got \\[\\]"),
-        ({"schedule": ["a"]}, "schedule must be of numbers in \\[0, 1\\), got \\['a'\\]"),
-        ({"batches_per_stage": 1.0}, "batches_per_stage must be a whole number from 1 to 3"),
-        ({"batches_per_stage": 4}, "batches_per_stage must be .*, got 4"),
+        ({"stages": flj.Stages(0, schedule=[])}, "stages must be an integer of at least 1, got 0"),
+        ({"stages": flj.Stages(schedule=None)}, "schedule must be one of geometric, .*, got None"),
+        ({"stages": flj.Stages(schedule=3)}, "schedule must be one of geometric, .*, got 3"),
+        (
+            {"stages": flj.Stages(schedule=[])},
+            "schedule must be a name, or as many .* stages=1 .*, got \\[\\]",
+        ),
+        (
+            {"stages": flj.Stages(schedule=["a"])},
+            "schedule must be of numbers in \\[0, 1\\), got \\['a'\\]",
+        ),
+        (
+            {"stages": flj.Stages(batches_per_stage=1.0)},
+            "batches_per_stage must be a whole number from 1 to 3",
+        ),
+        ({"stages": flj.Stages(batches_per_stage=4)}, "batches_per_stage must be .*, got 4"),
         ({"compensation": "group"}, "compensation must be one of flj.compensation"),
         ({"compensation": flj.compensation.group}, "compensation must be one of"),
         ({"selection": flj.selection.swaps}, "selection must be one of flj.selection"),
-        ({"recalibrate": 3}, "recalibrate must be a function \\(params, batches\\) or None"),
-        ({"on_update": no, "on_stage": 3}, "on_stage must be a function \\(result\\) or None"),
-        ({"on_update": lambda: None}, "on_update must be a function"),
+        (
+            {"stages": flj.Stages(recalibrate=3)},
+            "recalibrate must be a function \\(params, batches\\) or None",
+        ),
+        (
+            {"stages": flj.Stages(on_update=no, on_stage=3)},
+            "on_stage must be a function \\(result\\) or None",
+        ),
+        ({"stages": flj.Stages(on_update=lambda: None)}, "on_update must be a function"),
         ({"estimator": flj.inverse.kfac}, "estimator must be an InverseFisher"),
         ({"key": 3}, "key must be a random key, such as jax.random.key\\(0\\), got 3"),
-        ({"first_order": "yes"}, "first_order must be True or False"),
-        ({"adapt_damping": 1}, "adapt_damping must be True or False"),
-        ({"costs": jax.tree.map(str, PARAMS)}, "costs: .* must be a number or an array of such"),
+        ({"stages": flj.Stages(adapt_damping=1)}, "adapt_damping must be True or False"),
+        (
+            {"prunable": flj.Leaves(costs=jax.tree.map(str, PARAMS))},
+            "costs: .* must be a number or an array of such",
+        ),
         ({"sparsity": -0.1}, "sparsity must be"),
         ({"sparsity": 1.0}, "sparsity must be"),
         ({"sparsity": float("nan")}, "sparsity must be"),
@@ -265,7 +287,12 @@ def test_bad_arguments_are_refused_before_any_work(arguments, message):
 def test_labels_that_are_needed_are_asked_for_before_any_work():
     unlabelled = [(inputs, None) for inputs, _ in BATCHES]
     with pytest.raises(ValueError, match="batches need labels for first_order=True"):
-        prune(PARAMS, unlabelled, untouchable(), first_order=True)
+        prune(
+            PARAMS,
+            unlabelled,
+            untouchable(),
+            compensation=flj.compensation.independent(first_order=True),
+        )
     with pytest.raises(ValueError, match="held_out must have labels"):
         prune(PARAMS, unlabelled, untouchable(), held_out=unlabelled)
 
@@ -281,7 +308,7 @@ def test_it_runs_on_the_host():
 
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
 def test_a_key_of_either_kind_is_one(make):
-    prune(PARAMS, BATCHES, key=make(3), batches_per_stage=np.int64(2))
+    prune(PARAMS, BATCHES, key=make(3), stages=flj.Stages(batches_per_stage=np.int64(2)))
 
 
 def test_nothing_prunable():
@@ -300,4 +327,11 @@ def test_a_state_of_other_parameters_is_refused():
     state = estimator.init(jnp.ones((3, 2)))
     batch = (jnp.ones((4, 5)), None)
     with pytest.raises(ValueError, match="state must be one of this estimator"):
-        flj.prune_one_shot(model, jnp.ones((5, 2)), estimator, [batch], sparsity=0.5, state=state)
+        flj.prune_one_shot(
+            model,
+            jnp.ones((5, 2)),
+            estimator,
+            [batch],
+            sparsity=0.5,
+            stages=flj.Stages(state=state),
+        )

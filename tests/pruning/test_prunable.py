@@ -51,7 +51,7 @@ def test_a_predicate_is_asked_of_the_weights_alone(predicate, pruned, scope):
         seen.append((name, w.dtype, w.shape, isinstance(w, jax.core.Tracer)))
         return predicate(name, w)
 
-    result = prune(watched, scope=scope, costs={"a": 1e-3, "b": 1e3})
+    result = prune(flj.Leaves(watched, costs={"a": 1e-3, "b": 1e3}), scope=scope)
     assert sum(int(jnp.sum(~m)) for m in jax.tree.leaves(result.masks)) == pruned
     assert result.report.total.sparsity == 0.5
     params, state = gradually(watched, scope=scope)
@@ -212,7 +212,7 @@ def test_every_layer_of_a_stack_has_a_threshold_of_its_own(key):
         assert int(jnp.sum(~found["layers"][i])) == 11
     assert int(jnp.sum(~together["layers"][0])) > 11
 
-    tx = flj.gradual_prune(MAGNITUDE, 0.55, scope="layer", stacked="layers")
+    tx = flj.gradual_prune(MAGNITUDE, 0.55, scope="layer", prunable=flj.Leaves(stacked="layers"))
     updates, state = jax.jit(tx.update)(
         jax.tree.map(jnp.zeros_like, params), tx.init(params), params
     )
@@ -229,7 +229,7 @@ def test_every_layer_of_a_stack_has_a_threshold_of_its_own(key):
         BATCHES,
         sparsity=0.55,
         scope="layer",
-        stacked=["layers"],
         stages=2,
+        prunable=flj.Leaves(stacked=["layers"]),
     )
     jax.tree.map(np.testing.assert_array_equal, result.masks, found)

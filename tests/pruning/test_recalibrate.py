@@ -58,9 +58,12 @@ def test_stages_after_the_first_see_constants_of_the_weights_before_them(case):
 
     train, held_out = batches[:3], batches[3:]
     result = prune(
-        params, train, stages=3, batches_per_stage=1, recalibrate=recalibrate, compensation=spy,
+        params,
+        train,
+        compensation=spy,
         held_out=held_out,
-    )  # fmt: skip
+        stages=flj.Stages(3, batches_per_stage=1, recalibrate=recalibrate),
+    )
     constants = [batches[0][2]] + [statistics(w, b) for w, b in calls[:2]]
     for (weights, loss), now in zip(seen, constants, strict=True):
         expected = float(flj.loss(MODEL, weights, (*held_out[0][:2], now)))
@@ -76,7 +79,9 @@ def test_without_it_there_are_no_constants_and_the_batches_own_stay(case):
 
 def test_constants_of_another_make_are_refused(case):
     with pytest.raises(ValueError, match="recalibrate must return constants like those"):
-        prune(*case, stages=2, recalibrate=lambda params, batches: {"mean": jnp.zeros(5)})
+        prune(
+            *case, stages=flj.Stages(2, recalibrate=lambda params, batches: {"mean": jnp.zeros(5)})
+        )
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
@@ -89,8 +94,8 @@ def test_constants_that_are_not_finite_end_a_pruning(case, calls):
         constants = statistics(params, batches)
         return jax.tree.map(lambda c: c * jnp.nan, constants) if len(made) >= calls else constants
 
-    whole = prune(*case, stages=3, recalibrate=statistics)
-    result = prune(*case, stages=3, recalibrate=recalibrate)
+    whole = prune(*case, stages=flj.Stages(3, recalibrate=statistics))
+    result = prune(*case, stages=flj.Stages(3, recalibrate=recalibrate))
     assert len(result.stages) == calls
     assert result.stages == whole.stages[:calls]
     assert "recalibrate returned NaN or infinity at" in result.stopped
@@ -101,8 +106,12 @@ def test_constants_that_are_not_finite_end_a_pruning(case, calls):
 
 def test_batches_need_constants():
     model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-    with pytest.raises(ValueError, match="recalibrate makes constants: batches must be"):
+    with pytest.raises(ValueError, match="recalibrate returns constants: batches must be"):
         flj.prune_one_shot(
-            model, jnp.ones((2, 2)), flj.inverse.identity(), [(jnp.ones((1, 2)), None)],
-            sparsity=0.5, recalibrate=lambda params, batches: None,
-        )  # fmt: skip
+            model,
+            jnp.ones((2, 2)),
+            flj.inverse.identity(),
+            [(jnp.ones((1, 2)), None)],
+            sparsity=0.5,
+            stages=flj.Stages(recalibrate=lambda params, batches: None),
+        )

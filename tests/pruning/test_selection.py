@@ -235,7 +235,6 @@ def test_annealing_says_which_extra_is_missing(monkeypatch):
         (lambda w, m, x: SELECTION.qubo(damping=-1.0), "damping must be a finite number"),
         (lambda w, m, x: SELECTION.qubo(seed=-1), "seed must be .* at least 0, got -1"),
         (lambda w, m, x: SELECTION.swaps(tolerance="a"), "tolerance must be in"),
-        (lambda w, m, x: SELECTION.swaps(first_order=1), "first_order must be True or False"),
         (lambda w, m, x: SELECTION.qubo(damping="a"), "damping must be a finite number"),
         (lambda w, m, x: SELECTION.swap_search([], m[:0, :0], x[:0]), "at least one weight"),
         (lambda w, m, x: SELECTION.anneal([], m[:0, :0], x[:0]), "at least one weight"),

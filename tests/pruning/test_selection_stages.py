@@ -151,11 +151,19 @@ def test_prune_one_shot_with_the_group_update(x64, scope):
 
     def run(selection):
         result = flj.prune_one_shot(
-            LINEAR, params, ESTIMATOR, [batch], sparsity=0.6, scope=scope, selection=selection,
-            masks=None, state=inverse, compensation=flj.compensation.group(
+            LINEAR,
+            params,
+            ESTIMATOR,
+            [batch],
+            sparsity=0.6,
+            scope=scope,
+            selection=selection,
+            masks=None,
+            compensation=flj.compensation.group(
                 damping=DAMPING, iterations=300, tolerance=1e-12, check_step=False
             ),
-        )  # fmt: skip
+            stages=flj.Stages(state=inverse),
+        )
         moved = dense.ravel(result.params) - dense.ravel(params)
         return result, moved @ matrix @ moved / 2
 
@@ -230,8 +238,10 @@ def test_the_gradient_moves_the_target(x64):
     curvature = quadratic(jnp.asarray(damped), jnp.asarray(gradient), params)
     target = tree_of(dense.ravel(params) - inverse @ gradient)
     scores, masks = obs(target, inverse, 0.6)
-    select = flj.selection.swaps(first_order=True, iterations=100, tolerance=1e-13)
-    found = select(params, everything(params), masks, scores, curvature, ESTIMATOR, inverse)
+    select = flj.selection.swaps(iterations=100, tolerance=1e-13)
+    found = select(
+        params, everything(params), masks, scores, curvature, ESTIMATOR, inverse, first_order=True
+    )
     assert compensated(target, inverse, found) < compensated(target, inverse, masks)
 
 
@@ -243,16 +253,16 @@ def test_nothing_to_swap_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    "selection, message",
+    "selection, options, message",
     [
-        (flj.selection.swaps(first_order=True), "curvature is needed for the gradient"),
-        (flj.selection.qubo(), "curvature is needed for the Fisher products of a QUBO"),
+        (flj.selection.swaps(), {"first_order": True}, "curvature is needed for the gradient"),
+        (flj.selection.qubo(), {}, "curvature is needed for the Fisher products of a QUBO"),
     ],
     ids=["swaps", "qubo"],
 )
-def test_a_curvature_that_is_needed_and_missing(selection, message):
+def test_a_curvature_that_is_needed_and_missing(selection, options, message):
     with pytest.raises(ValueError, match=message):
-        selection(*[None] * 7)
+        selection(*[None] * 7, **options)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_a_later_stage_without_curvature_ends_the_pruning():
     model = flj.Model(predict, GAUSSIAN)
     params, (x, _) = problem()
     batch = x, jnp.zeros((12, 4))
-    options = {"stages": 3, "schedule": "linear", "compensation": flj.compensation.none()}
+    options = {"stages": flj.Stages(3, schedule="linear"), "compensation": flj.compensation.none()}
     result = prune(model, {"a": params["a"]}, ALL["diagonal"](model), batch, 0.9, **options)
     assert [round(s["sparsity"], 6) for s in result.stages] == [0.3, 0.6]
     assert "zero for every prunable weight" in result.stopped
@@ -228,7 +228,7 @@ UNFITTED = flj.inverse.diagonal(NAN)._replace(update=untouchable().update)
     [
         {"compensation": GROUP()},
         {"compensation": flj.compensation.independent(check_step=True)},
-        {"first_order": True},
+        {"compensation": flj.compensation.independent(first_order=True, check_step=False)},
         {"stages": 2},
     ],
 )
@@ -270,7 +270,7 @@ def overflowing(above):
 def test_losses_that_are_not_finite_whatever_the_step_end_the_pruning(compensation):
     """In the first stage by an error, later with the weights of the stage before."""
     params, batch = problem()
-    options = {"stages": 4, "schedule": "linear", "compensation": compensation}
+    options = {"stages": flj.Stages(4, schedule="linear"), "compensation": compensation}
     with pytest.raises(FloatingPointError, match="loss of the pruned weights is not finite"):
         prune(overflowing(0), params, flj.inverse.identity(), batch, 0.8, **options)
     result = prune(overflowing(8), params, flj.inverse.identity(), batch, 0.8, **options)
@@ -353,15 +353,19 @@ def test_too_few_gradients_are_refused_before_anything_is_compiled(monkeypatch):
     estimator = flj.inverse.woodfisher(model, gradients=1000, examples_per_gradient=2)
     fail = untouchable()
     blocked = estimator._replace(init=fail.init, update=fail.update)
-    monkeypatch.setattr(flj.pruning._arguments, "check_model", fail.init)
+    monkeypatch.setattr(flj.pruning.one_shot.checks, "check_model", fail.init)
     message = "have 12 gradients, but the estimator waits for 1000: .* set gradients=12"
     with pytest.raises(ValueError, match=message):
         flj.prune_one_shot(model, params, blocked, [(x, y)] * 2, sparsity=0.5)
     with pytest.raises(ValueError, match="of stage 2 have 2 gradients"):
         flj.prune_one_shot(
-            model, params, blocked._replace(gradients=6), [(x, y), (x[:4], y[:4])],
-            sparsity=0.5, stages=2, batches_per_stage=1,
-        )  # fmt: skip
+            model,
+            params,
+            blocked._replace(gradients=6),
+            [(x, y), (x[:4], y[:4])],
+            sparsity=0.5,
+            stages=flj.Stages(2, batches_per_stage=1),
+        )
 
 
 def test_a_state_that_is_not_ready_is_refused():
@@ -370,9 +374,9 @@ def test_a_state_that_is_not_ready_is_refused():
     estimator = flj.inverse.woodfisher(model, gradients=24)
     state = flj.fit(estimator, params, [(x, y)], key=jax.random.key(0))  # which may be returned
     with pytest.raises(ValueError, match="not ready after 12 gradients: it needs 24"):
-        prune(model, params, estimator, (x, y), state=state)
+        prune(model, params, estimator, (x, y), stages=flj.Stages(state=state))
     state = estimator.update(state, params, (x, y), jax.random.key(1))
-    assert prune(model, params, estimator, (x, y), state=state).stopped is None
+    assert prune(model, params, estimator, (x, y), stages=flj.Stages(state=state)).stopped is None
 
 
 # other arguments that stand for something else

@@ -67,9 +67,13 @@ def test_first_order_scores_are_the_formula(x64, key):
     params, batches = problem(key, jnp.float64)
     estimator = flj.inverse.diagonal(MODEL, 0.1, labels="empirical")
     result = flj.prune_one_shot(
-        MODEL, params, estimator, batches, sparsity=0.5, first_order=True,
-        compensation=flj.compensation.none(),
-    )  # fmt: skip
+        MODEL,
+        params,
+        estimator,
+        batches,
+        sparsity=0.5,
+        compensation=flj.compensation.independent(first_order=True),
+    )
     gradients = np.concatenate([dense.gradients(MODEL, params, b) for b in batches])
     q = 1 / (np.mean(gradients**2, axis=0) + 0.1)
     scores = (dense.ravel(params) - q * mean_gradient(params, batches)) ** 2 / (2 * q)
@@ -133,7 +137,7 @@ def test_stages_see_the_weights_and_masks_of_those_before(key):
 
     estimator = flj.inverse.identity()._replace(update=update, updates=1)
     result = flj.prune_one_shot(
-        MODEL, params, estimator, batches, sparsity=0.7, stages=3, schedule="linear"
+        MODEL, params, estimator, batches, sparsity=0.7, stages=flj.Stages(3, schedule="linear")
     )
     jax.effects_barrier()
     assert len(seen) == 3
@@ -174,8 +178,8 @@ def test_dearer_weights_go_first(key):
 
     def pruned(costs):
         result = flj.prune_one_shot(
-            MODEL, params, identity, batches, sparsity=0.5, costs=costs
-        )  # fmt: skip
+            MODEL, params, identity, batches, sparsity=0.5, prunable=flj.Leaves(costs=costs)
+        )
         return result, [int(jnp.sum(~result.masks[f"Dense_{i}"]["kernel"])) for i in range(2)]
 
     even = jax.tree.map(lambda p: 1.0, params)
@@ -223,9 +227,9 @@ def test_trust_grows_with_the_data(key):
     "arguments, message",
     [
         ({"stages": 0}, "stages must be"),
-        ({"schedule": "cosine"}, "schedule must be one of"),
-        ({"costs": 1.0}, "costs must have the structure of the parameters"),
-        ({"stages": 2, "state": ()}, "state is for a single stage"),
+        ({"stages": flj.Stages(schedule="cosine")}, "schedule must be one of"),
+        ({"prunable": flj.Leaves(costs=1.0)}, "costs must have the structure of the parameters"),
+        ({"stages": flj.Stages(2, state=())}, "state is for a single stage"),
     ],
 )
 def test_bad_arguments(key, arguments, message):
@@ -241,8 +245,13 @@ def test_bad_costs_and_scales(key):
 
     def prune(costs):
         flj.prune_one_shot(
-            MODEL, params, flj.inverse.identity(), batches, sparsity=0.5, costs=costs
-        )  # fmt: skip
+            MODEL,
+            params,
+            flj.inverse.identity(),
+            batches,
+            sparsity=0.5,
+            prunable=flj.Leaves(costs=costs),
+        )
 
     with pytest.raises(ValueError, match="'Dense_0/kernel' is prunable, so its costs must be pos"):
         prune(jax.tree.map(lambda p: 0.0, params))

@@ -32,7 +32,10 @@ def broken(function, after):
 )
 def test_a_stage_that_breaks_leaves_the_weights_of_the_one_before(function, what):
     params, batches = problem()
-    options = {"compensation": flj.compensation.independent(), "stages": 3, "schedule": "linear"}
+    options = {
+        "compensation": flj.compensation.independent(),
+        "stages": flj.Stages(3, schedule="linear"),
+    }
     result = prune(params, batches, 0.75, broken(function, 10), **options)
     assert [s["sparsity"] for s in result.stages] == [0.25, 0.5]
     assert pruned(result) == 20 and result.state == {"fits": 10}  # fitted before that stage
@@ -55,7 +58,7 @@ def test_a_loss_that_is_not_finite_ends_the_pruning():
     params, batches = problem()
     model = flj.Model(predict, MODEL.likelihood)
     estimator = IDENTITY._replace(updates=1)
-    options = {"sparsity": 0.8, "stages": 4, "schedule": "linear", "compensation": NONE}
+    options = {"sparsity": 0.8, "stages": flj.Stages(4, schedule="linear"), "compensation": NONE}
     options["prunable"] = "a|b"
     result = flj.prune_one_shot(model, params, estimator, batches, **options)
     assert "the loss of the pruned weights is not finite" in result.stopped

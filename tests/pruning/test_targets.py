@@ -345,7 +345,11 @@ def test_targets_out_of_range(make, message):
         (flj.targets.metric(lambda p: float("nan"), 1), {}, "function must be a finite number"),
         (flj.targets.metric(lambda p: "good", 1), {}, "function must return a number"),
         (flj.targets.weights(3), {"stages": 0}, "stages must be"),
-        (flj.targets.loss_increase(3), {"schedule": "cosine"}, "schedule must be one of"),
+        (
+            flj.targets.loss_increase(3),
+            {"stages": flj.Stages(schedule="cosine")},
+            "schedule must be one of",
+        ),
     ],
 )
 def test_what_is_known_before_any_work_is_refused_then(target, options, message):

@@ -133,9 +133,17 @@ def fishleg(
     _chunks.check_chunk(examples_per_chunk, axis_name)
     learn = numbers.check_flag(learn, "learn")
     _check(
-        damping, kind, probe, cap, start, samples, examples_per_sample, updates, preconditioned,
+        damping,
+        kind,
+        probe,
+        cap,
+        start,
+        samples,
+        examples_per_sample,
+        updates,
+        preconditioned,
         window,
-    )  # fmt: skip
+    )
     check_model(model)
     # the start samples labels, for the exact Fisher as well
     needs = {"exact": ("sample", "fisher"), "sampled": ("sample",)}.get(kind, ())
@@ -191,27 +199,47 @@ def fishleg(
         pulled = [
             masked(x)
             for x in _pull(
-                model, params, batch, tree.unflatten(z), label_key, kind, starting,
-                (samples, examples_per_sample), examples_per_chunk, axis_name,
+                model,
+                params,
+                batch,
+                tree.unflatten(z),
+                label_key,
+                kind,
+                starting,
+                (samples, examples_per_sample),
+                examples_per_chunk,
+                axis_name,
             )
-        ]  # fmt: skip
+        ]
 
         examples = _chunks.number_of_examples(batch)
         if axis_name is not None:
             examples *= jax.lax.axis_size(axis_name)
         assimilate = functools.partial(
-            assimilate_samples, units,
-            examples=examples, start=start, measure_damping=damping is None,
-        )  # fmt: skip
+            assimilate_samples,
+            units,
+            examples=examples,
+            start=start,
+            measure_damping=damping is None,
+        )
         state = sharding.automatic(assimilate, state, state, pulled, mask)
         if not learn:
             return state
         product = [sum(parts) / len(parts) for parts in zip(*pulled, strict=True)]
         return learn_step(
-            units, state, u, z, product, pull_back, optimizer,
-            examples=examples, active=~starting, step=state.count - start,
-            preconditioned=preconditioned, window=window,
-        )  # fmt: skip
+            units,
+            state,
+            u,
+            z,
+            product,
+            pull_back,
+            optimizer,
+            examples=examples,
+            active=~starting,
+            step=state.count - start,
+            preconditioned=preconditioned,
+            window=window,
+        )
 
     def multiply(state, tangent, mask=None):
         tangent = apply_mask(_tree.widen(tangent), mask)
@@ -238,12 +266,18 @@ def fishleg(
 
     return spread(
         InverseFisher(
-            init, update, multiply, diagonal, model=model, fisher_diagonal=fisher_diagonal,
-            updates=updates if learn else start, ready=lambda state: state.count >= start,
+            init,
+            update,
+            multiply,
+            diagonal,
+            model=model,
+            fisher_diagonal=fisher_diagonal,
+            updates=updates if learn else start,
+            ready=lambda state: state.count >= start,
             axis_name=axis_name,
         ),
         model_outside=True,
-    )  # fmt: skip
+    )
 
 
 def _pull(

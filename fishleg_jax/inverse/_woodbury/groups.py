@@ -48,8 +48,9 @@ class Group(NamedTuple):
             by_size.setdefault(math.prod(leaf[1]), []).append(leaf)
         return tuple(
             Group(self.name, *zip(*leaves, strict=True), len(leaves), size)
-            for size, leaves in by_size.items() if size
-        )  # fmt: skip
+            for size, leaves in by_size.items()
+            if size
+        )
 
     def pack(self, leaves: list[jax.Array]) -> jax.Array:
         """(blocks, size) of the leaves of a flattened tree."""

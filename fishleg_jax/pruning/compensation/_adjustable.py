@@ -13,7 +13,7 @@ from fishleg_jax.pruning.masks.groups import Groups
 Adjustable = tuple[bool, ...] | None  # for every leaf whether it may move; None for all of them
 
 
-def decide(params: Any, adjustable: _prunable.Selection) -> Adjustable:
+def decide(params: Any, adjustable: _prunable.LeafSelection) -> Adjustable:
     """Which leaves may move, decided from the weights.
 
     Args:

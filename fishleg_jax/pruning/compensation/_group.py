@@ -11,7 +11,7 @@ from fishleg_jax._checks.numbers import check_count, check_flag, check_positive,
 from fishleg_jax._conjugate_gradients import conjugate_gradients
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared
+from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared, with_damping
 from fishleg_jax.pruning._soundness import require_finite_loss
 from fishleg_jax.pruning.compensation._damping_search import SHORT, Trial, search, search_traced
 from fishleg_jax.pruning.compensation._independent import (
@@ -57,7 +57,8 @@ def group(
     Args:
         damping: γ of the solve, in units of the Fisher per example; by default found by the loss,
             from that of the estimate's state.
-        first_order: whether the gradient takes part; without it g is zero.
+        first_order: Whether the gradient takes part, here and in the scores of one-shot pruning;
+            without it g is zero.
         iterations: of a solve at most; each is a Fisher product over all batches.
         tolerance: a solve ends at a residual so small, relative to the right side.
         attempts: how many dampings are tried at most.
@@ -168,9 +169,14 @@ def group(
                 x = jitted(_direct, estimator)(state, free, gamma, right)
             # from the exact solution there is nothing left to iterate
             solved = conjugate_gradients(
-                product, jitted(precondition, estimator), (factored, free), right, x,
-                iterations=iterations if fisher == "exact" else 0, tolerance=tolerance,
-            )  # fmt: skip
+                product,
+                jitted(precondition, estimator),
+                (factored, free),
+                right,
+                x,
+                iterations=iterations if fisher == "exact" else 0,
+                tolerance=tolerance,
+            )
             x = solved.x
             deltas = [scaled(params, x, new_mask, step) for step in steps]
             i, losses = 0, [0.0]
@@ -215,6 +221,7 @@ def group(
         return found.delta, found.info
 
     compensate.check, compensate.measures_loss = check, True
+    compensate.first_order = first_order
     return compensate
 
 
@@ -231,7 +238,7 @@ def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float
 
 def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, right: Any) -> Any:
     """`(F_KK + γ)⁻¹` of the estimate's own gradients, times the right side."""
-    kept = estimator.restrict(state, mask)._replace(damping=gamma.astype(state.damping.dtype))
+    kept = with_damping(estimator.restrict(state, mask), gamma)
     return estimator.multiply(kept, right, mask)
 
 

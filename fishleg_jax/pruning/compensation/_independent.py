@@ -66,7 +66,8 @@ def independent(
     Args:
         scale: how much of the change of kept weights is made: 1 is Optimal Brain Surgeon, 0
             Optimal Brain Damage, which leaves them as they are.
-        first_order: whether the gradient takes part (WoodTaylor): the weights head for
+        first_order: Whether the gradient takes part (WoodTaylor), here and in the scores of
+            one-shot pruning: the weights head for
             `t = w − F⁻¹g`, and `δ = −F⁻¹ (g + 1_S ⊙ t / diag F⁻¹)`.
         check_step: whether all, a half, a quarter or nothing of the change of kept weights is
             made, whichever gives the lowest loss, on held-out batches where `prune_one_shot` has
@@ -124,6 +125,7 @@ def independent(
 
     if first_order or check_step:
         compensate.check, compensate.measures_loss = check, check_step
+    compensate.first_order = first_order
     return compensate
 
 
@@ -203,9 +205,7 @@ def corrections(
     diagonal = estimator.diagonal(state, params, old_mask)
     target = params
     if gradient is not None:
-        target = jax.tree.map(
-            jnp.subtract, params, estimator.multiply(state, gradient, old_mask)
-        )  # fmt: skip
+        target = jax.tree.map(jnp.subtract, params, estimator.multiply(state, gradient, old_mask))
     multipliers = jax.tree.map(
         lambda t, q, old, new: jnp.where(old & ~new, t / jnp.where(old, q, 1), 0),
         target,

@@ -12,6 +12,7 @@ from fishleg_jax._checks import arrays, numbers
 from fishleg_jax._devices import axis
 from fishleg_jax.inverse.base import InverseFisher, check_estimator
 from fishleg_jax.pruning.gradual.counting import is_number
+from fishleg_jax.pruning.leaves import Leaves
 from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.masks.groups import SCOPES
 from fishleg_jax.pruning.one_shot.checks import check_compensation
@@ -56,9 +57,11 @@ def check_arguments(
     for name, value in whole.items():
         if not (value is None and name == "renew") and not _is_whole(value):
             raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
-    if whole.get("renew") is not None and _concrete(whole["renew"]) and (
-        _concrete(whole["mask_every"]) and whole["renew"] > whole["mask_every"]
-    ):  # fmt: skip
+    if (
+        whole.get("renew") is not None
+        and _concrete(whole["renew"])
+        and (_concrete(whole["mask_every"]) and whole["renew"] > whole["mask_every"])
+    ):
         raise ValueError(
             f"renew must be at most mask_every, {whole['mask_every']}, got {whole['renew']}"
         )
@@ -117,10 +120,12 @@ def check_optimizer(value: Any, name: str, or_none: str = "") -> None:
         raise ValueError(f"{name} must be an optax transformation{or_none}, got {value!r}")
 
 
-def check_others(prunable: Any, adjustable: Any, axis_name: Any, seed: Any) -> None:
+def check_others(leaves: Leaves, axis_name: Any, seed: Any) -> None:
     """Raises a ValueError for an argument of `gradual_prune` that is of another type."""
-    _prunable.check_type(prunable, "prunable")
-    _prunable.check_type(adjustable, "adjustable")
+    _prunable.check_type(leaves.prunable, "prunable")
+    _prunable.check_type(leaves.adjustable, "adjustable")
+    if leaves.costs is not None:
+        raise ValueError("prunable: costs divide the scores of prune_one_shot only, leave them out")
     axis.check_name(axis_name)
     traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
     if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):

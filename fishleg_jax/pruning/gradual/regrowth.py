@@ -10,8 +10,8 @@ from fishleg_jax import _tree
 from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.gradual.counting import FAR
-from fishleg_jax.pruning.masks.build import keep_highest
 from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.lowest import keep_highest
 
 Regrow = float | jax.Array | Callable[[jax.Array], Any]
 

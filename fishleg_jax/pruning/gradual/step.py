@@ -9,16 +9,16 @@ import optax
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse.base import apply_mask, prepared
+from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import some_curvature
-from fishleg_jax.pruning.compensation._adjustable import compensated, movable
 from fishleg_jax.pruning.gradual.assimilation import add, assimilated, is_ready
 from fishleg_jax.pruning.gradual.counting import Asked
 from fishleg_jax.pruning.gradual.plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
 from fishleg_jax.pruning.gradual.regrowth import more_to_come, revived, share_at
 from fishleg_jax.pruning.gradual.state import GradualState
-from fishleg_jax.pruning.masks.build import keep_highest
 from fishleg_jax.pruning.masks.groups import Groups
-from fishleg_jax.pruning.scores import obs_saliency
+from fishleg_jax.pruning.masks.lowest import keep_highest
+from fishleg_jax.pruning.update import Surgeon
 
 
 def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
@@ -99,36 +99,38 @@ def _extended(
     Where they are refused it is as if no mask update had been due.
     """
     estimator = plan.estimator
+    surgeon = Surgeon(estimator, plan.compensation, groups, adjustable_in(state, seen.params))
+    # The weights where the optimiser would take them.
     updates = _tree.widen(came)
     target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
     target = apply_mask(target, old)
-    adjustable = adjustable_in(state, seen.params)
-    free = movable(old, adjustable, groups)
+    # Score.
     estimate = prepared(estimator, state.estimate, seen.params)
-    diagonal = estimator.diagonal(estimate, seen.params, free)
-    # pruned weights have no curvature, and need no score
-    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
+    scores = update.score(surgeon, estimate, target, old)
     curved = jnp.array(True)
     if estimator.fisher_diagonal is not None:  # without any, these would be magnitudes
         curved, _ = some_curvature(estimator, groups.chosen, state.estimate, seen.params, old)
-    scores = jax.tree.leaves(obs_saliency(target, safe))
-    candidates, tree = jax.tree.flatten(old)
+    scores, tree = jax.tree.flatten(scores)
+    candidates = jax.tree.leaves(old)
+    # Weights that may come back compete for a place with those that stay.
     if plan.regrow is not None:
         backs, gains = revived(
-            estimator, estimate, seen.params, seen.curvature, old, groups, state.pruned, share
-        )  # fmt: skip
+            *(estimator, estimate, seen.params, seen.curvature, old, groups, state.pruned, share)
+        )
         scores = [
             jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
         ]
         candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
     chosen = [i for group in groups.members for i in group]
     sound = curved & jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
-    new_masks = tree.unflatten(keep_highest(groups, scores, candidates, counts))
 
-    delta, info = compensated(
-        plan.compensation, adjustable,
-        target, old, new_masks, seen.curvature, estimator, estimate,
-    )  # fmt: skip
+    # Mask and compensate; both are refused where numbers are not finite.
+    def choose(scores, _):
+        return tree.unflatten(keep_highest(groups, jax.tree.leaves(scores), candidates, counts))
+
+    new_masks, delta, info = update.update(
+        surgeon, estimate, target, old, tree.unflatten(scores), choose, seen.curvature
+    )
     sound &= _tree.all_finite(apply_mask(delta, new_masks))
     if "losses" in info:  # a check of the step that found none it could take
         sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))

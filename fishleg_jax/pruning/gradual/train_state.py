@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from fishleg_jax.model import Batch
+from fishleg_jax.model import BatchLike
 
 
 class TrainStateMixin:
@@ -46,7 +46,7 @@ class TrainStateMixin:
         self,
         *,
         grads: Any,
-        batch: Batch | None = None,
+        batch: BatchLike | None = None,
         extra_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -54,7 +54,7 @@ class TrainStateMixin:
 
         Args:
             grads: Gradients, a pytree like the parameters.
-            batch: Batch that they were taken on, `(inputs, targets[, constants])`.
+            batch: BatchLike that they were taken on, `(inputs, targets[, constants])`.
             extra_args: Further arguments for the `update` of `fishleg_prune`, such as
                 `{"hold": True}`; None for none.
             **kwargs: Fields to replace, such as `batch_stats`.

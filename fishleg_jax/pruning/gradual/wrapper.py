@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _prunable, _text, _tree
+from fishleg_jax import _prunable, _text
 from fishleg_jax._checks.numbers import check_count
 from fishleg_jax.inverse.base import InverseFisher, apply_mask
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning.gradual.checks import check_optimizer
 from fishleg_jax.pruning.gradual.counting import Sparsity
+from fishleg_jax.pruning.gradual.fishleg import fishleg_prune
 from fishleg_jax.pruning.gradual.state import GradualState
-from fishleg_jax.pruning.gradual.transform import fishleg_prune
+from fishleg_jax.pruning.leaves import Leaves
 
 
 class PruneState(NamedTuple):
@@ -38,9 +39,7 @@ class PruneState(NamedTuple):
 class Options(TypedDict, total=False):
     """The keyword arguments of `fishleg_prune`, for type checkers and completion in `prune`."""
 
-    prunable: _prunable.Selection
-    adjustable: _prunable.Selection
-    stacked: _tree.Stacked
+    prunable: _prunable.LeafSelection | Leaves
     masks: Any | None
     scope: str
     damping: float | None
@@ -102,18 +101,32 @@ def prune(
         return PruneState(pruning.init(params), inner.init(params))
 
     def update(
-        updates, state, params=None, *, batch=None, grad=None, assimilate=None, hold=False,
-        emit=None, **extra,
-    ):  # fmt: skip
+        updates,
+        state,
+        params=None,
+        *,
+        batch=None,
+        grad=None,
+        assimilate=None,
+        hold=False,
+        emit=None,
+        **extra,
+    ):
         if params is not None:
             kept = apply_mask(updates, state.pruning.masks)
             moved, inner_state = inner.update(kept, state.inner, params, **extra)
         else:
             moved, inner_state = updates, state.inner  # refused in a moment
         out, pruned = pruning.update(
-            moved, state.pruning, params, batch=batch, grad=updates if grad is None else grad,
-            assimilate=assimilate, hold=hold, emit=emit,
-        )  # fmt: skip
+            moved,
+            state.pruning,
+            params,
+            batch=batch,
+            grad=updates if grad is None else grad,
+            assimilate=assimilate,
+            hold=hold,
+            emit=emit,
+        )
         return out, PruneState(pruned, _cut(inner_state, pruned.masks))
 
     return optax.GradientTransformationExtraArgs(init, update)

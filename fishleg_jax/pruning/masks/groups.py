@@ -79,7 +79,7 @@ class Groups(NamedTuple):
 
 
 def make_groups(
-    tree: Any, prunable: _prunable.Selection, scope: str, stacked: Any | None = None
+    tree: Any, prunable: _prunable.LeafSelection, scope: str, stacked: Any | None = None
 ) -> Groups:
     """Decides, from the weights, which leaves are pruned and how.
 

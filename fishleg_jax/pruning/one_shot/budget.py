@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax._checks import arrays
-from fishleg_jax.model import Batch, Model
+from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.costs import weight_costs
 from fishleg_jax.pruning.masks.build import number_to_prune
-from fishleg_jax.pruning.one_shot.stage import Fitted, Plan, advance, choose
-from fishleg_jax.pruning.one_shot.walk import Attempt, Move
+from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, choose
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.targets import Budget
 
@@ -52,7 +51,7 @@ def of_weights(at_most: int, sizes: Sequence[int]) -> float:
 
 
 def costs_of(
-    budget: Budget, model: Model, params: Any, batch: Batch, chosen: Sequence[bool], scope: str
+    budget: Budget, model: Model, params: Any, batch: BatchLike, chosen: Sequence[bool], scope: str
 ) -> Any:
     """What a weight of each leaf costs in a budget's unit; shapes will do for arrays.
 
@@ -91,11 +90,11 @@ def within_budget(
     budget: Budget,
     model: Model,
     params: Any,
-    batch: Batch,
+    batch: BatchLike,
     stages: int,
     schedule: str,
     initial: float = 0.0,
-) -> Attempt:
+) -> Goal:
     """Stages to the lowest sparsity that keeps no more than a budget.
 
     What that sparsity is depends on the ranking of the weights: every stage finds it out anew, and
@@ -104,19 +103,20 @@ def within_budget(
     Raises:
         ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
     """
-    chosen, weights = plan.groups.chosen, plan.groups.weights
-    costs = costs_of(budget, model, params, batch, chosen, plan.groups.scope)
+    groups = plan.surgeon.groups
+    chosen, weights = groups.chosen, groups.weights
+    costs = costs_of(budget, model, params, batch, chosen, groups.scope)
 
-    def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
-        before = told[-1]["sparsity"] if told else initial
+    def end(scored: Scored, reports: Sequence[dict]) -> Step:
+        before = reports[-1]["sparsity"] if reports else initial
 
         def keeps(sparsity):
-            return kept_cost(choose(plan, fitted, sparsity), costs, chosen)
+            return kept_cost(choose(plan, scored, sparsity), costs, chosen)
 
         final = _lowest(keeps, budget.at_most, before, weights)
-        left = stages - len(told)
+        left = stages - len(reports)
         sparsity = stage_sparsities(final, left, schedule=schedule, initial=before)[0]
-        point, info = advance(plan, fitted, sparsity)
+        point, info = advance(plan, scored, sparsity)
         kept = kept_cost(point.masks, costs, chosen)
         reached, stopped = kept <= budget.at_most, None
         if final == 0:
@@ -126,9 +126,9 @@ def within_budget(
                 f"the budget of {budget.at_most:g} was not reached: at a sparsity of "
                 f"{sparsity:.6g}, the highest there is, {kept:g} is kept"
             )
-        return Move(point, {"sparsity": sparsity, "cost": kept} | info, reached, stopped)
+        return Step(point, {"sparsity": sparsity, "cost": kept} | info, reached, stopped)
 
-    return attempt
+    return end
 
 
 def not_needed(budget: Budget) -> str:

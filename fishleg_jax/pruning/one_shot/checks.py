@@ -11,8 +11,10 @@ from fishleg_jax import _tree, fisher
 from fishleg_jax._checks import numbers
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Batch, Model, predict, split_batch
+from fishleg_jax.model import BatchLike, Model, predict, split_batch
 from fishleg_jax.pruning._soundness import check_ready
+from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.targets import Budget
 
 
 def check_host(*given: Any) -> None:
@@ -38,22 +40,33 @@ def check_compensation(compensation: Any) -> None:
     numbers.check_function(compensation, "compensation", 6, expected)
 
 
-def check_selection(selection: Any) -> None:
-    """Raises a ValueError unless it is what functions of `flj.selection` return."""
+def check_selection(selection: Any, groups: Groups, goal: Any) -> None:
+    """Raises a ValueError unless a selection is one of `flj.selection` and fits the goal."""
+    if isinstance(goal, Budget):
+        raise ValueError(
+            f"selection keeps a number of weights, not a budget of {goal.unit}: leave it out, or "
+            "use targets.weights"
+        )
     expected = "one of flj.selection, such as flj.selection.swaps()"
     numbers.check_function(selection, "selection", 8, expected)
+    if groups.scope == "layer" and any(groups.stacked):
+        raise ValueError(
+            "selection swaps weights within a leaf and does not know its layers: use "
+            'scope="global" or leave out stacked'
+        )
 
 
-def check_functions(recalibrate: Any, on_update: Any, on_stage: Any) -> None:
-    """Raises a ValueError for what is to be called by `prune_one_shot`, and can't be."""
-    for name, function, arguments in (
-        ("recalibrate", recalibrate, ("params", "batches")),
-        ("on_update", on_update, ("done", "total", "state")),
-        ("on_stage", on_stage, ("result",)),
-    ):
+def check_functions(**functions: Any) -> None:
+    """Raises a ValueError for a callback that can't be called with its arguments."""
+    arguments = {
+        "recalibrate": ("params", "batches"),
+        "on_update": ("done", "total", "state"),
+        "on_stage": ("result",),
+    }
+    for name, function in functions.items():
         if function is not None:
-            expected = f"a function ({', '.join(arguments)}) or None"
-            numbers.check_function(function, name, len(arguments), expected)
+            expected = f"a function ({', '.join(arguments[name])}) or None"
+            numbers.check_function(function, name, len(arguments[name]), expected)
 
 
 def check_per_stage(value: Any, batches: int) -> int:
@@ -73,8 +86,8 @@ def check_needs(
     estimator: InverseFisher,
     model: Model,
     params: Any,
-    batches: Sequence[Batch],
-    held_out: Sequence[Batch] | None,
+    batches: Sequence[BatchLike],
+    held_out: Sequence[BatchLike] | None,
     first_order: bool,
 ) -> None:
     """Raises a ValueError where compensation or scores need what the others do not have.
@@ -116,7 +129,7 @@ def _alike(state: Any, expected: Any) -> bool:
     return all(jnp.shape(a) == b.shape for a, b in pairs)
 
 
-def check_model(model: Model, params: Any, batch: Batch) -> None:
+def check_model(model: Model, params: Any, batch: BatchLike) -> None:
     """Raises where a model can't predict a batch, or predicts NaN or infinity."""
     try:
         outputs = jitted(predict, model)(params, batch)
@@ -126,6 +139,6 @@ def check_model(model: Model, params: Any, batch: Batch) -> None:
         raise FloatingPointError("the model predicts NaN or infinity on batches[0]")
 
 
-def have_labels(batches: Sequence[Batch]) -> bool:
+def have_labels(batches: Sequence[BatchLike]) -> bool:
     """Whether the loss can be measured on batches."""
     return all(split_batch(batch)[1] is not None for batch in batches)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from fishleg_jax.model import Batch, Model
+from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.masks.groups import Groups
-from fishleg_jax.pruning.one_shot import budget, limit, walk
-from fishleg_jax.pruning.one_shot.stage import Plan
+from fishleg_jax.pruning.one_shot import budget, limit
+from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.targets import Budget, Limit, Target
 
@@ -51,19 +51,19 @@ def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list
     return sparsities
 
 
-def attempt_for(
+def goal_for(
     asked: float | Target,
     goal: float | Target,
     plan: Plan,
     model: Model,
     params: Any,
-    batch: Batch,
+    batch: BatchLike,
     loss: Callable[[Any], Any] | None,
     sparsities: Sequence[float],
     schedule: str,
     before: int = 0,
-) -> walk.Attempt:
-    """What every stage does to get to the goal.
+) -> Goal:
+    """The function that ends each stage on the way to a goal.
 
     Args:
         asked: what the user asked for.
@@ -81,13 +81,24 @@ def attempt_for(
         ValueError: the goal can't be reached, as far as that is known before any stage.
     """
     if isinstance(goal, Budget):
-        initial = budget.sparsity_of(before, plan.groups.weights)
+        initial = budget.sparsity_of(before, plan.surgeon.groups.weights)
         return budget.within_budget(
             plan, goal, model, params, batch, len(sparsities), schedule, initial
         )
     if isinstance(goal, Limit):
         return limit.within_limit(plan, goal, params, loss, sparsities, before)
-    attempt = walk.by_schedule(plan, sparsities)
+    scheduled = by_schedule(plan, sparsities)
     if isinstance(asked, Budget) and goal == 0:
-        return lambda *args: attempt(*args)._replace(stopped=budget.not_needed(asked))
-    return attempt
+        return lambda *args: scheduled(*args)._replace(stopped=budget.not_needed(asked))
+    return scheduled
+
+
+def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Goal:
+    """Stages to sparsities that are known beforehand."""
+
+    def end(scored: Scored, reports: Sequence[dict]) -> Step:
+        sparsity = sparsities[len(reports)]
+        point, info = advance(plan, scored, sparsity)
+        return Step(point, {"sparsity": sparsity} | info)
+
+    return end

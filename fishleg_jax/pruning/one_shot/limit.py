@@ -7,8 +7,7 @@ from typing import Any
 from fishleg_jax import _tree
 from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
-from fishleg_jax.pruning.one_shot.stage import Fitted, Plan, Point, advance
-from fishleg_jax.pruning.one_shot.walk import Attempt, Move
+from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, Scored, Step, advance
 from fishleg_jax.pruning.targets import Limit
 
 # what is lost at a point, of what the stage tells that led there and what those before told
@@ -18,7 +17,7 @@ Lost = Callable[[Point, dict, Sequence[dict]], float]
 def _what_is_lost(limit: Limit, loss: Callable[[Any], Any] | None, params: Any) -> Lost:
     """How far a limit is used up, counted from the weights that came in."""
     if limit.unit == "predicted":
-        return lambda point, info, told: sum(x["predicted"] for x in (*told, info))
+        return lambda point, info, reports: sum(x["predicted"] for x in (*reports, info))
     measure = limit.metric
     if limit.unit == "measured":
         if loss is None:
@@ -34,7 +33,7 @@ def _what_is_lost(limit: Limit, loss: Callable[[Any], Any] | None, params: Any) 
             f"sparsity: the target's {name} must be a finite number for the weights that came in, "
             f"got {dense}"
         )
-    return lambda point, info, told: dense - _number(measure(point.params))
+    return lambda point, info, reports: dense - _number(measure(point.params))
 
 
 def _number(value: Any) -> float:
@@ -53,7 +52,7 @@ def within_limit(
     loss: Callable[[Any], Any] | None,
     sparsities: Sequence[float],
     before: int = 0,
-) -> Attempt:
+) -> Goal:
     """Stages until one loses more than a limit; there it is bisected, with what is fitted.
 
     Args:
@@ -67,20 +66,20 @@ def within_limit(
     Raises:
         ValueError: what is measured is no finite number for the weights that came in.
     """
-    weights = plan.groups.weights
+    weights = plan.surgeon.groups.weights
     lost = _what_is_lost(limit, loss, params)
     counts = [before, *(number_to_prune(s, weights) for s in sparsities)]
     nearest = max(1, math.floor(limit.resolution * weights))
 
-    def attempt(fitted: Fitted, told: Sequence[dict]) -> Move:
+    def end(scored: Scored, reports: Sequence[dict]) -> Step:
         errors, tried = [], []
 
         def moved(count):
-            """The move to a number of pruned weights, or None where it breaks the limit."""
+            """The step to a number of pruned weights, or None if it breaks the limit."""
             sparsity = sparsity_of(count, weights)
             try:
-                point, info = advance(plan, fitted, sparsity)
-                loses = lost(point, info, told)
+                point, info = advance(plan, scored, sparsity)
+                loses = lost(point, info, reports)
                 if not math.isfinite(loses):
                     raise FloatingPointError(
                         f"the target's measure is not finite at a sparsity of {sparsity:.6g}"
@@ -91,9 +90,9 @@ def within_limit(
             tried.append((sparsity, loses))
             if loses > limit.at_most:
                 return None
-            return Move(point, {"sparsity": sparsity, "lost": loses} | info)
+            return Step(point, {"sparsity": sparsity, "lost": loses} | info)
 
-        low, high = counts[len(told) : len(told) + 2]
+        low, high = counts[len(reports) : len(reports) + 2]
         move = moved(high)
         if move is not None:
             return move if high < counts[-1] else move._replace(last=True, stopped=_all(limit))
@@ -108,10 +107,10 @@ def within_limit(
             raise errors[0]
         if move is not None:
             return move._replace(last=True)
-        stopped = None if told else _none(limit, *tried[-1])
-        return Move(fitted.point, None, last=True, stopped=stopped)
+        stopped = None if reports else _none(limit, *tried[-1])
+        return Step(scored.point, None, last=True, stopped=stopped)
 
-    return attempt
+    return end
 
 
 def _all(limit: Limit) -> str:

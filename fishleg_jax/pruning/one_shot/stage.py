@@ -1,6 +1,7 @@
-"""One stage of a pruning: scores, masks, and what the kept weights do about it."""
+"""One stage of a one-shot pruning: scores at a point, and the way from there to a sparsity."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,38 +9,39 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._devices import placement
-from fishleg_jax._jit import jitted
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher, prepared
+from fishleg_jax.inverse.base import apply_mask, prepared
+from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import check_curvature
-from fishleg_jax.pruning.compensation._adjustable import Adjustable, compensated, movable
-from fishleg_jax.pruning.compensation._independent import Compensation
-from fishleg_jax.pruning.masks.build import apply_masks, extend
-from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.build import extend
 from fishleg_jax.pruning.report import removed_scores
-from fishleg_jax.pruning.scores import obs_saliency
 from fishleg_jax.pruning.selection._border import Selection
+from fishleg_jax.pruning.update import Surgeon
 
 
 class Plan(NamedTuple):
-    """What all stages have in common; see `prune_one_shot`.
+    """The choices that all stages share.
 
-    `groups` are the leaves that are pruned, decided from the weights that came in; `measure` is
-    whether to report the change of the loss where the compensation does not.
+    Attributes:
+        surgeon: Estimator, compensation, and the leaves that are pruned.
+        costs: Cost of each weight, which divides its score; None for equal costs.
+        selection: Refinement of the masks; None for the masks of the scores.
+        measure: Whether to report the change of the loss where the compensation does not.
     """
 
-    estimator: InverseFisher
-    compensation: Compensation
-    groups: Groups
-    first_order: bool = False
+    surgeon: Surgeon
     costs: Any | None = None
-    measure: bool = False
     selection: Selection | None = None
-    adjustable: Adjustable = None
+    measure: bool = False
+
+    @property
+    def first_order(self) -> bool:
+        """Whether scores, selection and compensation take the gradient into account."""
+        return getattr(self.surgeon.compensation, "first_order", False)
 
 
 class Point(NamedTuple):
-    """How far a pruning has come.
+    """Weights and masks between two stages.
 
     Attributes:
         params: the weights.
@@ -52,14 +54,14 @@ class Point(NamedTuple):
     removed: Any
 
 
-class Fitted(NamedTuple):
-    """A point with a sound inverse Fisher; any sparsity can be tried from here.
+class Scored(NamedTuple):
+    """A point with an inverse Fisher and scores; any sparsity can be tried from here.
 
     Attributes:
-        point: where it is fitted.
-        state: the state of the plan's estimator, prepared for many products.
-        curvature: the loss on the stage's data.
-        scores: of the weights that survive at the point.
+        point: Weights and masks at which the inverse Fisher was fitted.
+        state: State of the estimator, prepared for many products.
+        curvature: Loss on the stage's data.
+        scores: Scores of the weights that survive at the point.
     """
 
     point: Point
@@ -68,90 +70,128 @@ class Fitted(NamedTuple):
     scores: Any
 
 
+class Step(NamedTuple):
+    """The end of a stage.
+
+    Attributes:
+        point: The next point; the one before if nothing was pruned.
+        report: Numbers of the stage, with its `sparsity`; None if nothing was pruned.
+        last: Whether the pruning ends here.
+        stopped: Why it ends here, if that is not as asked for.
+    """
+
+    point: Point
+    report: dict[str, Any] | None
+    last: bool = False
+    stopped: str | None = None
+
+
+# From a scored point and the reports of the stages before to the end of a stage.
+Goal = Callable[[Scored, Sequence[dict]], Step]
+
+
 def begin(params: Any, masks: Any) -> Point:
     """The point before the first stage, of weights and the masks that they come with."""
-    params = placement.like(apply_masks(params, masks), params)
+    params = placement.like(apply_mask(params, masks), params)
     return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
 
 
-def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Fitted:
+def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Scored:
     """Scores the surviving weights of a point, with an inverse Fisher that was fitted there.
 
     Raises:
         FloatingPointError: the inverse is not finite.
         UnsoundCurvature: no prunable weight has a curvature.
     """
-    check_curvature(plan.estimator, plan.groups.chosen, state, point.params, point.masks)
-    state = prepared(plan.estimator, state, point.params)
-    return Fitted(point, state, curvature, _scores(plan, point, state, curvature))
+    surgeon = plan.surgeon
+    check_curvature(surgeon.estimator, surgeon.groups.chosen, state, point.params, point.masks)
+    state = prepared(surgeon.estimator, state, point.params)
+    gradient = curvature.gradient(_tree.widen(point.params)) if plan.first_order else None
+    scores = update.score(surgeon, state, point.params, point.masks, gradient)
+    scores = placement.like(scores, point.params)
+    _require_finite(scores, "the diagonal of the inverse Fisher")
+    return Scored(point, state, curvature, scores)
 
 
-def choose(plan: Plan, fitted: Fitted, sparsity: float) -> Any:
+def choose(plan: Plan, scored: Scored, sparsity: float) -> Any:
     """The masks of a sparsity, by the scores at a point: of a higher sparsity a part of these."""
-    return extend(plan.groups, _ranked(plan, fitted), sparsity, fitted.point.masks)
+    return extend(plan.surgeon.groups, _ranked(plan, scored), sparsity, scored.point.masks)
 
 
-def _ranked(plan: Plan, fitted: Fitted) -> Any:
+def _ranked(plan: Plan, scored: Scored) -> Any:
     if plan.costs is None:
-        return fitted.scores
-    return jax.tree.map(jnp.divide, fitted.scores, plan.costs)
+        return scored.scores
+    return jax.tree.map(jnp.divide, scored.scores, plan.costs)
 
 
-def advance(plan: Plan, fitted: Fitted, sparsity: float) -> tuple[Point, dict]:
+def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     """Prunes on to a sparsity, from a point with an inverse Fisher.
 
     Args:
-        plan: how.
-        fitted: from where.
-        sparsity: the fraction of the prunable weights that is pruned afterwards.
+        plan: Choices that all stages share.
+        scored: Point to start from.
+        sparsity: Fraction of the prunable weights that is pruned afterwards.
 
     Returns:
-        The next point, and what the compensation tells, with the sum of the scores that went for
-        `predicted` where it predicts nothing itself.
+        The next point, and the numbers that the compensation reports, with the sum of the scores of
+        the pruned weights for `predicted` if the compensation predicts nothing itself.
 
     Raises:
-        FloatingPointError: the new weights are not finite, or their loss is not.
+        FloatingPointError: the new weights or their loss are not finite.
     """
-    point, state, curvature, scores = fitted
-    masks = choose(plan, fitted, sparsity)
-    if plan.selection is not None:
-        masks = _selected(plan, fitted, masks)
-    delta, info = compensated(
-        plan.compensation, plan.adjustable,
-        point.params, point.masks, masks, curvature, plan.estimator, state,
-    )  # fmt: skip
+    point, state, curvature, scores = scored
+
+    # score -> mask -> compensate
+    def masks_of(_, old):
+        masks = choose(plan, scored, sparsity)
+        return masks if plan.selection is None else _selected(plan, scored, old, masks)
+
+    masks, delta, info = update.update(
+        plan.surgeon, state, point.params, point.masks, scores, masks_of, curvature
+    )
     moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), point.params, delta)
-    params = placement.like(apply_masks(moved, masks), point.params)
+    params = placement.like(apply_mask(moved, masks), point.params)
     _require_finite(params, "the compensated weights")
+
+    # report
     removed = removed_scores(scores, point.masks, masks)
     info = {"predicted": float(sum(jax.tree.leaves(removed)))} | info
     if plan.measure and "actual" not in info:
-        ends = [_tree.widen(p) for p in (point.params, params)]
-        for name, loss in (("actual", curvature.loss), ("held_out", curvature.check)):
-            if loss is not None:
-                before, after = map(float, map(loss, ends))
-                info[name] = after - before
+        info |= _measured(curvature, point.params, params)
     changes = [info.get(name, 0.0) for name in ("actual", "held_out")]
     if not all(map(math.isfinite, changes)):
         raise FloatingPointError("the loss of the pruned weights is not finite")
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
 
 
-def _selected(plan: Plan, fitted: Fitted, masks: Any) -> Any:
+def _measured(curvature: Curvature, before: Any, after: Any) -> dict[str, float]:
+    """Changes of the loss between two sets of weights, in nats per example."""
+    ends = [_tree.widen(p) for p in (before, after)]
+    losses = {"actual": curvature.loss, "held_out": curvature.check}
+    changes = {}
+    for name, loss in losses.items():
+        if loss is not None:
+            first, last = map(float, map(loss, ends))
+            changes[name] = last - first
+    return changes
+
+
+def _selected(plan: Plan, scored: Scored, old: Any, masks: Any) -> Any:
     """The masks of the plan's selection, which has to prune as many weights as the scores do."""
-    point, state, curvature, _ = fitted
-    scores = _ranked(plan, fitted)
-    chosen = plan.groups.chosen
-    leaves, tree = jax.tree.flatten(scores)
+    point, state, curvature, _ = scored
+    groups = plan.surgeon.groups
+    leaves, tree = jax.tree.flatten(_ranked(plan, scored))
     barred = [
         s if yes else jnp.full(s.shape, jnp.inf, s.dtype)
-        for s, yes in zip(leaves, chosen, strict=True)
+        for s, yes in zip(leaves, groups.chosen, strict=True)
     ]
+    how = {"first_order": True} if plan.first_order else {}
     selected = plan.selection(
-        point.params, point.masks, masks, tree.unflatten(barred),
-        curvature, plan.estimator, state, plan.groups.scope,
-    )  # fmt: skip
-    _check_selected(point.masks, masks, selected, chosen, plan.groups.scope)
+        *(point.params, old, masks, tree.unflatten(barred)),
+        *(curvature, plan.surgeon.estimator, state, groups.scope),
+        **how,
+    )
+    _check_selected(old, masks, selected, groups.chosen, groups.scope)
     return selected
 
 
@@ -167,21 +207,6 @@ def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], sco
         counts.append(int(jnp.sum(mask)) - int(jnp.sum(expected)))
     if any(counts) if scope == "layer" else sum(counts):
         raise ValueError(f"selection must prune as many weights as the scores do, scope {scope!r}")
-
-
-def _scores(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Any:
-    """OBS scores of the surviving weights, with the gradient's part where it takes part."""
-    params, masks = point.params, movable(point.masks, plan.adjustable, plan.groups)
-    step = None
-    if plan.first_order:
-        gradient = curvature.gradient(_tree.widen(params))
-        step = jitted(plan.estimator.multiply)(state, gradient, masks)
-    diagonal = placement.like(jitted(plan.estimator.diagonal)(state, params, masks), params)
-    # pruned weights have no curvature, and need no score
-    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, masks)
-    scores = obs_saliency(params, safe, step)
-    _require_finite(scores, "the diagonal of the inverse Fisher")
-    return scores
 
 
 def _require_finite(tree: Any, what: str) -> None:

@@ -53,7 +53,6 @@ def choosing(
     border: int,
     choose: Callable[[Free], jax.Array],
     *,
-    first_order: bool = False,
     curvature_for: str | None = None,
 ) -> Selection:
     """A selection of which only the choice among the weights nearest to the threshold is left.
@@ -61,7 +60,6 @@ def choosing(
     Args:
         border: how many weights are free, half of them on either side of the threshold.
         choose: which of the free ones are pruned, booleans; as many as before in every group.
-        first_order: whether the gradient takes part.
         curvature_for: what the curvature is needed for, in words; None where it is not.
 
     Raises:
@@ -78,9 +76,12 @@ def choosing(
         estimator: InverseFisher,
         state: Any,
         scope: str = "global",
+        first_order: bool = False,
     ) -> Any:
         if curvature_for is not None and curvature is None:
             raise ValueError(f"curvature is needed for {curvature_for}")
+        if first_order and curvature is None:
+            raise ValueError("curvature is needed for the gradient")
         params = _tree.widen(params)
         edge = find_border(old_masks, new_masks, scores, border // 2, scope)
         if not two_sided(edge):

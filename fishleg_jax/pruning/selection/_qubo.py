@@ -79,9 +79,7 @@ def qubo(
         form, start, groups = _quadratic_form(free, gamma), free.edge.pruned, free.groups
         if solver == "swaps":
             return swap_search(*form, start, objective="qubo", groups=groups, steps=steps).pruned
-        return anneal(
-            *form, start, groups=groups, reads=reads, sweeps=sweeps, seed=seed
-        ).pruned  # fmt: skip
+        return anneal(*form, start, groups=groups, reads=reads, sweeps=sweeps, seed=seed).pruned
 
     return choosing(border, choose, curvature_for="the Fisher products of a QUBO")
 

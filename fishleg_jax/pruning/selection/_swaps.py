@@ -2,7 +2,7 @@
 
 import jax
 
-from fishleg_jax._checks.numbers import check_count, check_flag, check_tolerance
+from fishleg_jax._checks.numbers import check_count, check_tolerance
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning.selection._border import Selection
 from fishleg_jax.pruning.selection._choice import Free, choosing
@@ -14,7 +14,6 @@ def swaps(
     *,
     border: int = 256,
     steps: int = 1000,
-    first_order: bool = False,
     iterations: int = 50,
     tolerance: float = 1e-4,
     columns_at_once: int = 16,
@@ -31,7 +30,6 @@ def swaps(
     Args:
         border: how many weights are free, half of them on either side of the threshold.
         steps: how many swaps at most.
-        first_order: whether the gradient takes part, for scores that have it.
         iterations: of every solve at most; there are `border` + 1, of `iterations` products
             with the inverse each, and none with the Fisher.
         tolerance: a solve ends at a residual so small, relative to its right side.
@@ -64,17 +62,20 @@ def swaps(
     """
     steps, iterations = check_count(steps, "steps"), check_count(iterations, "iterations")
     columns_at_once = check_count(columns_at_once, "columns_at_once")
-    first_order, tolerance = check_flag(first_order, "first_order"), check_tolerance(tolerance)
+    tolerance = check_tolerance(tolerance)
 
     def choose(free: Free) -> jax.Array:
         edge = free.edge
         weights, inverse = jitted(conditional, free.estimator, columns_at_once)(
-            free.state, free.target, free.old_masks, free.gone, edge.leaves, edge.places,
-            iterations, tolerance,
-        )  # fmt: skip
+            free.state,
+            free.target,
+            free.old_masks,
+            free.gone,
+            edge.leaves,
+            edge.places,
+            iterations,
+            tolerance,
+        )
         return swap_search(weights, inverse, edge.pruned, groups=free.groups, steps=steps).pruned
 
-    return choosing(
-        border, choose, first_order=first_order,
-        curvature_for="the gradient" if first_order else None,
-    )  # fmt: skip
+    return choosing(border, choose)

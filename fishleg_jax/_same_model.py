@@ -13,9 +13,15 @@ from fishleg_jax.model import Model
 
 # what makes two pieces of code the same, wherever in a file they stand
 CODE = (
-    "co_code", "co_names", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount",
-    "co_kwonlyargcount", "co_flags",
-)  # fmt: skip
+    "co_code",
+    "co_names",
+    "co_freevars",
+    "co_cellvars",
+    "co_argcount",
+    "co_posonlyargcount",
+    "co_kwonlyargcount",
+    "co_flags",
+)
 
 
 def check_same_model(estimated: Model | None, model: Model, arrays: Any) -> None:
@@ -120,10 +126,11 @@ def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
     if len(one.co_consts) != len(other.co_consts):
         return False
     return all(
-        _same_code(a, b) if isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
+        _same_code(a, b)
+        if isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
         else type(a) is type(b) and a == b
         for a, b in zip(one.co_consts, other.co_consts, strict=True)
-    )  # fmt: skip
+    )
 
 
 def _name(x: Any) -> str:

@@ -1,0 +1,75 @@
+"""Batches, constants and curvature of each stage of a one-shot pruning."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from fishleg_jax import fisher
+from fishleg_jax._batch import BatchLike, with_constants
+from fishleg_jax._checks import arrays
+from fishleg_jax.model import Model
+from fishleg_jax.pruning.one_shot.stages import Stages
+
+
+class Data:
+    """The data of a one-shot pruning."""
+
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[BatchLike],
+        held_out: Sequence[BatchLike] | None,
+        stages: Stages,
+        per_stage: int,
+    ):
+        """Remembers the data and how the stages read them.
+
+        Args:
+            model: The model.
+            batches: Batches for the curvature.
+            held_out: Batches to check steps on; None for none.
+            stages: How the stages run.
+            per_stage: Number of batches of each stage.
+        """
+        self.batches, self.held_out = batches, held_out
+        self.recalibrate, self.per_stage = stages.recalibrate, per_stage
+        self.curvature_on = partial(
+            fisher.curvature, model, examples_per_chunk=stages.examples_per_chunk
+        )
+        self._latest: dict[int, Any] = {}  # constants after so many stages, computed once
+
+    def of_stage(self, stage: int, params: Any) -> tuple[Sequence[BatchLike], fisher.Curvature]:
+        """Batches of a stage with constants for the weights at hand, and their curvature."""
+        constants = self.constants_after(stage, params) if stage > 0 else None
+        own = with_constants(self._seen_in(stage), constants)
+        curvature = self.curvature_on(own)
+        if self.held_out is not None:
+            check = self.curvature_on(with_constants(self.held_out, constants))
+            curvature = curvature._replace(check=check.loss)
+        return own, curvature
+
+    def constants_after(self, stages: int, params: Any) -> Any | None:
+        """Constants for the weights after so many stages; None without `recalibrate`."""
+        if stages not in self._latest:
+            self._latest.clear()
+            self._latest[stages] = self._constants(params, self._seen_in(max(stages - 1, 0)))
+        return self._latest[stages]
+
+    def loss(self, params: Any) -> jax.Array:
+        """Loss of weights on the held-out batches if there are any, else on all batches."""
+        measured_on = self.batches if self.held_out is None else self.held_out
+        own = with_constants(measured_on, self._constants(params, self.batches))
+        return self.curvature_on(own).loss(params)
+
+    def _seen_in(self, stage: int) -> list[BatchLike]:
+        first, number = stage * self.per_stage, len(self.batches)
+        return [self.batches[(first + i) % number] for i in range(self.per_stage)]
+
+    def _constants(self, params: Any, batches: Sequence[BatchLike]) -> Any | None:
+        if self.recalibrate is None:
+            return None
+        constants = self.recalibrate(params, batches)
+        arrays.check_constants(constants, batches[0])
+        return constants

@@ -1,0 +1,204 @@
+"""From the arguments of `prune_one_shot`, all of them checked, to one value that its loop reads."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from fishleg_jax import _chunks, _prunable
+from fishleg_jax._batch import split_batch
+from fishleg_jax._checks import arrays
+from fishleg_jax._checks.numbers import check_flag
+from fishleg_jax._same_model import check_same_model
+from fishleg_jax.inverse.base import InverseFisher, check_on_host
+from fishleg_jax.model import BatchLike, Model, check_all_targets, check_model
+from fishleg_jax.pruning import _soundness
+from fishleg_jax.pruning.compensation import _adjustable
+from fishleg_jax.pruning.compensation._independent import Compensation, independent
+from fishleg_jax.pruning.leaves import Leaves, leaves_of
+from fishleg_jax.pruning.masks.build import check_room
+from fishleg_jax.pruning.masks.groups import (
+    already_pruned,
+    first_masks,
+    make_groups,
+    zeros_in,
+)
+from fishleg_jax.pruning.one_shot import checks, goal
+from fishleg_jax.pruning.one_shot.budget import sparsity_of
+from fishleg_jax.pruning.one_shot.data import Data
+from fishleg_jax.pruning.one_shot.fit import fitted
+from fishleg_jax.pruning.one_shot.result import Result
+from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, begin
+from fishleg_jax.pruning.one_shot.stages import Stages
+from fishleg_jax.pruning.report import make_report
+from fishleg_jax.pruning.selection._border import Selection
+from fishleg_jax.pruning.targets import Budget, Target
+from fishleg_jax.pruning.update import Surgeon
+
+
+class Run(NamedTuple):
+    """A one-shot pruning whose arguments are sound.
+
+    Attributes:
+        plan: Choices that all stages share.
+        goal: Function that ends a stage, from its scores.
+        data: Batches and curvature of the stages.
+        stages: How the stages run.
+        start: Weights and masks before the first stage.
+        key: Random key.
+    """
+
+    plan: Plan
+    goal: Goal
+    data: Data
+    stages: Stages
+    start: Point
+    key: jax.Array
+
+    def fit(self, stage: int, point: Point, batches: Sequence[BatchLike]) -> Any:
+        """State of the estimator at a point: fitted to batches, or the one that was given."""
+        if self.stages.state is not None:
+            return self.stages.state
+        surgeon = self.plan.surgeon
+        key = self.key if self.stages.number == 1 else jax.random.fold_in(self.key, stage)
+        # an estimate is of the weights that are free; without a mask where that is all of them
+        all_free = not self.started and surgeon.adjustable is None
+        masks = None
+        if stage > 0 or not all_free:
+            masks = _adjustable.movable(point.masks, surgeon.adjustable, surgeon.groups)
+        state = fitted(surgeon.estimator, point.params, batches, key, masks, self.stages.on_update)
+        _soundness.check_ready(surgeon.estimator, state)
+        return state
+
+    @property
+    def started(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of zeros of the leaves in which the first masks prune."""
+        return already_pruned(self.plan.surgeon.groups, self.start.masks)
+
+    def result(
+        self, point: Point, state: Any, reports: tuple[dict, ...], stopped: str | None
+    ) -> Result:
+        """The result if the pruning ends at a point."""
+        try:
+            constants = self.data.constants_after(len(reports), point.params)
+        except FloatingPointError as error:  # which costs none of the weights
+            constants = None
+            stopped = stopped or f"no constants for the weights after stage {len(reports)}: {error}"
+        groups = self.plan.surgeon.groups
+        report = make_report(
+            *(point.removed, point.masks, groups.chosen, reports, stopped),
+            *(groups.left_out, self.started),
+        )
+        return Result(point.params, point.masks, report, state, reports, stopped, constants)
+
+
+def checked(
+    model: Model,
+    params: Any,
+    estimator: InverseFisher,
+    batches: Sequence[BatchLike],
+    *,
+    sparsity: float | Target,
+    stages: int | Stages,
+    held_out: Sequence[BatchLike] | None,
+    scope: str,
+    compensation: Compensation | None,
+    selection: Selection | None,
+    prunable: _prunable.LeafSelection | Leaves,
+    masks: Any | None,
+    key: jax.Array | None,
+) -> Run:
+    """The arguments of `prune_one_shot` as a run, once all of them are sound.
+
+    Raises:
+        ValueError: an argument that `prune_one_shot` refuses.
+        FloatingPointError: predictions or losses of the first weights are not finite.
+    """
+    stages = stages if isinstance(stages, Stages) else Stages(stages)
+    leaves = leaves_of(prunable)
+    # What is given: arrays, model, estimator.
+    checks.check_host(params, batches, held_out, leaves.costs, stages.state, key)
+    check_on_host(estimator)
+    check_model(model)
+    check_same_model(estimator.model, model, (params, batches))
+    arrays.check_params(params)
+    arrays.check_batches(batches)
+    # Which weights are pruned: leaves, first masks, sparsities.
+    groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
+    start = begin(params, first_masks(params, groups, masks))
+    before = sum(map(int, zeros_in(groups, start.masks)))
+    final = goal.sparsity_or_target(sparsity, groups)
+    sparsities = goal.planned(
+        final, stages.number, stages.schedule, sparsity_of(before, groups.weights)
+    )
+    if sparsities and not isinstance(final, Budget):
+        check_room(groups, sparsities[-1], before)
+    # How they are chosen and made up for.
+    if selection is not None:
+        checks.check_selection(selection, groups, final)
+    if compensation is None:
+        compensation = independent(check_step=held_out is not None)
+    checks.check_compensation(compensation)
+    moves = _adjustable.decide(params, leaves.adjustable)
+    _adjustable.check_compensation(compensation, moves)
+    if leaves.costs is not None:
+        arrays.check_costs(params, leaves.costs, groups.chosen)
+    key = jax.random.key(0) if key is None else key
+    checks.check_key(key)
+    per_stage = _checked_stages(stages, batches)
+    # Whether estimate, model and data fit each other.
+    plan = Plan(Surgeon(estimator, compensation, groups, moves), leaves.costs, selection)
+    _check_data(plan, model, params, batches, held_out, stages, per_stage)
+    labelled = checks.have_labels(batches if held_out is None else held_out)
+    plan = plan._replace(measure=stages.number > 1 and estimator.updates != 0 and labelled)
+    data = Data(model, batches, held_out, stages, per_stage)
+    if plan.measure or plan.first_order or getattr(compensation, "measures_loss", False):
+        _soundness.check_losses(data.curvature_on, params, batches, "batches")
+        _soundness.check_losses(data.curvature_on, params, held_out or [], "held_out")
+    loss = data.loss if labelled else None
+    reach = goal.goal_for(
+        *(sparsity, final, plan, model, params, batches[0], loss, sparsities),
+        *(stages.schedule, before),
+    )
+    return Run(plan, reach, data, stages, start, key)
+
+
+def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
+    """Number of batches of each stage, once what `Stages` holds is sound."""
+    check_flag(stages.adapt_damping, "adapt_damping")
+    checks.check_functions(
+        recalibrate=stages.recalibrate, on_update=stages.on_update, on_stage=stages.on_stage
+    )
+    _chunks.check_chunk(stages.examples_per_chunk)
+    if stages.recalibrate is not None and not split_batch(batches[0])[2]:
+        raise ValueError(
+            "recalibrate returns constants: batches must be (inputs, targets, constants), got "
+            "(inputs, targets)"
+        )
+    return checks.check_per_stage(stages.batches_per_stage, len(batches))
+
+
+def _check_data(
+    plan: Plan,
+    model: Model,
+    params: Any,
+    batches: Sequence[BatchLike],
+    held_out: Sequence[BatchLike] | None,
+    stages: Stages,
+    per_stage: int,
+) -> None:
+    """Raises where estimate, model and data do not fit each other."""
+    estimator = plan.surgeon.estimator
+    if stages.state is None:
+        _soundness.check_enough(estimator, batches, stages.number, per_stage)
+    if estimator.updates != 0:
+        checks.check_model(model, params, batches[0])
+        _soundness.check_single_examples(estimator, model, params, batches)
+    checks.check_state(stages.state, estimator, params, stages.number)
+    if held_out is not None:
+        arrays.check_batches(held_out, "held_out", like=batches[0])
+    check_all_targets(model, params, batches, "batches")
+    check_all_targets(model, params, held_out or (), "held_out")
+    checks.check_needs(
+        plan.surgeon.compensation, estimator, model, params, batches, held_out, plan.first_order
+    )

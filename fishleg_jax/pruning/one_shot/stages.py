@@ -1,0 +1,47 @@
+"""How the stages of a one-shot pruning run."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Stages(NamedTuple):
+    """Number of stages of `prune_one_shot`, and how they run.
+
+    Each stage fits the inverse Fisher anew, at the weights and masks of the stage before.
+
+    Attributes:
+        number: Number of stages, at least 1.
+        schedule: Growth of the sparsity from stage to stage: `geometric` in density, `linear` or
+            `polynomial` (see `stage_sparsities`), or the sparsities after all stages.
+        batches_per_stage: Number of batches whose curvature a stage sees: each takes the next ones,
+            in turn; None for all batches in every stage.
+        adapt_damping: Whether a stage starts with the damping that `compensation.group` found in
+            the stage before instead of the estimate's own.
+        recalibrate: Function `(params, batches) -> constants`, called with the weights after every
+            stage and its batches.  The constants, such as batch-norm statistics of the pruned
+            network, replace those in all batches from then on.  A target's loss is measured with
+            constants for the weights at hand, from all batches.
+        state: Fitted state of the estimator at these weights, which saves the fit of a single
+            stage, as `Result.state`; None to fit one.
+        examples_per_chunk: Number of examples at a time in losses, gradients and Fisher products of
+            the compensation, which bounds their memory; None for a whole batch.  The estimator has
+            an argument of the same name for its own.
+        on_update: Function `(updates done, updates in all, state)`, called after every update of a
+            fit; see `fit`.
+        on_stage: Function `(result)`, called after every stage with the `Result` so far.
+
+    Example:
+        >>> import fishleg_jax as flj
+        >>> flj.Stages(8, schedule="linear").number
+        8
+    """
+
+    number: int = 1
+    schedule: str | Sequence[float] = "geometric"
+    batches_per_stage: int | None = None
+    adapt_damping: bool = True
+    recalibrate: Callable[[Any, Sequence[Any]], Any] | None = None
+    state: Any | None = None
+    examples_per_chunk: int | None = None
+    on_update: Callable[[int, int, Any], None] | None = None
+    on_stage: Callable[[Any], None] | None = None

@@ -1,0 +1,93 @@
+"""The mask update that one-shot and gradual pruning share: score, mask, compensate."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax._jit import jitted
+from fishleg_jax.fisher import Curvature
+from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.pruning.compensation._adjustable import Adjustable, compensated, movable
+from fishleg_jax.pruning.compensation._independent import Compensation
+from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.scores import obs_saliency
+
+
+class Surgeon(NamedTuple):
+    """The parts of Optimal Brain Surgeon that stay the same over all mask updates.
+
+    Attributes:
+        estimator: Estimate of the inverse Fisher.
+        compensation: Change of the kept weights, one of `flj.compensation` or a function like it.
+        groups: Leaves that are pruned, and which weights share a threshold.
+        adjustable: For every leaf whether a compensation may move it; None for all.
+    """
+
+    estimator: InverseFisher
+    compensation: Compensation
+    groups: Groups
+    adjustable: Adjustable = None
+
+
+class MaskUpdate(NamedTuple):
+    """New masks, the change of the weights that goes with them, and the compensation's numbers."""
+
+    masks: Any
+    delta: Any
+    info: dict[str, Any]
+
+
+def score(
+    surgeon: Surgeon, state: Any, weights: Any, masks: Any, gradient: Any | None = None
+) -> Any:
+    """OBS scores of the kept weights.
+
+    Args:
+        surgeon: How to prune.
+        state: State of the estimator, prepared for products.
+        weights: Weights to score.
+        masks: Masks of the weights that are kept so far.
+        gradient: Gradient of the loss, for first-order scores; None for a gradient of zero.
+
+    Returns:
+        A pytree like the weights in float32 or better; scores of pruned weights mean nothing.
+    """
+    free = movable(masks, surgeon.adjustable, surgeon.groups)
+    step = None
+    if gradient is not None:
+        step = jitted(surgeon.estimator.multiply)(state, gradient, free)
+    diagonal = jitted(surgeon.estimator.diagonal)(state, weights, free)
+    # pruned weights have no curvature, and need no score
+    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
+    return obs_saliency(weights, safe, step)
+
+
+def update(
+    surgeon: Surgeon,
+    state: Any,
+    weights: Any,
+    masks: Any,
+    scores: Any,
+    choose: Callable[[Any, Any], Any],
+    curvature: Curvature | None,
+) -> MaskUpdate:
+    """Masks the weights with low scores, and compensates for them.
+
+    Args:
+        surgeon: How to prune.
+        state: State of the estimator, prepared for products.
+        weights: Weights before.
+        masks: Masks before.
+        scores: Scores of the weights.
+        choose: Function `(scores, masks) -> masks` that extends masks.
+        curvature: Loss on the data at hand; None where there is none.
+    """
+    new_masks = choose(scores, masks)
+    delta, info = compensated(
+        surgeon.compensation,
+        surgeon.adjustable,
+        *(weights, masks, new_masks, curvature, surgeon.estimator, state),
+    )
+    return MaskUpdate(new_masks, delta, info)
