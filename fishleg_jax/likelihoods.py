@@ -7,94 +7,14 @@ better, whatever the dtype of the outputs.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _labels, _text, _tree
+from fishleg_jax import _labels, _tree
 from fishleg_jax._checks import numbers
-
-Outputs = Any
-
-
-class _Functions(NamedTuple):
-    """The fields of a `Likelihood`, which checks them."""
-
-    negative_log_likelihood: Callable[[Outputs, Any], jax.Array]
-    sample: Callable[..., Any] | None = None
-    fisher: Callable[..., Outputs] | None = None
-    check_targets: Callable[[Outputs, Any], None] | None = None
-    takes_targets: bool = False
-
-
-class Likelihood(_Functions):
-    """A distribution `p(target | outputs)` as pure functions.
-
-    Attributes:
-        negative_log_likelihood: `(outputs, targets) -> (examples,)`, summed over all but the
-            leading axis.  A target outside the distribution's support should make both the value
-            and its gradient NaN: estimates skip such gradients and count them.
-        sample: `(key, outputs) -> targets`, one target for every output.  None for a likelihood
-            that is not sampled from: empirical Fishers and losses need no samples.
-        fisher: `(outputs, tangent) -> cotangent`, the product of the Fisher information in output
-            space `E[∇log p ∇log pᵀ]` with a tangent of the same structure as the outputs.  Not
-            averaged over examples.  None for a likelihood without an exact Fisher.
-        check_targets: `(outputs, targets) -> None`, raises a ValueError for targets outside the
-            support.  It gets the shapes and dtypes of the outputs and concrete targets, before
-            anything is compiled.  None to check nothing.
-        takes_targets: Whether `sample` and `fisher` have a third argument, the batch's targets or
-            None, which says which outputs to leave out (padding).  A sample then has the structure
-            and shapes of the targets and marks the same outputs.
-
-    Raises:
-        ValueError: a field that is not a function, or a flag that is not a boolean.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from fishleg_jax import likelihoods
-        >>> laplace = likelihoods.Likelihood(
-        ...     lambda outputs, targets: jnp.abs(outputs - targets).sum(axis=1))
-        >>> laplace.negative_log_likelihood(jnp.ones((1, 2)), jnp.zeros((1, 2)))
-        Array([2.], dtype=float32)
-    """
-
-    __slots__ = ()
-
-    def __new__(
-        cls,
-        negative_log_likelihood: Callable[[Outputs, Any], jax.Array],
-        sample: Callable[..., Any] | None = None,
-        fisher: Callable[..., Outputs] | None = None,
-        check_targets: Callable[[Outputs, Any], None] | None = None,
-        takes_targets: bool = False,
-    ) -> "Likelihood":
-        """The likelihood, or a ValueError."""
-        fields = negative_log_likelihood, sample, fisher, check_targets, takes_targets
-        self = super().__new__(cls, *fields)
-        for name, value in zip(self._fields[:-1], self, strict=False):
-            optional = name != "negative_log_likelihood"
-            if not callable(value) and not (optional and value is None):
-                raise ValueError(
-                    f"Likelihood: {name} must be a function{' or None' * optional}, got "
-                    f"{_labels.describe(value)}"
-                )
-        numbers.check_flag(self.takes_targets, "takes_targets")
-        return self
-
-    @classmethod
-    def _make(cls, iterable):  # `_replace` goes through it
-        return cls(*iterable)
-
-    def __repr__(self) -> str:
-        """One line: the function that made it, and what it has beside the necessary."""
-        return _text.by_maker(self)
-
-
-def _sum_per_example(values: jax.Array) -> jax.Array:
-    return values.reshape(values.shape[0], -1).sum(axis=1)
+from fishleg_jax._likelihood import Likelihood, sum_per_example
 
 
 def categorical(ignore: int | None = None) -> Likelihood:
@@ -163,7 +83,7 @@ def _categorical(ignore: int | None) -> Likelihood:
         # a factor of NaN, unlike a NaN put in its place, makes the gradient NaN as well
         factor = jnp.where(known if ignored is None else known | ignored, 1, jnp.nan)
         losses = -chosen * factor.astype(chosen.dtype)
-        return _sum_per_example(losses if ignored is None else jnp.where(ignored, 0, losses))
+        return sum_per_example(losses if ignored is None else jnp.where(ignored, 0, losses))
 
     def sample(key, logits, targets=None):
         logits, labels, ignored = read(logits, targets if ignore is not None else None)
@@ -229,7 +149,7 @@ def _bernoulli() -> Likelihood:
         targets = jnp.asarray(targets)
         targets = jnp.where((targets >= 0) & (targets <= 1), targets, jnp.nan)
         # softplus(x) - t x, which is -t log p - (1 - t) log(1 - p) without forming p
-        return _sum_per_example(jax.nn.softplus(logits) - targets * logits)
+        return sum_per_example(jax.nn.softplus(logits) - targets * logits)
 
     def sample(key, logits):
         logits = read(logits)
@@ -290,7 +210,7 @@ def _gaussian(scale: float | None) -> Likelihood:
         mean, log_scale = broadcast(outputs)
         _labels.check_real(targets, mean.shape)
         error = (targets - mean) * jnp.exp(-log_scale)
-        return _sum_per_example(0.5 * error**2 + log_scale + 0.5 * jnp.log(2 * jnp.pi))
+        return sum_per_example(0.5 * error**2 + log_scale + 0.5 * jnp.log(2 * jnp.pi))
 
     def sample(key, outputs):
         mean, log_scale = broadcast(outputs)

@@ -10,7 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
-from fishleg_jax.inverse._fishleg.estimate import _signs
+from fishleg_jax.inverse._fishleg.samples import signs
 from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
 from tests import dense
 from tests.dense import inverse_matrix as matrix
@@ -284,7 +284,7 @@ def test_variants_learn(key, arguments):
 
 
 def test_the_sign_probe_has_the_covariance_of_the_normal_one(key):
-    signs = np.stack([_signs(k, (70,), jnp.float32) for k in jax.random.split(key, 4000)])
+    signs = np.stack([signs(k, (70,), jnp.float32) for k in jax.random.split(key, 4000)])
     assert set(np.unique(signs)) == {-1.0, 1.0}
     # each entry has a standard error of 1/√4000, and there are 70² of them
     assert np.abs(signs.T @ signs / 4000 - np.eye(70)).max() < 6 / np.sqrt(4000)
