@@ -158,3 +158,10 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
                 f"shape {jnp.shape(leaf)}"
             )
     return found
+
+
+def apply_mask(tree: Any, mask: Any | None) -> Any:
+    """A pytree with the entries outside a boolean mask set to zero; unchanged where it is None."""
+    if mask is None:
+        return tree
+    return jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)

@@ -7,7 +7,8 @@ import jax
 from fishleg_jax import _tree
 from fishleg_jax._checks.arrays import check_batch_shapes, check_dtypes
 from fishleg_jax._devices import mesh
-from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled, placement_of
+from fishleg_jax.inverse._placed import compiled, placement_of
+from fishleg_jax.inverse.base import InverseFisher, check_on_host
 from fishleg_jax.model import BatchLike, Params
 
 

@@ -4,10 +4,11 @@ from fishleg_jax.inverse import factors
 from fishleg_jax.inverse._diagonal import DiagonalState, diagonal
 from fishleg_jax.inverse._fishleg.estimate import fishleg
 from fishleg_jax.inverse._fishleg.state import FishLegState
+from fishleg_jax.inverse._identity import identity
 from fishleg_jax.inverse._kfac import KfacState, kfac
 from fishleg_jax.inverse._mfac import MfacState, mfac
 from fishleg_jax.inverse._woodfisher import WoodFisherState, woodfisher
-from fishleg_jax.inverse.base import InverseFisher, identity
+from fishleg_jax.inverse.base import InverseFisher
 
 __all__ = [
     "DiagonalState",

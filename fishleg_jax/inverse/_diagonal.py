@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _text, _tree
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
+from fishleg_jax.inverse._placed import spread
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
 
 

@@ -10,7 +10,7 @@ from fishleg_jax import _chunks, _labels, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import sharding
 from fishleg_jax._output_space import with_sampled_targets
-from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.model import Model, check_model
 from fishleg_jax.per_example import check_gradients, per_example_gradients
 

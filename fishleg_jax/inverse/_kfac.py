@@ -12,11 +12,13 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import sharding
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
 from fishleg_jax.inverse._kronecker import algebra, frames
 from fishleg_jax.inverse._kronecker.units import Unit, make_units
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
+from fishleg_jax.inverse._placed import spread
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
 
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 
 from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse import _memory
 from fishleg_jax.inverse._gradients import check_damping, gradient_rows
+from fishleg_jax.inverse._placed import spread
 from fishleg_jax.inverse._woodbury import groups as _groups
 from fishleg_jax.inverse._woodbury import window as _window
 from fishleg_jax.inverse._woodbury.groups import check_block_size, make_groups
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
 
 

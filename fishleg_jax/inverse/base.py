@@ -1,16 +1,12 @@
 """The one protocol that every estimate of the damped inverse Fisher follows."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _text, _tree
-from fishleg_jax._devices import mesh, sharding
-from fishleg_jax._devices import placement as _placement
-from fishleg_jax._jit import jitted
+from fishleg_jax import _text
 from fishleg_jax.inverse._functions import Product, Update
 from fishleg_jax.model import Model
 
@@ -93,11 +89,6 @@ def check_on_host(estimator: Any) -> None:
         )
 
 
-def prepared(estimator: InverseFisher, state: Any, params: Any) -> Any:
-    """A state for many products, see `InverseFisher.prepare`."""
-    return state if estimator.prepare is None else jitted(estimator.prepare)(state, params)
-
-
 def with_damping(state: Any, damping: Any) -> Any:
     """The state of an estimate at another damping.
 
@@ -116,105 +107,3 @@ def with_damping(state: Any, damping: Any) -> Any:
     if getattr(state, "roots", None) is not None:
         state = state._replace(roots=None)
     return state._replace(damping=jnp.asarray(damping, jnp.result_type(state.damping)))
-
-
-def apply_mask(tree: Any, mask: Any | None) -> Any:
-    """A pytree with the entries outside a boolean mask set to zero; unchanged where it is None."""
-    if mask is None:
-        return tree
-    return jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
-
-
-def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseFisher:
-    """The estimate with states and products that lie on the devices where the parameters do.
-
-    Args:
-        estimator: made of functions that know nothing of devices.
-        model_outside: whether its `update` looks after Explicit axes by itself.
-    """
-    automatic = sharding.automatic
-
-    @functools.wraps(estimator.init)  # whose maker the repr names
-    def init(params):
-        if all(mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
-            return estimator.init(params)
-        placement = placement_of(estimator, params)
-        return jax.jit(lambda p: placement.of(estimator.init(p)), keep_unused=True)(params)
-
-    def update(state, params, batch, key, mask=None):
-        return automatic(estimator.update, state, state, params, batch, key, mask)
-
-    def fisher_diagonal(state, params, mask=None):
-        return at(estimator.fisher_diagonal, params, state, params, mask)
-
-    def prepare(state, params):
-        bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params))
-        shapes = jax.eval_shape(estimator.prepare, *bare)
-        placement = _placement.placement_for(shapes, params)
-        where = jax.tree.structure(shapes).unflatten(placement.leaves)
-        return placement.of(automatic(estimator.prepare, where, state, params))
-
-    def optional(function, like):
-        if function is None:
-            return None
-        return lambda state, other: at(function, like(state, other), state, other)
-
-    def at(function, like, *arguments):  # Auto axes, too, where they are known
-        return _placement.like(automatic(function, like, *arguments), like)
-
-    return estimator._replace(
-        init=init,
-        update=estimator.update if model_outside else update,
-        multiply=lambda state, tangent, mask=None: at(
-            estimator.multiply, tangent, state, tangent, mask
-        ),
-        diagonal=lambda state, params, mask=None: at(
-            estimator.diagonal, params, state, params, mask
-        ),
-        fisher_diagonal=None if estimator.fisher_diagonal is None else fisher_diagonal,
-        product=optional(estimator.product, lambda state, tangent: tangent),
-        restrict=optional(estimator.restrict, lambda state, mask: state),
-        prepare=None if estimator.prepare is None else prepare,
-    )
-
-
-def placement_of(estimator: InverseFisher, params: Any) -> _placement.Placement:
-    """How a state of an estimate is spread."""
-    return _placement.placement_for(jax.eval_shape(estimator.init, params), params)
-
-
-def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:
-    """`init` and `update` of an estimate as a fit runs them: compiled, with states placed.
-
-    Updates give up the state that they are handed.
-    """
-    placement = placement_of(estimator, params)
-    return (
-        jitted(_placement.placed, estimator.init, placement, keep_unused=True),
-        jitted(_placement.placed, estimator.update, placement, donate=0),
-    )
-
-
-def identity() -> InverseFisher:
-    """The inverse Fisher when nothing is known: with it OBS prunes by magnitude.
-
-    Returns:
-        An estimate that needs neither model nor data.
-
-    Example:
-        >>> import jax.numpy as jnp, fishleg_jax as flj
-        >>> estimator = flj.inverse.identity()
-        >>> estimator.multiply(estimator.init(jnp.ones(2)), jnp.array([1.0, 2.0]))
-        Array([1., 2.], dtype=float32)
-    """
-    return spread(
-        InverseFisher(
-            init=lambda params: (),
-            update=lambda state, params, batch, key, mask=None: state,
-            multiply=lambda state, tangent, mask=None: apply_mask(_tree.widen(tangent), mask),
-            diagonal=lambda state, params, mask=None: apply_mask(
-                jax.tree.map(lambda x: jnp.ones(x.shape, _tree.wide_dtype(x.dtype)), params), mask
-            ),
-            updates=0,
-        )
-    )

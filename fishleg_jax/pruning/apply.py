@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _prunable, _tree
 from fishleg_jax._devices import placement
-from fishleg_jax.inverse.base import apply_mask
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.pruning.gradual.state import find_state, holds_state
 
 

@@ -27,6 +27,7 @@ import optax
 from fishleg_jax import _chunks, _labels, _tree, fisher
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import axis, sharding
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._fishleg import guard as _guard
 from fishleg_jax.inverse._fishleg.learning import default_optimizer
@@ -37,7 +38,8 @@ from fishleg_jax.inverse._fishleg.state import FishLegState, Seen, multiply_leav
 from fishleg_jax.inverse._kronecker import algebra
 from fishleg_jax.inverse._kronecker import frames as _frames
 from fishleg_jax.inverse._kronecker.units import Unit, make_units
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, spread
+from fishleg_jax.inverse._placed import spread
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model, split_batch
 
 PROBES = ("normal", "sign", "gradient")

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax._checks.numbers import check_flag, check_number
 from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared
+from fishleg_jax.inverse._placed import prepared
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._soundness import require_finite_loss
 
 # (params, old_mask, new_mask, curvature, estimator, state) -> (delta, info)

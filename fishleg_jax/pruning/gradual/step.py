@@ -8,7 +8,8 @@ import optax
 
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
-from fishleg_jax.inverse.base import apply_mask, prepared
+from fishleg_jax._tree import apply_mask
+from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import some_curvature
 from fishleg_jax.pruning.gradual.assimilation import add, assimilated, is_ready

@@ -10,7 +10,8 @@ import optax
 
 from fishleg_jax import _prunable, _text
 from fishleg_jax._checks.numbers import check_count
-from fishleg_jax.inverse.base import InverseFisher, apply_mask
+from fishleg_jax._tree import apply_mask
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning.gradual.checks import check_optimizer

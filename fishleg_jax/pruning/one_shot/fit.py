@@ -8,7 +8,8 @@ import jax
 from fishleg_jax import _tree
 from fishleg_jax._checks import arrays
 from fishleg_jax._devices import mesh
-from fishleg_jax.inverse.base import InverseFisher, check_on_host, compiled
+from fishleg_jax.inverse._placed import compiled
+from fishleg_jax.inverse.base import InverseFisher, check_on_host
 from fishleg_jax.model import BatchLike, check_all_targets
 from fishleg_jax.pruning import _soundness
 from fishleg_jax.pruning.one_shot.checks import check_functions, check_key

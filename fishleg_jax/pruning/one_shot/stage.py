@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._devices import placement
+from fishleg_jax._tree import apply_mask
 from fishleg_jax.fisher import Curvature
-from fishleg_jax.inverse.base import apply_mask, prepared
+from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import check_curvature
 from fishleg_jax.pruning.masks.build import extend

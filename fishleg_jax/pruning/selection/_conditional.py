@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax._conjugate_gradients import conjugate_gradients
-from fishleg_jax.inverse.base import InverseFisher, apply_mask, prepared
+from fishleg_jax._tree import apply_mask
+from fishleg_jax.inverse._placed import prepared
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.selection._border import gather, spread
 
 

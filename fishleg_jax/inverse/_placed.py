@@ -1,0 +1,87 @@
+"""Estimates on the devices where the parameters are, and compiled as a fit runs them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fishleg_jax._devices import mesh, sharding
+from fishleg_jax._devices import placement as _placement
+from fishleg_jax._jit import jitted
+from fishleg_jax.inverse.base import InverseFisher
+
+
+def prepared(estimator: InverseFisher, state: Any, params: Any) -> Any:
+    """A state for many products, see `InverseFisher.prepare`."""
+    return state if estimator.prepare is None else jitted(estimator.prepare)(state, params)
+
+
+def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseFisher:
+    """The estimate with states and products that lie on the devices where the parameters do.
+
+    Args:
+        estimator: made of functions that know nothing of devices.
+        model_outside: whether its `update` looks after Explicit axes by itself.
+    """
+    automatic = sharding.automatic
+
+    @functools.wraps(estimator.init)  # whose maker the repr names
+    def init(params):
+        if all(mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
+            return estimator.init(params)
+        placement = placement_of(estimator, params)
+        return jax.jit(lambda p: placement.of(estimator.init(p)), keep_unused=True)(params)
+
+    def update(state, params, batch, key, mask=None):
+        return automatic(estimator.update, state, state, params, batch, key, mask)
+
+    def fisher_diagonal(state, params, mask=None):
+        return at(estimator.fisher_diagonal, params, state, params, mask)
+
+    def prepare(state, params):
+        bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params))
+        shapes = jax.eval_shape(estimator.prepare, *bare)
+        placement = _placement.placement_for(shapes, params)
+        where = jax.tree.structure(shapes).unflatten(placement.leaves)
+        return placement.of(automatic(estimator.prepare, where, state, params))
+
+    def optional(function, like):
+        if function is None:
+            return None
+        return lambda state, other: at(function, like(state, other), state, other)
+
+    def at(function, like, *arguments):  # Auto axes, too, where they are known
+        return _placement.like(automatic(function, like, *arguments), like)
+
+    return estimator._replace(
+        init=init,
+        update=estimator.update if model_outside else update,
+        multiply=lambda state, tangent, mask=None: at(
+            estimator.multiply, tangent, state, tangent, mask
+        ),
+        diagonal=lambda state, params, mask=None: at(
+            estimator.diagonal, params, state, params, mask
+        ),
+        fisher_diagonal=None if estimator.fisher_diagonal is None else fisher_diagonal,
+        product=optional(estimator.product, lambda state, tangent: tangent),
+        restrict=optional(estimator.restrict, lambda state, mask: state),
+        prepare=None if estimator.prepare is None else prepare,
+    )
+
+
+def placement_of(estimator: InverseFisher, params: Any) -> _placement.Placement:
+    """How a state of an estimate is spread."""
+    return _placement.placement_for(jax.eval_shape(estimator.init, params), params)
+
+
+def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:
+    """`init` and `update` of an estimate as a fit runs them: compiled, with states placed.
+
+    Updates give up the state that they are handed.
+    """
+    placement = placement_of(estimator, params)
+    return (
+        jitted(_placement.placed, estimator.init, placement, keep_unused=True),
+        jitted(_placement.placed, estimator.update, placement, donate=0),
+    )
