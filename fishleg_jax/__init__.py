@@ -4,7 +4,8 @@ Everything is pure functions over pytrees; see the README for the two minutes' t
 """
 
 from fishleg_jax import inverse, likelihoods
-from fishleg_jax.fisher import Curvature, curvature, fisher_vector_product
+from fishleg_jax._curvature import Curvature, curvature
+from fishleg_jax.fisher import fisher_vector_product
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.memory import Memory, peak_memory
 from fishleg_jax.model import Batch, Model, loss, losses

@@ -16,7 +16,14 @@ FLOORS = [
     {"_branch", "_jit", "_text", "_batch"},
     {"_tree", "_devices", "_checks", "_jaxpr", "_prunable", "_chunks", "_labels"},
     {"_likelihood", "likelihoods", "_convolutions", "model", "_same_model"},
-    {"_output_space", "per_example", "fisher", "rematerialise", "_conjugate_gradients"},
+    {
+        "_output_space",
+        "per_example",
+        "fisher",
+        "_curvature",
+        "rematerialise",
+        "_conjugate_gradients",
+    },
     {"inverse"},
     {"memory", "pruning"},
 ]

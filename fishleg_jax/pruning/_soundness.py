@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _chunks, _tree
+from fishleg_jax._curvature import Curvature
 from fishleg_jax._devices import mesh, placement
 from fishleg_jax._jit import jitted
-from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model, predict, split_batch
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _labels, _prunable, _tree, fisher
+from fishleg_jax import _curvature, _labels, _prunable, _tree
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model, check_model
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
@@ -105,7 +105,7 @@ def trust(
     trees = before, *(result.masks for result in results)
     agreement = _agreement(*[_masks_of(tree, groups) for tree in trees])
     curvatures = [
-        fisher.curvature(model, half, examples_per_chunk=examples_per_chunk) for half in halves
+        _curvature.curvature(model, half, examples_per_chunk=examples_per_chunk) for half in halves
     ]
     ratios = []
     for i, result in enumerate(results):

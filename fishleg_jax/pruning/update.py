@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax._curvature import Curvature
 from fishleg_jax._jit import jitted
-from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.compensation._adjustable import Adjustable, compensated, movable
 from fishleg_jax.pruning.compensation._independent import Compensation

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._checks.numbers import check_flag, check_number
+from fishleg_jax._curvature import Curvature
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._tree import apply_mask
-from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._soundness import require_finite_loss

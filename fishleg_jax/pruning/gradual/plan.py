@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax.fisher import Curvature
+from fishleg_jax._curvature import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.compensation._adjustable import Adjustable
 from fishleg_jax.pruning.compensation._independent import Compensation

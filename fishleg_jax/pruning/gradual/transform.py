@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fishleg_jax import _chunks, _labels, _prunable, _tree, fisher
+from fishleg_jax import _chunks, _curvature, _labels, _prunable, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax._devices import axis, placement
 from fishleg_jax._same_model import check_same_model
@@ -144,13 +144,13 @@ def gradual_prune(
     def step(updates, state, params, batch, grad, assimilate, emit, known, hold):
         curvature = None
         if model is not None and batch is not None:
-            curvature = fisher.curvature(model, [batch], examples_per_chunk=examples_per_chunk)
+            curvature = _curvature.curvature(model, [batch], examples_per_chunk=examples_per_chunk)
             if axis_name is not None:
-                curvature = fisher.over_axis(curvature, axis_name)
+                curvature = _curvature.over_axis(curvature, axis_name)
         if axis_name is not None and batch is not None and estimator.axis_name != axis_name:
             batch = axis.gather(batch, axis_name)
         if grad is not None:
-            curvature = fisher.with_gradient(curvature, grad)
+            curvature = _curvature.with_gradient(curvature, grad)
         seen = Seen(
             state.count + 1,
             updates,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree, fisher
+from fishleg_jax import _curvature, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.inverse.base import InverseFisher
@@ -95,11 +95,11 @@ def check_needs(
     A compensation may have a function `check(curvature, estimator, state)` that says so, which
     looks at no more than the state's fields, shapes and dtypes.
     """
-    curvature = fisher.curvature(model, batches)
+    curvature = _curvature.curvature(model, batches)
     if held_out is not None:
         if not have_labels(held_out):
             raise ValueError("held_out must have labels to check on, got targets of None")
-        curvature = curvature._replace(check=fisher.curvature(model, held_out).loss)
+        curvature = curvature._replace(check=_curvature.curvature(model, held_out).loss)
     if first_order and "gradient" in curvature.missing:
         raise ValueError(
             "batches need labels for first_order=True, and the targets of the batches are None"

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import fisher
+from fishleg_jax import _curvature
 from fishleg_jax._batch import BatchLike, with_constants
 from fishleg_jax._checks import arrays
 from fishleg_jax.model import Model
@@ -36,11 +36,11 @@ class Data:
         self.batches, self.held_out = batches, held_out
         self.recalibrate, self.per_stage = stages.recalibrate, per_stage
         self.curvature_on = partial(
-            fisher.curvature, model, examples_per_chunk=stages.examples_per_chunk
+            _curvature.curvature, model, examples_per_chunk=stages.examples_per_chunk
         )
         self._latest: dict[int, Any] = {}  # constants after so many stages, computed once
 
-    def of_stage(self, stage: int, params: Any) -> tuple[Sequence[BatchLike], fisher.Curvature]:
+    def of_stage(self, stage: int, params: Any) -> tuple[Sequence[BatchLike], _curvature.Curvature]:
         """Batches of a stage with constants for the weights at hand, and their curvature."""
         constants = self.constants_after(stage, params) if stage > 0 else None
         own = with_constants(self._seen_in(stage), constants)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._curvature import Curvature
 from fishleg_jax._devices import placement
 from fishleg_jax._tree import apply_mask
-from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import check_curvature

@@ -8,8 +8,8 @@ import numpy as np
 
 from fishleg_jax import _tree
 from fishleg_jax._checks.numbers import check_count
+from fishleg_jax._curvature import Curvature
 from fishleg_jax._jit import jitted
-from fishleg_jax.fisher import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.selection._border import (
     Border,
