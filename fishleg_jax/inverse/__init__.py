@@ -8,7 +8,7 @@ from fishleg_jax.inverse._identity import identity
 from fishleg_jax.inverse._kfac import KfacState, kfac
 from fishleg_jax.inverse._mfac import MfacState, mfac
 from fishleg_jax.inverse._woodfisher import WoodFisherState, woodfisher
-from fishleg_jax.inverse.base import InverseFisher
+from fishleg_jax.inverse.base import InverseFisher, with_damping
 
 __all__ = [
     "DiagonalState",
@@ -23,6 +23,7 @@ __all__ = [
     "identity",
     "kfac",
     "mfac",
+    "with_damping",
     "woodfisher",
 ]
 

@@ -101,6 +101,14 @@ def with_damping(state: Any, damping: Any) -> Any:
 
     Raises:
         ValueError: a state without a damping, such as that of `identity`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+        >>> estimator, batch = flj.inverse.diagonal(model, damping=1.0), (jnp.ones((8, 2)), None)
+        >>> state = flj.fit(estimator, jnp.ones(2), [batch], key=jax.random.key(0))
+        >>> float(flj.inverse.with_damping(state, 3.0).damping)
+        3.0
     """
     if getattr(state, "damping", None) is None:
         raise ValueError(f"state must have a damping, got {type(state).__name__}")
