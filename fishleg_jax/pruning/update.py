@@ -59,6 +59,10 @@ def score(
     if gradient is not None:
         step = jitted(surgeon.estimator.multiply)(state, gradient, free)
     diagonal = jitted(surgeon.estimator.diagonal)(state, weights, free)
+    return jitted(_scores)(weights, diagonal, free, step)
+
+
+def _scores(weights: Any, diagonal: Any, free: Any, step: Any | None) -> Any:
     # pruned weights have no curvature, and need no score
     safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
     return obs_saliency(weights, safe, step)

@@ -4,6 +4,7 @@ A group is a list of leaves that are ranked together.  Weights of one group shar
 for a group of one stacked leaf (L layers along its leading axis), which has a threshold for each.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from fishleg_jax import _prunable, _tree
 from fishleg_jax._devices import placement
-from fishleg_jax._jit import is_traced
+from fishleg_jax._jit import is_traced, jitted
 
 SCOPES = ("global", "layer")
 
@@ -184,8 +185,12 @@ def already_pruned(groups: Groups, masks: Any) -> tuple[tuple[str, int], ...]:
     leaves = jax.tree.leaves(masks)
     if is_traced(leaves):
         return ()
-    counts = [int(jnp.sum(~mask)) for mask in leaves]
+    counts = map(int, jax.device_get(jitted(_zeros)(leaves)))
     return tuple((name, n) for name, n in zip(groups.names, counts, strict=True) if n)
+
+
+def _zeros(masks: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.sum(~mask) for mask in masks]
 
 
 def _held(params: Any, groups: Groups) -> list[bool]:
@@ -199,6 +204,7 @@ def _held(params: Any, groups: Groups) -> list[bool]:
     return [yes or reason is None for yes, reason in zip(groups.chosen, by_default, strict=True)]
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _non_zero(p: jax.Array, stacked: bool) -> jax.Array:
     """Where a leaf is not zero; a leaf, or a layer of a stack, of zeros only is not yet trained."""
     kept = jnp.asarray(p) != 0

@@ -45,6 +45,7 @@ class Run(NamedTuple):
         data: Batches and curvature of the stages.
         stages: How the stages run.
         start: Weights and masks before the first stage.
+        started: Name and number of zeros of the leaves in which the first masks prune.
         key: Random key.
     """
 
@@ -53,6 +54,7 @@ class Run(NamedTuple):
     data: Data
     stages: Stages
     start: Point
+    started: tuple[tuple[str, int], ...]
     key: jax.Array
 
     def fit(self, stage: int, point: Point, batches: Sequence[BatchLike]) -> Any:
@@ -69,11 +71,6 @@ class Run(NamedTuple):
         state = fitted(surgeon.estimator, point.params, batches, key, masks, self.stages.on_update)
         _soundness.check_ready(surgeon.estimator, state)
         return state
-
-    @property
-    def started(self) -> tuple[tuple[str, int], ...]:
-        """Name and number of zeros of the leaves in which the first masks prune."""
-        return already_pruned(self.plan.surgeon.groups, self.start.masks)
 
     def result(
         self, point: Point, state: Any, reports: tuple[dict, ...], stopped: str | None
@@ -160,7 +157,8 @@ def checked(
         *(sparsity, final, plan, model, params, batches[0], loss, sparsities),
         *(stages.schedule, before),
     )
-    return Run(plan, reach, data, stages, start, key)
+    started = already_pruned(groups, start.masks)
+    return Run(plan, reach, data, stages, start, started, key)
 
 
 def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:

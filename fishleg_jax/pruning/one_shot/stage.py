@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax._curvature import Curvature
 from fishleg_jax._devices import placement
+from fishleg_jax._jit import jitted
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.pruning import update
@@ -150,8 +151,7 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     masks, delta, info = update.update(
         plan.surgeon, state, point.params, point.masks, scores, masks_of, curvature
     )
-    moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), point.params, delta)
-    params = placement.like(apply_mask(moved, masks), point.params)
+    params = placement.like(jitted(_moved)(point.params, delta, masks), point.params)
     _require_finite(params, "the compensated weights")
 
     # report
@@ -163,6 +163,12 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     if not all(map(math.isfinite, changes)):
         raise FloatingPointError("the loss of the pruned weights is not finite")
     return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
+
+
+def _moved(params: Any, delta: Any, masks: Any) -> Any:
+    """Weights after a change, of the dtypes they had, with exact zeros where masks prune."""
+    moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, delta)
+    return apply_mask(moved, masks)
 
 
 def _measured(curvature: Curvature, before: Any, after: Any) -> dict[str, float]:
@@ -211,8 +217,13 @@ def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], sco
 
 
 def _require_finite(tree: Any, what: str) -> None:
-    for name, leaf in _tree.named_leaves(tree):
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+    finite = jax.device_get(jitted(_finite)(tree))
+    for (name, _), sound in zip(_tree.named_leaves(tree), finite, strict=True):
+        if not sound:
             raise FloatingPointError(
                 f"{what} has NaN or infinite values at {name!r}; a larger damping helps"
             )
+
+
+def _finite(tree: Any) -> list[jax.Array]:
+    return [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
