@@ -21,22 +21,16 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import (
-    arguments,
-    files,
-    gradual,
-    gradual_plan,
-    gradual_run,
-    plots,
-    processes,
-    tables,
-)
-from experiments.batches import batch_at
-from experiments.cases import curvature_batches
 from experiments.convergence import sampler
-from experiments.data import Data
-from experiments.gradual_plan import START, Plan, assimilates
-from experiments.models import Spec, as_batch
+from experiments.data.batches import batch_at
+from experiments.data.datasets import Data
+from experiments.gradual import __main__ as gradual
+from experiments.gradual import loop, plans
+from experiments.gradual.plans import START, Plan, assimilates
+from experiments.models.cases import curvature_batches
+from experiments.models.specs import Spec, as_batch
+from experiments.report import plots, tables
+from experiments.running import arguments, files, processes
 
 PROBES, EXAMPLES = 4, 1000
 NAMES = ("carried", "renewed", "kept")
@@ -70,11 +64,11 @@ def follow(
         For every mask update its step, the sparsity before it, and the residuals.
     """
     works = {yes: (("assimilate", yes),) for yes in (False, True)}
-    steps = {yes: gradual_run.compiled_step(spec, plan, work) for yes, work in works.items()}
+    steps = {yes: loop.compiled_step(spec, plan, work) for yes, work in works.items()}
     every = plan.recipe.mask_every
     seen = max(every // plan.recipe.aux_every, 3)
     params, constants = jax.tree.map(jnp.array, start)
-    init = gradual_run.transformation(spec, plan, seed).init
+    init = loop.transformation(spec, plan, seed).init
     state = jax.jit(init, out_shardings=processes.on_all())(params)
     [batch] = curvature_batches(
         split.train, constants, examples=EXAMPLES, batch_size=EXAMPLES, seed=seed
@@ -137,20 +131,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods=("fishleg",),
         default=("fishleg",),
         several=False,
-        models=tuple(gradual_plan.RECIPES),
+        models=tuple(plans.RECIPES),
         limited=False,
         scratch=True,
     )
-    gradual_plan.add_options(parser)
+    plans.add_options(parser)
     processes.add_options(parser)
 
     def check(args: argparse.Namespace, spec: Spec, split: Data) -> None:
-        gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
+        plans.make_plan(spec, args, "fishleg", args.sparsity)
 
     with processes.joined(parser, argv):
         args, spec, split, loaded = arguments.parse(parser, argv, check)
         args.validate = None
-        plan = gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
+        plan = plans.make_plan(spec, args, "fishleg", args.sparsity)
         start = gradual.start_weights(args, spec, split, loaded, args.seed)
         rows = follow(spec, plan, split, processes.everywhere(start), args.seed)
         print(show(rows))

@@ -22,9 +22,11 @@ import numpy as np
 import optax
 
 import fishleg_jax as flj
-from experiments import arguments, cases, files, network_arguments, plots, tables
-from experiments.fitting import fit
-from experiments.models import MODELS
+from experiments.estimates.fitting import fit
+from experiments.models import cases
+from experiments.models.specs import MODELS
+from experiments.report import plots, tables
+from experiments.running import arguments, files, network_arguments
 
 PROBES = 8
 

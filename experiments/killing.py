@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments import arguments
+from experiments.running import arguments
 
 # small, with many checkpoints: what is tested is that it can be killed
 RUN = (

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import arguments
 from experiments.killing import finished, identical
+from experiments.running import arguments
 
 RUN = (
     "--model", "mlp", "--epochs", "0", "--seed", "0", "--sparsity", "0.9", "--dense", "start",

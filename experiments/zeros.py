@@ -21,9 +21,11 @@ import optax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import arguments, data, tables
-from experiments.batches import rows
-from experiments.models import MODELS
+from experiments.data import datasets
+from experiments.data.batches import rows
+from experiments.models.specs import MODELS
+from experiments.report import tables
+from experiments.running import arguments
 
 SPEC = MODELS["mlp"]
 BEGIN, END, AT_ONCE = 100, 400, 100  # steps
@@ -81,7 +83,7 @@ def measure(name: str, steps: int, seed: int = 0) -> dict[str, Any]:
         The number of pruned weights, how many times one of them was not 0.0 after the last mask
         update and before, and what `check` counted.
     """
-    inputs, targets = map(jnp.asarray, data.digits().train)
+    inputs, targets = map(jnp.asarray, datasets.digits().train)
     tx, trainer = _trainer(name)
     params, _ = SPEC.init(jax.random.key(seed))
     carry, found = (params, tx.init(params)), []

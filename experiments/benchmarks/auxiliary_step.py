@@ -16,9 +16,11 @@ from collections.abc import Sequence
 import jax
 
 import fishleg_jax as flj
-from experiments import arguments, cases, network_arguments, tables
 from experiments.benchmarks.timing import seconds
-from experiments.fitting import fit
+from experiments.estimates.fitting import fit
+from experiments.models import cases
+from experiments.report import tables
+from experiments.running import arguments, network_arguments
 
 CASES = ("mlpnet", "resnet20", "autoencoder")
 

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
-from experiments import files, memory, plots, tables
-from experiments.arguments import at_least, comma_list, one_of, positive
 from experiments.benchmarks.timing import seconds
+from experiments.report import plots, tables
+from experiments.running import files, memory
+from experiments.running.arguments import at_least, comma_list, one_of, positive
 from fishleg_jax._jit import jitted
 
 FAMILIES = ("width", "depth")

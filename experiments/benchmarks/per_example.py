@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
-from experiments import arguments, tables
 from experiments.benchmarks.timing import seconds
+from experiments.report import tables
+from experiments.running import arguments
 from fishleg_jax import _convolutions
 
 ESTIMATORS = {

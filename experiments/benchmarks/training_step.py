@@ -11,7 +11,7 @@ for: without pruning, with masks that are held, with a mask update, and with a b
 assimilated besides; and the residual `‖F_γQu − u‖ / ‖u‖` that the estimate has in the end.
 
 On the CPU a step that needs more than 32 MiB of temporary memory is slowed down by glibc, which
-takes it from the system each time: `experiments.allocator` says what to do about it.
+takes it from the system each time: `experiments.benchmarks.allocator` says what to do about it.
 
 Convolutional networks choose between two compiled steps on the host, see
 `fishleg_jax.fishleg_prune`; `--host` makes all do so.  Weights are those of the shared folder, and
@@ -31,10 +31,13 @@ import optax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import allocator, cases, network_arguments, tables
-from experiments.arguments import at_least
+from experiments.benchmarks import allocator
 from experiments.benchmarks.timing import seconds
-from experiments.gradual_plan import START, told
+from experiments.gradual.plans import START, told
+from experiments.models import cases
+from experiments.report import tables
+from experiments.running import network_arguments
+from experiments.running.arguments import at_least
 
 CASES = ("autoencoder", "mlpnet", "cnn", "resnet20")
 CONVOLUTIONS = ("cnn", "resnet20")

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import fishleg_jax as flj
-from experiments import memory, tables
-from experiments.arguments import at_least, positive
-from experiments.methods import AT_ONCE
+from experiments.estimates.methods import AT_ONCE
+from experiments.report import tables
+from experiments.running import memory
+from experiments.running.arguments import at_least, positive
 
 # case -> what it is compared with
 CASES = {

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from experiments import tables
-from experiments.arguments import at_least
+from experiments.report import tables
+from experiments.running.arguments import at_least
 from fishleg_jax.inverse import _window
 from fishleg_jax.inverse._groups import make_groups
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import compare, one_method, training
+from experiments.compare import __main__ as compare
+from experiments.compare import one_method
+from experiments.models import training
 from fishleg_jax.pruning import _walk
 from tests.experiments.test_one_shot import KEYS
 

@@ -13,8 +13,12 @@ import optax
 import pytest
 
 import fishleg_jax as flj
-from experiments import checkpoints, gradual, gradual_plan, gradual_run, killing, training
-from experiments.models import MODELS
+from experiments import killing
+from experiments.gradual import __main__ as gradual
+from experiments.gradual import loop as gradual_run
+from experiments.gradual import plans as gradual_plan
+from experiments.models import checkpoints, training
+from experiments.models.specs import MODELS
 
 NETWORK = ["--model", "mlp", "--steps", "100", "--mask-every", "10", "--seed", "0"]
 WEIGHTS = 64 * 128 + 128 * 64 + 64 * 10

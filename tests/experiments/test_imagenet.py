@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import fitting, imagenet, imagenet_methods, imagenet_prune, imagenet_run
+from experiments.estimates import fitting
+from experiments.imagenet import __main__ as imagenet
+from experiments.imagenet import evaluation as imagenet_run
+from experiments.imagenet import methods as imagenet_methods
+from experiments.imagenet import one_method as imagenet_prune
 from fishleg_jax.pruning import _stage
 from tests.experiments import small_imagenet as small
 

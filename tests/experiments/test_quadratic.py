@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import damping, methods, quadratic, quadratic_case, results
-from experiments.models import MODELS
-from experiments.quadratic_forms import exact_form, gradient_slopes, quadratic_form
+from experiments.estimates import methods
+from experiments.models.specs import MODELS
+from experiments.quadratic import __main__ as quadratic
+from experiments.quadratic import damping
+from experiments.quadratic import pruning as quadratic_case
+from experiments.quadratic.forms import exact_form, gradient_slopes, quadratic_form
+from experiments.running import results
 from tests import dense
 
 MODEL = dense.categorical_mlp()

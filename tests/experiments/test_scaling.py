@@ -9,16 +9,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import fishleg_jax as flj
-from experiments import (
-    memory,
-    operations,
-    scaling,
-    scaling_operations,
-    scaling_placement,
-    scaling_tables,
-    shapes,
-)
 from experiments.benchmarks import fit_scaling
+from experiments.running import memory
+from experiments.scaling import __main__ as scaling
+from experiments.scaling import operations as scaling_operations
+from experiments.scaling import placement as scaling_placement
+from experiments.scaling import shapes
+from experiments.scaling import tables as scaling_tables
+from experiments.scaling import traces as operations
 from tests import programs
 
 X = jax.ShapeDtypeStruct((8, 16), "float32")
@@ -116,7 +114,10 @@ def test_bytes_on_several_devices():
 RUN = """
 import json
 import jax, jax.numpy as jnp
-from experiments import scaling, scaling_operations, scaling_placement, sharding
+from experiments.scaling import __main__ as scaling
+from experiments.scaling import operations as scaling_operations
+from experiments.scaling import placement as scaling_placement
+from experiments.sharding import __main__ as sharding
 from fishleg_jax.inverse import base
 from tests.experiments.test_scaling import small
 sharding.make_devices()

@@ -1,0 +1,97 @@
+"""Accuracy against the damping: what each method gives, and its limit, magnitude.
+
+As γ grows every `F̂_γ⁻¹` comes near to `I/γ`, with which Optimal Brain Surgeon prunes by magnitude
+and leaves the kept weights alone; as γ falls each shows what its curvature is worth without help.
+
+States have the damping beside the data, so one fit serves all dampings, but for WoodFisher's square
+roots, which begin with it and are fitted anew.  FishLeg has learned its coordinates at its own
+damping; they are relative to its frames and stay as they are, so that away from that damping it is
+what its start would be there, and its limit is magnitude but for a few per cent of the scores.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from experiments.models import training
+from experiments.quadratic import pruning
+from experiments.quadratic.pruning import Case, Fitted
+from experiments.report import tables
+
+
+def with_damping(method: str, case: Case, estimate: Fitted, damping: float) -> Fitted:
+    """A fitted method at another damping.
+
+    Args:
+        method: its name.
+        case: the network and its data.
+        estimate: the method fitted at some damping.
+        damping: γ.
+    """
+    state = estimate.state
+    blocks = state.blocks.values() if method == "woodfisher" else ()
+    if any(isinstance(block, jax.Array) for block in blocks):  # a square root, with γ in it
+        return pruning.fitted(method, case, damping)
+    return estimate._replace(
+        state=state._replace(damping=jnp.asarray(damping, state.damping.dtype))
+    )
+
+
+def sweep(
+    method: str, case: Case, estimate: Fitted, dampings: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Prunes a network with one method at many dampings.
+
+    Args:
+        method: its name.
+        case: the network and its data.
+        estimate: the method fitted at its own damping.
+        dampings: the values of γ.
+
+    Returns:
+        The objects of `damping.json`, one for each damping; one in all, of damping None, for a
+        method without damping.  Where the estimate is not finite the accuracy and loss are NaN.
+    """
+    damped = hasattr(estimate.state, "damping")
+    rows = []
+    for damping in tqdm(dampings if damped else [None], desc=f"damping, {method}", disable=None):
+        begin = time.perf_counter()
+        if damped:
+            estimate = with_damping(method, case, estimate, damping)
+        try:
+            params = pruning.prune(case, estimate).params
+        except FloatingPointError:  # at the smallest dampings: that is worth showing
+            accuracy = loss = float("nan")
+        else:
+            constants = case.dense.constants
+            accuracy, loss = training.evaluate(case.spec.model, params, case.test, constants)
+        rows.append(
+            {
+                "method": method,
+                "damping": damping,
+                "accuracy": accuracy,
+                "loss": loss,
+                "seconds": time.perf_counter() - begin,
+                **pruning.fields(case),
+            }
+        )
+    return rows
+
+
+def show(rows: Sequence[dict], dampings: Sequence[float]) -> str:
+    """The accuracies as a table: a row for every method, a column for every damping.
+
+    Args:
+        rows: the objects of `damping.json`.
+        dampings: the values of γ.
+    """
+    cells = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = {row["damping"]: row["accuracy"] for row in rows if row["method"] == method}
+        values = [found.get(damping, found.get(None)) for damping in dampings]
+        cells.append([method, *(f"{value:.2f}" for value in values)])
+    return tables.table(["test accuracy, %", *(f"{d:.0e}" for d in dampings)], cells)
