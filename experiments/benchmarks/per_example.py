@@ -22,15 +22,16 @@ import jax.numpy as jnp
 
 import fishleg_jax as flj
 from experiments.benchmarks.timing import seconds
+from experiments.estimates.methods import variant
 from experiments.report import tables
 from experiments.running import arguments
 from fishleg_jax import _convolutions
 
 ESTIMATORS = {
-    "kfac": flj.inverse.kfac,
-    "diagonal": flj.inverse.diagonal,
-    "woodfisher": functools.partial(flj.inverse.woodfisher, gradients=64, block_size=16),
-    "fishleg": functools.partial(flj.inverse.fishleg, start=2, cap=32),
+    "kfac": variant("kfac"),
+    "diagonal": variant("diagonal"),
+    "woodfisher": variant("woodfisher", gradients=64, block_size=16),
+    "fishleg": variant("fishleg", start=2, cap=32),
 }
 CHANNELS = {"depthwise": (16, 16), "4 groups": (16, 4), "2 groups": (16, 2)}
 CLASSES = 8

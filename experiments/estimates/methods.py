@@ -1,7 +1,8 @@
-"""The methods by name: their estimates of the inverse Fisher, and what each gets of the data."""
+"""The table of methods: the estimate of each, its settings and its share of the data."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import fishleg_jax as flj
@@ -37,6 +38,20 @@ METHODS = {
     "fishleg": Method(flj.inverse.fishleg, ("damping", "updates")),
     "fishleg_start": Method(flj.inverse.fishleg, ("damping",), {"learn": False}),
 }
+
+
+def variant(method: str, **settings: Any) -> Callable[..., flj.InverseFisher]:
+    """A method's constructor with settings other than the library's defaults.
+
+    Args:
+        method: a name in `METHODS`.
+        **settings: arguments of the constructor, whether or not a user may choose them.
+
+    Returns:
+        The function `(model, **further settings) -> InverseFisher`.
+    """
+    chosen = METHODS[method]
+    return partial(chosen.make, **{**chosen.fixed, **settings})
 
 
 class Share(NamedTuple):

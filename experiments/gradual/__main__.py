@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.pruning_parser(
         "experiments.gradual",
         "Prune networks while they are trained on, and compare methods.",
-        methods=plans.METHODS,
+        methods=plans.NAMES,
         default=("fishleg", "magnitude"),
         models=tuple(plans.RECIPES),
         sparsities=(0.95, 0.98),

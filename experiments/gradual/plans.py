@@ -13,8 +13,8 @@ from experiments.models.specs import Spec
 from experiments.running import arguments
 
 DENSE = "dense"  # the same training without pruning
-METHODS = ("fishleg", "woodfisher", "mfac", "kfac", "diagonal", "magnitude")
-DAMPED = METHODS[:-1]
+NAMES = ("fishleg", "woodfisher", "mfac", "kfac", "diagonal", "magnitude")
+DAMPED = NAMES[:-1]
 RENEWED = ("woodfisher", "kfac", "diagonal")  # made anew before each mask update
 
 
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
     """All that makes a difference to a gradual pruning, but for the weights and the seed.
 
     Attributes:
-        method: a name in `METHODS`, or `DENSE`.
+        method: a name in `NAMES`, or `DENSE`.
         sparsity: the final one.
         recipe: how it is trained.
         batch: how many examples a step sees.
@@ -135,7 +135,7 @@ def make_plan(spec: Spec, args: argparse.Namespace, method: str, sparsity: float
     Args:
         spec: the model.
         args: of a parser with `add_options`.
-        method: a name in `METHODS`, or `DENSE`.
+        method: a name in `NAMES`, or `DENSE`.
         sparsity: the final one.
 
     Raises:

@@ -75,10 +75,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--method",
         "--methods",
         "--only",
-        type=arguments.comma_list(arguments.one_of(methods.METHODS)),
-        default=list(methods.METHODS),
+        type=arguments.comma_list(arguments.one_of(methods.NAMES)),
+        default=list(methods.NAMES),
         metavar="A,B",
-        help=f"of {', '.join(methods.METHODS)}; default: all",
+        help=f"of {', '.join(methods.NAMES)}; default: all",
     )
     add(
         "--compensation",
@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--chunk", type=count, default=50, help="photos evaluated at once; default: 50")
     add(
         "--damping",
-        type=arguments.by_name(list(methods.METHODS), arguments.positive),
+        type=arguments.by_name(list(methods.NAMES), arguments.positive),
         default={},
         metavar="X|A=X,B=Y",
         help="of estimates, in units of the Fisher of one photo; default: chosen",

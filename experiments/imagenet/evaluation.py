@@ -1,4 +1,4 @@
-"""What `experiments.imagenet` does with one network and its photos: fit, choose dampings, prune."""
+"""The network and photos of `experiments.imagenet`, and the evaluation of pruned weights."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -199,63 +199,3 @@ def solve_batches(job: Job) -> Batches:
     """The photos that the solves of group updates see, without labels."""
     photos = job.fit.part(range(job.args.solve))
     return Batches(job, photos, job.args.batch, labels=False)
-
-
-COUNTS = 1e-3  # of a loss: a smaller difference is none
-
-
-class Choice(NamedTuple):
-    """A damping that was chosen.
-
-    Attributes:
-        damping: γ.
-        result: what was made with it, None where it was known before.
-        losses: those on held-out photos, by damping.
-    """
-
-    damping: float
-    result: Any
-    losses: dict[float, float]
-
-
-def choose(
-    attempt: Callable[[float], tuple[Any, float]], start: float, *, factor: float, most: int
-) -> Choice:
-    """Walks from a damping to larger or smaller ones while the loss falls by what counts.
-
-    Args:
-        attempt: `damping -> (what is made with it, its loss on held-out photos)`; a
-            FloatingPointError of it is an infinite loss.
-        start: the first damping.
-        factor: between a damping and the next.
-        most: how many dampings are tried at most.
-
-    Returns:
-        The last one of the walk.
-
-    Raises:
-        FloatingPointError: there is none with a finite loss.
-    """
-    losses, best = {}, Choice(start, None, {})
-
-    def tried(damping: float) -> bool:
-        nonlocal best
-        try:
-            result, loss = attempt(damping)
-        except FloatingPointError:
-            result, loss = None, np.inf
-        losses[damping] = loss
-        better = len(losses) == 1 or loss < losses[best.damping] * (1 - COUNTS)
-        if better:
-            best = Choice(damping, result, losses)
-        return better
-
-    tried(start)
-    for step in (factor, 1 / factor):
-        while len(losses) < most and tried(best.damping * step):
-            pass
-        if best.damping != start:
-            break
-    if not np.isfinite(losses[best.damping]):
-        raise FloatingPointError(f"no damping of {', '.join(f'{d:.3g}' for d in losses)} works")
-    return best

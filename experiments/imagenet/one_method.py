@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 import fishleg_jax as flj
-from experiments.estimates import fitting
+from experiments.estimates import dampings, fitting
+from experiments.estimates.dampings import Choice
 from experiments.imagenet import evaluation, methods
-from experiments.imagenet.evaluation import Choice, Job
+from experiments.imagenet.evaluation import Job
 from experiments.running import memory, results
 
 FACTOR = 10.0  # between a damping and the next that is tried
@@ -42,15 +43,15 @@ class Estimate:
             damping: the first one, per photo.
         """
         self._name, self._job, self._damping = name, job, damping
-        self._method = methods.make(name, job.network.model, job.args, damping)
-        self.estimator = self._method.estimator
+        self._how = methods.make(name, job.network.model, job.args, damping)
+        self.estimator = self._how.estimator
         self.predicted = None
         self._fit(self.estimator)
 
     def _fit(self, estimator: flj.InverseFisher) -> None:
         self.state = None  # there may be no room for two
         begin, job = time.perf_counter(), self._job
-        size, photos = self._method.batch, len(job.fit)
+        size, photos = self._how.batch, len(job.fit)
         whole = job.fit.part(range(photos // size * size or photos))  # all share a compilation
         batches = evaluation.Batches(job, whole, size)
         if self.predicted is None:
@@ -65,11 +66,12 @@ class Estimate:
         """Goes to another damping, which some methods have to be fitted anew for."""
         if damping == self._damping:
             return
-        estimator, changed = methods.at_damping(self._method, damping)
-        if changed is None:
-            self._fit(estimator)
+        own = damping / self._how.averaged
+        moved = dampings.with_damping(self.state, own)
+        if moved is None:
+            self._fit(dampings.starting_at(self.estimator, own))
         else:
-            self.state = changed(self.state)
+            self.state = moved
         self._damping = damping
 
 
@@ -117,7 +119,7 @@ def prune(
             return result, evaluation.held_out_loss(job, result.params)
 
         def search(kind: str, attempt: Callable[[float], tuple]) -> Choice:
-            choice = evaluation.choose(attempt, start(), factor=FACTOR, most=TRIES[kind])
+            choice = dampings.choose(attempt, start(), factor=FACTOR, most=TRIES[kind])
             tried = {f"{d:.3g}": loss for d, loss in choice.losses.items()}
             print(f"{name}, {kind}: damping {choice.damping:.3g}, of held-out losses {tried}")
             row = {"kind": kind, "damping": choice.damping, "losses": tried}

@@ -27,7 +27,7 @@ from experiments.models.specs import Spec
 from experiments.report import plots, tables
 from experiments.running import arguments, files, memory, processes, results
 
-METHODS = ("fishleg", "fishleg_start", "magnitude")
+NAMES = ("fishleg", "fishleg_start", "magnitude")
 
 
 def prune(
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.pruning_parser(
         "experiments.one_shot",
         "Prune a trained network in one shot and compare methods.",
-        methods=METHODS,
+        methods=NAMES,
         default=("fishleg", "magnitude"),
     )
     add = parser.add_argument

@@ -13,18 +13,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
+from experiments.estimates import dampings
 from experiments.models import training
 from experiments.quadratic import pruning
 from experiments.quadratic.pruning import Case, Fitted
 from experiments.report import tables
 
 
-def with_damping(method: str, case: Case, estimate: Fitted, damping: float) -> Fitted:
-    """A fitted method at another damping.
+def at_damping(method: str, case: Case, estimate: Fitted, damping: float) -> Fitted:
+    """A fitted method at another damping, fitted anew if the damping is part of its fit.
 
     Args:
         method: its name.
@@ -32,17 +31,14 @@ def with_damping(method: str, case: Case, estimate: Fitted, damping: float) -> F
         estimate: the method fitted at some damping.
         damping: γ.
     """
-    state = estimate.state
-    blocks = state.blocks.values() if method == "woodfisher" else ()
-    if any(isinstance(block, jax.Array) for block in blocks):  # a square root, with γ in it
-        return pruning.fitted(method, case, damping)
-    return estimate._replace(
-        state=state._replace(damping=jnp.asarray(damping, state.damping.dtype))
+    state = dampings.with_damping(estimate.state, damping)
+    return (
+        pruning.fitted(method, case, damping) if state is None else estimate._replace(state=state)
     )
 
 
 def sweep(
-    method: str, case: Case, estimate: Fitted, dampings: Sequence[float]
+    method: str, case: Case, estimate: Fitted, values: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Prunes a network with one method at many dampings.
 
@@ -50,7 +46,7 @@ def sweep(
         method: its name.
         case: the network and its data.
         estimate: the method fitted at its own damping.
-        dampings: the values of γ.
+        values: the values of γ.
 
     Returns:
         The objects of `damping.json`, one for each damping; one in all, of damping None, for a
@@ -58,10 +54,10 @@ def sweep(
     """
     damped = hasattr(estimate.state, "damping")
     rows = []
-    for damping in tqdm(dampings if damped else [None], desc=f"damping, {method}", disable=None):
+    for damping in tqdm(values if damped else [None], desc=f"damping, {method}", disable=None):
         begin = time.perf_counter()
         if damped:
-            estimate = with_damping(method, case, estimate, damping)
+            estimate = at_damping(method, case, estimate, damping)
         try:
             params = pruning.prune(case, estimate).params
         except FloatingPointError:  # at the smallest dampings: that is worth showing
@@ -82,16 +78,15 @@ def sweep(
     return rows
 
 
-def show(rows: Sequence[dict], dampings: Sequence[float]) -> str:
+def show(rows: Sequence[dict], values: Sequence[float]) -> str:
     """The accuracies as a table: a row for every method, a column for every damping.
 
     Args:
         rows: the objects of `damping.json`.
-        dampings: the values of γ.
+        values: the values of γ.
     """
     cells = []
     for method in dict.fromkeys(row["method"] for row in rows):
         found = {row["damping"]: row["accuracy"] for row in rows if row["method"] == method}
-        values = [found.get(damping, found.get(None)) for damping in dampings]
-        cells.append([method, *(f"{value:.2f}" for value in values)])
-    return tables.table(["test accuracy, %", *(f"{d:.0e}" for d in dampings)], cells)
+        cells.append([method, *(f"{found.get(d, found.get(None)):.2f}" for d in values)])
+    return tables.table(["test accuracy, %", *(f"{d:.0e}" for d in values)], cells)

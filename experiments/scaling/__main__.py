@@ -25,6 +25,7 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
+from experiments.estimates import methods
 from experiments.running import files
 from experiments.running.arguments import at_least, comma_list, one_of
 from experiments.scaling import operations, placement, shapes, tables
@@ -32,14 +33,14 @@ from experiments.scaling.placement import device_bytes
 from fishleg_jax.inverse import _memory
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-METHODS: dict[str, Callable[[flj.Model], flj.InverseFisher]] = {
-    "fishleg": flj.inverse.fishleg,
-    "fishleg, no cap": lambda model: flj.inverse.fishleg(model, cap=None),
-    "woodfisher, blocks of 64": lambda model: flj.inverse.woodfisher(model, block_size=64),
-    "mfac, blocks of 128": lambda model: flj.inverse.mfac(model, block_size=128),
-    "kfac": flj.inverse.kfac,
-    "diagonal": flj.inverse.diagonal,
-    "identity": lambda model: flj.inverse.identity(),
+VARIANTS: dict[str, Callable[[flj.Model], flj.InverseFisher]] = {
+    "fishleg": methods.variant("fishleg"),
+    "fishleg, no cap": methods.variant("fishleg", cap=None),
+    "woodfisher, blocks of 64": methods.variant("woodfisher", block_size=64),
+    "mfac, blocks of 128": methods.variant("mfac", block_size=128),
+    "kfac": methods.variant("kfac"),
+    "diagonal": methods.variant("diagonal"),
+    "identity": methods.variant("magnitude"),
 }
 SLOW = {"fishleg": ("update",), "fishleg, no cap": ("update",)}
 
@@ -55,7 +56,7 @@ def reckon(
     """Bytes and operations of one method on one network.
 
     Args:
-        method: a key of `METHODS`.
+        method: a key of `VARIANTS`.
         network: as shapes.
         compiled: for how many devices it is compiled.
         slow: whether what takes minutes is compiled, too.
@@ -64,7 +65,7 @@ def reckon(
         `state_bytes` on each of so many devices, `flops` by function and kind of count, and
         `compiled_flops` by number of devices and function.
     """
-    estimator = METHODS[method](network.model)
+    estimator = VARIANTS[method](network.model)
     calls = operations.estimator_calls(estimator)
     without = () if slow else SLOW.get(method, ())
     spread = {n: _spread(network, n) for n in DEVICES}
@@ -89,7 +90,7 @@ def _spread(network: shapes.Network, devices: int) -> Any:
 
 
 def run(
-    name: str, methods: Sequence[str], compiled: Sequence[int] = (), slow: bool = False
+    name: str, variants: Sequence[str], compiled: Sequence[int] = (), slow: bool = False
 ) -> list[dict]:
     """A row for each method on one network; see `reckon`."""
     network = shapes.NETWORKS[name]()
@@ -105,7 +106,7 @@ def run(
     }
     return [
         {**of_network, "method": method, **reckon(method, network, compiled, slow)}
-        for method in tqdm(methods, desc=name, disable=None)
+        for method in tqdm(variants, desc=name, disable=None)
     ]
 
 
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m experiments.scaling",
         description="Bytes and operations of each estimate on large networks, from shapes alone.",
     )
-    names = {short(name): name for name in METHODS}
+    names = {short(name): name for name in VARIANTS}
     add = parser.add_argument
     networks = comma_list(one_of(shapes.NETWORKS))
     add("--network", type=networks, default=list(shapes.NETWORKS), metavar="A,B")
@@ -136,9 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if max(devices, default=1) > 1:
         # before JAX is used for anything
         jax.config.update("jax_num_cpu_devices", max(devices))
-    rows, methods = [], [names[name] for name in args.method]
+    rows, variants = [], [names[name] for name in args.method]
     for network in args.network:
-        found = run(network, methods, devices, args.slow)
+        found = run(network, variants, devices, args.slow)
         print(tables.show(found), flush=True)
         rows += found
         path = files.write_json(args.out / "scaling.json", rows)

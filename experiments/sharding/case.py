@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fishleg_jax as flj
+from experiments.estimates.methods import variant
 
 P = PartitionSpec
 DEVICES, MESH = 8, (4, 2)
@@ -28,15 +29,13 @@ LAYOUTS = {
     ),
 }  # fmt: skip
 ESTIMATORS = {
-    "identity": lambda model: flj.inverse.identity(),
-    "diagonal": lambda model: flj.inverse.diagonal(model, 0.1),
-    "kfac": lambda model: flj.inverse.kfac(model, 0.1, cap=16),
-    "woodfisher": lambda model: flj.inverse.woodfisher(model, 0.1, gradients=96, block_size=16),
-    "mfac": lambda model: flj.inverse.mfac(
-        model, 0.1, window=24, block_size="leaf", examples_per_gradient=4
-    ),
-    "mfac_all": lambda model: flj.inverse.mfac(model, 0.1, window=24, examples_per_gradient=4),
-    "fishleg": lambda model: flj.inverse.fishleg(model, 0.1, start=4, updates=6, cap=16),
+    "identity": variant("magnitude"),
+    "diagonal": variant("diagonal", damping=0.1),
+    "kfac": variant("kfac", damping=0.1, cap=16),
+    "woodfisher": variant("woodfisher", damping=0.1, gradients=96, block_size=16),
+    "mfac": variant("mfac", damping=0.1, window=24, block_size="leaf", examples_per_gradient=4),
+    "mfac_all": variant("mfac", damping=0.1, window=24, examples_per_gradient=4),
+    "fishleg": variant("fishleg", damping=0.1, start=4, updates=6, cap=16),
 }
 
 

@@ -84,7 +84,7 @@ def small(layers):
 def test_layers_are_alike(method):
     """What one and two layers tell of four is what four take."""
     network = small(4)
-    calls = scaling_operations.estimator_calls(scaling.METHODS[method](network.model))
+    calls = scaling_operations.estimator_calls(scaling.VARIANTS[method](network.model))
     found = scaling_operations.traced(calls, network)
     for name, call in calls(network.params(4), network.batch).items():
         trace, lowered = found[name]["trace"], found[name]["lowered"]
@@ -97,7 +97,7 @@ def test_bytes_are_those_of_the_state():
     network = small(2)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), network.params(2))
     for method in ("fishleg", "diagonal"):
-        state = scaling.METHODS[method](network.model).init(zeros)
+        state = scaling.VARIANTS[method](network.model).init(zeros)
         actual = sum(x.nbytes for x in jax.tree.leaves(state))
         assert scaling.reckon(method, network)["state_bytes"][1] == actual
 
@@ -130,12 +130,12 @@ def held(tree, device):
 def each(tree):
     return sorted({held(tree, device) for device in jax.devices()})
 told["weights"] = each(params)
-for method in scaling.METHODS:
-    estimator = scaling.METHODS[method](network.model)
+for method in scaling.VARIANTS:
+    estimator = scaling.VARIANTS[method](network.model)
     init, _ = base.compiled(estimator, params)
     told[method] = each(init(params))
 gradient = scaling_operations.gradient_calls(network.model)
-diagonal = scaling_operations.estimator_calls(scaling.METHODS["diagonal"](network.model))
+diagonal = scaling_operations.estimator_calls(scaling.VARIANTS["diagonal"](network.model))
 told["flops"] = [
     scaling_operations.compiled(gradient, network, n)
     | scaling_operations.compiled(diagonal, network, n, ("update",))
@@ -150,11 +150,11 @@ def told():
     return json.loads(programs.told("-c", RUN).splitlines()[-1])
 
 
-@pytest.mark.parametrize("method", scaling.METHODS)
+@pytest.mark.parametrize("method", scaling.VARIANTS)
 def test_eight_devices_hold_what_is_reckoned(told, method):
     network = small(2)
     params = scaling_placement.spread(network.params(2), scaling_placement.abstract_mesh(8))
-    state = jax.eval_shape(scaling.METHODS[method](network.model).init, params)
+    state = jax.eval_shape(scaling.VARIANTS[method](network.model).init, params)
     state = scaling_placement.spread_state(state, params)
     assert told["weights"] == [scaling_placement.device_bytes(params)]
     assert told[method] == [scaling_placement.device_bytes(state)]
