@@ -85,7 +85,7 @@ def make(channels: int, groups: int) -> tuple[flj.Model, dict[str, jax.Array]]:
     return flj.Model(functools.partial(predict, groups), flj.likelihoods.categorical()), params
 
 
-def operations(params: dict[str, jax.Array]) -> int:
+def multiplications(params: dict[str, jax.Array]) -> int:
     """Multiplications at every position of an image: one for every weight but the readout."""
     return sum(w.size for name, w in params.items() if name != "readout")
 
@@ -127,7 +127,7 @@ def measure(
     batch = images, jnp.arange(examples) % CLASSES
     key = jax.random.key(2)
     calls, compiles = [], []
-    for model, params in (grouped, make(alike(operations(grouped[1])), 1)):
+    for model, params in (grouped, make(alike(multiplications(grouped[1])), 1)):
         if name == "gradient":
             function, given = jax.grad(functools.partial(flj.loss, model)), (params, batch)
         else:

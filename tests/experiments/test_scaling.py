@@ -12,11 +12,10 @@ import fishleg_jax as flj
 from experiments.benchmarks import fit_scaling
 from experiments.running import memory
 from experiments.scaling import __main__ as scaling
+from experiments.scaling import operations, shapes
 from experiments.scaling import operations as scaling_operations
 from experiments.scaling import placement as scaling_placement
-from experiments.scaling import shapes
 from experiments.scaling import tables as scaling_tables
-from experiments.scaling import traces as operations
 from tests import programs
 
 X = jax.ShapeDtypeStruct((8, 16), "float32")
