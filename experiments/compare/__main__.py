@@ -18,15 +18,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.compare import comparing, one_method, options
+from experiments.compare import comparison, one_method, options
+from experiments.compare.comparison import Comparison
 from experiments.data import datasets
 from experiments.models import training
 from experiments.models.specs import Spec
 from experiments.report import plots, tables
 from experiments.running import arguments, processes, results
+from experiments.running.runner import Runner
 
 
-def _weights(job: comparing.Job, loaded: Any, seed: int) -> tuple[Any, Any]:
+def _weights(job: Comparison, loaded: Any, seed: int) -> tuple[Any, Any]:
     """The parameters and constants: those of the checkpoint, or trained and kept in `--out`."""
     if loaded is not None:
         return loaded
@@ -37,9 +39,7 @@ def _weights(job: comparing.Job, loaded: Any, seed: int) -> tuple[Any, Any]:
     return training.trained(spec, job.split.train, path, epochs=args.epochs, seed=seed)
 
 
-def run(
-    args: argparse.Namespace, spec: Spec, split: datasets.Data, loaded: Any
-) -> tuple[list[dict], list[str]]:
+def run(args: argparse.Namespace, spec: Spec, split: datasets.Data, loaded: Any) -> Runner:
     """All methods, sparsities and seeds, without those that `results.json` has already.
 
     Args:
@@ -49,51 +49,37 @@ def run(
         loaded: trained parameters and constants; None to train.
 
     Returns:
-        The objects of `results.json` that belong to the arguments, and what failed in words.
+        The results that belong to the arguments, and the failures.
     """
-    job = comparing.make_job(args, spec, split)
-    path = args.out / "results.json"
-    rows, failures, cold = [], [], True
-
-    def keep(row: dict) -> None:
-        results.add(path, [row])
-        rows.append(row)
-
+    job = comparison.make_comparison(args, spec, split)
+    runner, cold = Runner(args.out / "results.json"), True
     for seed in args.seed:
         params, constants = processes.everywhere(_weights(job, loaded, seed))
         weights, dense = results.fingerprint((params, constants)), None
         for method in args.method:
-            settings = comparing.settings_of(method, job, weights)
+            settings = comparison.settings_of(method, job, weights)
             identity = {
                 "method": method,
                 "dataset": spec.dataset,
                 "model": spec.name,
-                "curvature_examples": comparing.images_of(method, job),
+                "curvature_examples": comparison.images_of(method, job),
                 "seed": seed,
-                "settings": comparing.wanted_settings(method, job, weights),
+                "settings": comparison.wanted_settings(method, job, weights),
             }
-            stored = results.load(path)
-            there = {
-                target: results.find(stored, sparsity_target=target, **identity)
-                for target in args.sparsity
-            }
-            # the first process writes them, and others may see its file later
-            missing = [t for t, row in there.items() if not processes.agreed(row is not None)]
-            rows += [row for row in there.values() if row is not None]
-            if len(missing) < len(there):
-                known = f"{len(there) - len(missing)} of {len(there)} sparsities"
-                print(f"seed {seed}, {method}: {known} are in {path} already")
+            wanted = [{"sparsity_target": target} for target in args.sparsity]
+            missing = [one["sparsity_target"] for one in runner.missing(identity, wanted)]
+            if len(missing) < len(wanted):
+                known = f"{len(wanted) - len(missing)} of {len(wanted)} sparsities"
+                print(f"seed {seed}, {method}: {known} are in {runner.path} already")
             if not missing:
                 continue
             dense = dense or results.evaluated(spec, split, params, constants)
             if cold:
                 one_method.warm_up(job, dense)
                 cold = False
-            try:
-                one_method.prune(method, job, dense, missing, settings, seed, keep)
-            except FloatingPointError as error:
-                failures.append(f"seed {seed}, {method}: {error}")
-    return rows, failures
+            with runner.attempt(f"seed {seed}, {method}", FloatingPointError):
+                one_method.prune(method, job, dense, missing, settings, seed, runner.keep)
+    return runner
 
 
 def show(rows: Sequence[dict], finetuned: bool = False) -> str:
@@ -169,16 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = options.make_parser()
     with processes.joined(parser, argv):
         args, spec, split, loaded = arguments.parse(parser, argv, options.check)
-        rows, failures = run(args, spec, split, loaded)
+        runner = run(args, spec, split, loaded)
+        rows, path = runner.rows, runner.path
         if rows and processes.is_first():
             print(show(rows, finetuned=args.finetune is not None))
-            path = args.out / "results.json"
             others = len(results.load(path)) - len(rows)
             print(f"{path} ({others} results of other settings too)" if others else path)
             print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
-        for failure in failures if processes.is_first() else ():
-            print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+        return runner.exit_code()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """One method of a comparison: prunes a network, and measures all that the comparison shows."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,15 +10,17 @@ import jax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments.compare.comparing import Job, images_of, make_estimator
+from experiments.compare import choices
+from experiments.compare.choices import through
+from experiments.compare.comparison import Comparison, images_of, make_estimator
 from experiments.estimates import methods
 from experiments.estimates.fitting import FitClock, fit, progress
-from experiments.models import finetuning, recalibration, training
+from experiments.models import finetuning, recalibration
 from experiments.models.cases import augmented, curvature_batches, stage_batches
 from experiments.running import memory, results
 
 
-def warm_up(job: Job, dense: results.Dense) -> None:
+def warm_up(job: Comparison, dense: results.Dense) -> None:
     """Prunes once for nothing, or what all methods share would be compiled at the cost of one."""
     batches = _batches("magnitude", job, dense, 1, methods.Share(1, 1), seed=0)
     flj.prune_one_shot(
@@ -37,7 +38,7 @@ def warm_up(job: Job, dense: results.Dense) -> None:
 
 def prune(
     method: str,
-    job: Job,
+    job: Comparison,
     dense: results.Dense,
     targets: Sequence[float],
     settings: dict[str, Any],
@@ -90,7 +91,7 @@ def prune(
         "held_out": _held_out(method, job, dense, settings, seed),
         "adapt_damping": bool(settings.get("adapt_damping")),
         "recalibrate": recalibration.recalibrate(spec) if "recalibrate" in settings else None,
-        "selection": _selection(settings, seed),
+        "selection": choices.selection(settings, seed),
         "scope": settings["scope"],
         "first_order": settings["first_order"],
         "costs": job.costs,
@@ -154,11 +155,11 @@ def prune(
             clock.restart()
 
         bar = contextlib.nullcontext() if once else progress(method, clock.on_update)
-        goal = _target(target, job, options["held_out"] or batches)
+        goal = choices.goal(target, spec, options["held_out"] or batches)
         with bar as on_update:
             result = flj.prune_one_shot(
                 spec.model, dense.params, estimator, batches, sparsity=goal, state=state,
-                compensation=clock.after(_compensation(settings)), on_update=on_update,
+                compensation=clock.after(choices.compensation(settings)), on_update=on_update,
                 on_stage=on_stage, **options,
             )  # fmt: skip
         ended = None if isinstance(target, str) else result.stopped  # a target tells how it ended
@@ -184,76 +185,8 @@ def prune(
         raise FloatingPointError("; ".join(missed))
 
 
-def through(sparsities: Sequence[float], stages: int) -> list[float]:
-    """Sparsities of stages, geometric in density from each of some sparsities to the next.
-
-    Args:
-        sparsities: those to pass through, rising.
-        stages: how many stages there are, at least as many.
-
-    Returns:
-        As many sparsities as stages, the last one that of `sparsities`.
-    """
-    begins = [0.0, *sparsities[:-1]]
-    lengths = [math.log((1 - a) / (1 - b)) for a, b in zip(begins, sparsities, strict=True)]
-    counts = [1] * len(sparsities)
-    while sum(counts) < stages:  # where the stages are longest
-        longest = max(range(len(counts)), key=lambda i: lengths[i] / counts[i])
-        counts[longest] += 1
-    parts = zip(begins, sparsities, counts, strict=True)
-    return [s for a, b, n in parts for s in flj.stage_sparsities(b, n, initial=a)]
-
-
-def _compensation(settings: dict[str, Any]) -> flj.compensation.Compensation:
-    if settings["compensation"] == "independent":
-        return flj.compensation.independent(
-            scale=settings["scale"],
-            first_order=settings["first_order"],
-            check_step=settings["first_order"] or "held_out" in settings,
-        )
-    if settings["compensation"] == "group":
-        return flj.compensation.group(
-            damping=settings["solve_damping"],
-            first_order=settings["first_order"],
-            iterations=settings["iterations"],
-            fisher=settings.get("fisher", "exact"),
-        )
-    return flj.compensation.none()
-
-
-def _selection(settings: dict[str, Any], seed: int) -> flj.selection.Selection | None:
-    if "selection" not in settings:
-        return None
-    border = settings["border"]
-    if settings["selection"] == "swaps":
-        return flj.selection.swaps(border=border, first_order=settings["first_order"])
-    solver = "swaps" if settings["selection"] == "qubo" else "annealing"
-    return flj.selection.qubo(border=border, solver=solver, seed=seed)
-
-
-def _target(
-    target: float | str, job: Job, measured_on: Sequence[tuple]
-) -> float | flj.targets.Target:
-    """What `prune_one_shot` is asked for: a sparsity, or a target in words."""
-    if not isinstance(target, str):
-        return target
-    name, _, text = target.partition(":")
-    number = float(text)
-    if name == "weights":
-        return flj.targets.weights(int(number))
-    if name == "loss":
-        return flj.targets.loss_increase(number)
-    if name != "accuracy":
-        return getattr(flj.targets, name)(number)
-
-    def accuracy(params: Any) -> float:
-        return training.accuracy(job.spec.model, params, measured_on)
-
-    return flj.targets.metric(accuracy, at_most_drop=number)
-
-
 def _held_out(
-    method: str, job: Job, dense: results.Dense, settings: dict[str, Any], seed: int
+    method: str, job: Comparison, dense: results.Dense, settings: dict[str, Any], seed: int
 ) -> list[tuple] | None:
     if "held_out" not in settings:
         return None
@@ -272,7 +205,7 @@ def _line(method: str, stages: Sequence[dict[str, Any]]) -> str:
     return f"{method}, stage {len(stages)}: {numbers}"
 
 
-def _of_stages(result: flj.Result, job: Job) -> dict[str, Any]:
+def _of_stages(result: flj.Result, job: Comparison) -> dict[str, Any]:
     """What the stages told, in what a file can have, and how many images they saw until here."""
     plain = (int, float, type(None))
     told = [
@@ -284,7 +217,12 @@ def _of_stages(result: flj.Result, job: Job) -> dict[str, Any]:
 
 
 def _batches(
-    method: str, job: Job, dense: results.Dense, examples: int, part: methods.Share, seed: int
+    method: str,
+    job: Comparison,
+    dense: results.Dense,
+    examples: int,
+    part: methods.Share,
+    seed: int,
 ) -> list[tuple]:
     # of some examples, in batches that suit a part of them
     return curvature_batches(
@@ -298,7 +236,7 @@ def _batches(
 
 
 def _truster(
-    method: str, job: Job, dense: results.Dense, seed: int
+    method: str, job: Comparison, dense: results.Dense, seed: int
 ) -> Callable[[flj.Result, float], dict]:
     """What tells how far two halves of the data agree on a pruning, with fields for its object."""
     half = methods.half(job.part)

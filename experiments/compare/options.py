@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax
 
 import fishleg_jax as flj
-from experiments.compare import comparing
-from experiments.compare.comparing import batch_shapes
+from experiments.compare import comparison
+from experiments.compare.comparison import batch_shapes
 from experiments.data import datasets
 from experiments.estimates import methods
 from experiments.models.specs import Spec
@@ -160,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
     """Raises a ValueError where arguments do not fit together, or what they ask for can't be."""
     results.load(args.out / "results.json")
-    params, constants = comparing.shapes(spec)
+    params, constants = comparison.shapes(spec)
     if args.target:
         if args.path or args.trust or (args.selection != "none" and _are_costs(args.target)):
             raise ValueError(
@@ -181,7 +181,7 @@ def check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
     if args.compensation == "none" and args.scale is not None:
         raise ValueError("--scale is that of an update, --compensation none makes none")
     args.scale = 1.0 if args.scale is None else args.scale
-    part = comparing.make_job(args, spec, split).part
+    part = comparison.make_comparison(args, spec, split).part
     if args.compensation != "group":
         for name in ("fixed_damping", "solve_damping", "iterations"):
             if getattr(args, name):
@@ -213,7 +213,7 @@ def check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
         raise ValueError("--trust halves the gradients, and there is only one")
     for method in args.method:
         try:
-            estimator = comparing.make_estimator(method, args, spec, part)
+            estimator = comparison.make_estimator(method, args, spec, part)
             jax.eval_shape(estimator.init, params)
         except ValueError as error:
             raise ValueError(f"{method}: {error}") from error
@@ -221,7 +221,7 @@ def check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
 
 def _check_targets(targets: Sequence[str], spec: Spec, scope: str) -> None:
     """Raises a ValueError for a number of weights, or their cost, that can't be reached."""
-    params, _ = comparing.shapes(spec)
+    params, _ = comparison.shapes(spec)
     groups = make_groups(params, spec.prunable, scope)
     for target in targets:
         name, _, number = target.partition(":")

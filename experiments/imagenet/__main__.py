@@ -50,6 +50,7 @@ import fishleg_jax as flj
 from experiments.imagenet import evaluation, methods, one_method, photos, resnet50, tables
 from experiments.imagenet.evaluation import Job, Network, Scores
 from experiments.running import arguments, processes, results
+from experiments.running.runner import Runner
 from fishleg_jax import _prunable
 
 SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8]
@@ -210,43 +211,41 @@ def _fields(scores: Scores, prefix: str) -> dict[str, Any]:
     }
 
 
-def run(job: Job) -> tuple[list[dict], list[str]]:
+def run(job: Job) -> Runner:
     """Prunes to all that the arguments ask for and `results.json` does not have.
 
     Args:
         job: the network, its photos, and the arguments.
 
     Returns:
-        The objects of `results.json` that belong to the arguments, and what failed in words.
+        The results that belong to the arguments, and the failures.
     """
-    args, path = job.args, job.args.out / "results.json"
-    rows, failures = [], []
+    args, runner = job.args, Runner(job.args.out / "results.json")
     common = {"photos": len(job.validation), "recalibrated_on": args.calibration}
 
-    def stored(identity: dict, **more: Any) -> dict | None:
-        return results.find(results.load(path), **identity, **common, **more)
+    def evaluate_dense() -> dict[str, Any]:
+        fields = _measured(job, job.params)
+        print(f"dense: top-1 {fields['top1']:.2f}, top-5 {fields['top5']:.2f}", flush=True)
+        return fields
 
     @cache
     def dense() -> dict[str, Any]:
         identity = _identity(job, "magnitude") | {"method": "dense"}
-        row = stored(identity)
-        if row is None:
-            row = identity | common | _measured(job, job.params)
-            results.add(path, [row])
-            print(f"dense: top-1 {row['top1']:.2f}, top-5 {row['top5']:.2f}", flush=True)
+        row = runner.once(identity | common, evaluate_dense)
         return {f"dense_{k}": row[k] for k in row if k.endswith(("top1", "top5", "loss", "ranks"))}
 
     start = cache(lambda: evaluation.mean_diagonal(job))
     for name in args.method:
-        identity, wanted = _identity(job, name), []
-        for compensation in args.compensation:
-            for sparsity in args.sparsity:
-                row = stored(identity, compensation=compensation, sparsity_target=sparsity)
-                if row is None:
-                    wanted.append(one_method.Wanted(compensation, sparsity))
-                else:
-                    rows.append(row)
-        if not wanted:
+        identity = _identity(job, name)
+        wanted = [
+            {"compensation": compensation, "sparsity_target": sparsity}
+            for compensation in args.compensation
+            for sparsity in args.sparsity
+        ]
+        missing = [
+            one_method.Wanted(*one.values()) for one in runner.missing(identity | common, wanted)
+        ]
+        if not missing:
             continue
 
         def keep(one, result, fields, identity=identity) -> None:
@@ -262,16 +261,13 @@ def run(job: Job) -> tuple[list[dict], list[str]]:
                 **_measured(job, result.params),
                 **dense(),
             }
-            results.add(path, [row])
-            rows.append(row)
+            runner.keep(row)
             print(tables.line(row), flush=True)
 
         dense()
-        try:
-            one_method.prune(name, job, wanted, start, identity, keep)
-        except (FloatingPointError, ValueError) as error:
-            failures.append(f"{name}: {error}")
-    return rows, failures
+        with runner.attempt(name, FloatingPointError, ValueError):
+            one_method.prune(name, job, missing, start, identity, keep)
+    return runner
 
 
 def main(
@@ -299,15 +295,13 @@ def main(
             parser.error(str(error))
         except OSError as error:
             parser.error(f"--out {args.out} can't be written: {error.strerror}")
-        rows, failures = run(job)
-        if rows:
-            print(tables.show(rows, args.tune_at))
-            print(args.out / "results.json")
-            for picture in tables.draw(args.out, rows):
+        runner = run(job)
+        if runner.rows:
+            print(tables.show(runner.rows, args.tune_at))
+            print(runner.path)
+            for picture in tables.draw(args.out, runner.rows):
                 print(picture)
-    for failure in failures if processes.is_first() else ():
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return runner.exit_code()
 
 
 if __name__ == "__main__":

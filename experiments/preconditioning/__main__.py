@@ -32,6 +32,7 @@ from experiments.preconditioning.case import NONE, Network
 from experiments.report import plots
 from experiments.running import network_arguments, results
 from experiments.running.arguments import at_least, comma_list, one_of, positive, seed, sparsity
+from experiments.running.runner import Runner
 
 PRECONDITIONERS = [NONE, *(name for name in methods.METHODS if name != "magnitude")]
 DEFAULT = [NONE, "diagonal", "kfac", "fishleg_start", "fishleg"]
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace, name: str, number: int) -> list[dict]:
     Returns:
         The objects of `results.json` that belong to the arguments.
     """
-    network, path, rows = Network(args, name, number), args.out / "results.json", []
+    network, runner = Network(args, name, number), Runner(args.out / "results.json")
     spec, curvature, dense = network.spec, None, (None, None)
     for damping, method, how, target in _wanted(args):
         own = {} if method == NONE else methods.settings_of(method, **network.given(damping))
@@ -122,21 +123,19 @@ def run(args: argparse.Namespace, name: str, number: int) -> list[dict]:
                 **own,
             },
         }
-        row = results.find(results.load(path), **identity)
-        if row is None:
-            curvature = curvature or flj.curvature(spec.model, network.batches(spec.batch))
-            masks = network.masks(target)
-            if how != "dense":
-                fitted = network.fitted(method, damping, masks)
-            else:
-                # it serves all sparsities, which follow one another
-                if dense[0] != (damping, method):
-                    dense = (damping, method), network.fitted(method, damping, None)
-                fitted = dense[1]
-            row = {**identity, **_solved(network, curvature, masks, damping, *fitted)}
-            results.add(path, [row])
-        rows.append(row)
-    return rows
+        if not runner.missing(identity, [{}]):
+            continue
+        curvature = curvature or flj.curvature(spec.model, network.batches(spec.batch))
+        masks = network.masks(target)
+        if how != "dense":
+            fitted = network.fitted(method, damping, masks)
+        else:
+            # one fit serves all sparsities, which follow one another
+            if dense[0] != (damping, method):
+                dense = (damping, method), network.fitted(method, damping, None)
+            fitted = dense[1]
+        runner.keep({**identity, **_solved(network, curvature, masks, damping, *fitted)})
+    return runner.rows
 
 
 def _solved(

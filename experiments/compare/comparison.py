@@ -1,4 +1,4 @@
-"""What the methods of a comparison have in common, and the settings that tell results apart."""
+"""Data and settings shared by the methods of a comparison."""
 
 import argparse
 from typing import Any, NamedTuple
@@ -15,15 +15,15 @@ from experiments.running import results
 ITERATIONS = 25  # of a solve, at most
 
 
-class Job(NamedTuple):
-    """What all methods have in common.
+class Comparison(NamedTuple):
+    """Data and options shared by all methods.
 
     Attributes:
         args: the arguments of `experiments.compare`.
         spec: the model.
         split: the data set.
-        part: how the images of the curvature are divided.
-        costs: what a weight of each leaf costs; None where that does not count.
+        part: the division of the curvature's images among gradients.
+        costs: cost of a weight, by leaf; None if costs do not count.
     """
 
     args: argparse.Namespace
@@ -33,17 +33,17 @@ class Job(NamedTuple):
     costs: Any
 
 
-def make_job(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> Job:
-    """What all methods have in common, see `Job`.
+def make_comparison(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> Comparison:
+    """Data and options shared by all methods, see `Comparison`.
 
     Raises:
-        ValueError: there are too few images for the gradients, or the costs can't be counted.
+        ValueError: too few images for the gradients, or costs that can't be counted.
     """
     part, costs = methods.share(args.examples or spec.examples, args.gradients), None
     if args.costs != "none":
         params, _ = shapes(spec)
         costs = flj.weight_costs(spec.model, params, batch_shapes(spec), unit=args.costs)
-    return Job(args, spec, split, part, costs)
+    return Comparison(args, spec, split, part, costs)
 
 
 def shapes(spec: Spec) -> tuple[Any, Any]:
@@ -75,7 +75,7 @@ def make_estimator(
     return methods.make_estimator(method, spec.model, **_given(method, args, part))
 
 
-def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
+def settings_of(method: str, job: Comparison, weights: str) -> dict[str, Any]:
     """All settings that make a difference to the results of a method.
 
     Args:
@@ -111,7 +111,7 @@ def settings_of(method: str, job: Job, weights: str) -> dict[str, Any]:
     }
 
 
-def wanted_settings(method: str, job: Job, weights: str) -> dict[str, Any]:
+def wanted_settings(method: str, job: Comparison, weights: str) -> dict[str, Any]:
     """The settings that a stored result must have to be one of these arguments.
 
     They are those of `settings_of`, and None for each option that was not asked for.  A training
@@ -157,7 +157,7 @@ def _group_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def images_of(method: str, job: Job) -> int:
+def images_of(method: str, job: Comparison) -> int:
     """How many images a method sees in all its stages, without the held-out ones."""
     stages_with_their_own = job.args.stages if job.args.fresh else 1
     return job.part.examples * stages_with_their_own if _is_informed(method) else 0
