@@ -34,6 +34,7 @@ from experiments.running import arguments, files, processes
 
 PROBES, EXAMPLES = 4, 1000
 NAMES = ("carried", "renewed", "kept")
+COLUMNS = {"step": "{step}", "sparsity": "{sparsity:.1%}"} | {n: f"{{{n}:.2f}}" for n in NAMES}
 
 
 def _measurer(spec: Spec, batch: tuple, seed: int):
@@ -107,15 +108,6 @@ def follow(
     return rows
 
 
-def show(rows: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    cells = [
-        [str(row["step"]), f"{100 * row['sparsity']:.1f} %", *(f"{row[n]:.2f}" for n in NAMES)]
-        for row in rows
-    ]
-    return tables.table(["step", "sparsity", *NAMES], cells)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -147,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plans.make_plan(spec, args, "fishleg", args.sparsity)
         start = gradual.start_weights(args, spec, split, loaded, args.seed)
         rows = follow(spec, plan, split, processes.everywhere(start), args.seed)
-        print(show(rows))
+        print(tables.of_rows(rows, COLUMNS))
         print(files.write_json(args.out / "assimilation.json", rows))
         print(plots.assimilation(args.out / "assimilation.png", spec.name, rows, NAMES))
     return 0

@@ -29,6 +29,19 @@ from experiments.report import plots, tables
 from experiments.running import arguments, files, network_arguments
 
 PROBES = 8
+COLUMNS = {
+    "model": "{model}",
+    "weights": "{weights:,}",
+    "damping": "{damping:.2g}",
+    "loss, I/γ": "{loss_identity:.4g}",
+    "loss, start": "{loss_start:.4g}",
+    "loss, learned": "{loss_learned:.4g}",
+    "residual, I/γ": "{residual_identity:.3g}",
+    "residual, start": "{residual_start:.3g}",
+    "residual, learned": "{residual_learned:.3g}",
+    "back-offs": "{back_offs}",
+    "s": "{seconds:.0f}",
+}
 
 
 def sampler(model: flj.Model, estimator: flj.InverseFisher) -> Callable:
@@ -131,26 +144,6 @@ def converge(case: cases.Case, seed: int) -> tuple[dict, list[float]]:
     return row, [value for value in map(float, losses) if np.isfinite(value)]
 
 
-def show(rows: Sequence[dict]) -> str:
-    """The objects of `convergence.json` as a table."""
-    points = ("identity", "start", "learned")
-    header = ["model", "weights", "damping", *(f"loss, {p}" for p in ("I/γ", *points[1:]))]
-    header += [f"residual, {p}" for p in ("I/γ", *points[1:])] + ["back-offs", "s"]
-    cells = [
-        [
-            row["model"],
-            f"{row['weights']:,}",
-            f"{row['damping']:.2g}",
-            *(f"{row[f'loss_{p}']:.4g}" for p in points),
-            *(f"{row[f'residual_{p}']:.3g}" for p in points),
-            str(row["back_offs"]),
-            f"{row['seconds']:.0f}",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -163,15 +156,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = network_arguments.make_parser(
         "experiments.convergence", "Fit FishLeg with its defaults.", MODELS
     )
-    parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/convergence"))
+    arguments.option(parser, "--seed", arguments.seed, 0)
+    arguments.option(parser, "--out", Path, Path("results/convergence"))
     args = network_arguments.parse(parser, argv)
     rows, losses = [], {}
     for name in args.model:
         case = cases.load(name, train_in=args.out, data_dir=args.data_dir, seed=args.seed)
         row, losses[name] = converge(case, args.seed)
         rows.append(row)
-    print(show(rows))
+    print(tables.of_rows(rows, COLUMNS))
     print(files.write_json(args.out / "convergence.json", rows))
     print(plots.convergence(args.out / "convergence.png", losses))
     return 0

@@ -9,7 +9,6 @@ by the same command, and have to end with the very same weights and masks, bit f
 behind `--` goes to `experiments.gradual`.
 """
 
-import argparse
 import math
 import os
 import random
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where a run ended with other weights.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.killing", description="Kill runs, and compare their weights."
-    )
-    add = parser.add_argument
-    add("--kills", type=arguments.at_least(1), default=20, help="default: 20")
-    add("--seed", type=arguments.seed, default=0, help="of the moments; default: 0")
-    add("--out", type=Path, default=Path("results/killing"))
-    add("options", nargs="*", help="behind --, for experiments.gradual")
+    parser = arguments.command("experiments.killing", "Kill runs, and compare their weights.")
+    option = partial(arguments.option, parser)
+    option("--kills", arguments.at_least(1), 20)
+    option("--seed", arguments.seed, 0, "of the moments")
+    option("--out", Path, Path("results/killing"))
+    parser.add_argument("options", nargs="*", help="behind --, for experiments.gradual")
     args = parser.parse_args(argv)
     shutil.rmtree(args.out, ignore_errors=True)
     seconds = run(args.out / "unbroken", args.options)

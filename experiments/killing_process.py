@@ -9,7 +9,6 @@ same commands again have to end with the weights and masks of the first run, bit
 one process tells how far several differ from it.
 """
 
-import argparse
 import os
 import shutil
 import socket
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,16 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where a run ended with other weights.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.killing_process",
-        description="Kill one of several processes, and let the run go on.",
+    parser = arguments.command(
+        "experiments.killing_process", "Kill one of several processes, and let the run go on."
     )
-    add = parser.add_argument
-    add("--processes", type=arguments.at_least(2), default=2, help="default: 2")
-    add("--victim", type=arguments.at_least(0), default=1, help="which is killed; default: 1")
-    add("--steps", type=arguments.at_least(100), default=400, help="default: 400")
-    add("--heartbeat", type=arguments.at_least(1), default=20, help="default: 20 seconds")
-    add("--out", type=Path, default=Path("results/killing_process"))
+    option = partial(arguments.option, parser)
+    option("--processes", arguments.at_least(2), 2)
+    option("--victim", arguments.at_least(0), 1, "the process to kill")
+    option("--steps", arguments.at_least(100), 400)
+    option("--heartbeat", arguments.at_least(1), 20, "seconds")
+    option("--out", Path, Path("results/killing_process"))
     args = parser.parse_args(argv)
     if args.victim >= args.processes:
         parser.error(f"--victim must be less than --processes, got {args.victim}")

@@ -8,7 +8,6 @@ schedule-free hands out for evaluation are weights of its own, of which zero is 
 `apply_masks` was called: these are looked at too.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +29,14 @@ from experiments.running import arguments
 SPEC = MODELS["mlp"]
 BEGIN, END, AT_ONCE = 100, 400, 100  # steps
 SPARSITY = 0.95
+COLUMNS = {
+    "optimizer": "{optimizer}",
+    "pruned": "{pruned:,}",
+    "steps after": "{steps:,}",
+    "not 0.0": "{not_zero:,}",
+    "not 0.0 before": "{not_zero_before:,}",
+    "check counted": "{violations:,}",
+}
 
 OPTIMIZERS = {
     "adamw": lambda: optax.adamw(1e-3, weight_decay=1e-2),
@@ -110,15 +117,6 @@ def measure(name: str, steps: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def show(results: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    header = ["optimizer", "pruned", "steps after", "not 0.0", "not 0.0 before", "check counted"]
-    names = ("pruned", "steps", "not_zero", "not_zero_before", "violations")
-    return tables.table(
-        header, [[row["optimizer"], *(f"{row[name]:,}" for name in names)] for row in results]
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -128,16 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where a pruned weight was not 0.0.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.zeros", description="Do pruned weights stay 0.0?"
-    )
-    parser.add_argument(
-        "--steps", type=arguments.at_least(1), default=10_000,
-        help="after the last mask update; default: 10000",
-    )  # fmt: skip
+    parser = arguments.command("experiments.zeros", "Do pruned weights stay 0.0?")
+    arguments.option(parser, "--steps", arguments.at_least(1), 10_000, "after the last mask update")
     args = parser.parse_args(argv)
     results = [measure(name, args.steps) for name in OPTIMIZERS]
-    print(show(results))
+    print(tables.of_rows(results, COLUMNS))
     return int(any(row["not_zero"] or row["not_zero_before"] for row in results))
 
 

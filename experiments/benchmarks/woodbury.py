@@ -14,7 +14,6 @@ matrix of them at most.  Every case runs in a process of its own, whose largest 
 that before is the memory; the cases take turns, and medians are compared.
 """
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -32,8 +31,7 @@ import numpy as np
 import fishleg_jax as flj
 from experiments.estimates.methods import AT_ONCE
 from experiments.report import tables
-from experiments.running import memory
-from experiments.running.arguments import at_least, positive
+from experiments.running import arguments, memory
 
 # case -> what it is compared with
 CASES = {
@@ -42,6 +40,14 @@ CASES = {
     "woodfisher": "textbook",
     "textbook_blocks": "textbook_blocks",
     "woodfisher_blocks": "textbook_blocks",
+}
+COLUMNS = {
+    "case": "{case}",
+    "seconds": "{seconds:.2f}",
+    "times as fast": "{times:.2f}",
+    "memory, MB": "{megabytes:.0f}",
+    "over gradients": "{share:.2f}",
+    "difference": "{difference:.1e}",
 }
 SMALL = {"weights": 1000, "gradients": 100}
 VECTORS_AT_ONCE = 8  # so few stay in the cache between the two products: fastest of 1, 4, 8, ..., m
@@ -260,21 +266,20 @@ def compare(problem: dict[str, Any], repeats: int) -> list[dict]:
 
 
 def show(rows: Sequence[dict], gradient_bytes: int) -> str:
-    """What `compare` found as a table; `gradient_bytes` is the size of the matrix of gradients."""
+    """The rows of `compare` as a table; `gradient_bytes` is the size of the matrix of gradients."""
     seconds = {row["case"]: row["seconds"] for row in rows}
-    header = ["case", "seconds", "times as fast", "memory, MB", "over gradients", "difference"]
-    cells = [
+    return tables.of_rows(
         [
-            row["case"],
-            f"{row['seconds']:.2f}",
-            f"{seconds[CASES[row['case']]] / row['seconds']:.2f}",
-            f"{row['bytes'] / 1e6:.0f}",
-            f"{row['bytes'] / gradient_bytes:.2f}",
-            f"{row['difference']:.1e}",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
+            row
+            | {
+                "times": seconds[CASES[row["case"]]] / row["seconds"],
+                "megabytes": row["bytes"] / 1e6,
+                "share": row["bytes"] / gradient_bytes,
+            }
+            for row in rows
+        ],
+        COLUMNS,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,16 +291,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.woodbury",
-        description="Time WoodFisher and M-FAC against the textbook recursion.",
+    parser = arguments.command(
+        "experiments.benchmarks.woodbury",
+        "Time WoodFisher and M-FAC against the textbook recursion.",
     )
-    add = parser.add_argument
-    add("--weights", type=at_least(1), default=270_000, help="default: 270000")
-    add("--gradients", type=at_least(1), default=1000, help="default: 1000")
-    add("--damping", type=positive, default=1e-3, help="default: 1e-3")
-    add("--block-size", type=at_least(1), default=128, help="of the cases with blocks")
-    add("--repeats", type=at_least(1), default=1, help="default: 1")
+    option, count = partial(arguments.option, parser), arguments.at_least(1)
+    option("--weights", count, 270_000)
+    option("--gradients", count, 1000)
+    option("--damping", arguments.positive, 1e-3)
+    option("--block-size", count, 128, "of the cases with blocks")
+    option("--repeats", count, 1)
     args = parser.parse_args(argv)
     problem = {name: value for name, value in vars(args).items() if name != "repeats"}
     print(show(compare(problem, args.repeats), 4 * args.gradients * args.weights))

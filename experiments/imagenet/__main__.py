@@ -39,7 +39,7 @@ On a GPU of 80 GB, and there with a full ImageNet:
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,11 @@ Load = Callable[[Path], tuple[Any, Any]]
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all arguments."""
     intro, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.imagenet",
-        description=intro,
-        epilog=more,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add, count = parser.add_argument, arguments.at_least(1)
-    weights = resnet50.folder() / resnet50.FILE
-    add("--weights", type=Path, default=weights, metavar="FILE", help=f"default: {weights}")
+    parser = arguments.command("experiments.imagenet", intro)
+    parser.epilog, parser.formatter_class = more, argparse.RawDescriptionHelpFormatter
+    add, option = parser.add_argument, partial(arguments.option, parser)
+    count = arguments.at_least(1)
+    option("--weights", Path, resnet50.folder() / resnet50.FILE)
     add("--data-dir", type=Path, help="where TensorFlow Datasets has imagenet2012; else the tars")
     add(
         "--method",
@@ -81,34 +77,22 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"of {', '.join(methods.NAMES)}; default: all",
     )
-    add(
-        "--compensation",
-        type=arguments.comma_list(arguments.one_of(COMPENSATIONS)),
-        default=COMPENSATIONS,
-        metavar="A,B",
-        help="default: independent,group",
-    )
-    add(
-        "--sparsity",
-        type=arguments.comma_list(arguments.sparsity),
-        default=SPARSITIES,
-        metavar="A,B",
-        help=f"default: {','.join(map(str, SPARSITIES))}",
-    )
+    option("--compensation", arguments.one_of(COMPENSATIONS), COMPENSATIONS, several=True)
+    option("--sparsity", arguments.sparsity, SPARSITIES, several=True)
     add("--prunable", choices=PRUNABLE, default="all", help="default: all kernels")
-    add("--calibration", type=count, default=256, help="photos for the curvature; default: 256")
-    add("--held-out", type=count, default=64, help="others, to choose dampings; default: 64")
+    option("--calibration", count, 256, "photos for the curvature")
+    option("--held-out", count, 64, "others, to choose dampings")
     add("--photos", type=arguments.at_least(2), help="to evaluate on; default: all")
-    add("--gradients", type=count, default=32, help="of woodfisher and mfac; default: 32")
-    add("--block-size", type=count, default=64, help="of woodfisher; default: 64")
-    add("--kfac-mean", type=count, default=4, help="photos in a gradient of kfac; default: 4")
-    add("--updates", type=arguments.at_least(3), default=96, help="of fishleg; default: 96")
-    add("--cap", type=count, default=1024, help="of fishleg's dense blocks; default: 1024")
-    add("--samples", type=count, default=4, help="of fishleg's start, of a batch; default: 4")
-    add("--batch", type=count, default=16, help="photos of an update or product; default: 16")
-    add("--solve", type=count, default=32, help="photos of a group update; default: 32")
-    add("--iterations", type=count, default=4, help="of a group update; default: 4")
-    add("--chunk", type=count, default=50, help="photos evaluated at once; default: 50")
+    option("--gradients", count, 32, "of woodfisher and mfac")
+    option("--block-size", count, 64, "of woodfisher")
+    option("--kfac-mean", count, 4, "photos in a gradient of kfac")
+    option("--updates", arguments.at_least(3), 96, "of fishleg")
+    option("--cap", count, 1024, "of fishleg's dense blocks")
+    option("--samples", count, 4, "of fishleg's start, of a batch")
+    option("--batch", count, 16, "photos of an update or product")
+    option("--solve", count, 32, "photos of a group update")
+    option("--iterations", count, 4, "of a group update")
+    option("--chunk", count, 50, "photos evaluated at once")
     add(
         "--damping",
         type=arguments.by_name(list(methods.NAMES), arguments.positive),
@@ -117,15 +101,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="of estimates, in units of the Fisher of one photo; default: chosen",
     )
     add("--solve-damping", type=arguments.positive, metavar="X", help="of group; default: chosen")
-    add(
-        "--tune-at",
-        type=arguments.sparsity,
-        default=0.75,
-        help="the sparsity at which dampings are chosen, and methods compared; default: 0.75",
-    )
-    add("--seed", type=arguments.seed, default=0, help="default: 0")
-    out = Path("results/imagenet")
-    add("--out", type=Path, default=out, help=f"default: {out}")
+    words = "the sparsity at which dampings are chosen, and methods compared"
+    option("--tune-at", arguments.sparsity, 0.75, words)
+    option("--seed", arguments.seed, 0)
+    option("--out", Path, Path("results/imagenet"))
     arguments.add_memory_options(parser)
     processes.add_options(parser)
     return parser

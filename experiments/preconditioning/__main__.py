@@ -20,6 +20,7 @@ it was stopped: what is in `results.json` is not computed again.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from experiments.models.specs import MODELS
 from experiments.preconditioning import solving, table
 from experiments.preconditioning.case import NONE, Network
 from experiments.report import plots
-from experiments.running import network_arguments, results
-from experiments.running.arguments import at_least, comma_list, one_of, positive, seed, sparsity
+from experiments.running import arguments, network_arguments, results
+from experiments.running.arguments import at_least, one_of, positive, seed, sparsity
 from experiments.running.runner import Runner
 
 PRECONDITIONERS = [NONE, *(name for name in methods.METHODS if name != "magnitude")]
@@ -46,31 +47,25 @@ def _parser() -> argparse.ArgumentParser:
         MODELS,
         default=["cnn"],
     )
-    add = parser.add_argument
-
-    def several(name: str, parse_one: Any, default: list, words: str = "") -> None:
-        words += f"default: {','.join(map(str, default))}"
-        add(name, type=comma_list(parse_one), default=default, metavar="A,B", help=words)
-
-    several("--method", one_of(PRECONDITIONERS), DEFAULT, f"of {', '.join(PRECONDITIONERS)}; ")
-    several("--sparsity", sparsity, [0.9])
-    several("--damping", positive, [1e-2], "γ, of the solve and of the estimates; ")
-    several(
-        "--fit", one_of(("current", "dense")), ["current"],
-        "current: to the kept weights, dense: to all weights; ",
-    )  # fmt: skip
-    several("--tolerance", positive, [1e-1, 1e-2, 1e-3], "relative residuals; ")
-    several("--seed", seed, [0])
-    add("--iterations", type=at_least(1), default=100, help="of a solve at most; default: 100")
-    add(
-        "--examples",
-        type=at_least(1),
-        default=EXAMPLES,
-        help=f"training images of all Fishers; default: {EXAMPLES}",
+    add, option = parser.add_argument, partial(arguments.option, parser)
+    option(
+        "--method",
+        one_of(PRECONDITIONERS),
+        DEFAULT,
+        f"of {', '.join(PRECONDITIONERS)}",
+        several=True,
     )
+    option("--sparsity", sparsity, [0.9], several=True)
+    option("--damping", positive, [1e-2], "γ, of the solve and of the estimates", several=True)
+    how = "current: to the kept weights, dense: to all weights"
+    option("--fit", one_of(("current", "dense")), ["current"], how, several=True)
+    option("--tolerance", positive, [1e-1, 1e-2, 1e-3], "relative residuals", several=True)
+    option("--seed", seed, [0], several=True)
+    option("--iterations", at_least(1), 100, "of a solve at most")
+    option("--examples", at_least(1), EXAMPLES, "training images of all Fishers")
     add("--updates", type=at_least(3), help="of FishLeg; default: the library's")
     add("--epochs", type=at_least(1), help="of training, where there is no checkpoint")
-    add("--out", type=Path, default=Path("results/preconditioning"))
+    option("--out", Path, Path("results/preconditioning"))
     return parser
 
 

@@ -35,6 +35,16 @@ from experiments.running import arguments, files, results
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
 DAMPINGS = [10.0**n for n in range(-8, 3)]
+COLUMNS = {
+    "loss increase": "{method}",
+    "damping": "{damping:.1e}",
+    "measured": "{measured:.4g}",
+    "predicted": "{predicted:.4g}",
+    "ratio": "{ratio:.3g}",
+    "error over t": "{error:.3g}",
+    "ratio, exact Fisher": "{ratio_exact:.3g}",
+    "residual": "{residual:.0e}",
+}
 POINTS = np.linspace(0, 1, 11)  # t
 
 
@@ -89,23 +99,12 @@ def predict(method: str, case: Case, estimate: Fitted) -> dict:
 
 
 def show(rows: Sequence[dict]) -> str:
-    """The objects of `quadratic.json` as a table."""
-    header = ["loss increase", "damping", "measured", "predicted", "ratio", "error over t"]
-    header += ["ratio, exact Fisher", "residual"]
-    cells = [
-        [
-            row["method"],
-            "-" if row["damping"] is None else f"{row['damping']:.1e}",
-            f"{row['measured'][-1]:.4g}",
-            f"{row['predicted'][-1]:.4g}",
-            f"{row['ratio']:.3g}",
-            f"{row['error']:.3g}",
-            f"{row['ratio_exact']:.3g}",
-            f"{row['residual']:.0e}" if row["residual"] else "-",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
+    """The objects of `quadratic.json` as a table, with the increases at t = 1."""
+    ends = [{name: row[name][-1] for name in ("measured", "predicted")} for row in rows]
+    solved = [{"residual": row["residual"] or None} for row in rows]
+    return tables.of_rows(
+        [row | end | one for row, end, one in zip(rows, ends, solved, strict=True)], COLUMNS
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

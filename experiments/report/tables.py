@@ -2,8 +2,13 @@
 
 import math
 import statistics
+import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import tabulate
+
+tabulate.MIN_PADDING = 0  # or columns would be two wider than their titles
 RECALIBRATED = "recalibrated_on"  # the field that has how many images batch norm was recomputed on
 
 
@@ -17,16 +22,35 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Returns:
         The table, with a rule under its header.
     """
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([texts[0], "  ".join("-" * width for width in widths), *texts[1:]])
+    right = ["right"] * (len(header) - 1)
+    text = tabulate.tabulate(
+        [list(row) for row in rows],
+        headers=list(header),
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", *right) if rows else None,
+    )
+    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+
+class _Cells(string.Formatter):
+    def format_field(self, value: Any, form: str) -> str:
+        return "–" if value is None else super().format_field(value, form)
+
+
+def of_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A table with a row for each object, such as those of a JSON file.
+
+    Args:
+        rows: the objects.
+        columns: the format of each column by its title, such as `{seconds:.2f}`; the fields of an
+            object stand in it, and – in place of None.
+
+    Returns:
+        The table.
+    """
+    cells = [[_Cells().vformat(form, (), row) for form in columns.values()] for row in rows]
+    return table(list(columns), cells)
 
 
 def select(results: Sequence[dict], field: str, **fields) -> list:

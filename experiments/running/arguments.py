@@ -53,6 +53,45 @@ share = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
 
 
+def command(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser without options.
+
+    Args:
+        module: the module that is run by `python -m`.
+        description: one line for `--help`.
+    """
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+
+
+def option(
+    parser: argparse.ArgumentParser,
+    name: str,
+    parse_one: Parser,
+    default: Any,
+    words: str = "",
+    *,
+    several: bool = False,
+) -> None:
+    """Adds an option with a default, which its help ends with.
+
+    Args:
+        parser: the parser.
+        name: the option, such as `--repeats`.
+        parse_one: reads its value.
+        default: its default; a list where there may be several values.
+        words: the help, without the default.
+        several: whether it takes a comma-separated list.
+    """
+    shown = ",".join(map(str, default)) if several else default
+    parser.add_argument(
+        name,
+        type=comma_list(parse_one) if several else parse_one,
+        default=list(default) if several else default,
+        metavar="A,B" if several else None,
+        help="; ".join(part for part in (words, f"default: {shown}") if part),
+    )
+
+
 TARGETS = ("weights", "bytes", "flops", "loss", "accuracy")
 
 
@@ -127,7 +166,7 @@ def pruning_parser(
     Returns:
         The parser, for `parse`.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser = command(prog, description)
     add = parser.add_argument
     parser.set_defaults(models=models)
     datasets = list(dict.fromkeys(MODELS[name].data for name in models))
@@ -144,13 +183,7 @@ def pruning_parser(
         help=f"of {', '.join(methods)}; default: {','.join(default)}",
     )
     if several:
-        add(
-            "--sparsity",
-            type=comma_list(sparsity),
-            default=list(sparsities),
-            metavar="A,B",
-            help=f"default: {','.join(map(str, sparsities))}",
-        )
+        option(parser, "--sparsity", sparsity, sparsities, several=True)
         add(
             "--seed",
             "--seeds",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from experiments.models import cases
-from experiments.running.arguments import comma_list, one_of
+from experiments.running.arguments import comma_list, command, one_of
 
 
 def make_parser(
@@ -28,7 +28,7 @@ def make_parser(
     Returns:
         The parser, for `parse`.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser = command(prog, description)
     parser.add_argument(
         option,
         dest="model",

@@ -13,10 +13,10 @@ it has as many virtual devices of the CPU, and the operations are those of each 
 update takes minutes to compile, and waits for `--slow`.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 import fishleg_jax as flj
 from experiments.estimates import methods
-from experiments.running import files
-from experiments.running.arguments import at_least, comma_list, one_of
+from experiments.running import arguments, files
+from experiments.running.arguments import at_least, one_of
 from experiments.scaling import operations, placement, shapes, tables
 from experiments.scaling.placement import device_bytes
 from fishleg_jax.inverse import _memory
@@ -119,19 +119,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scaling",
-        description="Bytes and operations of each estimate on large networks, from shapes alone.",
+    parser = arguments.command(
+        "experiments.scaling",
+        "Bytes and operations of each estimate on large networks, from shapes alone.",
     )
     names = {short(name): name for name in VARIANTS}
-    add = parser.add_argument
-    networks = comma_list(one_of(shapes.NETWORKS))
-    add("--network", type=networks, default=list(shapes.NETWORKS), metavar="A,B")
-    add("--method", type=comma_list(one_of(names)), default=list(names), metavar="A,B")
-    add("--compile", type=comma_list(at_least(0)), default=[1], metavar="N,N",
-        help="numbers of devices that XLA compiles for; 0 for none, default: 1")  # fmt: skip
-    add("--slow", action="store_true", help="compile FishLeg's update, too: minutes each")
-    add("--out", type=Path, default=Path("results/scaling"), help="default: results/scaling")
+    option = partial(arguments.option, parser)
+    option("--network", one_of(shapes.NETWORKS), list(shapes.NETWORKS), several=True)
+    option("--method", one_of(names), list(names), several=True)
+    option(
+        "--compile", at_least(0), [1], "numbers of devices to compile for, 0 for none", several=True
+    )
+    option("--out", Path, Path("results/scaling"))
+    parser.add_argument(
+        "--slow", action="store_true", help="compile FishLeg's update, too: minutes each"
+    )
     args = parser.parse_args(argv)
     devices = [n for n in args.compile if n]
     if max(devices, default=1) > 1:

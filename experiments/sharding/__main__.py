@@ -18,7 +18,7 @@ import argparse
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,21 +118,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sharding",
-        description="Prune over eight virtual devices, and compare with one.",
+    parser = arguments.command(
+        "experiments.sharding", "Prune over eight virtual devices, and compare with one."
     )
-    several = lambda names: {
-        "type": arguments.comma_list(arguments.one_of(names)), "default": list(names),
-        "metavar": "A,B", "help": f"of {', '.join(names)}; default: all",
-    }  # fmt: skip
-    parser.add_argument("--estimator", **several(ESTIMATORS))
-    parser.add_argument("--mesh", **several(MESHES))
-    parser.add_argument("--layout", **several(LAYOUTS))
-    parser.add_argument("--pruning", **several(("one_shot", "gradual", "group")))
+
+    def several(name: str, names: Collection[str]) -> None:
+        arguments.option(parser, name, arguments.one_of(names), list(names), several=True)
+
+    several("--estimator", ESTIMATORS)
+    several("--mesh", MESHES)
+    several("--layout", LAYOUTS)
+    several("--pruning", ("one_shot", "gradual", "group"))
     parser.add_argument("--network", choices=["convolution", "dense"], default="convolution")
     parser.add_argument("--dtype", choices=TOLERANCES, default="float64")
-    parser.add_argument("--seed", type=int, default=0, help="of the network and its data")
+    arguments.option(parser, "--seed", int, 0, "of the network and its data")
     parser.add_argument("--no-text", action="store_true", help="no compiled texts")
     args = parser.parse_args(argv)
     make_devices()
