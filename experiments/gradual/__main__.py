@@ -28,10 +28,10 @@ from experiments.data import datasets
 from experiments.gradual import plans
 from experiments.gradual.loop import CHECKPOINTS, METRICS, Carry, run
 from experiments.gradual.plans import DENSE, Plan
+from experiments.gradual.summary import draw, score_name, show
 from experiments.models import checkpoints, training
 from experiments.models.specs import Spec
-from experiments.report import plots, tables
-from experiments.running import arguments, metrics, processes, results
+from experiments.running import arguments, processes, results
 
 RESUMING = """
 A run that was stopped goes on from its last checkpoint, and ends with the weights that it would
@@ -129,11 +129,6 @@ def start_weights(
     part = f"_of{len(split.train[0])}" if args.validate else ""
     path = args.out / f"{spec.name}_{epochs}epochs{part}_seed{seed}.npz"
     return training.trained(spec, split.train, path, epochs=epochs, seed=seed)
-
-
-def score_name(spec: Spec) -> str:
-    """The field that tells how good a network is."""
-    return "accuracy" if spec.mean is None else "reconstruction_error"
 
 
 def _evaluated(
@@ -244,44 +239,6 @@ def compare(
         for plan in _plans(args, spec):
             rows.append(_one(args, spec, split, plan, start, seed, further))
     return rows
-
-
-def show(rows: Sequence[dict], spec: Spec) -> str:
-    """Tables of accuracy (or reconstruction error), loss and seconds: medians over seeds.
-
-    Args:
-        rows: the objects of `results.json`.
-        spec: the model.
-    """
-    titles = {
-        score_name(spec): "test accuracy, %" if spec.mean is None else "reconstruction error",
-        "loss": "test loss, nats",
-        "seconds": "seconds",
-    }
-    digits = {"accuracy": 2, "reconstruction_error": 3, "loss": 3, "seconds": 1}
-    shown = [
-        tables.by_sparsity(rows, field, title, lambda v, n=digits[field]: tables.spread(v, n))
-        for field, title in titles.items()
-    ]
-    before = tables.spread([row[f"start_{score_name(spec)}"] for row in rows])
-    return "\n\n".join([f"{titles[score_name(spec)]}, before: {before}", *shown])
-
-
-def draw(args: argparse.Namespace, spec: Spec, rows: Sequence[dict]) -> list[Path]:
-    """The pictures; the curves are those of the first seed."""
-    runs = {}
-    for row in rows:
-        if row["seed"] == args.seed[0]:
-            told = metrics.load(args.out / row["metrics"])
-            runs.setdefault(row["sparsity_target"], {})[row["method"]] = told
-    field = score_name(spec)
-    name = "test accuracy, %" if spec.mean is None else "reconstruction error"
-    return [
-        plots.accuracy_vs_sparsity(
-            args.out / f"{field}_vs_sparsity.png", rows, field=field, name=name, how="gradual"
-        ),
-        plots.training(args.out / "training.png", runs),
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
