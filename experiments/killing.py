@@ -28,9 +28,25 @@ from experiments.running import arguments
 
 # small, with many checkpoints: what is tested is that it can be killed
 RUN = (
-    "--model", "mlp", "--epochs", "2", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
-    "--steps", "3000", "--mask-every", "100", "--method", "fishleg", "--checkpoint-every", "0.2",
-)  # fmt: skip
+    "--model",
+    "mlp",
+    "--epochs",
+    "2",
+    "--seed",
+    "0",
+    "--sparsity",
+    "0.9",
+    "--dense",
+    "start",
+    "--steps",
+    "3000",
+    "--mask-every",
+    "100",
+    "--method",
+    "fishleg",
+    "--checkpoint-every",
+    "0.2",
+)
 
 
 def command(out: Path, options: Sequence[str] = ()) -> list[str]:
@@ -72,9 +88,12 @@ def run(out: Path, options: Sequence[str] = (), kill_after: float | None = None)
         RuntimeError: it failed by itself.
     """
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # half the time to compile
-    with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        command(out, options), stdout=subprocess.DEVNULL, stderr=errors, env=environment
-    ) as process:  # fmt: skip
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command(out, options), stdout=subprocess.DEVNULL, stderr=errors, env=environment
+        ) as process,
+    ):
 
         def seconds_until(there: Callable[[], bool], most: float = math.inf) -> float:
             begin = time.perf_counter()

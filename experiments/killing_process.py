@@ -25,9 +25,23 @@ from experiments.killing import finished, identical
 from experiments.running import arguments
 
 RUN = (
-    "--model", "mlp", "--epochs", "0", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
-    "--mask-every", "20", "--method", "fishleg", "--checkpoint-every", "0.5",
-)  # fmt: skip
+    "--model",
+    "mlp",
+    "--epochs",
+    "0",
+    "--seed",
+    "0",
+    "--sparsity",
+    "0.9",
+    "--dense",
+    "start",
+    "--mask-every",
+    "20",
+    "--method",
+    "fishleg",
+    "--checkpoint-every",
+    "0.5",
+)
 TELLING = ("another process has died", "distributed service", "heartbeat", "Gloo")
 MOST = 60  # seconds until all others have to have ended
 
@@ -63,11 +77,14 @@ def start(module: str, options: Sequence[str], processes: int) -> list[subproces
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return [
         subprocess.Popen(
-            [*command, *more], env=os.environ | flags, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [*command, *more],
+            env=os.environ | flags,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         for more in memberships(processes)
-    ]  # fmt: skip
+    ]
 
 
 def complete(module: str, options: Sequence[str], processes: int) -> float:
@@ -110,8 +127,11 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
             seconds.append(time.perf_counter() - begin)
             if process.returncode == 0:
                 raise RuntimeError(f"process {i} ended well after process {victim} was killed")
-            print(f"process {i} ended after {seconds[-1]:.1f} s with exit code "
-                  f"{process.returncode}: {reason(error)}", flush=True)  # fmt: skip
+            print(
+                f"process {i} ended after {seconds[-1]:.1f} s with exit code "
+                f"{process.returncode}: {reason(error)}",
+                flush=True,
+            )
         return seconds
     finally:
         for process in running:
@@ -168,13 +188,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = complete("gradual", [*options("unbroken"), *shared], args.processes)
     expected = finished(args.out / "unbroken")
     weights, masks = furthest(finished(args.out / "single"), expected)
-    print(f"{args.processes} processes against one: weights differ by at most {weights:.1e}, "
-          f"{masks} masks differ; {seconds:.1f} s", flush=True)  # fmt: skip
-    ends = kill_one(
-        args.out / "killed", [*options("killed"), *shared], args.processes, args.victim
-    )  # fmt: skip
-    print(f"process {args.victim} of {args.processes} was killed; the last of the others ended "
-          f"{max(ends):.1f} s later", flush=True)  # fmt: skip
+    print(
+        f"{args.processes} processes against one: weights differ by at most {weights:.1e}, "
+        f"{masks} masks differ; {seconds:.1f} s",
+        flush=True,
+    )
+    ends = kill_one(args.out / "killed", [*options("killed"), *shared], args.processes, args.victim)
+    print(
+        f"process {args.victim} of {args.processes} was killed; the last of the others ended "
+        f"{max(ends):.1f} s later",
+        flush=True,
+    )
     complete("gradual", [*options("killed"), *shared], args.processes)
     same = identical(finished(args.out / "killed"), expected)
     print(f"started again, it ended {'with the same' if same else 'with OTHER'} weights and masks")

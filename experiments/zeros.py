@@ -97,11 +97,8 @@ def measure(name: str, steps: int, seed: int = 0) -> dict[str, Any]:
     with tqdm(total=END + steps, desc=name, disable=None) as bar:
         for begin in range(0, END + steps, AT_ONCE):
             order = np.stack(
-                [
-                    rows(seed, begin + i, len(inputs), SPEC.train_batch)
-                    for i in range(AT_ONCE)
-                ]
-            )  # fmt: skip
+                [rows(seed, begin + i, len(inputs), SPEC.train_batch) for i in range(AT_ONCE)]
+            )
             carry, wrong = trainer(carry, inputs, targets, order)
             found.append(np.asarray(wrong))
             bar.update(AT_ONCE)

@@ -48,9 +48,13 @@ COLUMNS = {
 def convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
     """A convolution with zeros around the image, channels last."""
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
 
 
 def predict(groups: int, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:

@@ -69,10 +69,14 @@ def prune(
     missed = []
     if settings.get("fresh"):
         batches = stage_batches(
-            job.split.train, dense.constants, stages=settings["stages"],
-            examples=job.part.examples, batch_size=settings["batch_size"], seed=seed,
+            job.split.train,
+            dense.constants,
+            stages=settings["stages"],
+            examples=job.part.examples,
+            batch_size=settings["batch_size"],
+            seed=seed,
             held_out=args.held_out or 0,
-        )  # fmt: skip
+        )
         per_stage = len(batches) // settings["stages"]
     else:
         batches = _batches(method, job, dense, job.part.examples, job.part, seed)
@@ -104,9 +108,14 @@ def prune(
         if "finetune" not in settings:
             return {}
         return finetuning.finetuned(
-            spec, dense, job.split, result,
-            epochs=settings["finetune"], rate=settings["finetune_rate"], seed=seed,
-        )  # fmt: skip
+            spec,
+            dense,
+            job.split,
+            result,
+            epochs=settings["finetune"],
+            rate=settings["finetune_rate"],
+            seed=seed,
+        )
 
     def keep_result(result: flj.Result, target: float, seconds: float, fit_seconds: float) -> None:
         highest = peak()
@@ -158,10 +167,17 @@ def prune(
         goal = choices.goal(target, spec, options["held_out"] or batches)
         with bar as on_update:
             result = flj.prune_one_shot(
-                spec.model, dense.params, estimator, batches, sparsity=goal, state=state,
-                compensation=clock.after(choices.compensation(settings)), on_update=on_update,
-                on_stage=on_stage, **options,
-            )  # fmt: skip
+                spec.model,
+                dense.params,
+                estimator,
+                batches,
+                sparsity=goal,
+                state=state,
+                compensation=clock.after(choices.compensation(settings)),
+                on_update=on_update,
+                on_stage=on_stage,
+                **options,
+            )
         ended = None if isinstance(target, str) else result.stopped  # a target tells how it ended
         if ended:
             missed.append(f"{100 * target:g} %: {ended}")
@@ -192,9 +208,14 @@ def _held_out(
         return None
     seen = min(images_of(method, job), len(job.split.train[0]) - job.args.held_out)
     batches = curvature_batches(
-        job.split.train, dense.constants, examples=job.args.held_out,
-        batch_size=job.spec.batch, seed=seed, fill=False, beside=seen,
-    )  # fmt: skip
+        job.split.train,
+        dense.constants,
+        examples=job.args.held_out,
+        batch_size=job.spec.batch,
+        seed=seed,
+        fill=False,
+        beside=seen,
+    )
     return augmented(job.spec.dataset, batches, seed + 1) if settings.get("augment") else batches
 
 

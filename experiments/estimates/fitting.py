@@ -59,9 +59,7 @@ def fit(
         The fitted state.
     """
     with progress(name, lambda done, total, state: watch(state)) as on_update:
-        state = flj.fit(
-            estimator, params, batches, key=key, masks=masks, on_update=on_update
-        )  # fmt: skip
+        state = flj.fit(estimator, params, batches, key=key, masks=masks, on_update=on_update)
     return jax.block_until_ready(state)
 
 

@@ -169,9 +169,14 @@ def _one(
         return found
     folder = args.out / _folder(spec, plan, seed, weights)
     carry, taken = run(
-        spec, plan, split.train, start,
-        seed=seed, folder=folder, checkpoint_every=args.checkpoint_every,
-    )  # fmt: skip
+        spec,
+        plan,
+        split.train,
+        start,
+        seed=seed,
+        folder=folder,
+        checkpoint_every=args.checkpoint_every,
+    )
     checkpoints.save(folder / "weights.npz", carry.params, carry.constants)
     row = {
         **identity,

@@ -109,10 +109,16 @@ def prune(
 
         def pruned(compensation: flj.compensation.Compensation, sparsity: float) -> flj.Result:
             result = flj.prune_one_shot(
-                job.network.model, job.params, estimate.estimator, evaluation.solve_batches(job),
-                sparsity=sparsity, state=estimate.state, compensation=compensation,
-                prunable=job.prunable, examples_per_chunk=args.examples_per_chunk,
-            )  # fmt: skip
+                job.network.model,
+                job.params,
+                estimate.estimator,
+                evaluation.solve_batches(job),
+                sparsity=sparsity,
+                state=estimate.state,
+                compensation=compensation,
+                prunable=job.prunable,
+                examples_per_chunk=args.examples_per_chunk,
+            )
             return result._replace(state=None)  # the best of a search would keep a second one
 
         def judged(result: flj.Result) -> tuple[flj.Result, float]:
@@ -173,9 +179,7 @@ def prune(
 
 
 def _group(job: Job, damping: float) -> flj.compensation.Compensation:
-    return flj.compensation.group(
-        damping=damping, iterations=job.args.iterations, check_step=False
-    )  # fmt: skip
+    return flj.compensation.group(damping=damping, iterations=job.args.iterations, check_step=False)
 
 
 def _known(path: Path, kind: str, identity: dict, given: float | None) -> float | None:

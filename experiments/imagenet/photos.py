@@ -99,7 +99,7 @@ def load(data_dir: Path | None, *, calibration: int, validation: int | None, siz
     splits = {"calibration": "train", "validation": "validation"}
     return Source(
         "tfds", *(read_tfds(folder, split, wanted[part], size) for part, split in splits.items())
-    )  # fmt: skip
+    )
 
 
 def crop(image, size: int) -> np.ndarray:

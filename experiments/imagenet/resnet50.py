@@ -90,9 +90,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
     if kernel.shape[:2] == (1, 1):
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2,
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
 
 
 def max_pool(x: jax.Array) -> jax.Array:

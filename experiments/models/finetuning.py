@@ -54,9 +54,14 @@ def finetuned(
     """
     begin = time.perf_counter()
     params, constants = training.train(
-        spec, split.train, epochs=epochs, seed=seed, start=(result.params, dense.constants),
-        masks=result.masks, learning_rate=rate,
-    )  # fmt: skip
+        spec,
+        split.train,
+        epochs=epochs,
+        seed=seed,
+        start=(result.params, dense.constants),
+        masks=result.masks,
+        learning_rate=rate,
+    )
     jax.block_until_ready(params)
     seconds = time.perf_counter() - begin
     accuracy, loss = training.evaluate(spec.model, params, split.test, constants)

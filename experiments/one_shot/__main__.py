@@ -65,9 +65,12 @@ def prune(
         batches = batches[:1]  # the engine asks for data, the identity does not look at them
     key = jax.random.key(seed)
     estimator = make_estimator(
-        method, spec.model, damping=args.damping, updates=args.updates,
+        method,
+        spec.model,
+        damping=args.damping,
+        updates=args.updates,
         examples_per_chunk=args.examples_per_chunk,
-    )  # fmt: skip
+    )
     begin = time.perf_counter()
     predicted = flj.peak_memory(estimator, dense.params, batches[0]).peak
     with memory.watch() as peak:

@@ -41,9 +41,13 @@ class Network:
     def batches(self, size: int) -> list[tuple]:
         """The images in batches."""
         return cases.curvature_batches(
-            self._train, self._constants, examples=self.part.examples, batch_size=size,
-            seed=self.seed, fill=False,
-        )  # fmt: skip
+            self._train,
+            self._constants,
+            examples=self.part.examples,
+            batch_size=size,
+            seed=self.seed,
+            fill=False,
+        )
 
     def given(self, damping: float | None) -> dict[str, Any]:
         """What a user and the images say of the settings of an estimate."""
@@ -67,7 +71,5 @@ class Network:
             estimator, state, _ = self.fitted("diagonal", None, None)
             self._scores = flj.obs_saliency(self.params, estimator.diagonal(state, self.params))
         if target not in self._masks:
-            self._masks[target] = flj.make_masks(
-                self._scores, target, prunable=self.spec.prunable
-            )  # fmt: skip
+            self._masks[target] = flj.make_masks(self._scores, target, prunable=self.spec.prunable)
         return self._masks[target]

@@ -114,10 +114,15 @@ def solve(
             paused += time.perf_counter() - came
 
         done = conjugate_gradients(
-            system.product, jitted(precondition, estimator), (state, system.masks),
-            system.right, zero,
-            iterations=most, tolerance=tolerance, on_iteration=look,
-        )  # fmt: skip
+            system.product,
+            jitted(precondition, estimator),
+            (state, system.masks),
+            system.right,
+            zero,
+            iterations=most,
+            tolerance=tolerance,
+            on_iteration=look,
+        )
         return done, seen
 
     run(1)

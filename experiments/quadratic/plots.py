@@ -36,9 +36,7 @@ def quadratic(path: Path, rows: Sequence[dict]) -> Path:
     figure.suptitle(_title(rows[0]))
     figure.supylabel("increase of the loss, nats")
     names = ("measured", "predicted", "predicted, exact Fisher")
-    figure.legend(
-        panels[0].lines, names, loc="outside lower center", ncols=3, frameon=False
-    )  # fmt: skip
+    figure.legend(panels[0].lines, names, loc="outside lower center", ncols=3, frameon=False)
     return _save(figure, path)
 
 

@@ -179,9 +179,12 @@ def preconditioning(path: Path, results: Sequence[dict]) -> Path:
         _tidy(axes)
     figure.supylabel("relative residual")
     figure.legend(
-        drawn.values(), drawn.keys(), loc="outside lower center", ncols=min(3, len(systems)),
+        drawn.values(),
+        drawn.keys(),
+        loc="outside lower center",
+        ncols=min(3, len(systems)),
         frameon=False,
-    )  # fmt: skip
+    )
     return _save(figure, path)
 
 

@@ -113,8 +113,11 @@ def joined(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Itera
                 sys.stderr.flush()
                 os._exit(error.code if isinstance(error.code, int) else 1)
             traceback.print_exc()
-            print(DEAD.format(index=jax.process_index(), number=jax.process_count()),
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                DEAD.format(index=jax.process_index(), number=jax.process_count()),
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(1)
 
 

@@ -27,9 +27,7 @@ class Dense(NamedTuple):
 
 def evaluated(spec: Spec, split: datasets.Data, params: Any, constants: Any) -> Dense:
     """A trained network with its accuracy and loss on the test images."""
-    return Dense(
-        params, constants, *training.evaluate(spec.model, params, split.test, constants)
-    )  # fmt: skip
+    return Dense(params, constants, *training.evaluate(spec.model, params, split.test, constants))
 
 
 def measured(state: Any) -> dict[str, float]:

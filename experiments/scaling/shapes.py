@@ -45,9 +45,10 @@ def resnet50() -> Network:
 
     def unit(size, inputs, outputs):
         return {
-            "kernel": _leaf(size, size, inputs, outputs), "scale": _leaf(outputs),
+            "kernel": _leaf(size, size, inputs, outputs),
+            "scale": _leaf(outputs),
             "bias": _leaf(outputs),
-        }  # fmt: skip
+        }
 
     def params(layers):
         del layers
@@ -106,13 +107,18 @@ def vit_b16() -> Network:
 
     def params(layers):
         block = {
-            "norm0": _leaf(width), "norm1": _leaf(width), "out": dense(width, width),
-            "up": dense(width, hidden), "down": dense(hidden, width),
-        } | {name: dense(width, width) for name in "qkv"}  # fmt: skip
+            "norm0": _leaf(width),
+            "norm1": _leaf(width),
+            "out": dense(width, width),
+            "up": dense(width, hidden),
+            "down": dense(hidden, width),
+        } | {name: dense(width, width) for name in "qkv"}
         outside = {
-            "patches": dense(16 * 16 * 3, width), "positions": _leaf(196, width),
-            "norm": _leaf(width), "head": dense(width, 1000),
-        }  # fmt: skip
+            "patches": dense(16 * 16 * 3, width),
+            "positions": _leaf(196, width),
+            "norm": _leaf(width),
+            "head": dense(width, 1000),
+        }
         return {"blocks": [block] * layers} | outside
 
     def apply(p, x):
@@ -150,10 +156,16 @@ def llama(
 
     def params(layers):
         block = {
-            "norm0": _leaf(width), "q": _leaf(width, width), "k": _leaf(width, keys * size),
-            "v": _leaf(width, keys * size), "out": _leaf(width, width), "norm1": _leaf(width),
-            "gate": _leaf(width, hidden), "up": _leaf(width, hidden), "down": _leaf(hidden, width),
-        }  # fmt: skip
+            "norm0": _leaf(width),
+            "q": _leaf(width, width),
+            "k": _leaf(width, keys * size),
+            "v": _leaf(width, keys * size),
+            "out": _leaf(width, width),
+            "norm1": _leaf(width),
+            "gate": _leaf(width, hidden),
+            "up": _leaf(width, hidden),
+            "down": _leaf(hidden, width),
+        }
         outside = {"embedding": _leaf(vocabulary, width), "norm": _leaf(width)}
         head = {} if tied else {"head": _leaf(width, vocabulary)}
         return {"blocks": [block] * layers} | outside | head

@@ -57,9 +57,15 @@ def one_shot(name: str, case: Case, group: bool = False, stages: int = 2) -> Pru
     # unchecked, or a stage may find that no step is any good, and its weights would say nothing
     compensation = flj.compensation.group(damping=0.1, check_step=False) if group else None
     result = flj.prune_one_shot(
-        case.model, case.params, make_estimator(name, case), [case.batch, case.batch],
-        sparsity=SPARSITY, stages=stages, compensation=compensation, key=jax.random.key(1),
-    )  # fmt: skip
+        case.model,
+        case.params,
+        make_estimator(name, case),
+        [case.batch, case.batch],
+        sparsity=SPARSITY,
+        stages=stages,
+        compensation=compensation,
+        key=jax.random.key(1),
+    )
     return _pruned(result.params, result.masks, result.state, case)
 
 
@@ -88,14 +94,16 @@ def gradual(name: str, case: Case, steps: int = 8) -> Pruned:
 
 def _pruned(params: Any, masks: Any, state: Any, case: Case) -> Pruned:
     leaves = zip(*map(jax.tree.leaves, (case.params, params, masks)), strict=True)
-    placed = all(p.sharding.is_equivalent_to(x.sharding, p.ndim)
-                 for p, *others in leaves for x in others)  # fmt: skip
+    placed = all(
+        p.sharding.is_equivalent_to(x.sharding, p.ndim) for p, *others in leaves for x in others
+    )
     # what has a parameter's shape has to lie where it does
     by_shape = {p.shape: p.sharding for p in jax.tree.leaves(case.params)}
     placed &= all(
         by_shape[x.shape].is_equivalent_to(x.sharding, x.ndim)
-        for x in jax.tree.leaves(state) if x.shape in by_shape
-    )  # fmt: skip
+        for x in jax.tree.leaves(state)
+        if x.shape in by_shape
+    )
     return Pruned(*jax.tree.map(np.asarray, (params, masks)), placed)
 
 
@@ -161,8 +169,10 @@ def sweep(args: argparse.Namespace) -> bool:
                     found = HOW[how](name, case)
                     masks, weights = differences(found, expected[how])
                     good &= masks == 0 and weights <= TOLERANCES[args.dtype] and found.placed
-                    cells.append(f"{how}: {masks} masks, {weights:.1e}, "
-                                 f"{'placed' if found.placed else 'MOVED'}")  # fmt: skip
+                    cells.append(
+                        f"{how}: {masks} masks, {weights:.1e}, "
+                        f"{'placed' if found.placed else 'MOVED'}"
+                    )
                 if not args.no_text:
                     gathers = gathered(name, case)
                     size = largest(gathers)

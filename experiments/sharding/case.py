@@ -25,9 +25,13 @@ LAYOUTS = {
     "data": (P(EVERYWHERE), P(), P(), P(), P()),
     "full": (P(EVERYWHERE), *[P(EVERYWHERE)] * 3, P(None, None, None, EVERYWHERE)),
     "mixed": (
-        P("data"), P(None, "model"), P("model", None), P("model"), P(None, None, None, "model"),
+        P("data"),
+        P(None, "model"),
+        P("model", None),
+        P("model"),
+        P(None, None, None, "model"),
     ),
-}  # fmt: skip
+}
 ESTIMATORS = {
     "identity": variant("magnitude"),
     "diagonal": variant("diagonal", damping=0.1),
@@ -134,7 +138,7 @@ def make_case(
         model = model._replace(predict=functools.partial(predict_explicit, layout))
     return Case(
         model, plain, jax.tree.map(put, params, specs), tuple(put(x, examples) for x in batch)
-    )  # fmt: skip
+    )
 
 
 def make_estimator(name: str, case: Case) -> flj.InverseFisher:

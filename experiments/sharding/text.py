@@ -25,8 +25,10 @@ def all_gathers(text: str) -> Counter:
     They are sorted and without ones; of gradients of all examples they are those of one gradient.
     """
     without = {"", "1", str(EXAMPLES), str(GRADIENTS)}
-    found = [(kind, *sorted(int(n) for n in dims.split(",") if n not in without))
-             for kind, dims in GATHER.findall(text)]  # fmt: skip
+    found = [
+        (kind, *sorted(int(n) for n in dims.split(",") if n not in without))
+        for kind, dims in GATHER.findall(text)
+    ]
     return Counter(found)
 
 
@@ -55,10 +57,11 @@ def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
         "multiply": compiled(estimator.multiply, state, params, masks),
         "diagonal": compiled(estimator.diagonal, state, params, masks),
         "masks": compiled(
-            lambda s, m: _keep(jax.tree.map(jnp.abs, s), m, 3000), kernels(params),
+            lambda s, m: _keep(jax.tree.map(jnp.abs, s), m, 3000),
+            kernels(params),
             kernels(masks),
         ),
-    }  # fmt: skip
+    }
     # the weights that a gradient gathers, for labels and for the gradient or a Fisher product, and
     # the vector that this takes in their place
     own = Counter({k: RUNS * n for k, n in gradient.items()})
@@ -66,9 +69,11 @@ def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
     if "convolution" in params and name != "fishleg":
         # of per-example gradients each device makes its own, with all weights, see `of_examples`
         found["update"] -= Counter(
-            {(str(x.dtype)[0] + str(8 * x.dtype.itemsize), *sorted(x.shape)): 1
-             for x in jax.tree.leaves(params)}
-        )  # fmt: skip
+            {
+                (str(x.dtype)[0] + str(8 * x.dtype.itemsize), *sorted(x.shape)): 1
+                for x in jax.tree.leaves(params)
+            }
+        )
     found["product"] = product(case) - own
     return found
 
