@@ -57,7 +57,7 @@ def follow(
     Args:
         spec: the model.
         plan: of a pruning by FishLeg.
-        split: the data set, of which the training images are used.
+        split: the data set; its training images are used.
         start: the parameters and constants of the trained network.
         seed: of the order of the examples, the probes and the estimates.
 

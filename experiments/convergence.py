@@ -45,7 +45,7 @@ COLUMNS = {
 
 
 def sampler(model: flj.Model, estimator: flj.InverseFisher) -> Callable:
-    """What measures an estimate on one probe.
+    """Makes the function that measures an estimate on one probe.
 
     Args:
         model: the model.
@@ -80,7 +80,7 @@ def measure(case: cases.Case, estimator: flj.InverseFisher, states: Sequence) ->
     """The auxiliary loss and the relative residual of several states on the same probes.
 
     Args:
-        case: the network and its data, of which the last batch is used.
+        case: the network and its data; the last batch is used.
         estimator: the inverse Fisher.
         states: its states, of one damping.
 

@@ -1,4 +1,4 @@
-"""Kills runs of `experiments.gradual` at random moments, and compares what they come to.
+"""Kills runs of `experiments.gradual` at random moments, and compares their final weights.
 
     python -m experiments.killing
     python -m experiments.killing --kills 2 -- --method magnitude
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.running import arguments
 
-# small, with many checkpoints: what is tested is that it can be killed
+# small, with many checkpoints: killing it is the point
 RUN = (
     "--model",
     "mlp",

@@ -6,7 +6,7 @@
 Processes on this machine share a run.  One run is left alone; of another a process is sent
 SIGKILL once there is a checkpoint.  The others have to end with an error within a minute, and the
 same commands again have to end with the weights and masks of the first run, bit for bit.  A run in
-one process tells how far several differ from it.
+one process shows how far several differ from it.
 """
 
 import os
@@ -54,10 +54,10 @@ def free_address() -> str:
 
 
 def memberships(processes: int) -> list[list[str]]:
-    """What each of some processes of this machine is told to share a run; nothing for a plain one.
+    """Arguments with which processes of this machine share a run; none for a single process.
 
     Args:
-        processes: how many.
+        processes: number of processes.
     """
     if processes == 1:
         return [[]]
@@ -71,7 +71,7 @@ def start(module: str, options: Sequence[str], processes: int) -> list[subproces
     Args:
         module: of `experiments`.
         options: its arguments.
-        processes: how many; 1 for a plain run.
+        processes: number of processes; 1 for a plain run.
     """
     command = [sys.executable, "-m", f"experiments.{module}", *options]
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -88,7 +88,7 @@ def start(module: str, options: Sequence[str], processes: int) -> list[subproces
 
 
 def complete(module: str, options: Sequence[str], processes: int) -> float:
-    """Runs an experiment to its end, and says how many seconds it took.
+    """Runs an experiment to its end, and returns the seconds that it took.
 
     Raises:
         RuntimeError: a process failed.
@@ -106,7 +106,7 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
     """Kills a process once there is a checkpoint, and waits for the others.
 
     Returns:
-        After how many seconds each of the others ended.
+        Seconds until each of the others ended.
 
     Raises:
         RuntimeError: one of them ended as if nothing had happened, or did not end.
@@ -140,14 +140,14 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
 
 
 def reason(error: str) -> str:
-    """What a process said of why it ended: JAX's own words stand before the stack of an abort."""
+    """The reason for its end that a process printed: JAX's words precede the stack of an abort."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     telling = [line for line in lines if any(word in line for word in TELLING)]
     return (telling or lines or ["nothing"])[-1][:300]
 
 
 def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, int]:
-    """The largest difference of weights of two runs, and how many masks differ."""
+    """The largest difference of weights of two runs, and the number of masks that differ."""
     if one.keys() != other.keys():
         raise RuntimeError(f"other files: {sorted(one.keys() ^ other.keys())}")
     masks = [name for name in one if "/masks.npz/" in name and name.endswith(":bits")]

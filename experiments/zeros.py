@@ -55,7 +55,7 @@ def _handed_out(name: str, params: Any, state: Any) -> list[Any]:
 
 
 def _trainer(name: str) -> tuple[optax.GradientTransformationExtraArgs, Callable]:
-    """The chain, and what makes many steps and counts what it finds not to be 0.0 after each."""
+    """The chain, and a function of many steps that counts nonzero pruned weights after each."""
     schedule = flj.schedules.cubic(SPARSITY, begin=BEGIN, end=END)
     tx = optax.chain(OPTIMIZERS[name](), flj.fishleg_prune(SPEC.model, schedule))
 
@@ -83,12 +83,12 @@ def measure(name: str, steps: int, seed: int = 0) -> dict[str, Any]:
 
     Args:
         name: in `OPTIMIZERS`.
-        steps: how many after the last mask update, rounded up to hundreds.
+        steps: number of steps after the last mask update, rounded up to hundreds.
         seed: for the weights and the order of the images.
 
     Returns:
         The number of pruned weights, how many times one of them was not 0.0 after the last mask
-        update and before, and what `check` counted.
+        update and before, and the count of `check`.
     """
     inputs, targets = map(jnp.asarray, datasets.digits().train)
     tx, trainer = _trainer(name)

@@ -39,7 +39,7 @@ def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
 
     Args:
         case: the network and its data.
-        repeats: how often each is timed.
+        repeats: number of timed calls of each.
         updates: of the fit; None for the library's default.
 
     Returns:

@@ -93,11 +93,11 @@ def measure(layers: int, units: int, cap: int | None, batch: int, repeats: int) 
     """Times updates of one network, and watches the memory.
 
     Args:
-        layers: how many.
+        layers: number of layers.
         units: in each of them.
         cap: of the factors.
-        batch: how many examples.
-        repeats: how many updates of each kind are timed.
+        batch: number of examples.
+        repeats: number of timed updates of each kind.
     """
     model = flj.Model(predict, flj.likelihoods.gaussian())
     estimator = flj.inverse.fishleg(model, cap=cap, start=START)
@@ -173,7 +173,7 @@ def reason(layers: int, units: int, cap: int | None, args) -> str | None:
 
 
 def run(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    """All cases, each in a fresh process, and what was left out and why."""
+    """All cases, each in a fresh process, and the reasons for those left out."""
     rows, left_out = [], []
     for cap in args.cap:
         for family in args.family:

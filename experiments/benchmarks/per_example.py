@@ -128,7 +128,7 @@ def measure(
         examples: in the batch.
         size: of the images, in pixels along an axis.
         chunk: examples worked on at once; None for all.
-        repeats: how often each is timed.
+        repeats: number of timed calls of each.
 
     Returns:
         Seconds of both, their ratio and seconds to compile.

@@ -12,7 +12,7 @@ class Recursion(NamedTuple):
     """The textbook recursion for one block of all weights.
 
     Attributes:
-        count: how many gradients have come, i.
+        count: number of gradients so far, i.
         vectors: `v_j / √(m + g_jᵀ v_j)` in rows, (m, d).
         diagonal: that of `F⁻¹`, (d,).
     """

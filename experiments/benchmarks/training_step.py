@@ -61,12 +61,12 @@ class Training:
     """Training on one batch, that goes on where the last call has left it.
 
     Attributes:
-        count: how many steps were made.
+        count: number of steps made.
         state: that of the optimiser.
     """
 
     def __init__(self, case: cases.Case, tx: optax.GradientTransformation, work: Callable):
-        """Starts it; `work` gives of a step's number what `update` is told beside the batch."""
+        """Starts it; `work` maps a step's number to the arguments of `update` beside the batch."""
         tx = optax.with_extra_args_support(tx)
 
         def step(params, state, batch, work):
@@ -97,7 +97,7 @@ class Training:
 
 
 def chosen(step: int) -> dict[str, bool]:
-    """What a loop that chooses between compiled steps on the host tells `update`."""
+    """Arguments of `update` in a loop that chooses between compiled steps on the host."""
     return told(step <= START or step % AUX_EVERY == 0, step % MASK_EVERY == 0)
 
 
@@ -106,7 +106,7 @@ def measure(case: cases.Case, *, repeats: int, host: bool) -> dict[str, Any]:
 
     Args:
         case: the network and its data.
-        repeats: how many cycles of each are timed.
+        repeats: number of timed cycles of each.
         host: whether the host chooses the steps that do more than hold masks.
 
     Returns:

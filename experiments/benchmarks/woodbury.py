@@ -90,7 +90,7 @@ class Batches(Sequence):
 def make_build(
     case: str, *, weights: int, gradients: int, damping: float, block_size: int
 ) -> Callable[[Sequence[tuple]], jax.Array]:
-    """What builds an estimate from batches and returns its diagonal.
+    """Makes the function that builds an estimate from batches and returns its diagonal.
 
     Args:
         case: a name in `CASES`.

@@ -4,9 +4,9 @@
     python -m experiments.benchmarks.woodbury_prepared --gradients 512
 
 Rows are a window of random gradients, compiled and in one process: of M-FAC at each damping, and
-the published algorithm (Frantar et al. 2021, section 3.1) with what it keeps already made,
+the published algorithm (Frantar et al. 2021, section 3.1) with its own state already made,
 `F⁻¹ x = x / γ − Uᵀ U x` and `1 / γ − Σ u²` with m vectors u of every block.  Rounds alternate
-between all rows, and the fastest of each is told.
+between all rows, and the fastest of each is reported.
 """
 
 import sys
@@ -54,7 +54,7 @@ def measure(weights: int, gradients: int, block_size: int | None, repeats: int) 
         weights: d.
         gradients: m.
         block_size: c; None for one block.
-        repeats: how many rounds there are.
+        repeats: number of rounds.
     """
     (group,) = make_groups(jax.ShapeDtypeStruct((weights,), jnp.float32), block_size)
     shape = group.blocks, gradients, group.size

@@ -58,7 +58,7 @@ def batch_shapes(spec: Spec) -> tuple:
 
 
 def _given(method: str, args: argparse.Namespace, part: methods.Share) -> dict[str, Any]:
-    """What a user and the data say of the settings of an estimate."""
+    """Settings of an estimate that follow from the arguments and the data."""
     return {
         "damping": args.damping.get(method),
         "labels": args.labels,
@@ -80,7 +80,7 @@ def settings_of(method: str, job: Comparison, weights: str) -> dict[str, Any]:
 
     Args:
         method: the method.
-        job: what all methods have in common.
+        job: data and options shared by all methods.
         weights: the fingerprint of the trained weights.
     """
     args, part = job.args, job.part
@@ -105,7 +105,7 @@ def settings_of(method: str, job: Comparison, weights: str) -> dict[str, Any]:
         **finetuning.settings_of(job.spec, args.finetune, args.finetune_rate),
         "trust": args.trust and informed,
         "batch_size": methods.batch_size(method, part, job.spec.batch) if informed else 0,
-        # not the `damping` that a state tells of: FishLeg measures it where none is given
+        # not the `damping` that a state reports: FishLeg measures it if none is given
         "damping_given": own.pop("damping", None),
         **own,
     }
@@ -130,7 +130,7 @@ def _is_grouped(method: str, args: argparse.Namespace) -> bool:
 
 
 def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What a result has among its settings only where it was asked for, else None."""
+    """Settings that a result has only if they were asked for, else None."""
     informed = _is_informed(method)
     staged = informed and args.stages > 1
     selecting = informed and args.selection != "none"

@@ -21,7 +21,7 @@ from experiments.running import memory, results
 
 
 def warm_up(job: Comparison, dense: results.Dense) -> None:
-    """Prunes once for nothing, or what all methods share would be compiled at the cost of one."""
+    """Prunes once for nothing, so that no method pays for the compilation of shared functions."""
     batches = _batches("magnitude", job, dense, 1, methods.Share(1, 1), seed=0)
     flj.prune_one_shot(
         job.spec.model,
@@ -54,7 +54,7 @@ def prune(
 
     Args:
         method: the method.
-        job: what all methods have in common.
+        job: data and options shared by all methods.
         dense: the trained network.
         targets: the sparsities.
         settings: see `settings_of`.
@@ -144,7 +144,7 @@ def prune(
         peak()  # forgets the evaluation
 
     def pruned(target: float | str) -> None:
-        """Prunes, and keeps what comes of it, or on a path what comes of some of its stages."""
+        """Prunes, and keeps the result, or the results of some stages on a path."""
         clock = FitClock()
         begin, aside = time.perf_counter(), 0.0
 
@@ -227,7 +227,7 @@ def _line(method: str, stages: Sequence[dict[str, Any]]) -> str:
 
 
 def _of_stages(result: flj.Result, job: Comparison) -> dict[str, Any]:
-    """What the stages told, in what a file can have, and how many images they saw until here."""
+    """The reports of the stages as far as a file can hold them, and the number of images seen."""
     plain = (int, float, type(None))
     told = [
         {name: value for name, value in stage.items() if isinstance(value, plain)}
@@ -259,7 +259,7 @@ def _batches(
 def _truster(
     method: str, job: Comparison, dense: results.Dense, seed: int
 ) -> Callable[[flj.Result, float], dict]:
-    """What tells how far two halves of the data agree on a pruning, with fields for its object."""
+    """Makes the function that measures how far two halves of the data agree on a pruning."""
     half = methods.half(job.part)
     batches = _batches(method, job, dense, 2 * half.examples, half, seed)
     estimator = make_estimator(method, job.args, job.spec, half)

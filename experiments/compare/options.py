@@ -1,4 +1,4 @@
-"""The arguments of `experiments.compare`, and what must fit together among them."""
+"""The arguments of `experiments.compare`, and checks of their combinations."""
 
 import argparse
 from collections.abc import Sequence
@@ -158,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
-    """Raises a ValueError where arguments do not fit together, or what they ask for can't be."""
+    """Raises a ValueError if arguments do not fit together or can't be satisfied."""
     results.load(args.out / "results.json")
     params, constants = comparison.shapes(spec)
     if args.target:

@@ -14,13 +14,13 @@ def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
 
 
 def rows(seed: int, step: int, examples: int, batch: int) -> np.ndarray:
-    """Which examples a step sees; every epoch has an order of its own, and what is left over waits.
+    """The examples of a step; every epoch has its own order, and a remainder is left out.
 
     Args:
         seed: of the order.
         step: the number of the step, from 0.
-        examples: how many there are.
-        batch: how many a step sees, at most as many.
+        examples: number of examples in all.
+        batch: examples in a step, at most that number.
     """
     epoch, place = divmod(step, examples // batch)
     return _permutation(seed, epoch, examples)[place * batch : (place + 1) * batch]
@@ -36,7 +36,7 @@ def batch_at(
         train: its training part.
         seed: of the order, the shifts and the flips.
         step: the number of the step, from 0.
-        batch: how many examples.
+        batch: number of examples.
     """
     own = processes.share(batch)
     chosen = rows(seed, step, len(train[0]), batch)[own]

@@ -14,7 +14,7 @@ from experiments.running import files, processes
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Like an array, of which nothing is in memory but what was asked for last.
+    """Like an array with only the rows last asked for in memory.
 
     Attributes:
         read: from the numbers of rows, `(count,)`, to these rows, `(count, *row_shape)`.

@@ -17,7 +17,7 @@ DIGITS_TEST = 500
 CONTEXT = 64
 SHIFT = 4  # pixels by which an image may be shifted in training
 SHARED = {"tinyshakespeare": "data/tinyshakespeare.txt", "faces": faces.FILE}
-# name -> what is subtracted from pixels in [0, 1], and what the rest is divided by
+# name -> mean and scale by which pixels in [0, 1] are normalised
 NORMALISATION = {"mnist": (0.1307, 0.3081), "cifar10": (0.5, 0.5), "mnist_raw": (0.0, 1.0)}
 Array = np.ndarray | columns.Column
 Arrays = tuple[Array, Array]
@@ -162,7 +162,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
         Images as float32, channels last, and labels as int32.
 
     Raises:
-        ValueError: the data are missing, or what reads them is.
+        ValueError: the data or the package that reads them are missing.
     """
     if name == "digits":
         return digits()

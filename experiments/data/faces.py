@@ -42,7 +42,7 @@ def cropped(faces: np.ndarray, copies: int, rng: np.random.Generator) -> np.ndar
 
     Args:
         faces: `(faces, height, width)`.
-        copies: how many views of each.
+        copies: number of views of each.
         rng: chooses angles and scales.
 
     Returns:
@@ -69,7 +69,7 @@ def load(path: Path, copies: tuple[int, int] = COPIES) -> tuple[tuple, tuple]:
 
     Args:
         path: `olivettifaces.mat`.
-        copies: how many views of a face are made, for training and for testing.
+        copies: number of views of a face, for training and for testing.
 
     Returns:
         Twice images `(examples, 25, 25, 1)` and targets `(examples, 625)`: of the first thirty

@@ -18,8 +18,8 @@ def progress(name: str, watch: OnUpdate = lambda done, total, state: None) -> It
     """A progress bar for one fit, or for one after the other.
 
     Args:
-        name: what the bar says.
-        watch: called after every update like what is yielded.
+        name: the text of the bar.
+        watch: called after every update, with the arguments of an `on_update`.
 
     Yields:
         An `on_update` for `fishleg_jax.fit`.
@@ -49,9 +49,9 @@ def fit(
     Args:
         estimator: an inverse Fisher.
         params: the parameters.
-        batches: what it sees.
+        batches: the data.
         key: a random key.
-        name: what the bar says.
+        name: the text of the bar.
         watch: called with the state after every update.
         masks: which weights survive; None for all.
 
@@ -78,7 +78,7 @@ class FitClock:
         self._begin = time.perf_counter()
 
     def restart(self) -> None:
-        """What comes now is the next fit."""
+        """Starts the clock for the next fit."""
         self._begin = time.perf_counter()
 
     def on_update(self, done: int, total: int, state: Any) -> None:

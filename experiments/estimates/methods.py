@@ -18,7 +18,7 @@ class Method(NamedTuple):
     Attributes:
         make: its constructor, `(model, **settings) -> InverseFisher`.
         takes: those settings that a user may choose.
-        fixed: those that make it what it is.
+        fixed: settings that define the method.
     """
 
     make: Callable[..., flj.InverseFisher]
@@ -59,7 +59,7 @@ class Share(NamedTuple):
 
     Attributes:
         examples: the images, the same number of them for every gradient.
-        gradients: how many gradients woodfisher and mfac make of them.
+        gradients: number of gradients that woodfisher and mfac make of them.
     """
 
     examples: int
@@ -72,7 +72,7 @@ class Share(NamedTuple):
 
     @property
     def settings(self) -> dict[str, int]:
-        """What woodfisher and mfac are told of it."""
+        """Settings of woodfisher and mfac that follow from it."""
         return {
             "gradients": self.gradients,
             "window": self.gradients,
@@ -84,8 +84,8 @@ def share(examples: int, gradients: int | None = None) -> Share:
     """Divides images among gradients.
 
     Args:
-        examples: how many images there are; those that would be left over are left out.
-        gradients: how many gradients are wanted; None for 1000, or one for each image.
+        examples: number of images; a remainder is left out.
+        gradients: number of gradients; None for 1000, or one for each image if there are fewer.
 
     Returns:
         The numbers that are used.

@@ -9,9 +9,9 @@ ones, and sees the same batches in the same order; methods differ in nothing but
 the inverse Fisher, which sees training batches only.  With
 no pruning at all the same training gives the dense row.  Into `--out` go `results.json`, the
 pictures `accuracy_vs_sparsity.png` and `training.png`, and a folder for each run with
-`metrics.jsonl`, the pruned weights and the masks.  What a run will take of memory is printed before
-it begins, and beside what it took after it.  The same command goes on after it was stopped, or
-killed.
+`metrics.jsonl`, the pruned weights and the masks.  The memory that a run is predicted to take is
+printed before it begins, and again beside the memory measured after it.  The same command goes on
+after it was stopped, or killed.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def start_weights(
     Args:
         args: the arguments.
         spec: the model.
-        split: what it is trained on.
+        split: the data that it is trained on.
         loaded: those of the checkpoint, or None.
         seed: for the training, or the random weights.
     """
@@ -202,7 +202,7 @@ def _folder(spec: Spec, plan: Plan, seed: int, weights: str) -> Path:
 
 
 def _pruning(plan: Plan, carry: Carry, folder: Path) -> dict[str, Any]:
-    """What there is to tell of a pruning, whose masks are saved."""
+    """Fields of a result that describe its pruning, whose masks are saved here."""
     if plan.method == DENSE:
         return {}
     found = flj.check(carry.state)

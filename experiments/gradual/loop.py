@@ -56,8 +56,8 @@ def compiled_step(spec: Spec, plan: Plan, work: tuple[tuple[str, bool], ...]) ->
 
     Args:
         spec: the model.
-        plan: what is done.
-        work: what `work_of` says of the step, as pairs.
+        plan: the plan of the run.
+        work: the result of `work_of` for the step, as pairs.
 
     Returns:
         A function `(params, constants, state, inputs, targets) -> (params, constants, state, told)`
@@ -120,7 +120,7 @@ def run(
 
     Args:
         spec: the model.
-        plan: what is done.
+        plan: the plan of the run.
         train: the training inputs and targets.
         start: the parameters and constants of the trained network.
         seed: of the order of the examples, of shifts and flips, and of the estimate.

@@ -1,4 +1,4 @@
-"""What makes a gradual pruning: the optimiser, the schedule, and the method's transformation."""
+"""The plan of a gradual pruning: its optimiser, its schedule and the method's transformation."""
 
 import argparse
 import hashlib
@@ -27,9 +27,9 @@ class Recipe(NamedTuple):
         optimizer: `adam`, or `sgd` with momentum 0.9 and a weight decay of 1e-4.
         rate: the learning rate.
         decay: whether it falls to zero, like a cosine, once the pruning is over.
-        steps: how many there are, pruning and what comes after it.
-        mask_every: how many steps lie between two mask updates.
-        aux_every: how many lie between two batches that the estimate sees.
+        steps: number of steps, during the pruning and after it.
+        mask_every: steps between two mask updates.
+        aux_every: steps between two batches that the estimate sees.
     """
 
     epochs: int
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
         method: a name in `NAMES`, or `DENSE`.
         sparsity: the final one.
         recipe: how it is trained.
-        batch: how many examples a step sees.
+        batch: examples in a step.
         begin: the step of the first mask update.
         end: the step at which the final sparsity is reached.
         scope: of the threshold.
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `make_plan` wants to know, and `arguments.pruning_parser` has not."""
+    """Adds the options of `make_plan` that `arguments.pruning_parser` lacks."""
     add, whole = parser.add_argument, arguments.at_least(1)
     add("--steps", type=arguments.at_least(10), help="of training; default: the model's")
     add("--rate", type=arguments.positive, help="the learning rate; default: the model's")
@@ -240,7 +240,7 @@ def assimilates(plan: Plan, step: int) -> bool:
 
 
 def work_of(plan: Plan, step: int) -> dict[str, bool]:
-    """What `update` is told of a step, which is counted from one: chosen on the host.
+    """Arguments of `update` at a step, counted from one: chosen on the host.
 
     Where nothing is due the step only holds what is pruned; and in a conditional gradients of
     convolutions would be thirty times slower.
@@ -252,5 +252,5 @@ def work_of(plan: Plan, step: int) -> dict[str, bool]:
 
 
 def told(assimilate: bool, due: bool) -> dict[str, bool]:
-    """What `update` is told: a batch to assimilate or not, or only to hold where no mask is due."""
+    """Arguments of `update`: a batch to assimilate or not, or only to hold if no mask is due."""
     return {"assimilate": assimilate} if assimilate or due else {"hold": True}

@@ -150,7 +150,7 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
 
 
 def _identity(job: Job, name: str) -> dict[str, Any]:
-    """What tells results of these arguments from others."""
+    """The fields that identify results of these arguments."""
     args, made = job.args, methods.make(name, job.network.model, job.args, 1.0)
     return {
         "method": name,

@@ -37,7 +37,7 @@ class Network(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What all methods have in common.
+    """Data and options shared by all methods.
 
     Attributes:
         args: the arguments.
@@ -64,8 +64,7 @@ class Scores(NamedTuple):
     """How good a network is on some photos.
 
     Attributes:
-        ranks: for every photo, how many other classes are thought as likely as its own, or
-            likelier.
+        ranks: for every photo, the number of other classes rated at least as likely as its own.
         loss: in nats per photo.
     """
 
@@ -88,12 +87,12 @@ class Batches(Sequence):
     """
 
     def __init__(self, job: Job, photos: Photos, size: int, *, labels: bool = True):
-        """Cuts photos into batches, of which the last one may be smaller.
+        """Cuts photos into batches; the last one may be smaller.
 
         Args:
-            job: what all methods have in common.
+            job: data and options shared by all methods.
             photos: the photos.
-            size: how many are in a batch.
+            size: photos in a batch.
             labels: whether the batches have any.
         """
         self._job, self._photos, self._size, self._labels = job, photos, size, labels
@@ -111,7 +110,7 @@ class Batches(Sequence):
 
 
 def batch_of(job: Job, photos: Photos, rows: Sequence[int]) -> tuple:
-    """Some photos as one batch, of which each process reads its share."""
+    """Some photos as one batch; each process reads its share."""
     pixels, labels = photos.read(rows[processes.share(len(rows))])
     return *processes.joint((job.network.preprocess(pixels), labels)), job.constants
 
@@ -122,7 +121,7 @@ def _ranks_and_losses(model: flj.Model, params, constants, images, labels):
 
 
 def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """For every example how many other classes are as likely as its own, or likelier."""
+    """For every example, the number of other classes at least as likely as its own."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     # ties count against it, and so does NaN
     return jnp.sum(~(logits < own), axis=1) - 1

@@ -19,7 +19,7 @@ TRIES = {"scores": 5, "solve": 3}  # dampings, at most
 
 
 class Wanted(NamedTuple):
-    """What a network is to be pruned to."""
+    """A pruning to be made."""
 
     compensation: str
     sparsity: float
@@ -39,7 +39,7 @@ class Estimate:
 
         Args:
             name: the method.
-            job: what all methods have in common.
+            job: data and options shared by all methods.
             damping: the first one, per photo.
         """
         self._name, self._job, self._damping = name, job, damping
@@ -90,12 +90,12 @@ def prune(
 
     Args:
         name: the method.
-        job: what all methods have in common.
-        wanted: what to prune to.
+        job: data and options shared by all methods.
+        wanted: the prunings to be made.
         start: gives the damping with which a search begins.
-        identity: what tells the dampings of these settings from others.
-        keep: called with what was wanted, the pruned network and fields of its result, as soon as
-            it is there.
+        identity: fields that identify the dampings of these settings.
+        keep: called with each pruning as soon as it is made: the request, the pruned network and
+            fields of its result.
 
     Raises:
         FloatingPointError: no damping gives finite weights.

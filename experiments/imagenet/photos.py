@@ -83,9 +83,9 @@ def load(data_dir: Path | None, *, calibration: int, validation: int | None, siz
     Args:
         data_dir: a folder in which TensorFlow Datasets has `imagenet2012`; None for the two tars of
             the shared folder.
-        calibration: how many to calibrate on, spread evenly over the tar, which is in the order of
-            classes, or over the training part of the data set.
-        validation: how many to evaluate on, chosen likewise; None for all.
+        calibration: number of photos to calibrate on, spread evenly over the tar, which is in the
+            order of classes, or over the training part of the data set.
+        validation: number of photos to evaluate on, chosen likewise; None for all.
         size: pixels of the square that is cut out of their centre.
 
     Raises:
@@ -123,7 +123,7 @@ def read_tar(path: Path, number: int | None, size: int) -> Photos:
 
     Args:
         path: the tar, not compressed.
-        number: how many; None for all.
+        number: number of photos; None for all.
         size: pixels of the square that is cut out of their centre.
 
     Raises:
@@ -180,7 +180,7 @@ def read_tfds(folder: Path, split: str, number: int | None, size: int) -> Photos
     Args:
         folder: see `prepared`.
         split: `train` or `validation`.
-        number: how many; None for all.
+        number: number of photos; None for all.
         size: pixels of the square that is cut out of their centre, once their shorter side has 256.
 
     Raises:

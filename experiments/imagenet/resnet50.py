@@ -155,7 +155,7 @@ def shapes(base: int = 64, classes: int = 1000) -> dict[str, tuple[int, ...]]:
 
     Args:
         base: the channels behind the first convolution; fewer make a network for tests.
-        classes: how many there are.
+        classes: number of classes.
     """
     out = {}
 

@@ -19,7 +19,7 @@ def line(row: dict) -> str:
 
 
 def show(rows: Sequence[dict], at: float) -> str:
-    """Tables of top-1 and top-5, of what they took, and of the differences at one sparsity.
+    """Tables of top-1 and top-5, of costs, and of the differences at one sparsity.
 
     Args:
         rows: the objects of a `results.json`, of one network and one choice of photos.

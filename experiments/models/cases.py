@@ -60,8 +60,8 @@ def curvature_batches(
     Args:
         train: the training inputs and targets.
         constants: the model's constants; may be empty.
-        examples: how many are used, the same ones whatever the size of a batch.
-        batch_size: how many are in a batch.
+        examples: number of examples, the same ones for every batch size.
+        batch_size: examples in a batch.
         seed: which ones are chosen.
         fill: whether those that do not fill a batch are left out; else the last one is smaller, and
             batches of any size are good for several processes.
@@ -98,9 +98,9 @@ def stage_batches(
     Args:
         train: the training inputs and targets.
         constants: the model's constants; may be empty.
-        stages: how many stages.
-        examples: how many each of them sees.
-        batch_size: how many are in a batch; the last one of a stage may be smaller.
+        stages: number of stages.
+        examples: number of examples in each stage.
+        batch_size: examples in a batch; the last one of a stage may be smaller.
         seed: which ones are chosen, and their order.
         held_out: how many no stage may see: those of `curvature_batches(beside=)` for all that the
             stages may see, `min(stages · examples, what is left)`.

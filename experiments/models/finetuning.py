@@ -37,7 +37,7 @@ def finetuned(
     rate: float,
     seed: int,
 ) -> dict[str, float]:
-    """Trains a pruned network on, and evaluates what it has become.
+    """Trains a pruned network on, and evaluates the result.
 
     Args:
         spec: the model.

@@ -122,7 +122,7 @@ class Transformer(nn.Module):
     """A causal language model over characters.
 
     Attributes:
-        vocabulary: how many characters there are.
+        vocabulary: number of characters.
         width: of the residual stream.
         layers: the number of blocks.
     """

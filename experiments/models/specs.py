@@ -25,10 +25,10 @@ class Spec(NamedTuple):
         prunable: a regular expression over key paths, or None for every leaf with two or more
             dimensions.
         epochs: how long it is trained.
-        train_batch: how many examples a training step sees.
+        train_batch: examples in a training step.
         learning_rate: the largest one, of AdamW.
-        examples: how many training examples the curvature sees.
-        batch: how many of them at a time.
+        examples: training examples for the curvature.
+        batch: examples in a batch of the curvature.
         checkpoint: the trained weights in the shared folder, if there are any.
         mean: of an auto-encoder, from its outputs to its reconstruction; None for a classifier.
     """

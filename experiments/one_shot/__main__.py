@@ -1,4 +1,4 @@
-"""Prunes a trained network in one shot with several methods and shows what is left of it.
+"""Prunes a trained network in one shot with several methods, and compares the accuracies.
 
     python -m experiments.one_shot
     python -m experiments.one_shot --model mlpnet --checkpoint mlpnet_mnist.npz --seed 0,1,2

@@ -1,4 +1,4 @@
-"""Shows what each estimate of the inverse Fisher is worth as a preconditioner of the group update.
+"""Compares estimates of the inverse Fisher as preconditioners of the group update.
 
     python -m experiments.preconditioning
     python -m experiments.preconditioning --model mlpnet --sparsity 0.9 --damping 1e-2,1e-3
@@ -14,7 +14,7 @@ Networks without a checkpoint in the shared folder are trained first, and kept i
 a table for every system, and writes `results.json` and `preconditioning.png`; `history` in the
 former has the relative residual, the quadratic model's rise of the loss and the seconds after
 every iteration, without compilation, which `fit_seconds` includes.  The same command goes on after
-it was stopped: what is in `results.json` is not computed again.
+it was stopped, and computes nothing again that is in `results.json`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A trained network, what is fitted to its images, and the masks that it is pruned to."""
+"""A trained network, estimates fitted to its images, and the masks that it is pruned to."""
 
 import argparse
 import time
@@ -17,7 +17,7 @@ NONE = "none"  # as a preconditioner
 
 
 class Network:
-    """One network with its images, what is fitted to them, and what it is pruned to.
+    """One network with its images, the estimates fitted to them, and its masks.
 
     Attributes:
         args: the arguments of `experiments.preconditioning`.
@@ -50,7 +50,7 @@ class Network:
         )
 
     def given(self, damping: float | None) -> dict[str, Any]:
-        """What a user and the images say of the settings of an estimate."""
+        """Settings of an estimate that follow from the arguments and the images."""
         return {"damping": damping, "updates": self.args.updates, **self.part.settings}
 
     def fitted(

@@ -10,7 +10,7 @@ import optax
 
 import fishleg_jax as flj
 
-# the library's own parts of the group update: what is measured here is what it does
+# the library's own parts of the group update, so that its own work is measured
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning._group import damped, precondition, right_side
 from fishleg_jax.pruning._independent import to_zero
@@ -34,12 +34,12 @@ class System(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What was seen of a solve: an entry for its start, and one for every iteration.
+    """Record of a solve: an entry for its start, and one for every iteration.
 
     Attributes:
         residual: `‖b − A x‖ / ‖b‖` as conjugate gradients carry it along.
         cost: the quadratic model's rise of the loss, in nats per example, with γ in it.
-        seconds: since the beginning, without what the record itself takes.
+        seconds: since the beginning, without those of the record itself.
         true_residual: that of the last x, computed anew.
         sound: whether no number was other than it has to be.
     """
@@ -88,11 +88,11 @@ def solve(
         system: the system.
         estimator: the estimate.
         state: its fitted state.
-        iterations: how many at most.
+        iterations: the maximum number of iterations.
         tolerance: the relative residual at which the solve ends.
 
     Returns:
-        The solution, and what was seen of the solve.
+        The solution, and the record of the solve.
     """
     zero = jax.tree.map(jnp.zeros_like, system.right)
 
@@ -127,7 +127,7 @@ def solve(
 
     run(1)
     done, seen = run(iterations)
-    # an iteration that went wrong is told of too, with the x before it
+    # an iteration that went wrong is reported too, with the x before it
     residual, cost, seconds = map(list, zip(*seen[: int(done.iterations) + 1], strict=True))
     left = optax.tree.sub(system.right, system.product(done.x))
     true = float(optax.tree.norm(left) / optax.tree.norm(system.right))

@@ -1,4 +1,4 @@
-"""What `experiments.preconditioning` has found, as tables."""
+"""Tables of `experiments.preconditioning`."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ def gained(row: dict, lowest: float) -> float:
     """The iterations until most of the possible gain is made, infinite where it never is.
 
     Conjugate gradients lower the quadratic model in every step, whatever the preconditioner does to
-    the residual: this is what a pruning has of them.
+    the residual; this is the gain that a pruning sees.
 
     Args:
         row: an object of `results.json`.
@@ -41,7 +41,7 @@ def gained(row: dict, lowest: float) -> float:
 
 
 def show(rows: Sequence[dict], tolerances: Sequence[float]) -> str:
-    """A table for every system: medians over seeds, – for what most seeds never reach.
+    """A table for every system: medians over seeds, – if most seeds never get there.
 
     The gain is that of the lowest cost which any of the rows has for the same system and seed.
 

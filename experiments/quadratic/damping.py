@@ -1,7 +1,7 @@
-"""Accuracy against the damping: what each method gives, and its limit, magnitude.
+"""Accuracy of each method against its damping, with magnitude as the limit.
 
 As γ grows every `F̂_γ⁻¹` comes near to `I/γ`, with which Optimal Brain Surgeon prunes by magnitude
-and leaves the kept weights alone; as γ falls each shows what its curvature is worth without help.
+and leaves the kept weights alone; as γ falls each depends on its curvature alone.
 
 States have the damping beside the data, so one fit serves all dampings, but for WoodFisher's square
 roots, which begin with it and are fitted anew.  FishLeg has learned its coordinates at its own

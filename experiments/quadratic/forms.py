@@ -80,9 +80,9 @@ def gradient_slopes(
     Args:
         model: the model.
         params: the weights.
-        batches: what the estimate was fitted to.
+        batches: the data that the estimate was fitted to.
         delta: the change of the weights.
-        examples_per_gradient: how many examples in a row share a gradient, that of their mean loss.
+        examples_per_gradient: consecutive examples that share a gradient, that of their mean loss.
 
     Returns:
         As many numbers as there are gradients; their mean is the slope of the mean loss.

@@ -28,7 +28,7 @@ def quadratic(path: Path, rows: Sequence[dict]) -> Path:
         axes.plot(row["t"], row["predicted"], color="tab:orange", linewidth=1.6)
         axes.plot(row["t"], row["predicted_exact"], color="tab:blue", linestyle="--")
         axes.set_title(row["method"])
-        # predictions may be off by orders of magnitude; what is not positive is left out
+        # predictions may be off by orders of magnitude; only positive ones are drawn
         axes.set_yscale("log", nonpositive="mask")
         if i + 3 >= len(rows):
             axes.set_xlabel("t, from dense to pruned")

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     """A network at a point, and its data in three parts that have no image in common.
 
     Attributes:
-        args: the arguments: `sparsity`, `scope`, `compensation` and `seed` are what is used.
+        args: the arguments, with `sparsity`, `scope`, `compensation` and `seed`.
         spec: the model.
         dense: the trained network.
         curvature: training images that the curvature sees.
@@ -46,7 +46,7 @@ class Fitted(NamedTuple):
     Attributes:
         estimator: the estimate.
         state: its state.
-        batches: what it was fitted to.
+        batches: the data that it was fitted to.
         seconds: how long that took, with the compilation.
     """
 
@@ -63,7 +63,7 @@ def divide(
 
     Args:
         train: the training inputs and targets.
-        examples: how many the curvature gets.
+        examples: number of images for the curvature.
         seed: for the choice.
     """
     order = np.random.default_rng(seed).permutation(len(train[0]))
@@ -133,7 +133,7 @@ def prune(case: Case, estimate: Fitted) -> flj.Result:
 
 
 def fields(case: Case) -> dict[str, Any]:
-    """What all objects of the json files have in common."""
+    """Fields shared by all objects of the json files."""
     return {
         "dataset": case.spec.dataset,
         "model": case.spec.name,

@@ -54,9 +54,9 @@ def accuracy_vs_sparsity(
         path: the png file.
         results: the objects of a `results.json` for one model; over seeds the median is drawn, and
             the range behind it.
-        field: what is drawn.
-        name: what it is called.
-        how: how it was pruned; None for what the number of stages tells.
+        field: the field to draw.
+        name: its name on the axis.
+        how: words for the pruning, in the title; None to derive them from the number of stages.
 
     Returns:
         `path`.
@@ -213,7 +213,7 @@ def against_weights(path: Path, rows: Sequence[dict]) -> Path:
 
     Args:
         path: the png file.
-        rows: what `experiments.benchmarks.fit_scaling` measured.
+        rows: the measurements of `experiments.benchmarks.fit_scaling`.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
     fields = {"learning_s": "seconds of a learning update", "peak_bytes": "peak, bytes"}

@@ -9,7 +9,7 @@ from typing import Any
 import tabulate
 
 tabulate.MIN_PADDING = 0  # or columns would be two wider than their titles
-RECALIBRATED = "recalibrated_on"  # the field that has how many images batch norm was recomputed on
+RECALIBRATED = "recalibrated_on"  # the number of images on which batch norm was recomputed
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -59,7 +59,7 @@ def select(results: Sequence[dict], field: str, **fields) -> list:
     Args:
         results: the objects of a `results.json`.
         field: the field wanted; None of those that do not have it.
-        fields: what the other fields have to be.
+        fields: values that the other fields must have.
     """
     return [
         result.get(field)
@@ -72,8 +72,8 @@ def spread(values: Sequence[float | None], digits: int = 2) -> str:
     """The median, and the least and the largest value where they differ; – for no value.
 
     Args:
-        values: the values; what is no number (None in a file) is left out.
-        digits: how many there are after the point.
+        values: the values; None and NaN are left out.
+        digits: digits after the point.
     """
     sound = [value for value in values if value is not None and math.isfinite(value)]
     if not sound:
@@ -95,9 +95,9 @@ def by_sparsity(
     Args:
         results: the objects of a `results.json` for one model.
         field: the field; where there is its `dense_` counterpart, that is the first row.
-        title: what the field is.
+        title: the title of the first column.
         show: makes a cell of its values over seeds.
-        further: further columns: what makes a cell of the results of a method.
+        further: further columns by title: each makes a cell from the results of a method.
 
     Returns:
         The table.
@@ -127,7 +127,7 @@ def _name(target: float | str) -> str:
 
 
 def measurements(results: Sequence[dict]) -> dict[str, str]:
-    """What accuracies and losses there are: prefixes of fields, and what they mean for a title.
+    """Prefixes of the accuracy and loss fields in some results, and words for each in a title.
 
     Args:
         results: the objects of a `results.json`; those of networks with batch norm have two.

@@ -33,17 +33,17 @@ def _checked(convert: Parser, valid: Callable[[Any], bool], expected: str) -> Pa
 
 
 def one_of(names: Collection[str]) -> Parser:
-    """What reads one of some names, for `argparse`'s `type`."""
+    """Makes a function that reads one of some names, for `argparse`'s `type`."""
     return _checked(str, lambda name: name in names, f"one of {', '.join(names)}")
 
 
 def comma_list(parse_one: Parser) -> Callable[[str], list]:
-    """What reads a comma-separated list; what is given twice is in it once."""
+    """Makes a function that reads a comma-separated list, without repetitions."""
     return lambda text: list(dict.fromkeys(parse_one(part.strip()) for part in text.split(",")))
 
 
 def at_least(least: int) -> Parser:
-    """What reads a whole number that is not below another."""
+    """Makes a function that reads a whole number with a lower bound."""
     return _checked(int, lambda n: n >= least, f"a whole number of at least {least}")
 
 
@@ -96,7 +96,7 @@ TARGETS = ("weights", "bytes", "flops", "loss", "accuracy")
 
 
 def target(text: str) -> str:
-    """Checks what is to be reached other than a sparsity, such as `flops:1e6` or `loss:0.05`."""
+    """Checks a target other than a sparsity, such as `flops:1e6` or `loss:0.05`."""
     name, _, number = text.partition(":")
     try:
         value = positive(number)
@@ -111,14 +111,14 @@ def target(text: str) -> str:
 
 
 def block_size(text: str) -> int | str | None:
-    """Reads how many weights share a block, as `fishleg_jax.inverse.woodfisher` wants it."""
+    """Reads the `block_size` of `fishleg_jax.inverse.woodfisher`."""
     if text in ("none", "leaf"):
         return None if text == "none" else text
     return _checked(int, lambda n: n >= 1, "a whole number of at least 1, leaf or none")(text)
 
 
 def by_name(names: Collection[str], parse_one: Parser) -> Callable[[str], dict]:
-    """What reads one value for all of some names, or `name=value` pairs with commas between."""
+    """Makes a function that reads one value for all names, or `name=value` pairs with commas."""
 
     def parse_pairs(text: str) -> dict:
         if "=" not in text:
@@ -152,12 +152,12 @@ def pruning_parser(
 
     Args:
         prog: the name of the module.
-        description: what it does.
+        description: one line for `--help`.
         methods: the names of the methods.
         default: those that are used unless a user says otherwise.
         several: whether there may be more than one sparsity and seed.
-        compensations: what `--compensation` may be.
-        models: what `--model` may be; the first of a data set is its default.
+        compensations: choices of `--compensation`.
+        models: choices of `--model`; the first of a data set is its default.
         sparsities: those that are pruned to unless a user says otherwise, where there are several.
         seeds: likewise.
         limited: whether there is an `--examples`.
@@ -207,7 +207,7 @@ def pruning_parser(
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what bounds the memory of an estimate, and changes no number but by rounding."""
+    """Adds options that bound the memory of an estimate, and change results by rounding alone."""
     add = parser.add_argument
     add(
         "--remat",
@@ -225,7 +225,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def memory_settings(args: argparse.Namespace) -> dict[str, int]:
-    """What was given of `add_memory_options`, for the settings of a result; empty without these."""
+    """The options of `add_memory_options` that were given, for the settings of a result."""
     given = {name: getattr(args, name, None) for name in ("remat", "examples_per_chunk")}
     return {name: value for name, value in given.items() if value is not None}
 

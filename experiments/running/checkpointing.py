@@ -47,7 +47,7 @@ class Checkpoints:
         """Writes a pytree of arrays, whole or not at all.
 
         Args:
-            step: how many steps were made.
+            step: number of steps made.
             tree: everything that the next step depends on; arrays, numbers and random keys.
         """
         self._manager.save(step, args=ocp.args.StandardSave(_storable(tree)))
@@ -62,7 +62,7 @@ class Checkpoints:
             The number of steps and the tree, or None where there is no checkpoint.
 
         Raises:
-            ValueError: what was saved has another structure.
+            ValueError: the checkpoint has another structure.
         """
         step = self._manager.latest_step()
         if step is None:

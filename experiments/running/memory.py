@@ -36,7 +36,7 @@ def _high_water() -> int:
 
 
 def _give_back() -> None:
-    # what earlier work has freed would be used again unseen; only glibc can be told to return it
+    # memory freed by earlier work would be reused unseen; only glibc can be made to return it
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -61,7 +61,7 @@ def told(name: str, predicted: int, measured: int | None, of: str = "fit") -> st
         name: of the method.
         predicted: bytes, by `fishleg_jax.peak_memory` or `planned`.
         measured: bytes, by `watch`; None where they can't be known.
-        of: what took them.
+        of: the work that took the memory.
     """
     found = "unknown" if measured is None else f"{measured / 1e6:.0f} MB"
     return f"{name}: memory of the {of}, predicted {predicted / 1e6:.0f} MB, measured {found}"

@@ -26,7 +26,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Forgets what came after a step, for a run that goes on from there.
+    """Forgets everything after a step, for a run that goes on from there.
 
     Args:
         path: a `metrics.jsonl`; its objects have a `step`.

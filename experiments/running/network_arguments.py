@@ -20,9 +20,9 @@ def make_parser(
 
     Args:
         prog: the name of the module.
-        description: what it does.
+        description: one line for `--help`.
         names: those of the models.
-        option: what chooses among them; it is `model` in what `parse` returns.
+        option: the option that chooses among them; `parse` returns it as `model`.
         default: those that are used unless a user says otherwise; None for all.
 
     Returns:

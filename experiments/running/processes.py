@@ -36,7 +36,7 @@ a collective or a heartbeat, another process has died.  Start all of them again 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `joined` wants to know."""
+    """Adds the options that `joined` needs."""
     group = parser.add_argument_group("several processes, see experiments/processes.py")
     add = group.add_argument
     add("--coordinator", metavar="HOST:PORT|auto", help="where the first process can be reached")
@@ -109,7 +109,7 @@ def joined(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Itera
             wait("the end")
         except BaseException as error:
             # an orderly end would first wait minutes for one that is dead
-            if isinstance(error, SystemExit):  # which has told why
+            if isinstance(error, SystemExit):  # which has said why
                 sys.stderr.flush()
                 os._exit(error.code if isinstance(error.code, int) else 1)
             traceback.print_exc()
@@ -138,7 +138,7 @@ def wait(name: str) -> None:
 
 
 def agreed(value: bool) -> bool:
-    """What the first process thinks; all have to ask at the same time."""
+    """The value in the first process; all processes must call this at the same time."""
     if not several():
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
@@ -163,7 +163,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """Arrays that may be spread over all devices, as NumPy has them, whole in every process."""
+    """Arrays that may be sharded over all devices, as NumPy arrays, whole in every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
@@ -199,8 +199,8 @@ def check_dealt(examples: int, name: str) -> None:
     """Raises a ValueError where so many examples can't be dealt out equally to all devices.
 
     Args:
-        examples: how many.
-        name: what has so many.
+        examples: number of examples.
+        name: the batch, for the message.
     """
     if dealt(examples) != examples:
         raise ValueError(
@@ -223,7 +223,7 @@ def joint(own: Any) -> Any:
 
 
 def read(arrays: Any, rows: np.ndarray, uneven: bool = False) -> Any:
-    """Some rows of arrays as a batch, of which each process reads its share.
+    """Some rows of arrays as a batch; each process reads its share.
 
     Args:
         arrays: indexed by arrays of rows, see `experiments.data.columns`.
@@ -238,7 +238,7 @@ def read(arrays: Any, rows: np.ndarray, uneven: bool = False) -> Any:
 
 
 def changed(batch: jax.Array, change: Callable[[np.ndarray, tuple[int, slice]], Any]) -> jax.Array:
-    """A batch of which each process has changed the examples that it has.
+    """A batch whose examples each process has changed for itself.
 
     Args:
         batch: as `read` makes it.

@@ -31,7 +31,7 @@ def evaluated(spec: Spec, split: datasets.Data, params: Any, constants: Any) -> 
 
 
 def measured(state: Any) -> dict[str, float]:
-    """What the state of an inverse Fisher has to tell; only the learned one has a loss."""
+    """The quantities that a fitted state reports; only the learned estimate has a loss."""
     names = ("damping", "auxiliary_loss", "relative_residual")
     return {name: float(getattr(state, name)) for name in names if hasattr(state, name)}
 
@@ -151,5 +151,5 @@ def find(rows: Sequence[dict], **wanted: Any) -> dict | None:
 
 
 def _has(row: Mapping, wanted: Mapping) -> bool:
-    # what is not there is none
+    # an absent field counts as None
     return all(row.get(name) == value for name, value in wanted.items())

@@ -27,7 +27,7 @@ class Runner:
     def missing(
         self, identity: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]
     ) -> list[Mapping[str, Any]]:
-        """Takes stored results into `rows`, and returns what is still to be made.
+        """Takes stored results into `rows`, and returns those still to be made.
 
         Args:
             identity: fields that all results wanted have in common.

@@ -1,4 +1,4 @@
-"""What the estimates of the inverse Fisher would take on large networks, on paper.
+"""Costs of the estimates of the inverse Fisher on large networks, on paper.
 
     python -m experiments.scaling
     python -m experiments.scaling --network 8B --method fishleg,kfac --compile 1,8
@@ -58,8 +58,8 @@ def reckon(
     Args:
         method: a key of `VARIANTS`.
         network: as shapes.
-        compiled: for how many devices it is compiled.
-        slow: whether what takes minutes is compiled, too.
+        compiled: numbers of devices to compile for.
+        slow: whether to compile functions that take minutes, too.
 
     Returns:
         `state_bytes` on each of so many devices, `flops` by function and kind of count, and
@@ -69,7 +69,7 @@ def reckon(
     calls = operations.estimator_calls(estimator)
     without = () if slow else SLOW.get(method, ())
     spread = {n: _spread(network, n) for n in DEVICES}
-    # whether it fits is what is to be found out
+    # the check whether it fits is off: that is the question here
     with mock.patch.object(_memory, "available", lambda: 2**80):
         state = jax.eval_shape(estimator.init, network.params(network.layers))
         return {

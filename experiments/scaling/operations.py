@@ -83,7 +83,7 @@ def _of_equation(equation: Any, pick: Callable) -> float:
 
 
 class Call(NamedTuple):
-    """A function, the shapes of what it is called with, and where its result is to lie."""
+    """A function, the shapes of its arguments, and the placement of its result."""
 
     function: Callable
     arguments: tuple
@@ -126,12 +126,12 @@ def traced(calls: Calls, network: shapes.Network) -> dict[str, dict[str, float]]
     """Operations from traces and by XLA of the whole, on one device.
 
     Args:
-        calls: what is counted.
+        calls: the functions to count.
         network: from whose shapes.
 
     Returns:
         For each function `trace`, `dearest` (of the trace, with conditionals at their dearest) and
-        `lowered` (XLA's, of what it is handed).
+        `lowered` (XLA's, of the lowered function).
     """
 
     def of(layers):
@@ -153,12 +153,12 @@ def traced(calls: Calls, network: shapes.Network) -> dict[str, dict[str, float]]
 def compiled(
     calls: Calls, network: shapes.Network, devices: int, without: Collection[str] = ()
 ) -> dict[str, float]:
-    """Operations on each of some devices, by XLA of what it compiled for them.
+    """Operations on each of some devices, by XLA's count of the compiled functions.
 
     Args:
-        calls: what is counted.
+        calls: the functions to count.
         network: from whose shapes.
-        devices: of the CPU, as many of which JAX has to have.
+        devices: number of CPU devices, which JAX must have.
         without: names of functions that are not compiled.
 
     Returns:
@@ -190,7 +190,7 @@ def _flops(lowered_or_compiled: Any) -> float:
 
 
 def _of_all_layers(of: Callable[[int], dict], layers: int) -> dict:
-    """What all layers take, from what one and two do."""
+    """Operations of all layers, from those of one and two layers."""
     once = of(1)
     twice = of(2) if layers > 1 else once
     return {name: once[name] + (layers - 1) * (twice[name] - once[name]) for name in once}

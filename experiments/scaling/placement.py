@@ -1,4 +1,4 @@
-"""Where the weights, the batches and the states of an estimate lie, told by shapes alone.
+"""Placement of weights, batches and states of an estimate, from shapes alone.
 
 Weights lie as with fully sharded data parallelism: each array is cut over all devices along its
 longest axis that they divide, and is whole on each device where they divide none.  Batches are cut

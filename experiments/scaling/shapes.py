@@ -23,7 +23,7 @@ class Network(NamedTuple):
         params: makes the shapes of the weights, of a network with so many layers.
         model: predicts with weights of any number of layers.
         batch: the shapes of inputs and targets.
-        layers: how many layers there are.
+        layers: number of layers.
     """
 
     params: Callable[[int], Any]
@@ -146,10 +146,10 @@ def llama(
     Args:
         width: of a token.
         hidden: units of a gated layer.
-        layers: how many blocks.
+        layers: number of blocks.
         heads: of queries.
         keys: heads of keys and values.
-        vocabulary: how many tokens there are.
+        vocabulary: number of tokens.
         tied: whether the embedding is the head too.
     """
     size = width // heads

@@ -1,4 +1,4 @@
-"""Tables in Markdown of what `experiments.scaling` found."""
+"""Markdown tables of `experiments.scaling`."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ def show(rows: Sequence[dict]) -> str:
     """Two tables for one network: of bytes and of operations.
 
     Args:
-        rows: what `experiments.scaling.run` gives.
+        rows: the rows of `experiments.scaling`'s `run`.
     """
     name, weights, examples = (rows[0][key] for key in ("network", "weights", "examples"))
     kind = f"texts of {shapes.TOKENS} tokens" if name in ("1B", "8B") else "images"

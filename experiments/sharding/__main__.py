@@ -1,4 +1,4 @@
-"""Prunes a small network spread over eight devices of the CPU, and compares with one device.
+"""Prunes a small network sharded over eight devices of the CPU, and compares with one device.
 
     python -m experiments.sharding
     python -m experiments.sharding --estimator fishleg,kfac --mesh explicit --dtype float32
@@ -45,7 +45,7 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-5}  # of weights; masks are to be t
 
 
 class Pruned(NamedTuple):
-    """What came of a pruning, on the host, and whether all of it lay where the weights did."""
+    """The result of a pruning, on the host, and whether all of it lay where the weights did."""
 
     params: Any
     masks: Any
@@ -70,7 +70,7 @@ def one_shot(name: str, case: Case, group: bool = False, stages: int = 2) -> Pru
 
 
 def gradual(name: str, case: Case, steps: int = 8) -> Pruned:
-    """A few steps of `gradual_prune`, of which two prune."""
+    """A few steps of `gradual_prune`, two of them with a mask update."""
     schedule = flj.schedules.cubic(SPARSITY, begin=5, end=8)
     pruning = flj.gradual_prune(
         make_estimator(name, case), schedule, model=case.model, aux_every=2, mask_every=3

@@ -1,4 +1,4 @@
-"""A small network that is spread over eight devices, or lies on one: see `experiments.sharding`."""
+"""A small network on eight devices, or on one: see `experiments.sharding`."""
 
 import functools
 import os
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
     Attributes:
         model: as its user writes it for the mesh.
-        plain: the same without a word of devices, of which per-example gradients are made.
+        plain: the same without a word of devices, for per-example gradients.
         params: weights.
         batch: inputs and labels.
     """
@@ -77,7 +77,7 @@ def predict(params: Any, images: jax.Array) -> jax.Array:
 
 
 def predict_explicit(layout: str, params: Any, images: jax.Array) -> jax.Array:
-    """The same for Explicit axes, where a product has to be told how to lie."""
+    """The same for Explicit axes, where each product names the sharding of its result."""
     if layout == "full":
         params = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
     examples = jax.typeof(images).sharding.spec[0]

@@ -1,4 +1,4 @@
-"""What the compiled functions of an estimate gather from all devices."""
+"""All-gathers in the compiled functions of an estimate."""
 
 import functools
 import math
@@ -79,7 +79,7 @@ def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
 
 
 def product(case: Case) -> Counter:
-    """The all-gathers of a Fisher product, of which every iteration of a group update has one."""
+    """The all-gathers of a Fisher product; every iteration of a group update makes one."""
     place = _placement.placement_like(case.params)
     static = fisher._product_sum, place, case.model, "exact", None
     run = functools.partial(_placement.placed, *static)
