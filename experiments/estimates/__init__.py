@@ -1,1 +1,1 @@
-"""The table of methods, and fits of their estimates of the inverse Fisher."""
+"""The table of methods, fits of their estimates, and the search for dampings."""
