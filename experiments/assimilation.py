@@ -21,25 +21,20 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import (
-    arguments,
-    files,
-    gradual,
-    gradual_plan,
-    gradual_run,
-    plots,
-    processes,
-    tables,
-)
-from experiments.batches import batch_at
-from experiments.cases import curvature_batches
 from experiments.convergence import sampler
-from experiments.data import Data
-from experiments.gradual_plan import START, Plan, assimilates
-from experiments.models import Spec, as_batch
+from experiments.data.batches import batch_at
+from experiments.data.datasets import Data
+from experiments.gradual import __main__ as gradual
+from experiments.gradual import loop, plans
+from experiments.gradual.plans import START, Plan, assimilates
+from experiments.models.cases import curvature_batches
+from experiments.models.specs import Spec, as_batch
+from experiments.report import plots, tables
+from experiments.running import arguments, files, processes
 
 PROBES, EXAMPLES = 4, 1000
 NAMES = ("carried", "renewed", "kept")
+COLUMNS = {"step": "{step}", "sparsity": "{sparsity:.1%}"} | {n: f"{{{n}:.2f}}" for n in NAMES}
 
 
 def _measurer(spec: Spec, batch: tuple, seed: int):
@@ -62,7 +57,7 @@ def follow(
     Args:
         spec: the model.
         plan: of a pruning by FishLeg.
-        split: the data set, of which the training images are used.
+        split: the data set; its training images are used.
         start: the parameters and constants of the trained network.
         seed: of the order of the examples, the probes and the estimates.
 
@@ -70,11 +65,11 @@ def follow(
         For every mask update its step, the sparsity before it, and the residuals.
     """
     works = {yes: (("assimilate", yes),) for yes in (False, True)}
-    steps = {yes: gradual_run.compiled_step(spec, plan, work) for yes, work in works.items()}
+    steps = {yes: loop.compiled_step(spec, plan, work) for yes, work in works.items()}
     every = plan.recipe.mask_every
     seen = max(every // plan.recipe.aux_every, 3)
     params, constants = jax.tree.map(jnp.array, start)
-    init = gradual_run.transformation(spec, plan, seed).init
+    init = loop.transformation(spec, plan, seed).init
     state = jax.jit(init, out_shardings=processes.on_all())(params)
     [batch] = curvature_batches(
         split.train, constants, examples=EXAMPLES, batch_size=EXAMPLES, seed=seed
@@ -113,15 +108,6 @@ def follow(
     return rows
 
 
-def show(rows: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    cells = [
-        [str(row["step"]), f"{100 * row['sparsity']:.1f} %", *(f"{row[n]:.2f}" for n in NAMES)]
-        for row in rows
-    ]
-    return tables.table(["step", "sparsity", *NAMES], cells)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -137,23 +123,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods=("fishleg",),
         default=("fishleg",),
         several=False,
-        models=tuple(gradual_plan.RECIPES),
+        models=tuple(plans.RECIPES),
         limited=False,
         scratch=True,
     )
-    gradual_plan.add_options(parser)
+    plans.add_options(parser)
     processes.add_options(parser)
 
     def check(args: argparse.Namespace, spec: Spec, split: Data) -> None:
-        gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
+        plans.make_plan(spec, args, "fishleg", args.sparsity)
 
     with processes.joined(parser, argv):
         args, spec, split, loaded = arguments.parse(parser, argv, check)
         args.validate = None
-        plan = gradual_plan.make_plan(spec, args, "fishleg", args.sparsity)
+        plan = plans.make_plan(spec, args, "fishleg", args.sparsity)
         start = gradual.start_weights(args, spec, split, loaded, args.seed)
         rows = follow(spec, plan, split, processes.everywhere(start), args.seed)
-        print(show(rows))
+        print(tables.of_rows(rows, COLUMNS))
         print(files.write_json(args.out / "assimilation.json", rows))
         print(plots.assimilation(args.out / "assimilation.png", spec.name, rows, NAMES))
     return 0

@@ -22,15 +22,30 @@ import numpy as np
 import optax
 
 import fishleg_jax as flj
-from experiments import arguments, cases, files, network_arguments, plots, tables
-from experiments.fitting import fit
-from experiments.models import MODELS
+from experiments.estimates.fitting import fit
+from experiments.models import cases
+from experiments.models.specs import MODELS
+from experiments.report import plots, tables
+from experiments.running import arguments, files, network_arguments
 
 PROBES = 8
+COLUMNS = {
+    "model": "{model}",
+    "weights": "{weights:,}",
+    "damping": "{damping:.2g}",
+    "loss, I/γ": "{loss_identity:.4g}",
+    "loss, start": "{loss_start:.4g}",
+    "loss, learned": "{loss_learned:.4g}",
+    "residual, I/γ": "{residual_identity:.3g}",
+    "residual, start": "{residual_start:.3g}",
+    "residual, learned": "{residual_learned:.3g}",
+    "back-offs": "{back_offs}",
+    "s": "{seconds:.0f}",
+}
 
 
 def sampler(model: flj.Model, estimator: flj.InverseFisher) -> Callable:
-    """What measures an estimate on one probe.
+    """Makes the function that measures an estimate on one probe.
 
     Args:
         model: the model.
@@ -65,7 +80,7 @@ def measure(case: cases.Case, estimator: flj.InverseFisher, states: Sequence) ->
     """The auxiliary loss and the relative residual of several states on the same probes.
 
     Args:
-        case: the network and its data, of which the last batch is used.
+        case: the network and its data; the last batch is used.
         estimator: the inverse Fisher.
         states: its states, of one damping.
 
@@ -106,7 +121,7 @@ def converge(case: cases.Case, seed: int) -> tuple[dict, list[float]]:
     key, name = jax.random.key(seed), case.spec.name
     state = fit(estimator, case.params, case.batches, key=key, name=name, watch=watch)
     seconds = time.perf_counter() - begin
-    nothing = estimator.init(case.params)._replace(damping=state.damping)
+    nothing = flj.inverse.with_damping(estimator.init(case.params), state.damping)
     identity, start, learned = measure(case, estimator, [nothing, *started, state])
     row = {
         "model": name,
@@ -129,26 +144,6 @@ def converge(case: cases.Case, seed: int) -> tuple[dict, list[float]]:
     return row, [value for value in map(float, losses) if np.isfinite(value)]
 
 
-def show(rows: Sequence[dict]) -> str:
-    """The objects of `convergence.json` as a table."""
-    points = ("identity", "start", "learned")
-    header = ["model", "weights", "damping", *(f"loss, {p}" for p in ("I/γ", *points[1:]))]
-    header += [f"residual, {p}" for p in ("I/γ", *points[1:])] + ["back-offs", "s"]
-    cells = [
-        [
-            row["model"],
-            f"{row['weights']:,}",
-            f"{row['damping']:.2g}",
-            *(f"{row[f'loss_{p}']:.4g}" for p in points),
-            *(f"{row[f'residual_{p}']:.3g}" for p in points),
-            str(row["back_offs"]),
-            f"{row['seconds']:.0f}",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -161,15 +156,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = network_arguments.make_parser(
         "experiments.convergence", "Fit FishLeg with its defaults.", MODELS
     )
-    parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/convergence"))
+    arguments.option(parser, "--seed", arguments.seed, 0)
+    arguments.option(parser, "--out", Path, Path("results/convergence"))
     args = network_arguments.parse(parser, argv)
     rows, losses = [], {}
     for name in args.model:
         case = cases.load(name, train_in=args.out, data_dir=args.data_dir, seed=args.seed)
         row, losses[name] = converge(case, args.seed)
         rows.append(row)
-    print(show(rows))
+    print(tables.of_rows(rows, COLUMNS))
     print(files.write_json(args.out / "convergence.json", rows))
     print(plots.convergence(args.out / "convergence.png", losses))
     return 0

@@ -1,4 +1,4 @@
-"""Kills runs of `experiments.gradual` at random moments, and compares what they come to.
+"""Kills runs of `experiments.gradual` at random moments, and compares their final weights.
 
     python -m experiments.killing
     python -m experiments.killing --kills 2 -- --method magnitude
@@ -9,7 +9,6 @@ by the same command, and have to end with the very same weights and masks, bit f
 behind `--` goes to `experiments.gradual`.
 """
 
-import argparse
 import math
 import os
 import random
@@ -19,18 +18,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import arguments
+from experiments.running import arguments
 
-# small, with many checkpoints: what is tested is that it can be killed
+# small, with many checkpoints: killing it is the point
 RUN = (
-    "--model", "mlp", "--epochs", "2", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
-    "--steps", "3000", "--mask-every", "100", "--method", "fishleg", "--checkpoint-every", "0.2",
-)  # fmt: skip
+    "--model",
+    "mlp",
+    "--epochs",
+    "2",
+    "--seed",
+    "0",
+    "--sparsity",
+    "0.9",
+    "--dense",
+    "start",
+    "--steps",
+    "3000",
+    "--mask-every",
+    "100",
+    "--method",
+    "fishleg",
+    "--checkpoint-every",
+    "0.2",
+)
 
 
 def command(out: Path, options: Sequence[str] = ()) -> list[str]:
@@ -72,9 +88,12 @@ def run(out: Path, options: Sequence[str] = (), kill_after: float | None = None)
         RuntimeError: it failed by itself.
     """
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # half the time to compile
-    with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        command(out, options), stdout=subprocess.DEVNULL, stderr=errors, env=environment
-    ) as process:  # fmt: skip
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command(out, options), stdout=subprocess.DEVNULL, stderr=errors, env=environment
+        ) as process,
+    ):
 
         def seconds_until(there: Callable[[], bool], most: float = math.inf) -> float:
             begin = time.perf_counter()
@@ -103,14 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where a run ended with other weights.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.killing", description="Kill runs, and compare their weights."
-    )
-    add = parser.add_argument
-    add("--kills", type=arguments.at_least(1), default=20, help="default: 20")
-    add("--seed", type=arguments.seed, default=0, help="of the moments; default: 0")
-    add("--out", type=Path, default=Path("results/killing"))
-    add("options", nargs="*", help="behind --, for experiments.gradual")
+    parser = arguments.command("experiments.killing", "Kill runs, and compare their weights.")
+    option = partial(arguments.option, parser)
+    option("--kills", arguments.at_least(1), 20)
+    option("--seed", arguments.seed, 0, "of the moments")
+    option("--out", Path, Path("results/killing"))
+    parser.add_argument("options", nargs="*", help="behind --, for experiments.gradual")
     args = parser.parse_args(argv)
     shutil.rmtree(args.out, ignore_errors=True)
     seconds = run(args.out / "unbroken", args.options)

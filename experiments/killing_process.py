@@ -6,10 +6,9 @@
 Processes on this machine share a run.  One run is left alone; of another a process is sent
 SIGKILL once there is a checkpoint.  The others have to end with an error within a minute, and the
 same commands again have to end with the weights and masks of the first run, bit for bit.  A run in
-one process tells how far several differ from it.
+one process shows how far several differ from it.
 """
 
-import argparse
 import os
 import shutil
 import socket
@@ -17,17 +16,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from experiments import arguments
 from experiments.killing import finished, identical
+from experiments.running import arguments
 
 RUN = (
-    "--model", "mlp", "--epochs", "0", "--seed", "0", "--sparsity", "0.9", "--dense", "start",
-    "--mask-every", "20", "--method", "fishleg", "--checkpoint-every", "0.5",
-)  # fmt: skip
+    "--model",
+    "mlp",
+    "--epochs",
+    "0",
+    "--seed",
+    "0",
+    "--sparsity",
+    "0.9",
+    "--dense",
+    "start",
+    "--mask-every",
+    "20",
+    "--method",
+    "fishleg",
+    "--checkpoint-every",
+    "0.5",
+)
 TELLING = ("another process has died", "distributed service", "heartbeat", "Gloo")
 MOST = 60  # seconds until all others have to have ended
 
@@ -40,10 +54,10 @@ def free_address() -> str:
 
 
 def memberships(processes: int) -> list[list[str]]:
-    """What each of some processes of this machine is told to share a run; nothing for a plain one.
+    """Arguments with which processes of this machine share a run; none for a single process.
 
     Args:
-        processes: how many.
+        processes: number of processes.
     """
     if processes == 1:
         return [[]]
@@ -57,21 +71,24 @@ def start(module: str, options: Sequence[str], processes: int) -> list[subproces
     Args:
         module: of `experiments`.
         options: its arguments.
-        processes: how many; 1 for a plain run.
+        processes: number of processes; 1 for a plain run.
     """
     command = [sys.executable, "-m", f"experiments.{module}", *options]
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return [
         subprocess.Popen(
-            [*command, *more], env=os.environ | flags, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [*command, *more],
+            env=os.environ | flags,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         for more in memberships(processes)
-    ]  # fmt: skip
+    ]
 
 
 def complete(module: str, options: Sequence[str], processes: int) -> float:
-    """Runs an experiment to its end, and says how many seconds it took.
+    """Runs an experiment to its end, and returns the seconds that it took.
 
     Raises:
         RuntimeError: a process failed.
@@ -89,7 +106,7 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
     """Kills a process once there is a checkpoint, and waits for the others.
 
     Returns:
-        After how many seconds each of the others ended.
+        Seconds until each of the others ended.
 
     Raises:
         RuntimeError: one of them ended as if nothing had happened, or did not end.
@@ -110,8 +127,11 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
             seconds.append(time.perf_counter() - begin)
             if process.returncode == 0:
                 raise RuntimeError(f"process {i} ended well after process {victim} was killed")
-            print(f"process {i} ended after {seconds[-1]:.1f} s with exit code "
-                  f"{process.returncode}: {reason(error)}", flush=True)  # fmt: skip
+            print(
+                f"process {i} ended after {seconds[-1]:.1f} s with exit code "
+                f"{process.returncode}: {reason(error)}",
+                flush=True,
+            )
         return seconds
     finally:
         for process in running:
@@ -120,14 +140,14 @@ def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> 
 
 
 def reason(error: str) -> str:
-    """What a process said of why it ended: JAX's own words stand before the stack of an abort."""
+    """The reason for its end that a process printed: JAX's words precede the stack of an abort."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     telling = [line for line in lines if any(word in line for word in TELLING)]
     return (telling or lines or ["nothing"])[-1][:300]
 
 
 def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, int]:
-    """The largest difference of weights of two runs, and how many masks differ."""
+    """The largest difference of weights of two runs, and the number of masks that differ."""
     if one.keys() != other.keys():
         raise RuntimeError(f"other files: {sorted(one.keys() ^ other.keys())}")
     masks = [name for name in one if "/masks.npz/" in name and name.endswith(":bits")]
@@ -146,16 +166,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where a run ended with other weights.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.killing_process",
-        description="Kill one of several processes, and let the run go on.",
+    parser = arguments.command(
+        "experiments.killing_process", "Kill one of several processes, and let the run go on."
     )
-    add = parser.add_argument
-    add("--processes", type=arguments.at_least(2), default=2, help="default: 2")
-    add("--victim", type=arguments.at_least(0), default=1, help="which is killed; default: 1")
-    add("--steps", type=arguments.at_least(100), default=400, help="default: 400")
-    add("--heartbeat", type=arguments.at_least(1), default=20, help="default: 20 seconds")
-    add("--out", type=Path, default=Path("results/killing_process"))
+    option = partial(arguments.option, parser)
+    option("--processes", arguments.at_least(2), 2)
+    option("--victim", arguments.at_least(0), 1, "the process to kill")
+    option("--steps", arguments.at_least(100), 400)
+    option("--heartbeat", arguments.at_least(1), 20, "seconds")
+    option("--out", Path, Path("results/killing_process"))
     args = parser.parse_args(argv)
     if args.victim >= args.processes:
         parser.error(f"--victim must be less than --processes, got {args.victim}")
@@ -169,13 +188,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = complete("gradual", [*options("unbroken"), *shared], args.processes)
     expected = finished(args.out / "unbroken")
     weights, masks = furthest(finished(args.out / "single"), expected)
-    print(f"{args.processes} processes against one: weights differ by at most {weights:.1e}, "
-          f"{masks} masks differ; {seconds:.1f} s", flush=True)  # fmt: skip
-    ends = kill_one(
-        args.out / "killed", [*options("killed"), *shared], args.processes, args.victim
-    )  # fmt: skip
-    print(f"process {args.victim} of {args.processes} was killed; the last of the others ended "
-          f"{max(ends):.1f} s later", flush=True)  # fmt: skip
+    print(
+        f"{args.processes} processes against one: weights differ by at most {weights:.1e}, "
+        f"{masks} masks differ; {seconds:.1f} s",
+        flush=True,
+    )
+    ends = kill_one(args.out / "killed", [*options("killed"), *shared], args.processes, args.victim)
+    print(
+        f"process {args.victim} of {args.processes} was killed; the last of the others ended "
+        f"{max(ends):.1f} s later",
+        flush=True,
+    )
     complete("gradual", [*options("killed"), *shared], args.processes)
     same = identical(finished(args.out / "killed"), expected)
     print(f"started again, it ended {'with the same' if same else 'with OTHER'} weights and masks")

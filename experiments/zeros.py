@@ -8,7 +8,6 @@ schedule-free hands out for evaluation are weights of its own, of which zero is 
 `apply_masks` was called: these are looked at too.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,13 +20,23 @@ import optax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import arguments, data, tables
-from experiments.batches import rows
-from experiments.models import MODELS
+from experiments.data import datasets
+from experiments.data.batches import rows
+from experiments.models.specs import MODELS
+from experiments.report import tables
+from experiments.running import arguments
 
 SPEC = MODELS["mlp"]
 BEGIN, END, AT_ONCE = 100, 400, 100  # steps
 SPARSITY = 0.95
+COLUMNS = {
+    "optimizer": "{optimizer}",
+    "pruned": "{pruned:,}",
+    "steps after": "{steps:,}",
+    "not 0.0": "{not_zero:,}",
+    "not 0.0 before": "{not_zero_before:,}",
+    "check counted": "{violations:,}",
+}
 
 OPTIMIZERS = {
     "adamw": lambda: optax.adamw(1e-3, weight_decay=1e-2),
@@ -46,7 +55,7 @@ def _handed_out(name: str, params: Any, state: Any) -> list[Any]:
 
 
 def _trainer(name: str) -> tuple[optax.GradientTransformationExtraArgs, Callable]:
-    """The chain, and what makes many steps and counts what it finds not to be 0.0 after each."""
+    """The chain, and a function of many steps that counts nonzero pruned weights after each."""
     schedule = flj.schedules.cubic(SPARSITY, begin=BEGIN, end=END)
     tx = optax.chain(OPTIMIZERS[name](), flj.fishleg_prune(SPEC.model, schedule))
 
@@ -74,25 +83,22 @@ def measure(name: str, steps: int, seed: int = 0) -> dict[str, Any]:
 
     Args:
         name: in `OPTIMIZERS`.
-        steps: how many after the last mask update, rounded up to hundreds.
+        steps: number of steps after the last mask update, rounded up to hundreds.
         seed: for the weights and the order of the images.
 
     Returns:
         The number of pruned weights, how many times one of them was not 0.0 after the last mask
-        update and before, and what `check` counted.
+        update and before, and the count of `check`.
     """
-    inputs, targets = map(jnp.asarray, data.digits().train)
+    inputs, targets = map(jnp.asarray, datasets.digits().train)
     tx, trainer = _trainer(name)
     params, _ = SPEC.init(jax.random.key(seed))
     carry, found = (params, tx.init(params)), []
     with tqdm(total=END + steps, desc=name, disable=None) as bar:
         for begin in range(0, END + steps, AT_ONCE):
             order = np.stack(
-                [
-                    rows(seed, begin + i, len(inputs), SPEC.train_batch)
-                    for i in range(AT_ONCE)
-                ]
-            )  # fmt: skip
+                [rows(seed, begin + i, len(inputs), SPEC.train_batch) for i in range(AT_ONCE)]
+            )
             carry, wrong = trainer(carry, inputs, targets, order)
             found.append(np.asarray(wrong))
             bar.update(AT_ONCE)
@@ -108,15 +114,6 @@ def measure(name: str, steps: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def show(results: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    header = ["optimizer", "pruned", "steps after", "not 0.0", "not 0.0 before", "check counted"]
-    names = ("pruned", "steps", "not_zero", "not_zero_before", "violations")
-    return tables.table(
-        header, [[row["optimizer"], *(f"{row[name]:,}" for name in names)] for row in results]
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -126,16 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where a pruned weight was not 0.0.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.zeros", description="Do pruned weights stay 0.0?"
-    )
-    parser.add_argument(
-        "--steps", type=arguments.at_least(1), default=10_000,
-        help="after the last mask update; default: 10000",
-    )  # fmt: skip
+    parser = arguments.command("experiments.zeros", "Do pruned weights stay 0.0?")
+    arguments.option(parser, "--steps", arguments.at_least(1), 10_000, "after the last mask update")
     args = parser.parse_args(argv)
     results = [measure(name, args.steps) for name in OPTIMIZERS]
-    print(show(results))
+    print(tables.of_rows(results, COLUMNS))
     return int(any(row["not_zero"] or row["not_zero_before"] for row in results))
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from flax.training import train_state
 
 import fishleg_jax as flj
-from experiments.recipes import PruningTrainState
+from experiments.gradual.train_state import PruningTrainState
 
 STEPS, FEATURES, CLASSES = 60, 5, 3
 SPARSITY = flj.schedules.cubic(0.6, begin=36, end=56)

@@ -16,11 +16,22 @@ from collections.abc import Sequence
 import jax
 
 import fishleg_jax as flj
-from experiments import arguments, cases, network_arguments, tables
 from experiments.benchmarks.timing import seconds
-from experiments.fitting import fit
+from experiments.estimates.fitting import fit
+from experiments.models import cases
+from experiments.report import tables
+from experiments.running import arguments, network_arguments
 
 CASES = ("mlpnet", "resnet20", "autoencoder")
+COLUMNS = {
+    "case": "{case}",
+    "weights": "{weights}",
+    "batch": "{batch}",
+    "gradient, ms": "{gradient_ms:.2f}",
+    "update, ms": "{update_ms:.2f}",
+    "ratio": "{ratio:.2f}",
+    "residual": "{relative_residual:.3f}",
+}
 
 
 def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
@@ -28,7 +39,7 @@ def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
 
     Args:
         case: the network and its data.
-        repeats: how often each is timed.
+        repeats: number of timed calls of each.
         updates: of the fit; None for the library's default.
 
     Returns:
@@ -60,24 +71,6 @@ def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
     }
 
 
-def show(rows: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    header = ["case", "weights", "batch", "gradient, ms", "update, ms", "ratio", "residual"]
-    cells = [
-        [
-            row["case"],
-            row["weights"],
-            str(row["batch"]),
-            f"{row['gradient_ms']:.2f}",
-            f"{row['update_ms']:.2f}",
-            f"{row['ratio']:.2f}",
-            f"{row['relative_residual']:.3f}",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark.
 
@@ -93,15 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         CASES,
         option="--case",
     )
-    add = parser.add_argument
-    add("--repeats", type=arguments.at_least(1), default=30, help="default: 30")
-    add("--updates", type=arguments.at_least(3), help="of the fit before; default: the library's")
+    arguments.option(parser, "--repeats", arguments.at_least(1), 30)
+    parser.add_argument(
+        "--updates", type=arguments.at_least(3), help="of the fit before; default: the library's"
+    )
     args = network_arguments.parse(parser, argv)
     rows = []
     for name in args.model:
         case = cases.load(name, train_in=None, data_dir=args.data_dir)
         rows.append(measure(case, repeats=args.repeats, updates=args.updates))
-    print(show(rows))
+    print(tables.of_rows(rows, COLUMNS))
     return 0
 
 

@@ -24,15 +24,17 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
-from experiments import files, memory, plots, tables
-from experiments.arguments import at_least, comma_list, one_of, positive
 from experiments.benchmarks.timing import seconds
+from experiments.report import plots, tables
+from experiments.running import arguments, files, memory
+from experiments.running.arguments import at_least, comma_list, one_of, positive
 from fishleg_jax._jit import jitted
 
 FAMILIES = ("width", "depth")
@@ -42,6 +44,33 @@ WIDTHS = 64  # divides every width, or the blocks of some would be padded
 WEIGHTS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
 START = 4  # updates, so that few have to be made to get past it
 LARGE = 10**6  # weights from which slopes count
+TIMES = ("starting_s", "framing_s", "learning_s", "learning_cpu_s")
+SIZES = ("state_bytes", "predicted_bytes", "peak_bytes")
+COLUMNS = {
+    "family": "{family}",
+    "cap": "{cap}",
+    "weights": "{weights:.2e}",
+    "layers": "{layers}",
+    "units": "{units}",
+    "compile, s": "{compile_s:.0f}",
+    "start, ms": "{starting_s:.1f}",
+    "frames, ms": "{framing_s:.1f}",
+    "learning, ms": "{learning_s:.1f}",
+    "processor, ms": "{learning_cpu_s:.1f}",
+    "state, MB": "{state_bytes:.1f}",
+    "predicted, MB": "{predicted_bytes:.1f}",
+    "peak, MB": "{peak_bytes:.1f}",
+}
+SLOPES = {
+    "slope against d": "{family}",
+    "cap": "{cap}",
+    "points": "{points}",
+    "learning": "{learning_s:.2f}",
+    "processor": "{learning_cpu_s:.2f}",
+    "start": "{starting_s:.2f}",
+    "peak": "{peak_bytes:.2f}",
+    "predicted": "{predicted_bytes:.2f}",
+}
 QUANTITIES = ("learning_s", "learning_cpu_s", "starting_s", "peak_bytes", "predicted_bytes")
 
 
@@ -64,11 +93,11 @@ def measure(layers: int, units: int, cap: int | None, batch: int, repeats: int) 
     """Times updates of one network, and watches the memory.
 
     Args:
-        layers: how many.
+        layers: number of layers.
         units: in each of them.
         cap: of the factors.
-        batch: how many examples.
-        repeats: how many updates of each kind are timed.
+        batch: number of examples.
+        repeats: number of timed updates of each kind.
     """
     model = flj.Model(predict, flj.likelihoods.gaussian())
     estimator = flj.inverse.fishleg(model, cap=cap, start=START)
@@ -144,7 +173,7 @@ def reason(layers: int, units: int, cap: int | None, args) -> str | None:
 
 
 def run(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    """All cases, each in a fresh process, and what was left out and why."""
+    """All cases, each in a fresh process, and the reasons for those left out."""
     rows, left_out = [], []
     for cap in args.cap:
         for family in args.family:
@@ -167,50 +196,19 @@ def _cap(cap: int | None) -> str:
 
 
 def show(rows: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    header = ["family", "cap", "weights", "layers", "units", "compile, s", "start, ms"]
-    header += [
-        "frames, ms",
-        "learning, ms",
-        "processor, ms",
-        "state, MB",
-        "predicted, MB",
-        "peak, MB",
-    ]
-    cells = [
-        [row["family"], _cap(row["cap"]), f"{row['weights']:.2e}"]
-        + [str(row["layers"]), str(row["units"]), f"{row['compile_s']:.0f}"]
-        + [
-            f"{1000 * row[name]:.1f}"
-            for name in ("starting_s", "framing_s", "learning_s", "learning_cpu_s")
-        ]
-        + [
-            "–" if row[name] is None else f"{row[name] / 1e6:.1f}"
-            for name in ("state_bytes", "predicted_bytes", "peak_bytes")
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
+    """The measurements as a table: times in milliseconds, bytes in megabytes."""
+    return tables.of_rows([_shown(row) for row in rows], COLUMNS)
+
+
+def _shown(row: dict) -> dict:
+    times = {name: 1000 * row[name] for name in row if name in TIMES}
+    sizes = {name: row[name] / 1e6 for name in row if name in SIZES and row[name] is not None}
+    return row | times | sizes | {"cap": _cap(row["cap"])}
 
 
 def show_slopes(found: Sequence[dict]) -> str:
     """The slopes as a table."""
-    header = [
-        "slope against d",
-        "cap",
-        "points",
-        "learning",
-        "processor",
-        "start",
-        "peak",
-        "predicted",
-    ]
-    cells = [
-        [row["family"], _cap(row["cap"]), str(row["points"])]
-        + [f"{row[name]:.2f}" for name in QUANTITIES]
-        for row in found
-    ]
-    return tables.table(header, cells)
+    return tables.of_rows([row | {"cap": _cap(row["cap"])} for row in found], SLOPES)
 
 
 def _cap_of(text: str) -> int | None:
@@ -219,26 +217,20 @@ def _cap_of(text: str) -> int | None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.fit_scaling",
-        description="Time and memory of a FishLeg fit against the number of weights.",
+    parser = arguments.command(
+        "experiments.benchmarks.fit_scaling",
+        "Time and memory of a FishLeg fit against the number of weights.",
     )
-    add = parser.add_argument
-    families, caps = comma_list(one_of(FAMILIES)), comma_list(_cap_of)
-    add("--family", type=families, default=list(FAMILIES), metavar="A,B", help="width, depth")
+    add, option, count = parser.add_argument, partial(arguments.option, parser), at_least(1)
+    option("--family", one_of(FAMILIES), FAMILIES, several=True)
+    caps = comma_list(_cap_of)
     add("--cap", type=caps, default=[128, None], metavar="A,B", help="default: 128,none")
-    add("--weights", type=comma_list(positive), default=list(WEIGHTS), metavar="X,Y")
-    add(
-        "--uncapped-units", type=at_least(1), default=1600,
-        help="the widest layers that are tried without a cap; default: 1600",
-    )  # fmt: skip
-    add(
-        "--depth-units", type=at_least(1), default=DEPTH_UNITS,
-        help=f"in the layers of depth, from a million weights on; default: {DEPTH_UNITS}",
-    )  # fmt: skip
-    add("--batch", type=at_least(1), default=32, help="examples; default: 32")
-    add("--repeats", type=at_least(1), default=5, help="default: 5")
-    add("--out", type=Path, default=Path("results/fit_scaling"))
+    option("--weights", positive, WEIGHTS, several=True)
+    option("--uncapped-units", count, 1600, "the widest layers that are tried without a cap")
+    option("--depth-units", count, DEPTH_UNITS, "in layers of depth, from a million weights on")
+    option("--batch", count, 32, "examples")
+    option("--repeats", count, 5)
+    option("--out", Path, Path("results/fit_scaling"))
     return parser
 
 

@@ -9,38 +9,52 @@ XLA, as they were before the library replaced slow ones.  Networks alternate; th
 several runs counts, and the time to compile stands beside it.
 """
 
-import argparse
 import contextlib
-import functools
 import sys
 import time
 import unittest.mock
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
-from experiments import arguments, tables
 from experiments.benchmarks.timing import seconds
+from experiments.estimates.methods import variant
+from experiments.report import tables
+from experiments.running import arguments
 from fishleg_jax import _convolutions
 
 ESTIMATORS = {
-    "kfac": flj.inverse.kfac,
-    "diagonal": flj.inverse.diagonal,
-    "woodfisher": functools.partial(flj.inverse.woodfisher, gradients=64, block_size=16),
-    "fishleg": functools.partial(flj.inverse.fishleg, start=2, cap=32),
+    "kfac": variant("kfac"),
+    "diagonal": variant("diagonal"),
+    "woodfisher": variant("woodfisher", gradients=64, block_size=16),
+    "fishleg": variant("fishleg", start=2, cap=32),
 }
 CHANNELS = {"depthwise": (16, 16), "4 groups": (16, 4), "2 groups": (16, 2)}
 CLASSES = 8
+COLUMNS = {
+    "network": "{network}",
+    "weights": "{weights}",
+    "estimate": "{estimate}",
+    "grouped, s": "{grouped:.3f}",
+    "ungrouped, s": "{ungrouped:.3f}",
+    "ratio": "{ratio:.1f}",
+    "compile, s": "{compile:.1f}",
+}
 
 
 def convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
     """A convolution with zeros around the image, channels last."""
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
 
 
 def predict(groups: int, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -80,10 +94,10 @@ def make(channels: int, groups: int) -> tuple[flj.Model, dict[str, jax.Array]]:
         name: jax.random.normal(key, shape) / max(1, shape[-2]) ** 0.5 / 2
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
-    return flj.Model(functools.partial(predict, groups), flj.likelihoods.categorical()), params
+    return flj.Model(partial(predict, groups), flj.likelihoods.categorical()), params
 
 
-def operations(params: dict[str, jax.Array]) -> int:
+def multiplications(params: dict[str, jax.Array]) -> int:
     """Multiplications at every position of an image: one for every weight but the readout."""
     return sum(w.size for name, w in params.items() if name != "readout")
 
@@ -114,7 +128,7 @@ def measure(
         examples: in the batch.
         size: of the images, in pixels along an axis.
         chunk: examples worked on at once; None for all.
-        repeats: how often each is timed.
+        repeats: number of timed calls of each.
 
     Returns:
         Seconds of both, their ratio and seconds to compile.
@@ -125,14 +139,14 @@ def measure(
     batch = images, jnp.arange(examples) % CLASSES
     key = jax.random.key(2)
     calls, compiles = [], []
-    for model, params in (grouped, make(alike(operations(grouped[1])), 1)):
+    for model, params in (grouped, make(alike(multiplications(grouped[1])), 1)):
         if name == "gradient":
-            function, given = jax.grad(functools.partial(flj.loss, model)), (params, batch)
+            function, given = jax.grad(partial(flj.loss, model)), (params, batch)
         else:
             estimator = ESTIMATORS[name](model, examples_per_chunk=chunk)
             function, given = estimator.update, (estimator.init(params), params, batch, key)
         begin = time.perf_counter()
-        calls.append(functools.partial(jax.jit(function).lower(*given).compile(), *given))
+        calls.append(partial(jax.jit(function).lower(*given).compile(), *given))
         compiles.append(time.perf_counter() - begin)
         seconds(calls[-1])
     times = [[seconds(call) for call in calls] for _ in range(repeats)]
@@ -148,24 +162,6 @@ def measure(
     }
 
 
-def show(rows: Sequence[dict]) -> str:
-    """The measurements as a table."""
-    header = ["network", "weights", "estimate", "grouped, s", "ungrouped, s", "ratio", "compile, s"]
-    cells = [
-        [
-            row["network"],
-            str(row["weights"]),
-            row["estimate"],
-            f"{row['grouped']:.3f}",
-            f"{row['ungrouped']:.3f}",
-            f"{row['ratio']:.1f}",
-            f"{row['compile']:.1f}",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark.
 
@@ -175,19 +171,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        "python -m experiments.benchmarks.per_example", description="Time fits of grouped networks."
+    parser = arguments.command(
+        "experiments.benchmarks.per_example", "Time fits of grouped networks."
     )
+    option = partial(arguments.option, parser)
     names = (*ESTIMATORS, "gradient")
+    option("--networks", arguments.one_of(CHANNELS), list(CHANNELS), several=True)
+    option("--estimates", arguments.one_of(names), list(names), several=True)
+    option("--examples", arguments.at_least(1), 256)
+    option("--size", arguments.at_least(2), 16, "pixels of a side")
+    option("--repeats", arguments.at_least(1), 5)
     add = parser.add_argument
-    add("--networks", type=arguments.comma_list(arguments.one_of(CHANNELS)), default=[*CHANNELS],
-        help="names with commas between; default: all")  # fmt: skip
-    add("--estimates", type=arguments.comma_list(arguments.one_of(names)), default=[*names],
-        help="names with commas between; default: all")  # fmt: skip
-    add("--examples", type=arguments.at_least(1), default=256, help="default: 256")
-    add("--size", type=arguments.at_least(2), default=16, help="pixels of a side; default: 16")
     add("--chunk", type=arguments.at_least(1), help="examples worked on at once; default: all")
-    add("--repeats", type=arguments.at_least(1), default=5, help="default: 5")
     add("--plain", action="store_true", help="leave convolutions to XLA")
     args = parser.parse_args(argv)
     how = {"examples": args.examples, "size": args.size}
@@ -197,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for network in args.networks
             for name in args.estimates
         ]
-    print(show(rows))
+    print(tables.of_rows(rows, COLUMNS))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks measure time by."""
+"""The clock of the benchmarks."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes, until its result is there."""
+    """Seconds of a call, until its result is ready."""
     begin = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - begin

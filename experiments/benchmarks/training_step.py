@@ -11,7 +11,7 @@ for: without pruning, with masks that are held, with a mask update, and with a b
 assimilated besides; and the residual `‖F_γQu − u‖ / ‖u‖` that the estimate has in the end.
 
 On the CPU a step that needs more than 32 MiB of temporary memory is slowed down by glibc, which
-takes it from the system each time: `experiments.allocator` says what to do about it.
+takes it from the system each time: `experiments.benchmarks.allocator` says what to do about it.
 
 Convolutional networks choose between two compiled steps on the host, see
 `fishleg_jax.fishleg_prune`; `--host` makes all do so.  Weights are those of the shared folder, and
@@ -31,26 +31,42 @@ import optax
 from tqdm import tqdm
 
 import fishleg_jax as flj
-from experiments import allocator, cases, network_arguments, tables
-from experiments.arguments import at_least
+from experiments.benchmarks import allocator
 from experiments.benchmarks.timing import seconds
-from experiments.gradual_plan import START, told
+from experiments.gradual.plans import START, told
+from experiments.models import cases
+from experiments.report import tables
+from experiments.running import network_arguments
+from experiments.running.arguments import at_least, option
 
 CASES = ("autoencoder", "mlpnet", "cnn", "resnet20")
 CONVOLUTIONS = ("cnn", "resnet20")
 AUX_EVERY, MASK_EVERY = 200, 100  # the defaults of `fishleg_prune`
+COLUMNS = {  # of steps in milliseconds
+    "case": "{case}",
+    "weights": "{weights}",
+    "allocator": "{allocator}",
+    "batch": "{batch}",
+    "plain": "{plain_ms:.2f}",
+    "held": "{held_ms:.2f}",
+    "masks": "{mask_ms:.2f}",
+    "masks and batch": "{assimilating_ms:.2f}",
+    "ratio": "{ratio}",
+    "residual": "{relative_residual:.2f}",
+    "pruned to": "{sparsity:.1%}",
+}
 
 
 class Training:
     """Training on one batch, that goes on where the last call has left it.
 
     Attributes:
-        count: how many steps were made.
+        count: number of steps made.
         state: that of the optimiser.
     """
 
     def __init__(self, case: cases.Case, tx: optax.GradientTransformation, work: Callable):
-        """Starts it; `work` gives of a step's number what `update` is told beside the batch."""
+        """Starts it; `work` maps a step's number to the arguments of `update` beside the batch."""
         tx = optax.with_extra_args_support(tx)
 
         def step(params, state, batch, work):
@@ -81,7 +97,7 @@ class Training:
 
 
 def chosen(step: int) -> dict[str, bool]:
-    """What a loop that chooses between compiled steps on the host tells `update`."""
+    """Arguments of `update` in a loop that chooses between compiled steps on the host."""
     return told(step <= START or step % AUX_EVERY == 0, step % MASK_EVERY == 0)
 
 
@@ -90,7 +106,7 @@ def measure(case: cases.Case, *, repeats: int, host: bool) -> dict[str, Any]:
 
     Args:
         case: the network and its data.
-        repeats: how many cycles of each are timed.
+        repeats: number of timed cycles of each.
         host: whether the host chooses the steps that do more than hold masks.
 
     Returns:
@@ -123,30 +139,10 @@ def measure(case: cases.Case, *, repeats: int, host: bool) -> dict[str, Any]:
             [t for n, t in steps.items() if n % MASK_EVERY == 0 and n % AUX_EVERY]
         ),
         "assimilating_ms": milliseconds([t for n, t in steps.items() if n % AUX_EVERY == 0]),
-        "ratios": ratios,
+        "ratio": tables.spread(ratios, 3),
         "relative_residual": float(pruned.state[-1].estimate.relative_residual),
         "sparsity": found.sparsity,
     }
-
-
-def show(rows: Sequence[dict]) -> str:
-    """The measurements as a table; steps in milliseconds."""
-    kinds = ["plain", "held", "masks", "masks and batch"]
-    header = ["case", "weights", "allocator", "batch", *kinds, "ratio"]
-    cells = [
-        [
-            row["case"],
-            row["weights"],
-            row["allocator"],
-            str(row["batch"]),
-            *(f"{row[f'{n}_ms']:.2f}" for n in ("plain", "held", "mask", "assimilating")),
-            tables.spread(row["ratios"], 3),
-            f"{row['relative_residual']:.2f}",
-            f"{100 * row['sparsity']:.1f} %",
-        ]
-        for row in rows
-    ]
-    return tables.table([*header, "residual", "pruned to"], cells)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--train-in", type=Path, help="train networks without a checkpoint, and keep them here")
-    add("--repeats", type=at_least(1), default=10, help="cycles of each; default: 10")
+    option(parser, "--repeats", at_least(1), 10, "cycles of each")
     add("--host", action="store_true", help="choose between two compiled steps on the host")
     args = network_arguments.parse(parser, argv)
     rows = []
@@ -175,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case = cases.load(name, train_in=args.train_in, data_dir=args.data_dir)
         host = args.host or name in CONVOLUTIONS
         rows.append(measure(case, repeats=args.repeats, host=host))
-    print(show(rows))
+    print(tables.of_rows(rows, COLUMNS))
     return 0
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
-from experiments import tables
+from experiments.report import tables
 
 ROOT = Path(flj.__file__).parent
 METHODS: dict[str, Callable[[flj.Model], flj.InverseFisher]] = {

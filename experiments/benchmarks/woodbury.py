@@ -14,7 +14,6 @@ matrix of them at most.  Every case runs in a process of its own, whose largest 
 that before is the memory; the cases take turns, and medians are compared.
 """
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -23,16 +22,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import fishleg_jax as flj
-from experiments import memory, tables
-from experiments.arguments import at_least, positive
-from experiments.methods import AT_ONCE
+from experiments.benchmarks.textbook import block_recursion, recursion, start, start_blocks
+from experiments.estimates.methods import AT_ONCE
+from experiments.report import tables
+from experiments.running import arguments, memory
 
 # case -> what it is compared with
 CASES = {
@@ -42,83 +42,15 @@ CASES = {
     "textbook_blocks": "textbook_blocks",
     "woodfisher_blocks": "textbook_blocks",
 }
+COLUMNS = {
+    "case": "{case}",
+    "seconds": "{seconds:.2f}",
+    "times as fast": "{times:.2f}",
+    "memory, MB": "{megabytes:.0f}",
+    "over gradients": "{share:.2f}",
+    "difference": "{difference:.1e}",
+}
 SMALL = {"weights": 1000, "gradients": 100}
-VECTORS_AT_ONCE = 8  # so few stay in the cache between the two products: fastest of 1, 4, 8, ..., m
-
-
-class Recursion(NamedTuple):
-    """The textbook recursion for one block of all weights.
-
-    Attributes:
-        count: how many gradients have come, i.
-        vectors: `v_j / √(m + g_jᵀ v_j)` in rows, (m, d).
-        diagonal: that of `F⁻¹`, (d,).
-    """
-
-    count: jax.Array  # shape=(), int32
-    vectors: jax.Array
-    diagonal: jax.Array
-
-
-def start(weights: int, gradients: int, damping: float) -> Recursion:
-    """The recursion before the first of m gradients of d weights, at damping γ."""
-    rows = -(-gradients // VECTORS_AT_ONCE) * VECTORS_AT_ONCE
-    count = jnp.zeros((), jnp.int32)
-    return Recursion(count, jnp.zeros((rows, weights)), jnp.full(weights, 1 / damping))
-
-
-def recursion(state: Recursion, rows: jax.Array, *, gradients: int, damping: float) -> Recursion:
-    """The recursion with more gradients: 4 i d operations for the i-th.
-
-    Args:
-        state: the recursion so far.
-        rows: gradients, (rows, d).
-        gradients: m.
-        damping: γ.
-    """
-
-    def add(row, state):
-        g = rows[row]
-
-        def subtract(part, v):
-            u = jax.lax.dynamic_slice_in_dim(state.vectors, part * VECTORS_AT_ONCE, VECTORS_AT_ONCE)
-            return v - (u @ g) @ u
-
-        # those after the i-th are zero, and only as many as share its part are looked at
-        v = jax.lax.fori_loop(0, -(-state.count // VECTORS_AT_ONCE), subtract, g / damping)
-        u = v * jax.lax.rsqrt(gradients + g @ v)
-        return Recursion(
-            state.count + 1, state.vectors.at[state.count].set(u), state.diagonal - u**2
-        )
-
-    return jax.lax.fori_loop(0, len(rows), add, state)
-
-
-def start_blocks(weights: int, block_size: int, damping: float) -> jax.Array:
-    """`F⁻¹` of no gradients in blocks of one size, at most c: (blocks, size, size)."""
-    blocks = -(-weights // block_size)
-    eye = jnp.eye(-(-weights // blocks)) / damping
-    return jnp.tile(eye, (blocks, 1, 1))
-
-
-def block_recursion(inverse: jax.Array, rows: jax.Array, *, gradients: int) -> jax.Array:
-    """The textbook recursion in blocks, with more gradients: 4 c d operations for each.
-
-    Args:
-        inverse: `F⁻¹` so far, (blocks, size, size).
-        rows: gradients, (rows, d).
-        gradients: m.
-    """
-    blocks, size, _ = inverse.shape
-    padded = jnp.pad(rows, [(0, 0), (0, blocks * size - rows.shape[1])])
-
-    def add(row, inverse):
-        g = padded[row].reshape(blocks, size)
-        v = jnp.einsum("bij,bj->bi", inverse, g)
-        u = v * jax.lax.rsqrt(gradients + jnp.sum(g * v, axis=1, keepdims=True))
-        return inverse - u[:, :, None] * u[:, None, :]
-
-    return jax.lax.fori_loop(0, len(rows), add, inverse)
 
 
 class Batches(Sequence):
@@ -158,7 +90,7 @@ class Batches(Sequence):
 def make_build(
     case: str, *, weights: int, gradients: int, damping: float, block_size: int
 ) -> Callable[[Sequence[tuple]], jax.Array]:
-    """What builds an estimate from batches and returns its diagonal.
+    """Makes the function that builds an estimate from batches and returns its diagonal.
 
     Args:
         case: a name in `CASES`.
@@ -259,21 +191,20 @@ def compare(problem: dict[str, Any], repeats: int) -> list[dict]:
 
 
 def show(rows: Sequence[dict], gradient_bytes: int) -> str:
-    """What `compare` found as a table; `gradient_bytes` is the size of the matrix of gradients."""
+    """The rows of `compare` as a table; `gradient_bytes` is the size of the matrix of gradients."""
     seconds = {row["case"]: row["seconds"] for row in rows}
-    header = ["case", "seconds", "times as fast", "memory, MB", "over gradients", "difference"]
-    cells = [
+    return tables.of_rows(
         [
-            row["case"],
-            f"{row['seconds']:.2f}",
-            f"{seconds[CASES[row['case']]] / row['seconds']:.2f}",
-            f"{row['bytes'] / 1e6:.0f}",
-            f"{row['bytes'] / gradient_bytes:.2f}",
-            f"{row['difference']:.1e}",
-        ]
-        for row in rows
-    ]
-    return tables.table(header, cells)
+            row
+            | {
+                "times": seconds[CASES[row["case"]]] / row["seconds"],
+                "megabytes": row["bytes"] / 1e6,
+                "share": row["bytes"] / gradient_bytes,
+            }
+            for row in rows
+        ],
+        COLUMNS,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -285,16 +216,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.woodbury",
-        description="Time WoodFisher and M-FAC against the textbook recursion.",
+    parser = arguments.command(
+        "experiments.benchmarks.woodbury",
+        "Time WoodFisher and M-FAC against the textbook recursion.",
     )
-    add = parser.add_argument
-    add("--weights", type=at_least(1), default=270_000, help="default: 270000")
-    add("--gradients", type=at_least(1), default=1000, help="default: 1000")
-    add("--damping", type=positive, default=1e-3, help="default: 1e-3")
-    add("--block-size", type=at_least(1), default=128, help="of the cases with blocks")
-    add("--repeats", type=at_least(1), default=1, help="default: 1")
+    option, count = partial(arguments.option, parser), arguments.at_least(1)
+    option("--weights", count, 270_000)
+    option("--gradients", count, 1000)
+    option("--damping", arguments.positive, 1e-3)
+    option("--block-size", count, 128, "of the cases with blocks")
+    option("--repeats", count, 1)
     args = parser.parse_args(argv)
     problem = {name: value for name, value in vars(args).items() if name != "repeats"}
     print(show(compare(problem, args.repeats), 4 * args.gradients * args.weights))

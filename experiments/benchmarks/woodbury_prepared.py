@@ -4,26 +4,34 @@
     python -m experiments.benchmarks.woodbury_prepared --gradients 512
 
 Rows are a window of random gradients, compiled and in one process: of M-FAC at each damping, and
-the published algorithm (Frantar et al. 2021, section 3.1) with what it keeps already made,
+the published algorithm (Frantar et al. 2021, section 3.1) with its own state already made,
 `F⁻¹ x = x / γ − Uᵀ U x` and `1 / γ − Σ u²` with m vectors u of every block.  Rounds alternate
-between all rows, and the fastest of each is told.
+between all rows, and the fastest of each is reported.
 """
 
-import argparse
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from experiments import tables
-from experiments.arguments import at_least
+from experiments.benchmarks.timing import seconds
+from experiments.report import tables
+from experiments.running import arguments
 from fishleg_jax.inverse._woodbury import window as _window
 from fishleg_jax.inverse._woodbury.groups import make_groups
 
 DAMPINGS = 0.1, 1e-3, 1e-5
 PRODUCTS = 10
+COLUMNS = {
+    "case": "{case}",
+    "prepare, s": "{prepare:.4f}",
+    "diagonal, s": "{diagonal:.4f}",
+    "product, s": "{product:.4f}",
+    "sum, s": "{sum:.3f}",
+    "ratio": "{ratio:.2f}",
+}
 
 
 @jax.jit
@@ -39,13 +47,6 @@ def published_diagonal(vectors: jax.Array, damping: jax.Array) -> jax.Array:
     return 1 / damping - jnp.sum(vectors**2, axis=1)
 
 
-def seconds(function, *arguments) -> float:
-    """The time of one call that has been compiled."""
-    begin = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - begin
-
-
 def measure(weights: int, gradients: int, block_size: int | None, repeats: int) -> dict:
     """For each row the fastest `(prepare, diagonal, product)` in seconds.
 
@@ -53,7 +54,7 @@ def measure(weights: int, gradients: int, block_size: int | None, repeats: int) 
         weights: d.
         gradients: m.
         block_size: c; None for one block.
-        repeats: how many rounds there are.
+        repeats: number of rounds.
     """
     (group,) = make_groups(jax.ShapeDtypeStruct((weights,), jnp.float32), block_size)
     shape = group.blocks, gradients, group.size
@@ -83,27 +84,20 @@ def measure(weights: int, gradients: int, block_size: int | None, repeats: int) 
     best = {}
     for i in range(repeats + 1):  # the first compiles
         for name, row in calls.items():
-            new = [float("nan") if call is None else seconds(*call) for call in row]
+            new = [float("nan") if call is None else seconds(partial(*call)) for call in row]
             old = best.get(name, new)
             best[name] = new if i <= 1 else [min(a, b) for a, b in zip(old, new, strict=True)]
     return best
 
 
 def show(best: dict) -> str:
-    """What `measure` found as a table; the last column is over that at the largest damping."""
-    total = {k: p + d + PRODUCTS * m for k, (p, d, m) in best.items()}
-    header = ["case", "prepare, s", "diagonal, s", "product, s", "sum, s", "ratio"]
-    first = next(iter(total.values()))
-    cells = [
-        [
-            name,
-            *(f"{v:.4f}" for v in best[name]),
-            f"{total[name]:.3f}",
-            f"{total[name] / first:.2f}",
-        ]
-        for name in best
-    ]
-    return tables.table(header, cells)
+    """The result of `measure` as a table; the ratio is over the sum at the largest damping."""
+    names = "prepare", "diagonal", "product"
+    rows = [{"case": case, **dict(zip(names, row, strict=True))} for case, row in best.items()]
+    for row in rows:
+        row["sum"] = row["prepare"] + row["diagonal"] + PRODUCTS * row["product"]
+        row["ratio"] = row["sum"] / rows[0]["sum"]
+    return tables.of_rows(rows, COLUMNS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,15 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.woodbury_prepared",
-        description="Time products and diagonals of prepared states of M-FAC.",
+    parser = arguments.command(
+        "experiments.benchmarks.woodbury_prepared",
+        "Time products and diagonals of prepared states of M-FAC.",
     )
-    add = parser.add_argument
-    add("--weights", type=at_least(1), default=53_000, help="default: 53000")
-    add("--gradients", type=at_least(1), default=64, help="default: 64")
-    add("--block-size", type=at_least(0), default=0, help="default: 0, one block of everything")
-    add("--repeats", type=at_least(1), default=3, help="default: 3")
+    option, count = partial(arguments.option, parser), arguments.at_least(1)
+    option("--weights", count, 53_000)
+    option("--gradients", count, 64)
+    option("--block-size", arguments.at_least(0), 0, "0 for one block of everything")
+    option("--repeats", count, 3)
     args = parser.parse_args(argv)
     print(show(measure(args.weights, args.gradients, args.block_size or None, args.repeats)))
     return 0

@@ -1,7 +1,7 @@
 """Specs of networks that compile quickly, where those of `MODELS` do not."""
 
 import fishleg_jax as flj
-from experiments.models import MODELS
+from experiments.models.specs import MODELS
 
 
 def small_spec(module, input_shape):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 import fishleg_jax as flj
-from experiments.imagenet_run import Network
+from experiments.imagenet.evaluation import Network
 
 SIZE, CLASSES = 8, 6
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from experiments import metrics
-from experiments.batches import batch_at, rows
+from experiments.data.batches import batch_at, rows
+from experiments.running import metrics
 
 
 def test_an_epoch_sees_every_example_once_in_an_order_of_its_own():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.checkpointing import Checkpoints
+from experiments.running.checkpointing import Checkpoints
 
 
 class State(NamedTuple):

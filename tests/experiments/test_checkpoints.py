@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoints, data, files, training
-from experiments.models import MODELS
+from experiments.data import datasets as data
+from experiments.models import checkpoints, training
+from experiments.models.specs import MODELS
+from experiments.running import files
 
 MLPNET = MODELS["mlpnet"]
 SHAPES = {"fc1": (40, 784), "fc2": (20, 40), "fc3": (10, 20)}

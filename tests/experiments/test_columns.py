@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments import batches, columns, data, processes
-from experiments.columns import Column
+from experiments.data import batches, columns
+from experiments.data import datasets as data
+from experiments.data.columns import Column
+from experiments.running import processes
 
 
 class Source:

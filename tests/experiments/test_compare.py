@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import compare, one_method, training
-from fishleg_jax.pruning.one_shot import walk
+from experiments.compare import __main__ as compare
+from experiments.compare import one_method
+from experiments.models import training
+from fishleg_jax.pruning.one_shot import goal
 from tests.experiments.test_one_shot import KEYS
 
 NETWORK = ["--model", "mlp", "--epochs", "1", "--examples", "65", "--gradients", "30"]
@@ -398,14 +400,14 @@ def test_a_selection_betters_the_masks(out, selection):
 @pytest.mark.parametrize("path", [[], ["--path"]])
 def test_a_pruning_that_stops_on_the_way_is_no_result(out, monkeypatch, capsys, path):
     """A stage that goes wrong beyond 85 % costs the sparsity beyond, and says so."""
-    advance = walk.advance
+    advance = goal.advance
 
     def breaking(plan, fitted, sparsity):
         if sparsity > 0.85:
             raise FloatingPointError("the compensated weights have NaN")
         return advance(plan, fitted, sparsity)
 
-    monkeypatch.setattr(walk, "advance", breaking)
+    monkeypatch.setattr(goal, "advance", breaking)
     assert run(out, "--stages", "2", *path, methods=["diagonal"], seeds="0") == 1
     captured = capsys.readouterr()
     assert "diagonal: 90 %: stage 2 of 2 failed: the compensated weights have NaN" in captured.err

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments.data import datasets as data
 
 
 def test_digits_are_split_without_overlap_and_stratified():

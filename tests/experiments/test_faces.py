@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import faces, files
+from experiments.data import faces
+from experiments.running import files
 
 
 def test_views_turn_and_enlarge():

@@ -13,8 +13,12 @@ import optax
 import pytest
 
 import fishleg_jax as flj
-from experiments import checkpoints, gradual, gradual_plan, gradual_run, killing, training
-from experiments.models import MODELS
+from experiments import killing
+from experiments.gradual import __main__ as gradual
+from experiments.gradual import loop as gradual_run
+from experiments.gradual import plans as gradual_plan
+from experiments.models import checkpoints, training
+from experiments.models.specs import MODELS
 
 NETWORK = ["--model", "mlp", "--steps", "100", "--mask-every", "10", "--seed", "0"]
 WEIGHTS = 64 * 128 + 128 * 64 + 64 * 10
@@ -88,7 +92,7 @@ def test_what_is_kept_of_a_run_is_what_was_measured(finished):
     for row in rows_of(finished)[1:]:
         folder = (finished / row["metrics"]).parent
         params, constants = checkpoints.load(folder / "weights.npz", spec)
-        test = gradual.data.digits().test
+        test = gradual.datasets.digits().test
         found = training.evaluate(spec.model, params, test, constants)
         assert found == pytest.approx((row["accuracy"], row["loss"]))
         masks = flj.load_masks(folder / "masks.npz", params)
@@ -151,7 +155,7 @@ def test_less_memory_is_another_setting_and_the_same_weights(finished, tmp_path)
 def test_held_out_training_examples_are_no_test_images(tmp_path):
     assert run(tmp_path, "--validate", "200", method="magnitude") == 0
     args = gradual._parser().parse_args([*NETWORK, "--validate", "200"])
-    whole = gradual.data.digits()
+    whole = gradual.datasets.digits()
     split = gradual._split(args, whole)
     for part, cut in ((split.train, slice(-200)), (split.test, slice(-200, None))):
         for x, y in zip(part, whole.train, strict=True):

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import fitting, imagenet, imagenet_methods, imagenet_prune, imagenet_run
-from fishleg_jax.pruning.one_shot import stage
+from experiments.estimates import dampings, fitting
+from experiments.imagenet import __main__ as imagenet
+from experiments.imagenet import evaluation as imagenet_run
+from experiments.imagenet import methods as imagenet_methods
+from experiments.imagenet import one_method as imagenet_prune
+from fishleg_jax.pruning import update
 from tests.experiments import small_imagenet as small
 
 SETTINGS = {
@@ -101,7 +105,7 @@ def test_no_damping_was_better_than_the_one_chosen_by_what_counts(finished):
     }  # fmt: skip
     for row in told:
         lowest = min(row["losses"].values())
-        assert row["losses"][f"{row['damping']:.3g}"] * (1 - imagenet_run.COUNTS) <= lowest
+        assert row["losses"][f"{row['damping']:.3g}"] * (1 - dampings.COUNTS) <= lowest
 
 
 def test_other_settings_are_another_result(finished, monkeypatch):
@@ -148,16 +152,16 @@ def test_a_walk_ends_where_the_loss_rises():
     def attempt(damping):
         return f"made with {damping:g}", abs(math.log10(damping) - 2)
 
-    up = imagenet_run.choose(attempt, 1.0, factor=10, most=9)
+    up = dampings.choose(attempt, 1.0, factor=10, most=9)
     assert up.damping == 100 and up.result == "made with 100"
     assert list(up.losses) == pytest.approx([1, 10, 100, 1000])
-    down = imagenet_run.choose(attempt, 1e4, factor=10, most=9)
+    down = dampings.choose(attempt, 1e4, factor=10, most=9)
     assert down.damping == pytest.approx(100) and len(down.losses) == 5
-    assert len(imagenet_run.choose(attempt, 1e-9, factor=10, most=3).losses) == 3
+    assert len(dampings.choose(attempt, 1e-9, factor=10, most=3).losses) == 3
 
 
 def test_a_walk_goes_nowhere_for_rounding():
-    still = imagenet_run.choose(lambda d: (None, 1.7 - 1e-6 * d), 1.0, factor=10, most=9)
+    still = dampings.choose(lambda d: (None, 1.7 - 1e-6 * d), 1.0, factor=10, most=9)
     assert still.damping == 1 and list(still.losses) == pytest.approx([1, 10, 0.1])
 
 
@@ -167,9 +171,9 @@ def test_a_walk_survives_dampings_that_fail():
             raise FloatingPointError
         return None, damping
 
-    assert imagenet_run.choose(attempt, 1.0, factor=10, most=5).damping == 10
+    assert dampings.choose(attempt, 1.0, factor=10, most=5).damping == 10
     with pytest.raises(FloatingPointError, match="no damping of 0.1, 1, 0.01 works"):
-        imagenet_run.choose(attempt, 0.1, factor=10, most=3)
+        dampings.choose(attempt, 0.1, factor=10, most=3)
 
 
 def test_ranks_count_likelier_classes_ties_and_nan():
@@ -197,14 +201,14 @@ def test_the_damping_of_means_is_smaller_by_their_number(tmp_path):
 
 
 def test_an_error_of_one_method_is_told_and_leaves_the_others(tmp_path, monkeypatch, capsys):
-    scores = stage._scores
+    score = update.score
 
-    def failing(plan, *rest):
-        if hasattr(rest[1], "damping"):
+    def failing(surgeon, state, *rest):
+        if hasattr(state, "damping"):
             raise FloatingPointError("not finite")
-        return scores(plan, *rest)
+        return score(surgeon, state, *rest)
 
-    monkeypatch.setattr(stage, "_scores", failing)
+    monkeypatch.setattr(update, "score", failing)
     arguments = ["--method", "mfac,magnitude", "--compensation", "independent"]
     assert run(tmp_path, *arguments, "--sparsity", "0.5") == 1
     assert "failed: mfac: no damping" in capsys.readouterr().err

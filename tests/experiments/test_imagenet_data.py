@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, imagenet_data
+from experiments.data import datasets as data
+from experiments.imagenet import photos as imagenet_data
 from tests.experiments.small_imagenet import write_tar
 
 

@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from experiments import memory
+from experiments.running import memory
 
 MB = 10**6
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import methods
-from experiments.models import MODELS
+from experiments.estimates import methods
+from experiments.models.specs import MODELS
 
 
 @pytest.mark.parametrize(

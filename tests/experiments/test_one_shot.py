@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import one_shot
+from experiments.one_shot import __main__ as one_shot
 
 KEYS = {
     "method",

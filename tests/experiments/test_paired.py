@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import paired
+from experiments.report import paired
 
 
 def test_the_interval_is_that_of_the_differences():

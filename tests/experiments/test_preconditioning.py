@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import preconditioning, preconditioning_case, preconditioning_table
-from experiments.preconditioning_solve import make_system, solve
+from experiments.preconditioning import __main__ as preconditioning
+from experiments.preconditioning import case as preconditioning_case
+from experiments.preconditioning import table as preconditioning_table
+from experiments.preconditioning.solving import make_system, solve
 from tests import dense
 
 MODEL = dense.categorical_mlp()

@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import compare, one_shot, processes
+from experiments.compare import __main__ as compare
 from experiments.killing_process import complete
+from experiments.one_shot import __main__ as one_shot
+from experiments.running import processes
 from tests import programs
 
 COMPARISON = (
@@ -23,8 +25,10 @@ RUN = """
 import argparse, json, pathlib, sys
 import jax, numpy as np, jax.numpy as jnp
 import fishleg_jax as flj
-from experiments import cases, files, processes
-from experiments.checkpointing import Checkpoints
+from experiments.models import cases
+from experiments.running import files
+from experiments.running import processes
+from experiments.running.checkpointing import Checkpoints
 jax.config.update("jax_disable_most_optimizations", True)
 parser = argparse.ArgumentParser()
 processes.add_options(parser)

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import damping, methods, quadratic, quadratic_case, results
-from experiments.models import MODELS
-from experiments.quadratic_forms import exact_form, gradient_slopes, quadratic_form
+from experiments.estimates import methods
+from experiments.models.specs import MODELS
+from experiments.quadratic import __main__ as quadratic
+from experiments.quadratic import damping
+from experiments.quadratic import pruning as quadratic_case
+from experiments.quadratic.forms import exact_form, gradient_slopes, quadratic_form
+from experiments.running import results
 from tests import dense
 
 MODEL = dense.categorical_mlp()
@@ -93,7 +97,7 @@ def test_the_form_of_kfac_is_that_of_its_factors(case):
 def test_magnitude_is_the_limit_of_large_damping(case, method):
     expected = quadratic_case.prune(case, quadratic_case.fitted("magnitude", case))
     estimate = quadratic_case.fitted(method, case)
-    limit = damping.with_damping(method, case, estimate, 1e9)
+    limit = damping.at_damping(method, case, estimate, 1e9)
     assert float(limit.state.damping) == pytest.approx(1e9)
     result = quadratic_case.prune(case, limit)
     jax.tree.map(np.testing.assert_array_equal, result.masks, expected.masks)
@@ -111,7 +115,7 @@ def test_a_square_root_is_fitted_anew_for_another_damping(case):
     case = case._replace(curvature=(inputs, case.curvature[1]))
     first = quadratic_case.fitted("woodfisher", case)
     assert all(isinstance(block, jax.Array) for block in first.state.blocks.values())
-    changed = damping.with_damping("woodfisher", case, first, 0.5)
+    changed = damping.at_damping("woodfisher", case, first, 0.5)
     fresh = quadratic_case.fitted("mfac", case, 0.5)
     found, wanted = (
         dense.inverse_matrix(fit.estimator, fit.state, case.dense.params)

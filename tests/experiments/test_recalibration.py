@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fishleg_jax as flj
-from experiments import networks, recalibration
+from experiments.models import networks, recalibration
 from tests.experiments.small import small_spec
 
 

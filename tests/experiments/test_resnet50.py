@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments import files, imagenet_data, imagenet_run, resnet50
+from experiments.imagenet import evaluation as imagenet_run
+from experiments.imagenet import photos as imagenet_data
+from experiments.imagenet import resnet50
+from experiments.running import files
 
 CLASSES, BASE, SIZE = 5, 2, 20
 

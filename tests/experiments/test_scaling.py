@@ -9,16 +9,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import fishleg_jax as flj
-from experiments import (
-    memory,
-    operations,
-    scaling,
-    scaling_operations,
-    scaling_placement,
-    scaling_tables,
-    shapes,
-)
 from experiments.benchmarks import fit_scaling
+from experiments.running import memory
+from experiments.scaling import __main__ as scaling
+from experiments.scaling import operations, shapes
+from experiments.scaling import operations as scaling_operations
+from experiments.scaling import placement as scaling_placement
+from experiments.scaling import tables as scaling_tables
 from tests import programs
 
 X = jax.ShapeDtypeStruct((8, 16), "float32")
@@ -86,7 +83,7 @@ def small(layers):
 def test_layers_are_alike(method):
     """What one and two layers tell of four is what four take."""
     network = small(4)
-    calls = scaling_operations.estimator_calls(scaling.METHODS[method](network.model))
+    calls = scaling_operations.estimator_calls(scaling.VARIANTS[method](network.model))
     found = scaling_operations.traced(calls, network)
     for name, call in calls(network.params(4), network.batch).items():
         trace, lowered = found[name]["trace"], found[name]["lowered"]
@@ -99,7 +96,7 @@ def test_bytes_are_those_of_the_state():
     network = small(2)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), network.params(2))
     for method in ("fishleg", "diagonal"):
-        state = scaling.METHODS[method](network.model).init(zeros)
+        state = scaling.VARIANTS[method](network.model).init(zeros)
         actual = sum(x.nbytes for x in jax.tree.leaves(state))
         assert scaling.reckon(method, network)["state_bytes"][1] == actual
 
@@ -116,7 +113,10 @@ def test_bytes_on_several_devices():
 RUN = """
 import json
 import jax, jax.numpy as jnp
-from experiments import scaling, scaling_operations, scaling_placement, sharding
+from experiments.scaling import __main__ as scaling
+from experiments.scaling import operations as scaling_operations
+from experiments.scaling import placement as scaling_placement
+from experiments.sharding import __main__ as sharding
 from fishleg_jax.inverse import base
 from tests.experiments.test_scaling import small
 sharding.make_devices()
@@ -129,12 +129,12 @@ def held(tree, device):
 def each(tree):
     return sorted({held(tree, device) for device in jax.devices()})
 told["weights"] = each(params)
-for method in scaling.METHODS:
-    estimator = scaling.METHODS[method](network.model)
+for method in scaling.VARIANTS:
+    estimator = scaling.VARIANTS[method](network.model)
     init, _ = base.compiled(estimator, params)
     told[method] = each(init(params))
 gradient = scaling_operations.gradient_calls(network.model)
-diagonal = scaling_operations.estimator_calls(scaling.METHODS["diagonal"](network.model))
+diagonal = scaling_operations.estimator_calls(scaling.VARIANTS["diagonal"](network.model))
 told["flops"] = [
     scaling_operations.compiled(gradient, network, n)
     | scaling_operations.compiled(diagonal, network, n, ("update",))
@@ -149,11 +149,11 @@ def told():
     return json.loads(programs.told("-c", RUN).splitlines()[-1])
 
 
-@pytest.mark.parametrize("method", scaling.METHODS)
+@pytest.mark.parametrize("method", scaling.VARIANTS)
 def test_eight_devices_hold_what_is_reckoned(told, method):
     network = small(2)
     params = scaling_placement.spread(network.params(2), scaling_placement.abstract_mesh(8))
-    state = jax.eval_shape(scaling.METHODS[method](network.model).init, params)
+    state = jax.eval_shape(scaling.VARIANTS[method](network.model).init, params)
     state = scaling_placement.spread_state(state, params)
     assert told["weights"] == [scaling_placement.device_bytes(params)]
     assert told[method] == [scaling_placement.device_bytes(state)]

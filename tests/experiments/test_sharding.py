@@ -16,7 +16,8 @@ RUN = """
 import contextlib, functools, itertools, json, sys, tempfile, warnings
 import jax, numpy
 import fishleg_jax as flj
-from experiments import sharding, sharding_text
+from experiments.sharding import __main__ as sharding
+from experiments.sharding import text as sharding_text
 sharding.make_devices()
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import files, tables
+from experiments.report import tables
+from experiments.running import files
 
 
 def result(method, target, accuracy, seed):

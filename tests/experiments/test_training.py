@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from experiments import data, networks, training
-from experiments.models import MODELS
+from experiments.data import datasets as data
+from experiments.models import networks, training
+from experiments.models.specs import MODELS
 from tests.experiments.small import small_spec
 
 

@@ -1,0 +1,1 @@
+"""Comparison of all methods on the same data: `python -m experiments.compare`."""

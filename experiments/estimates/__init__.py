@@ -1,0 +1,1 @@
+"""The table of methods, fits of their estimates, and the search for dampings."""

@@ -1,0 +1,1 @@
+"""Networks: their definitions, weights, training and evaluation."""

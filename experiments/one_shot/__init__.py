@@ -1,0 +1,1 @@
+"""One-shot pruning of one network: `python -m experiments.one_shot`."""

@@ -1,0 +1,1 @@
+"""Preconditioners of the group update: `python -m experiments.preconditioning`."""

@@ -1,0 +1,1 @@
+"""Quadratic models of the loss, and dampings: `python -m experiments.quadratic`."""

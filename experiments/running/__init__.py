@@ -1,0 +1,1 @@
+"""Shared by all experiments: arguments, results, files, memory and processes."""

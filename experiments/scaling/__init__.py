@@ -1,0 +1,1 @@
+"""Costs of large networks from shapes alone: `python -m experiments.scaling`."""

@@ -1,0 +1,1 @@
+"""Pruning over eight virtual devices: `python -m experiments.sharding`."""
