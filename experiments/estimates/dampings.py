@@ -23,8 +23,7 @@ def with_damping(state: Any, damping: float) -> Any | None:
         The state; None if the damping is part of the fit, as in WoodFisher's square roots, so that
         another one takes another fit.
     """
-    blocks = state.blocks.values() if isinstance(state, flj.inverse.WoodFisherState) else ()
-    if any(isinstance(block, jax.Array) for block in blocks):
+    if getattr(state, "fixed_damping", False):
         return None
     return flj.inverse.with_damping(state, damping)
 

@@ -42,6 +42,11 @@ class WoodFisherState(NamedTuple):
     squares: dict[str, jax.Array]
     roots: dict[str, window.Root] | None = None
 
+    @property
+    def fixed_damping(self) -> bool:
+        """Whether the damping is part of the fit, as in blocks kept as a square root."""
+        return any(isinstance(block, jax.Array) for block in self.blocks.values())
+
     def __repr__(self) -> str:
         """One line, without the entries of arrays."""
         return _text.one_line(self)

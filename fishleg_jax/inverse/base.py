@@ -100,7 +100,8 @@ def with_damping(state: Any, damping: Any) -> Any:
         The state with that damping, of the dtype it had.
 
     Raises:
-        ValueError: a state without a damping, such as that of `identity`.
+        ValueError: a state without a damping, such as that of `identity`, or one whose damping is
+            part of the fit, as WoodFisher's in blocks no larger than its number of gradients.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -112,6 +113,11 @@ def with_damping(state: Any, damping: Any) -> Any:
     """
     if getattr(state, "damping", None) is None:
         raise ValueError(f"state must have a damping, got {type(state).__name__}")
+    if getattr(state, "fixed_damping", False):
+        raise ValueError(
+            "state has its damping in square roots of blocks since the fit: fit the estimator again "
+            "with another damping, or use mfac"
+        )
     if getattr(state, "roots", None) is not None:
         state = state._replace(roots=None)
     return state._replace(damping=jnp.asarray(damping, jnp.result_type(state.damping)))

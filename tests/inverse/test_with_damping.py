@@ -39,6 +39,16 @@ def test_a_state_at_another_damping_is_that_of_a_fit_there(x64, name):
     assert abs(dense.inverse_matrix(estimator, state, params) - wanted).max() > 0.1
 
 
+def test_a_damping_that_is_part_of_the_fit_is_refused():
+    """In place of a state that says one damping and has the inverse of another."""
+    key = jax.random.key(0)
+    params, batch = dense.mlp_params(key), dense.classification_batch(key)
+    estimator = flj.inverse.woodfisher(MODEL, 0.1, gradients=12, block_size=4)
+    state = flj.fit(estimator, params, [batch], key=key)
+    with pytest.raises(ValueError, match="state has its damping in square roots"):
+        flj.inverse.with_damping(state, 0.3)
+
+
 def test_a_state_without_a_damping_is_refused():
     with pytest.raises(ValueError, match="state must have a damping, got tuple"):
         flj.inverse.with_damping((), 1.0)

@@ -7,7 +7,7 @@ import jax
 
 from fishleg_jax import _prunable
 from fishleg_jax._devices import mesh
-from fishleg_jax.inverse.base import InverseFisher, with_damping
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.compensation._independent import Compensation
 from fishleg_jax.pruning.leaves import Leaves
@@ -123,9 +123,7 @@ def prune_one_shot(
         try:
             # Fit: the inverse Fisher at the weights that the stages before have left.
             own, curvature = run.data.of_stage(stage, point.params)
-            fitted = run.fit(stage, point, own)
-            if factor != 1:
-                fitted = with_damping(fitted, fitted.damping * factor)
+            fitted = run.damped(run.fit(stage, point, own), factor)
             # Score, then mask and compensate as far as the goal goes.
             step = run.goal(score(run.plan, point, fitted, curvature), reports)
         except FloatingPointError as error:

@@ -10,7 +10,7 @@ from fishleg_jax._batch import split_batch
 from fishleg_jax._checks import arrays
 from fishleg_jax._checks.numbers import check_flag
 from fishleg_jax._same_model import check_same_model
-from fishleg_jax.inverse.base import InverseFisher, check_on_host
+from fishleg_jax.inverse.base import InverseFisher, check_on_host, with_damping
 from fishleg_jax.model import BatchLike, Model, check_all_targets, check_model
 from fishleg_jax.pruning import _soundness
 from fishleg_jax.pruning.compensation import _adjustable
@@ -71,6 +71,14 @@ class Run(NamedTuple):
         state = fitted(surgeon.estimator, point.params, batches, key, masks, self.stages.on_update)
         _soundness.check_ready(surgeon.estimator, state)
         return state
+
+    def damped(self, state: Any, factor: float) -> Any:
+        """The state at a multiple of its damping, for the solve of the compensation at least."""
+        if factor == 1:
+            return state
+        if getattr(state, "fixed_damping", False):
+            return state._replace(damping=state.damping * factor)
+        return with_damping(state, state.damping * factor)
 
     def result(
         self, point: Point, state: Any, reports: tuple[dict, ...], stopped: str | None
