@@ -115,7 +115,7 @@ def with_damping(state: Any, damping: Any) -> Any:
         raise ValueError(f"state must have a damping, got {type(state).__name__}")
     if getattr(state, "fixed_damping", False):
         raise ValueError(
-            "state has its damping in square roots of blocks since the fit: fit the estimator again "
+            "state has its damping in square roots since the fit: fit the estimator anew, "
             "with another damping, or use mfac"
         )
     if getattr(state, "roots", None) is not None:
