@@ -37,7 +37,7 @@ class InverseFisher(NamedTuple):
         ready: Function `(state) -> boolean scalar`, jit-compatible: whether the state has
             assimilated enough batches to be usable.  None if one batch is enough.
         axis_name: Named axis of devices over which `update` averages, each with its own batch; None
-            if every device sees the whole batch.
+            if `update` is given the whole batch.
         model: Model whose Fisher is estimated, used to check the labels of batches; pruning another
             model raises an error.  None for an estimator without a model.
         fisher_diagonal: Function `(state, params, mask=None) -> tangent` that returns the estimated
