@@ -59,7 +59,7 @@ def conjugate_gradients(
         iterations: Maximum number of iterations.
         tolerance: Relative residual `‖b − A x‖ / ‖b‖` at which to stop.
         on_iteration: Callback `(solve)`, called on the host at the start and after every iteration;
-            not called under `jit`.  None for none.
+            not called under `jit`.  None to skip.
 
     Returns:
         State at the last sound iterate.

@@ -138,6 +138,7 @@ def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
     }
     # depthwise: with one feature and one result per group there is no axis to contract
     single = rhs.shape[1] == rhs.shape[2] == 1
+    # loop over the smaller of the window and the output, and sum or stack the products
     if math.prod(window) <= math.prod(output):
         total = 0
         for place in itertools.product(*map(range, window)):
@@ -157,6 +158,7 @@ def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
             part = part.reshape(*part.shape[:3], -1)
             parts.append(jnp.einsum("ngck,gock->ngo", part, rhs, **kind))
         out = jnp.stack(parts, axis=-1)
+    # merge the groups, and restore the layout of the output
     out = out.reshape(lhs.shape[0], -1, *output)
     return out.transpose([out_spec.index(axis) for axis in range(out.ndim)])
 

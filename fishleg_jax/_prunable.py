@@ -72,6 +72,7 @@ def reasons(
     axis of a stacked leaf), or the name of a bias, a normalisation's parameter, an embedding or a
     position.  Arguments and errors as in `select`.
     """
+    # one branch per type of selection, each with a hint for the error if it selects no leaf
     leaves = _tree.named_leaves(tree)
     if selection is None:
         found = default_reasons(leaves, stacked)
@@ -203,6 +204,7 @@ def default_reasons(
         siblings.setdefault(name.rpartition("/")[0], []).append(shape)
 
     def reason(name: str, shape: tuple[int, ...]) -> str | None:
+        # by name first: normalisations, biases, embeddings; then by shape
         parent, _, own = name.rpartition("/")
         parts = [part for part in parent.split("/") if part]
         normalises = own not in MATRICES and any(map(NORMALISATION.search, parts))

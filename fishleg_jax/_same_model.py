@@ -62,6 +62,7 @@ def same(one: Any, other: Any, seen: frozenset = frozenset()) -> bool:
     pair = id(one), id(other)
     if one is other or pair in seen:
         return True
+    # compare what the objects hold, by type
     deeper = functools.partial(_all_same, seen=seen | {pair})
     if type(one) is not type(other):
         return False

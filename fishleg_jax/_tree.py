@@ -149,6 +149,7 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
                 f"{argument} must be a regular expression, several of them, a predicate "
                 f"(name, leaf) or None, got {stacked!r}"
             )
+        # a leaf is stacked if any expression matches its name
         columns = [matches(pattern, leaves, argument) for pattern in patterns]
         found = [any(column[i] for column in columns) for i in range(len(leaves))]
     for (name, leaf), yes in zip(leaves, found, strict=True):

@@ -109,6 +109,7 @@ def fisher_vector_product(
     if kind == "sampled" and not _chunks.fits(batch, examples_per_chunk):
         batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
         kind = "empirical"
+    # sum over chunks, then average over examples
     fast = _convolutions.with_fast_groups(product)
     total = _chunks.sum_over_chunks(fast, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)

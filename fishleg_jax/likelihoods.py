@@ -93,6 +93,7 @@ def _categorical(ignore: int | None) -> Likelihood:
 
     def fisher(logits, tangent, targets=None):
         logits, _, ignored = read(logits, targets if ignore is not None else None)
+        # (diag(p) - ppᵀ) v without forming the matrix
         p = jax.nn.softmax(logits)
         pv = p * tangent
         product = pv - p * pv.sum(axis=-1, keepdims=True)
@@ -101,6 +102,7 @@ def _categorical(ignore: int | None) -> Likelihood:
         return product.astype(jnp.result_type(tangent))
 
     def check_targets(outputs, targets):
+        # shapes and dtypes first, then the range of the values
         jax.eval_shape(read, outputs, targets)
         classes = outputs.shape[-1]
         if ignore is None:

@@ -67,6 +67,7 @@ def per_example_gradients(
         Array([[ 1.,  0.],
                [-0., -2.]], dtype=float32)
     """
+    # validate the arguments before anything is compiled
     if labels not in ("empirical", "sampled"):
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     check_model(model)

@@ -68,6 +68,7 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], segments: int
     """Evaluates a traced function segment by segment and returns its results."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]  # noqa: E731
+    # a single call, as from `jax.jit`: enter it
     if len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in CALLS:
         (call,) = jaxpr.eqns
         inner = call.params["jaxpr"]

@@ -68,6 +68,7 @@ def placement_for(state: Any, params: Any) -> Placement:
     Returns:
         Placement of the state, which changes nothing if the parameters' shardings are unknown.
     """
+    # path, name, array and sharding of every parameter
     owners = [
         (path, _tree.leaf_name(path), x, _mesh.sharding_of(x))
         for path, x in jax.tree_util.tree_leaves_with_path(params)
@@ -78,12 +79,14 @@ def placement_for(state: Any, params: Any) -> Placement:
     mesh = known[0].mesh
 
     def one(path, x):
+        # parameters that this part of the state belongs to
         keys = {getattr(entry, "key", None) for entry in path}
         own = [
             (leaf, sharding)
             for leaf_path, name, leaf, sharding in owners
             if sharding is not None and (name in keys or (leaf_path and _ends(path, leaf_path)))
         ]
+        # shard it like one of the same shape, else over the devices of all its parameters
         for leaf, sharding in own:
             if leaf.shape == x.shape:
                 return sharding

@@ -82,6 +82,7 @@ def diagonal(
         return DiagonalState(zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), squares)
 
     def update(state, params, batch, key, mask=None):
+        # add the squared gradients of the batch, chunk by chunk
         def squares(rows):
             return [jnp.sum(x**2, axis=0) for x in rows.leaves]
 
@@ -93,6 +94,7 @@ def diagonal(
             squares=jax.tree.map(jnp.add, state.squares, new),
         )
 
+    # the undamped diagonal of the Fisher, and its damped inverse
     def mean_squares(state):
         count = jnp.maximum(state.count - state.skipped, 1)
         return jax.tree.map(lambda s: s / count, state.squares)

@@ -67,6 +67,7 @@ def gradient_rows(
             examples_per_gradient=examples_per_gradient,
             examples_per_chunk=examples_per_chunk,
         )
+        # zero pruned weights, and gradients with any number that is not finite
         leaves = jax.tree.leaves(apply_mask(gradients, mask))
         if mask is not None:
             leaves = [sharding.cut_gradients(x) for x in leaves]

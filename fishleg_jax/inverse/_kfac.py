@@ -105,7 +105,7 @@ def kfac(
         numbers.check_count(cap, "cap", or_none=" or None")
     total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
-    def rule(shape, cap):
+    def rule(shape, cap):  # Kronecker factors for matrices, a diagonal for other leaves
         matrix = len(shape) > 1 and math.prod(shape) > 1
         return _factors.kronecker(shape, cap) if matrix else _factors.diagonal(shape)
 
@@ -147,7 +147,7 @@ def kfac(
         count = jnp.maximum(state.count - state.skipped, 1).astype(state.damping.dtype)
         return jax.tree.map(lambda x: x / count, total)
 
-    def triangles_of(state, unit):
+    def triangles_of(state, unit):  # Cholesky factors of the damped factors
         moments = mean_of(state, state.moments[unit.name])
         of_layer = partial(_triangles, unit.factor, damping=state.damping)
         return unit.one_by_one(of_layer, moments)
@@ -164,6 +164,7 @@ def kfac(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for unit in units_of(tangent):
+            # a diagonal leaf; solves with Cholesky factors; products with their inverses
             vector = unit.pack(leaves)
             if unit.factor.spectrum:
                 squares = mean_of(state, state.squares[unit.name])
@@ -216,7 +217,6 @@ def kfac(
 
 def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:
     """Sums the second moments of gradients one at a time, so that only one set is in memory."""
-
     of_layer = partial(frames.moments_of, unit.factor)
 
     def add(total, row):

@@ -100,6 +100,7 @@ def mfac(
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def init(params):
+        # check that the window fits into memory, then allocate it
         groups = make_groups(params, block_size)
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
         weights = sum(g.weights for g in groups)
@@ -140,6 +141,7 @@ def mfac(
             windows=windows,
         )
 
+    # invert every window once for many products
     def prepare(state, params):
         if state.roots is not None:
             return state
@@ -188,6 +190,7 @@ def mfac(
             _groups.unpack(parts, _window.product(old, count, x), out)
         return tree.unflatten(out)
 
+    # zero pruned weights in the stored gradients, which outdates the inverses
     def restrict(state, mask):
         leaves = jax.tree.leaves(mask)
         windows = {

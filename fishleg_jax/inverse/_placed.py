@@ -40,6 +40,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         return at(estimator.fisher_diagonal, params, state, params, mask)
 
     def prepare(state, params):
+        # place the prepared state by its shapes, computed without shardings
         bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params))
         shapes = jax.eval_shape(estimator.prepare, *bare)
         placement = _placement.placement_for(shapes, params)

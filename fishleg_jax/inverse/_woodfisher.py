@@ -102,6 +102,7 @@ def woodfisher(
     _scalars.check_count(gradients, "gradients")
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
+    # blocks are stored as square roots, except large ones without a block size
     def has_root(group: Group) -> bool:
         return isinstance(block_size, int) or group.size <= gradients
 
@@ -122,6 +123,7 @@ def woodfisher(
 
     def update(state, params, batch, key, mask=None):
         leaves, finite = rows_of(params, batch, key, mask)
+        # gradients after the m-th get weight 0, or a slot outside the window
         slots = state.count + jnp.arange(len(finite))
         wanted = (slots < gradients).astype(state.damping.dtype)
 
@@ -146,6 +148,7 @@ def woodfisher(
             squares={g.name: squared(g, state.squares[g.name]) for g in groups if has_root(g)},
         )
 
+    # square roots need no preparation: invert the windows only
     def prepare(state, params):
         if state.roots is not None:
             return state
@@ -165,6 +168,7 @@ def woodfisher(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for group in make_groups(tangent, block_size):
+            # A Aᵀ v, or the Woodbury identity with the gradients in the window
             old = state.blocks[group.name]
             if has_root(group):
                 group.unpack(square_root.multiply(old, group.pack(leaves)), out)

@@ -96,9 +96,9 @@ def fishleg(
         samples: Maximum number of Fisher samples per batch of the start, one from each of equal
             parts (fewer if it does not divide the batch).  Each costs the memory of a gradient but
             hardly any time.
-        examples_per_sample: Minimum number of examples in such a part.  Smaller parts slow down
-            dense networks, whose products with the weights get inefficient; convolutional ones have
-            many positions per example and gain samples, with less noise in the spectrum.
+        examples_per_sample: Minimum number of examples in such a part.  Small parts slow down the
+            products of dense networks with their weights; convolutional networks have many
+            positions per example and profit: more samples mean less noise in the spectrum.
         updates: Number of updates of a one-shot fit in total, at least 3.
         preconditioned: Number of initial learning updates that use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but with another fixed point.
@@ -197,7 +197,7 @@ def fishleg(
         z, pull_back = jax.vjp(
             lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
         )
-        pulled = [
+        pulled = [  # Fisher samples while starting, then Fisher products F z
             masked(x)
             for x in pull(
                 model,
@@ -213,6 +213,7 @@ def fishleg(
             )
         ]
 
+        # the closed-form start, then a learning step that does nothing while it lasts
         examples = _chunks.number_of_examples(batch)
         if axis_name is not None:
             examples *= jax.lax.axis_size(axis_name)
@@ -257,7 +258,7 @@ def fishleg(
             unit.unpack(unit.each(of_layer, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    def fisher_diagonal(state, params, mask=None):
+    def fisher_diagonal(state, params, mask=None):  # as seen in the start, without λ
         leaves, tree = jax.tree.flatten(params)
         out = list(leaves)
         for unit in units_of(params):

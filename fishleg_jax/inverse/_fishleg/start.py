@@ -44,6 +44,7 @@ def assimilate_samples(
         start: Number of batches of the start, at least 2.
         measure_damping: Whether the damping follows the RMS of the diagonal of the Fisher.
     """
+    # the phase, and whether the samples can be used
     for_frames = max(start // 2, 1)
     starting = state.count < start
     # everything that reads the samples is conditional: after the start it would be wasted
@@ -101,10 +102,12 @@ def assimilate_samples(
     others = advance([u for u in units if not u.factor.spectrum], start)
     moments, frames = moments | others[0], frames | others[1]
 
+    # the damping, from the diagonal of the Fisher
     squares, pairs, damping = state.squares, state.seen.pairs, state.damping
     if measure_damping:
         measure = partial(_measure, units, samples, mask, state.seen.examples, examples)
         squares, pairs, damping = run_if(usable, measure, (squares, pairs, damping))
+    # count the batch, as assimilated or as skipped
     more = jnp.where(usable, jnp.asarray(examples, dtype), 0)
     guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
     return state._replace(

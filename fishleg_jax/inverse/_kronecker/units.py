@@ -73,7 +73,8 @@ def make_units(
     Args:
         params: Parameters, or their shapes.
         choice: Constructor for all leaves, or a mapping of regular expressions over key paths to
-            constructors, the first match deciding; None, and for other leaves, `factors.by_shape`.
+            constructors, the first match deciding.  Other leaves, or all for None, use
+            `factors.by_shape`.
         join_bias: Whether biases share the factor of their dense kernel: True for all, or a regular
             expression over the key paths of these kernels.
         cap: Size of the largest dense block; None for whole axes.
@@ -123,6 +124,7 @@ def _biases(leaves: list, paths: list, join_bias: str | bool, stacks: list[bool]
     for i, (name, leaf) in enumerate(leaves):
         if not wanted[i] or jnp.ndim(leaf) != 2 + stacks[i]:
             continue
+        # siblings with the shape of a bias
         expected = jnp.shape(leaf)[:-2] + jnp.shape(leaf)[-1:]
         depth = len(paths[i]) - (2 if _has_value(paths[i]) else 1)
         beside = [
@@ -133,6 +135,7 @@ def _biases(leaves: list, paths: list, join_bias: str | bool, stacks: list[bool]
             and jnp.shape(other) == expected
             and stacks[j] == stacks[i]
         ]
+        # join the only one; with an expression, anything else is an error
         if len(beside) == 1 and beside[0] not in pairs.values():
             pairs[i] = beside[0]
         elif isinstance(join_bias, str):

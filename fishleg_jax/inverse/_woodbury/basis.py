@@ -118,6 +118,7 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
         direct, errors = _by_cholesky(grams + shifts[:, None, None] * eye)
         sound = errors <= TRUSTED_ERROR
 
+        # refine only the blocks with a large error
         def better(one):
             columns, gram, shift, sound, root = one
             refine = lambda: _refined([columns[None]], gram, shift, START_RATIO_IN_BLOCKS)

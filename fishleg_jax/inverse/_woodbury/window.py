@@ -31,7 +31,7 @@ class Window(NamedTuple):
     """Gradients of one group.
 
     Attributes:
-        rows: Gradients G, (blocks, m, size) for each of the group's `parts`; zero in unused slots.
+        rows: Gradients G, (blocks, m, size) for each of the group's `parts`; zero in empty slots.
             For one block of several leaves the first axis runs over leaves.
         gram: Matrix `G Gᵀ`, (blocks, m, m); None for blocks no larger than the window.
     """
