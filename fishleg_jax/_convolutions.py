@@ -136,7 +136,8 @@ def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
         "precision": options["precision"],
         "preferred_element_type": options["preferred_element_type"] or lhs.dtype,
     }
-    # depthwise: with one feature and one result per group there is no axis to contract
+    # depthwise (for a kernel's gradient, of one example): one feature and one result per group,
+    # so there is no axis to contract
     single = rhs.shape[1] == rhs.shape[2] == 1
     # loop over the smaller of the window and the output, and sum or stack the products
     if math.prod(window) <= math.prod(output):

@@ -154,7 +154,7 @@ def _measure(
 
         Σ_{k≠l} e_k e_l ⟨v_k, v_l⟩ / Σ_{k≠l} e_k e_l
 
-    is unbiased by the noise of the samples for any distribution, and its expectation is
+    has no bias from the noise of the samples for any distribution, and its expectation is
     `‖Σ e_k diag F_k‖² / (Σ e_k)²` except for the pairs of a sample with itself, a fraction of one
     over the number of samples.  The fourth moment, `E[M⁴] = 3 E[M²]²`, would need normal samples,
     thus sums over many examples, and equal Fishers F_k.  Pairs are added as they come, each sample
