@@ -1,6 +1,6 @@
 """Second-order pruning of neural networks in JAX, with a learned inverse Fisher (FishLeg).
 
-Everything is pure functions over pytrees; see the README for the two minutes' tour.
+The API consists of pure functions over pytrees; the README has a two-minute tour.
 """
 
 from fishleg_jax import inverse, likelihoods
@@ -82,5 +82,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Returns the public names, for tab completion."""
     return sorted(__all__)

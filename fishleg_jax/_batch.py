@@ -7,13 +7,13 @@ import jax
 
 
 class Batch(NamedTuple):
-    """A batch of data; a bare tuple `(inputs, targets)` or `(inputs, targets, constants)` also is.
+    """A batch of data; bare tuples `(inputs, targets[, constants])` are accepted as well.
 
     Attributes:
-        inputs: Pytree of arrays whose leading axis counts the examples.
+        inputs: Pytree of arrays with a leading axis of examples.
         targets: Labels, a pytree of arrays with the same leading axis; None for unlabelled data.
-        constants: Arrays that are not trained, such as batch-norm statistics, for a model whose
-            `predict` takes them; None for a model whose `predict` does not.
+        constants: Non-trainable arrays, such as batch-norm statistics, for a model whose `predict`
+            takes them; None for other models.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -30,7 +30,7 @@ BatchLike = tuple[Any, ...]  # a `Batch`, or a bare tuple
 
 
 def split_batch(batch: BatchLike) -> tuple[Any, Any, tuple]:
-    """Takes a batch apart into its inputs, its targets (or None) and a tuple of its constants."""
+    """Splits a batch into inputs, targets (or None) and a tuple of constants (maybe empty)."""
     inputs, *rest = batch
     constants = tuple(rest[1:])
     if isinstance(batch, Batch) and batch.constants is None:
@@ -39,13 +39,13 @@ def split_batch(batch: BatchLike) -> tuple[Any, Any, tuple]:
 
 
 def plain(batch: Sequence[Any]) -> tuple[Any, ...]:
-    """A batch as a bare tuple, so that all ways to write one share a compilation."""
+    """Returns a batch as a bare tuple, so that all spellings share a compilation."""
     inputs, targets, constants = split_batch(batch)
     return (inputs, targets, *constants)
 
 
 def with_constants(batches: Sequence[BatchLike], constants: Any | None) -> Sequence[BatchLike]:
-    """Batches with other constants; None leaves them as they are."""
+    """Replaces the constants of batches; None leaves them unchanged."""
     if constants is None:
         return batches
     named = [isinstance(batch, Batch) for batch in batches]
@@ -54,5 +54,5 @@ def with_constants(batches: Sequence[BatchLike], constants: Any | None) -> Seque
 
 
 def number_of_examples(batch: BatchLike) -> int:
-    """The length of the leading axis of a batch's inputs."""
+    """Number of examples: the length of the leading axis of a batch's inputs."""
     return jax.tree.leaves(batch[0])[0].shape[0]

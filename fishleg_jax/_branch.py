@@ -1,4 +1,4 @@
-"""A branch that changes a part of a large state, without copies of the rest of it."""
+"""A branch that updates part of a large state without copying the rest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 
 
 def run_if(condition: jax.Array, function: Callable, carry: Any) -> Any:
-    """`function(carry)` where a boolean scalar is true, else the carry as it came.
+    """Returns `function(carry)` if a boolean scalar is true, else the carry unchanged.
 
-    One round of a loop or none: what a loop carries stays in its place where it may (a state that
-    was donated), while XLA copies all that passes through a `lax.cond`, on either branch.
+    Implemented as a loop of one or zero iterations: a loop updates its carry in place if possible
+    (for a donated state), while XLA copies everything that passes through a `lax.cond`, on either
+    branch.
 
     Args:
-        condition: a boolean scalar.
-        function: from a carry to one of the same structure, shapes and dtypes.
-        carry: a pytree of arrays.
+        condition: Boolean scalar.
+        function: Function from a carry to one of the same structure, shapes and dtypes.
+        carry: Pytree of arrays.
     """
     _, carry = jax.lax.while_loop(
         lambda loop: loop[0],

@@ -1,4 +1,4 @@
-"""Sums over the examples of a batch, a chunk at a time, so that memory is bounded by a chunk."""
+"""Maps and sums over the examples of a batch in chunks, which bound memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from fishleg_jax._devices import sharding
 
 
 def slice_examples(batch: BatchLike, begin: int, end: int) -> BatchLike:
-    """Examples `begin` to `end` of a batch; its constants stay whole."""
+    """Slices examples `begin` to `end` of a batch; constants stay whole."""
     inputs, targets, constants = split_batch(batch)
     inputs, targets = _picked((inputs, targets), slice(begin, end))
     return (inputs, targets, *constants)
@@ -26,11 +26,11 @@ def _picked(tree: Any, which: slice) -> Any:
 
 
 def split_into_chunks(batch: BatchLike, chunk: int) -> tuple[Any, BatchLike | None, Callable]:
-    """Cuts a batch into equal chunks, one after the other, and leaves a smaller rest.
+    """Cuts a batch into consecutive chunks of equal size and a smaller remainder.
 
     Returns:
-        The stacked chunks (every leaf `(chunks, chunk, ...)`), the rest as a batch (None where the
-        chunk divides the batch), and a function that makes a batch of one of the stacked chunks.
+        The stacked chunks (every leaf `(chunks, chunk, ...)`), the remainder as a batch (None if
+        the chunk divides the batch), and a function from one of the stacked chunks to a batch.
     """
     examples = number_of_examples(batch)
     whole = examples - examples % chunk
@@ -46,13 +46,13 @@ def split_into_chunks(batch: BatchLike, chunk: int) -> tuple[Any, BatchLike | No
 
 
 def deal(batch: BatchLike, parts: int) -> list[BatchLike]:
-    """Deals the examples of a batch out in turn, to equal parts.
+    """Deals the examples of a batch in turn into parts of equal size.
 
-    In turn, so that where a batch is spread over devices every part is.
+    In turn, so that the parts of a sharded batch are sharded as well.
 
     Args:
-        batch: the batch.
-        parts: how many parts at most: the largest number that divides the batch is taken.
+        batch: Batch to split.
+        parts: Maximum number of parts; the largest number up to it that divides the batch is used.
     """
     examples = number_of_examples(batch)
     parts = next(n for n in range(parts, 0, -1) if examples % n == 0)
@@ -61,7 +61,7 @@ def deal(batch: BatchLike, parts: int) -> list[BatchLike]:
 
 
 def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) -> None:
-    """Raises a ValueError for a chunk of no examples, or one inside a named axis."""
+    """Raises a ValueError for an empty chunk, or for chunks inside a named axis."""
     if axis_name is not None and examples_per_chunk is not None:
         raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
     if examples_per_chunk is not None:
@@ -69,7 +69,7 @@ def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) ->
 
 
 def fits(batch: BatchLike, examples_per_chunk: int | None) -> bool:
-    """Whether a batch is worked on in one piece."""
+    """Whether a batch fits into a single chunk."""
     check_chunk(examples_per_chunk)
     return examples_per_chunk is None or examples_per_chunk >= number_of_examples(batch)
 
@@ -77,15 +77,15 @@ def fits(batch: BatchLike, examples_per_chunk: int | None) -> bool:
 def map_over_chunks(
     function: Callable[[BatchLike], Any], batch: BatchLike, examples_per_chunk: int | None
 ) -> Any:
-    """`function(batch)`, a pytree with a row for every example, a chunk at a time.
+    """Computes `function(batch)`, a pytree with one row per example, chunk by chunk.
 
-    A leaf that has as many rows whatever the chunk is, one that all examples share, is that of the
-    first chunk.  What a derivative needs of a chunk is made anew when that chunk has its turn.
+    A leaf whose shape does not depend on the chunk, shared by all examples, is taken from the first
+    chunk.  Derivatives recompute the inside of a chunk when they reach it.
 
     Args:
-        function: maps a batch to a pytree of arrays.
-        batch: the batch.
-        examples_per_chunk: how many examples are worked on at once; None for all of them.
+        function: Function from a batch to a pytree of arrays.
+        batch: Batch to process.
+        examples_per_chunk: Number of examples processed at a time; None for the whole batch.
     """
     if fits(batch, examples_per_chunk):
         return function(batch)
@@ -108,13 +108,13 @@ def sum_over_chunks(
     key: jax.Array,
     examples_per_chunk: int | None,
 ) -> Any:
-    """Adds up `function(chunk, key)`, a pytree that is a sum over examples, over a batch's chunks.
+    """Adds up `function(chunk, key)`, a pytree of sums over examples, over the chunks of a batch.
 
     Args:
-        function: maps a batch and a random key to a pytree of arrays.
-        batch: the batch.
-        key: split into one key for each chunk.
-        examples_per_chunk: how many examples are worked on at once; None for all of them.
+        function: Function from a batch and a random key to a pytree of arrays.
+        batch: Batch to process.
+        key: Random key, split into one per chunk.
+        examples_per_chunk: Number of examples processed at a time; None for the whole batch.
     """
     if fits(batch, examples_per_chunk):
         return function(batch, key)

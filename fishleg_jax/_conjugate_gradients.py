@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients over pytrees, that stop at the first unsound number."""
+"""Preconditioned conjugate gradients over pytrees, stopped at the first invalid number."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,16 +11,17 @@ from fishleg_jax._jit import is_traced, jitted
 
 
 class Solve(NamedTuple):
-    """A solve under way.
+    """State of a solve.
 
     Attributes:
-        x: the solution so far.
-        residual: `b − A x`.
-        direction: the search direction.
-        steepness: `rᵀ M r`, M the preconditioner.
-        relative: `‖r‖ / ‖b‖`.
-        iterations: how many products with A were used on directions.
-        sound: False once a number was not finite or a curvature not positive; x stays before it.
+        x: Current solution.
+        residual: Residual `b − A x`.
+        direction: Search direction.
+        steepness: Product `rᵀ M r`, M the preconditioner.
+        relative: Relative residual `‖r‖ / ‖b‖`.
+        iterations: Number of iterations, each with one product with A.
+        sound: Whether all numbers so far were finite and all curvatures positive; once False, x
+            stays at its last sound value.
     """
 
     x: Any
@@ -43,25 +44,25 @@ def conjugate_gradients(
     tolerance: float,
     on_iteration: Callable[[Solve], None] | None = None,
 ) -> Solve:
-    """Solves `A x = b` for a positive definite A; its quadratic never rises from step to step.
+    """Solves `A x = b` for a positive definite A; the quadratic never increases between steps.
 
     On the host this is a loop around compiled steps: XLA for the CPU runs the gradients of
     convolutions inside its own loops many times slower.  Under `jit` it is a `lax.while_loop`.
 
     Args:
-        product: `v -> A v`.
-        precondition: `(*arguments, r) -> M r`, M positive definite, near the inverse of A.
-        arguments: arrays, or trees of them, that `precondition` is given.
-        right: b, a pytree.
-        x: where to start, a pytree like b: at the best multiple of it, of no higher quadratic than
-            x itself or zero.
-        iterations: how many at most.
-        tolerance: on `‖b − A x‖ / ‖b‖`.
-        on_iteration: called on the host with the solve at its start and after every iteration;
-            under `jit` it is not.
+        product: Function `v -> A v`.
+        precondition: Function `(*arguments, r) -> M r`, M positive definite, near the inverse of A.
+        arguments: Arrays, or pytrees of arrays, passed to `precondition`.
+        right: Right-hand side b, a pytree.
+        x: Initial guess, a pytree like b, rescaled to its best multiple, whose quadratic is at most
+            that of x and of zero.
+        iterations: Maximum number of iterations.
+        tolerance: Relative residual `‖b − A x‖ / ‖b‖` at which to stop.
+        on_iteration: Callback `(solve)`, called on the host at the start and after every iteration;
+            not called under `jit`.  None to skip.
 
     Returns:
-        The last sound iterate.
+        State at the last sound iterate.
     """
     scale = jitted(_norm)(right)
     state = jitted(_begin, precondition)(arguments, right, scale, x, product(x))
@@ -88,14 +89,14 @@ def _norm(tree: Any) -> jax.Array:
 
 
 def _relative(residual: Any, scale: jax.Array) -> jax.Array:
-    # nothing on the right side: zero is the solution, and any residual is large beside it
+    # for b = 0 the solution is zero, and any residual is large relative to it
     return _norm(residual) / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
 
 
 def _begin(
     precondition: Callable, arguments: tuple, right: Any, scale: jax.Array, x: Any, image: Any
 ) -> Solve:
-    # an x that is far too long, as single corrections added up may be, costs nothing to mend
+    # rescale x: a sum of separate corrections may be far too long, and fixing it costs nothing
     towards, curved = _tree.dot(right, x), _tree.dot(x, image)
     share = jnp.where(curved > 0, towards / jnp.where(curved > 0, curved, 1), 1)
     x, image = jax.tree.map(lambda a: share * a, (x, image))

@@ -1,10 +1,10 @@
-"""Convolutions that XLA for the CPU runs slowly, as shifts and products.
+"""Convolutions that XLA for the CPU runs slowly, rewritten as shifts and products.
 
-`jax.vmap` turns the gradient of a kernel into a convolution with a group for every example.  XLA
-for the CPU runs some convolutions with groups by plain loops, hundreds of times slower than its
-library for linear algebra: those with groups of the batch (gradients of a grouped kernel), in
-double precision, with three spatial axes, and inside loops.  Here they are written as one product
-for every position of the smaller of the window and the output.
+`jax.vmap` turns the gradient of a kernel into a convolution with one group per example.  XLA for
+the CPU runs some grouped convolutions by plain loops, hundreds of times slower than its library for
+linear algebra: those with batch groups (gradients of a grouped kernel), in double precision, with
+three spatial axes, and inside loops.  Here they become one product for every position of the
+smaller of the window and the output.
 """
 
 import functools
@@ -20,19 +20,19 @@ from fishleg_jax import _jaxpr
 from fishleg_jax._devices import mesh
 from fishleg_jax._jit import is_traced
 
-MOST_POSITIONS = 49  # of a 7x7 kernel; the time to compile grows with them
-SMALL_GROUP = 16  # weights at a position: with more of them XLA's own convolution is as fast
+MOST_POSITIONS = 49  # as in a 7x7 kernel; compile time grows with the number of positions
+SMALL_GROUP = 16  # weights per position; with more, XLA's own convolution is as fast
 
 
 def in_fast_groups(function: Callable, shared: Any, examples: Any) -> Any:
-    """`function(shared, examples)` with slow convolutions replaced, where it runs on the CPU.
+    """Calls `function(shared, examples)` with slow convolutions replaced on the CPU.
 
-    Under Explicit axes nothing is replaced: a model's user has chosen how it is sharded.
+    Under Explicit axes nothing is replaced: the model's user has chosen the sharding.
 
     Args:
-        function: of a tree of arrays, which it may look at where they are not traced, and another.
-        shared: the first tree.
-        examples: the second tree.
+        function: Function of two pytrees of arrays; it may read the first if that is not traced.
+        shared: First pytree.
+        examples: Second pytree.
     """
     if not _pays((shared, examples)):
         return function(shared, examples)
@@ -41,7 +41,7 @@ def in_fast_groups(function: Callable, shared: Any, examples: Any) -> Any:
 
 
 def with_fast_groups(function: Callable) -> Callable:
-    """A function of arrays with slow convolutions replaced, where it runs on the CPU."""
+    """Returns a function of arrays with slow convolutions replaced on the CPU."""
 
     def fast(*arguments: Any) -> Any:
         replaced = _pays(arguments) and is_traced(arguments)
@@ -52,19 +52,20 @@ def with_fast_groups(function: Callable) -> Callable:
 
 
 def _pays(arrays: Any) -> bool:
-    """Whether XLA is the one for the CPU, and free to lay out arrays as it likes."""
+    """Whether to replace convolutions: on the CPU, and without Explicit axes."""
     explicit = mesh.explicit(jax.sharding.get_abstract_mesh())
     explicit |= mesh.explicit_mesh(arrays) is not None
     return jax.default_backend() == "cpu" and not explicit
 
 
 def replacement(equation: Any, in_loop: bool) -> Callable[..., jax.Array] | None:
-    """A faster function for a convolution; None for one to keep, and for any other operation."""
+    """Returns a faster function for a slow convolution; None for other operations."""
     if equation.primitive.name != "conv_general_dilated":
         return None
     params = equation.params
     groups = max(params["feature_group_count"], params["batch_group_count"])
     (lhs, rhs), out = (x.aval for x in equation.invars), equation.outvars[0].aval
+    # leave ungrouped, complex, mixed and empty convolutions alone
     is_real = jnp.issubdtype(out.dtype, jnp.floating) and lhs.dtype == rhs.dtype
     if groups == 1 or not is_real or 0 in (lhs.size, rhs.size, out.size):
         return None
@@ -94,13 +95,13 @@ OPTIONS = (
 
 
 def _options(params: dict[str, Any]) -> dict[str, Any]:
-    """The options of a convolution, which are those of the functions below."""
+    """Options of a convolution, in the form the functions below take."""
     return {name: params[name] for name in OPTIONS}
 
 
 @functools.partial(jax.jit, static_argnames=OPTIONS)
 def _groups_of_features(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
-    """A convolution with groups of the batch as one with as many groups of features."""
+    """Runs a convolution with batch groups as one with the same number of feature groups."""
     groups, (lhs_spec, *others) = options["batch_group_count"], options["dimension_numbers"]
     # batch and features first, then (groups, batch, features) becomes (batch, groups x features)
     lhs = lhs.transpose(lhs_spec)
@@ -113,7 +114,7 @@ def _groups_of_features(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.A
 
 @functools.partial(jax.jit, static_argnames=OPTIONS)
 def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
-    """A convolution as one product for each position of the window or of the output."""
+    """Runs a convolution as one product per position of the window or of the output."""
     lhs_spec, rhs_spec, out_spec = options["dimension_numbers"]
     groups = max(options["feature_group_count"], options["batch_group_count"])
     # lhs as (batch, groups, features, space), rhs as (groups, results, features, window)
@@ -126,6 +127,7 @@ def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
     holes = zip(options["padding"], options["lhs_dilation"], strict=True)
     pads = [(before, after, hole - 1) for (before, after), hole in holes]
     lhs = jax.lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0)] * 3 + pads)
+    # sizes of the window and of the output
     strides, dilation = options["window_strides"], options["rhs_dilation"]
     window = rhs.shape[3:]
     sizes = zip(lhs.shape[3:], window, strides, dilation, strict=True)
@@ -134,8 +136,10 @@ def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
         "precision": options["precision"],
         "preferred_element_type": options["preferred_element_type"] or lhs.dtype,
     }
-    # one channel for each, of one example for a kernel's gradient: nothing to contract
+    # depthwise (for a kernel's gradient, of one example): one feature and one result per group,
+    # so there is no axis to contract
     single = rhs.shape[1] == rhs.shape[2] == 1
+    # loop over the smaller of the window and the output, and sum or stack the products
     if math.prod(window) <= math.prod(output):
         total = 0
         for place in itertools.product(*map(range, window)):
@@ -155,12 +159,13 @@ def _products(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
             part = part.reshape(*part.shape[:3], -1)
             parts.append(jnp.einsum("ngck,gock->ngo", part, rhs, **kind))
         out = jnp.stack(parts, axis=-1)
+    # merge the groups, and restore the layout of the output
     out = out.reshape(lhs.shape[0], -1, *output)
     return out.transpose([out_spec.index(axis) for axis in range(out.ndim)])
 
 
 def _picked(x: jax.Array, place: Any, steps: Any, sizes: Any, strides: Any) -> jax.Array:
-    """Every `strides`-th number along the axes of space, as many as `sizes`, from a position."""
+    """Takes `sizes` numbers along the spatial axes, every `strides`-th one, from a position."""
     begin = [i * step for i, step in zip(place, steps, strict=True)]
     axes = zip(begin, sizes, strides, strict=True)
     end = [b + (size - 1) * stride + 1 for b, size, stride in axes]

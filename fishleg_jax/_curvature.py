@@ -1,4 +1,4 @@
-"""The curvature of the loss on fixed batches: loss, gradient, products with the Fisher."""
+"""Curvature of the loss on fixed batches: loss, gradient, products with the Fisher."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,15 +26,16 @@ from fishleg_jax.model import (
 
 
 class Curvature(NamedTuple):
-    """The loss around a point on fixed data.
+    """Loss, gradient and Fisher products as functions of the parameters, on fixed data.
 
     Attributes:
-        loss: `(params) -> scalar`, the mean loss in nats per example.
-        gradient: `(params) -> tangent`, its gradient.
-        product: `(params, vector) -> tangent`, the undamped Fisher times a vector.
-        check: like `loss`, on other data by which steps are checked; None where there are none.
-        missing: which of the functions can't be used: `loss` and `gradient` where the data have no
-            labels, `product` where the likelihood has no `fisher` or `sample` for it.
+        loss: Function `(params) -> scalar`, the mean loss in nats per example.
+        gradient: Function `(params) -> tangent`, the gradient of `loss`.
+        product: Function `(params, vector) -> tangent`, the undamped Fisher times a vector.
+        check: Function like `loss` on held-out data, used to validate steps; None without such
+            data.
+        missing: Names of the functions that cannot be called: `loss` and `gradient` for unlabelled
+            data, `product` for a likelihood without the `fisher` or `sample` it needs.
     """
 
     loss: Callable[[Params], jax.Array]
@@ -44,7 +45,7 @@ class Curvature(NamedTuple):
     missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
@@ -56,20 +57,22 @@ def curvature(
     key: jax.Array | None = None,
     examples_per_chunk: int | None = None,
 ) -> Curvature:
-    """Loss, gradient and Fisher products on fixed mini-batches, with the activations of one.
+    """Loss, gradient and Fisher products over batches, in the activation memory of one batch.
 
     Args:
-        model: the model.
-        batches: a sequence of batches with the same constants; sizes may differ.
-        kind: which Fisher, see the module.
-        key: a random key, for the sampled Fisher; the same labels throughout.
-        examples_per_chunk: bounds the activations further: so many examples of a batch at once.
+        model: Model to evaluate.
+        batches: Sequence of batches with the same constants; sizes may differ.
+        kind: Which Fisher: `exact` (default), `sampled` or `empirical`, as in
+            `fisher_vector_product`.
+        key: Random key, required for `sampled`; every call draws the same labels.
+        examples_per_chunk: Number of examples processed at a time, which bounds the activations
+            further; None for whole batches.
 
     Returns:
-        Three functions of the parameters: a loop over the batches, or under `jit` a `lax.scan`.
+        A `Curvature`, whose functions loop over the batches, or under `jit` run a `lax.scan`.
 
     Raises:
-        ValueError: no batch, an unknown kind, a missing key, missing labels.
+        ValueError: An empty sequence, an unknown kind, a missing key or missing labels.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -90,6 +93,7 @@ def curvature(
     chunk = max(_chunks.number_of_examples(b) for b in batches)
     examples = sum(_chunks.number_of_examples(b) for b in batches)
 
+    # functions that lack labels, or the part of the likelihood they need
     missing = () if labelled else ("loss", "gradient")
     needed = {"exact": model.likelihood.fisher, "sampled": model.likelihood.sample}
     missing += ("product",) if needed.get(kind, True) is None else ()
@@ -97,14 +101,14 @@ def curvature(
     known: dict = {}
     unchecked = [*enumerate(batches)]
 
-    def check_labels(params):  # once, when the parameters say what the outputs are like
+    def check_labels(params):  # once per batch: the shapes of outputs depend on the parameters
         while unchecked:
             i, batch = unchecked[0]
             check_targets(model, params, batch, f"batches[{i}]", known)
             unchecked.pop(0)
 
     @functools.cache
-    def merged():  # only when it is asked for: many compensations never do
+    def merged():  # lazy: many compensations never need it
         if len(batches) == 1:
             return (*batches[0][:2], *constants)
         with jax.ensure_compile_time_eval():
@@ -120,12 +124,12 @@ def curvature(
             one = lambda part, part_key: part_sum(*static, part, part_key, *arguments)  # noqa: E731
             total = _chunks.sum_over_chunks(one, merged(), key, chunk)
         else:
-            # each part is spread like the parameters, or the compiler may gather the sum
+            # keep each part sharded like the parameters, or the compiler may gather the sum
             placement = _placement.placement_like(0.0 if part_sum is _loss_sum else arguments[0])
             compiled = jitted(
                 _placement.placed, part_sum, placement, model, kind, examples_per_chunk
             )
-            # a loop here rather than in XLA, whose loops are slow for convolutions on the CPU
+            # loop in Python: loops inside XLA are slow for convolutions on the CPU
             total = None
             for i, batch in enumerate(batches):
                 part = compiled(plain(batch), jax.random.fold_in(key, i), *arguments)
@@ -141,11 +145,11 @@ def curvature(
 
 
 def with_gradient(around: Curvature | None, gradient: Any) -> Curvature:
-    """A curvature whose gradient is already known, whatever point is asked for.
+    """Returns a curvature with a fixed gradient, independent of the parameters.
 
     Args:
-        around: the others of its functions; None where nothing else is known.
-        gradient: the gradient, a pytree like the parameters.
+        around: Curvature that provides the other functions; None if only the gradient is known.
+        gradient: Gradient of the loss, a pytree like the parameters.
     """
     if around is None:
         return Curvature(_unknown, lambda params: gradient, _unknown)
@@ -154,7 +158,7 @@ def with_gradient(around: Curvature | None, gradient: Any) -> Curvature:
 
 
 def over_axis(around: Curvature, axis_name: str) -> Curvature:
-    """A curvature averaged over the devices of an axis, each with a batch of its own."""
+    """Averages a curvature over the devices of a named axis, each with its own batch."""
 
     def averaged(function):
         return lambda *at: axis.mean(function(*axis.varying(at, axis_name)), axis_name)

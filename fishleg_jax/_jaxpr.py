@@ -1,4 +1,4 @@
-"""Looking into traced functions."""
+"""Inspecting and rewriting traced functions."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,38 +11,38 @@ FUNCTIONS = (Jaxpr, ClosedJaxpr)
 
 
 def opened(function: Jaxpr | ClosedJaxpr) -> Jaxpr:
-    """A traced function without its constants."""
+    """Returns a traced function without its constants."""
     return getattr(function, "jaxpr", function)
 
 
 def functions(equation: Any) -> list[Jaxpr | ClosedJaxpr]:
-    """Every traced function among an equation's parameters, alone or in a tuple."""
+    """All traced functions among an equation's parameters, alone or in a tuple."""
     values = [x if isinstance(x, tuple) else (x,) for x in equation.params.values()]
     return [x for group in values for x in group if isinstance(x, FUNCTIONS)]
 
 
 def has(function: Jaxpr | ClosedJaxpr, name: str) -> bool:
-    """Whether there is an operation of this name in a traced function, or in one that it calls."""
+    """Whether a traced function, or one that it calls, contains an operation of this name."""
     return any(
         equation.primitive.name == name or any(has(inner, name) for inner in functions(equation))
         for equation in opened(function).eqns
     )
 
 
-# Operations whose inner functions are entered to replace others.  What is left out, such as
-# `custom_jvp_call` and `shard_map`, stays as it is.
+# Operations whose inner functions are searched for replacements.  All others, such as
+# `custom_jvp_call` and `shard_map`, are kept unchanged.
 CALLS = ("jit", "pjit", "checkpoint", "remat2", "cond")
 LOOPS = ("scan", "while")
 Replacement = Callable[[Any, bool], Callable[..., Any] | None]
 
 
 def with_replaced(function: Callable, replacement: Replacement) -> Callable:
-    """The same function with some of its operations computed in another way.
+    """Returns the same function with some operations replaced.
 
     Args:
-        function: of pytrees of arrays.  It is called as it is if it has no such operation.
-        replacement: maps an equation, and whether it is inside a loop, to a function of its
-            operands that returns its only result; or to None to keep the operation.
+        function: Function of pytrees of arrays, called directly if nothing is replaced.
+        replacement: Function `(equation, in_loop)` that returns a function from the operands to the
+            only result of the operation, or None to keep it.
     """
 
     def run(*args):
@@ -81,7 +81,7 @@ def _evaluate(
     replacement: Replacement,
     in_loop: bool,
 ) -> list[Any]:
-    """The results of a traced function."""
+    """Evaluates a traced function with replacements and returns its results."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]  # noqa: E731
     for equation in jaxpr.eqns:
@@ -91,7 +91,7 @@ def _evaluate(
             results = [replaced(*operands)]
         else:
             kept = _with_inner_replaced(equation, replacement, in_loop)
-            # as a function of its own: JAX's versions differ in how an operation is called
+            # wrap the operation in a function: how to call it directly differs between JAX versions
             inputs = [x for x in equation.invars if not isinstance(x, Literal)]
             inputs = list(dict.fromkeys(inputs))
             one = jaxpr.replace(constvars=[], invars=inputs, outvars=kept.outvars, eqns=[kept])
@@ -101,7 +101,7 @@ def _evaluate(
 
 
 def _with_inner_replaced(equation: Any, replacement: Replacement, in_loop: bool) -> Any:
-    """An operation whose inner functions have theirs replaced."""
+    """Returns an operation with replacements in its inner functions."""
     if not _is_entered(equation, replacement, in_loop):
         return equation
     inside = in_loop or equation.primitive.name in LOOPS
@@ -114,9 +114,9 @@ def _with_inner_replaced(equation: Any, replacement: Replacement, in_loop: bool)
     return equation.replace(params={name: inner(x) for name, x in equation.params.items()})
 
 
-@functools.lru_cache(maxsize=256)  # so that an equal call outside of `jit` compiles nothing anew
+@functools.lru_cache(maxsize=256)  # so that equal calls outside of `jit` share a compilation
 def _rewritten(function: Any, replacement: Replacement, in_loop: bool) -> Any:
-    """A traced function with operations replaced, of the same type."""
+    """Returns a traced function with operations replaced, of the same type."""
     jaxpr, consts = opened(function), getattr(function, "consts", ())
     shapes = [
         jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, weak_type=x.aval.weak_type)

@@ -1,4 +1,4 @@
-"""Compiled functions that are found again, so that equal calls share their compilation."""
+"""Cache of compiled functions, so that equal calls share a compilation."""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -8,7 +8,7 @@ import jax
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether any leaf is a tracer: then nothing of it can be looked at on the host."""
+    """Whether any leaf is a tracer, whose values the host cannot read."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
@@ -19,13 +19,13 @@ def jitted(
     donate: int | tuple = (),
     keep_unused: bool = False,
 ) -> Callable:
-    """`function` with its first arguments held fixed, compiled: one and the same for equal calls.
+    """Compiles `function` with its first arguments fixed; returns the same object for equal calls.
 
     Args:
-        function: what is compiled.
-        *static: models, estimators and other things that are no arrays.
-        donate: which of the other arguments are given up, so that results may take their memory.
-        keep_unused: whether an argument counts for where it is computed though nothing reads it.
+        function: Function to compile.
+        *static: Leading arguments other than arrays, such as models and estimators.
+        donate: Positions of the other arguments to donate, whose memory results may reuse.
+        keep_unused: Whether unused arguments still determine on which devices to compute.
     """
     return jax.jit(
         functools.partial(function, *static), donate_argnums=donate, keep_unused=keep_unused

@@ -1,4 +1,4 @@
-"""What an engine asks of a likelihood, and what is refused of it or of a batch's targets."""
+"""Calls of a likelihood's functions, with checks of them and of a batch's targets."""
 
 import reprlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from fishleg_jax import _tree
 
 
 def losses(likelihood: Any, outputs: Any, targets: Any) -> jax.Array:
-    """The negative log-likelihood, one number for every example, or a ValueError."""
+    """Negative log-likelihood, one number per example; raises a ValueError for another shape."""
     check_values(likelihood, outputs, targets)
     values = likelihood.negative_log_likelihood(outputs, targets)
     examples = jnp.shape(jax.tree.leaves(targets)[0])[0]
@@ -26,7 +26,7 @@ def losses(likelihood: Any, outputs: Any, targets: Any) -> jax.Array:
 
 
 def sample(likelihood: Any, key: jax.Array, outputs: Any, targets: Any) -> Any:
-    """Targets drawn from a likelihood; outputs that the batch's targets leave out stay so."""
+    """Draws targets from a likelihood; outputs excluded by the batch's targets stay excluded."""
     require(likelihood, ("sample",), "sampled labels")
     if likelihood.takes_targets:
         return likelihood.sample(key, outputs, targets)
@@ -34,7 +34,7 @@ def sample(likelihood: Any, key: jax.Array, outputs: Any, targets: Any) -> Any:
 
 
 def fisher(likelihood: Any, outputs: Any, targets: Any, tangent: Any) -> Any:
-    """The Fisher in output space times a tangent, but for outputs that the targets leave out."""
+    """Product of the output-space Fisher with a tangent, zero for outputs the targets exclude."""
     require(likelihood, ("fisher",), "kind='exact'")
     if likelihood.takes_targets:
         return likelihood.fisher(outputs, tangent, targets)
@@ -42,7 +42,7 @@ def fisher(likelihood: Any, outputs: Any, targets: Any, tangent: Any) -> Any:
 
 
 def require(likelihood: Any, names: Sequence[str], what: str) -> None:
-    """Raises a ValueError where a likelihood lacks a function that something needs."""
+    """Raises a ValueError if a likelihood lacks any of the named functions."""
     for name in names:
         if getattr(likelihood, name) is None:
             raise ValueError(
@@ -52,13 +52,13 @@ def require(likelihood: Any, names: Sequence[str], what: str) -> None:
 
 
 def require_kind(likelihood: Any, kind: str) -> None:
-    """Raises a ValueError where a likelihood lacks what Fisher products of a kind need."""
+    """Raises a ValueError if a likelihood lacks the function for Fisher products of a kind."""
     names = {"exact": ("fisher",), "sampled": ("sample",)}.get(kind, ())
     require(likelihood, names, f"{kind!r} Fisher products")
 
 
 def check_values(likelihood: Any, outputs: Any, targets: Any) -> None:
-    """Raises a ValueError for targets outside a likelihood's support, where they can be seen."""
+    """Raises a ValueError for readable targets outside a likelihood's support."""
     if likelihood.check_targets is None or not _is_known(targets):
         return
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), outputs)
@@ -66,7 +66,7 @@ def check_values(likelihood: Any, outputs: Any, targets: Any) -> None:
 
 
 def _is_known(targets: Any) -> bool:
-    """Whether the values of targets can be read here."""
+    """Whether the values of targets can be read on this host."""
     leaves = jax.tree.leaves(targets)
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
     elsewhere = any(isinstance(x, jax.Array) and not is_here(x) for x in leaves)
@@ -74,12 +74,12 @@ def _is_known(targets: Any) -> bool:
 
 
 def is_here(x: jax.Array) -> bool:
-    """Whether an array can be read on this host: it is concrete, and all of it is here."""
+    """Whether an array is concrete and fully addressable from this host."""
     return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
 
 
 def has_nan(targets: Any) -> bool:
-    """Whether targets that can be seen have a NaN or infinity, which training steps survive."""
+    """Whether readable targets contain a NaN or infinity, which training steps survive."""
     if not _is_known(targets):
         return False
     leaves = [np.asarray(x) for x in jax.tree.leaves(targets)]
@@ -96,7 +96,7 @@ def check_shape(targets: Any, expected: tuple[int, ...], of_what: str) -> None:
 
 
 def one_array(outputs: Any, name: str, dimensions: int = 1) -> jax.Array:
-    """Outputs that are one array, in float32 or better; a ValueError for others."""
+    """Returns outputs that are a single array in float32 or better, or raises a ValueError."""
     if not hasattr(outputs, "ndim") or outputs.ndim < dimensions:
         found = [jnp.shape(x) for x in jax.tree.leaves(outputs)]
         axes = "(examples, ..., classes)" if dimensions == 2 else "(examples, ...)"
@@ -108,7 +108,7 @@ def one_array(outputs: Any, name: str, dimensions: int = 1) -> jax.Array:
 
 
 def check_real(targets: Any, expected: tuple[int, ...]) -> None:
-    """Raises a ValueError unless targets are real numbers, one for every output."""
+    """Raises a ValueError unless targets are real numbers, one per output."""
     check_shape(targets, expected, "outputs")
     dtype = jnp.result_type(targets)
     kinds = jnp.floating, jnp.integer, jnp.bool_
@@ -117,12 +117,12 @@ def check_real(targets: Any, expected: tuple[int, ...]) -> None:
 
 
 def check_range(targets: Any, valid: Any, expected: str) -> None:
-    """Raises a ValueError with the first of the targets that are invalid.
+    """Raises a ValueError that reports the first invalid target, if any.
 
     Args:
-        targets: a concrete array.
-        valid: `(values) -> boolean array`.
-        expected: the valid targets in words.
+        targets: Concrete array of targets.
+        valid: Function `(values) -> boolean array`.
+        expected: Description of valid targets for the error message.
     """
     values = np.asarray(targets)
     if values.dtype.kind not in "biuf":  # bfloat16 and the like
@@ -133,7 +133,7 @@ def check_range(targets: Any, valid: Any, expected: str) -> None:
 
 
 def describe(value: Any) -> str:
-    """A short name of what was given, for an error."""
+    """Short description of a value for an error message."""
     name = getattr(value, "__name__", None)
     if callable(value) and isinstance(name, str):
         return f"the {'class' if isinstance(value, type) else 'function'} {name}"

@@ -1,4 +1,4 @@
-"""The type of a likelihood: functions of a network's outputs and their targets."""
+"""Type of a likelihood: functions of a network's outputs and targets."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ Outputs = Any
 
 
 class _Functions(NamedTuple):
-    """The fields of a `Likelihood`, which checks them."""
+    """Fields of a `Likelihood`, validated there."""
 
     negative_log_likelihood: Callable[[Outputs, Any], jax.Array]
     sample: Callable[..., Any] | None = None
@@ -25,23 +25,23 @@ class Likelihood(_Functions):
     """A distribution `p(target | outputs)` as pure functions.
 
     Attributes:
-        negative_log_likelihood: `(outputs, targets) -> (examples,)`, summed over all but the
-            leading axis.  A target outside the distribution's support should make both the value
-            and its gradient NaN: estimates skip such gradients and count them.
-        sample: `(key, outputs) -> targets`, one target for every output.  None for a likelihood
-            that is not sampled from: empirical Fishers and losses need no samples.
-        fisher: `(outputs, tangent) -> cotangent`, the product of the Fisher information in output
-            space `E[∇log p ∇log pᵀ]` with a tangent of the same structure as the outputs.  Not
-            averaged over examples.  None for a likelihood without an exact Fisher.
-        check_targets: `(outputs, targets) -> None`, raises a ValueError for targets outside the
-            support.  It gets the shapes and dtypes of the outputs and concrete targets, before
-            anything is compiled.  None to check nothing.
-        takes_targets: Whether `sample` and `fisher` have a third argument, the batch's targets or
-            None, which says which outputs to leave out (padding).  A sample then has the structure
-            and shapes of the targets and marks the same outputs.
+        negative_log_likelihood: Function `(outputs, targets) -> (examples,)`, in nats, summed over
+            all but the leading axis.  A target outside the distribution's support should make both
+            the value and its gradient NaN: estimates skip such gradients and count them.
+        sample: Function `(key, outputs) -> targets` that draws one target per output.  None for a
+            likelihood without sampling, enough for empirical Fishers and losses.
+        fisher: Function `(outputs, tangent) -> cotangent`, the product of the Fisher information in
+            output space `E[∇log p ∇log pᵀ]` with a tangent of the same structure as the outputs,
+            not averaged over examples.  None for a likelihood without an exact Fisher.
+        check_targets: Function `(outputs, targets) -> None` that raises a ValueError for targets
+            outside the support.  It is given the shapes and dtypes of the outputs and concrete
+            targets, before anything is compiled.  None to skip the check.
+        takes_targets: Whether `sample` and `fisher` take a third argument, the batch's targets or
+            None, which marks outputs to exclude (padding).  A sample then has the structure and
+            shapes of the targets and marks the same outputs.  Default False.
 
     Raises:
-        ValueError: a field that is not a function, or a flag that is not a boolean.
+        ValueError: A field that is not a function, or a flag that is not a boolean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,7 +62,7 @@ class Likelihood(_Functions):
         check_targets: Callable[[Outputs, Any], None] | None = None,
         takes_targets: bool = False,
     ) -> "Likelihood":
-        """The likelihood, or a ValueError."""
+        """Returns the likelihood, or raises a ValueError."""
         fields = negative_log_likelihood, sample, fisher, check_targets, takes_targets
         self = super().__new__(cls, *fields)
         for name, value in zip(self._fields[:-1], self, strict=False):
@@ -80,7 +80,7 @@ class Likelihood(_Functions):
         return cls(*iterable)
 
     def __repr__(self) -> str:
-        """One line: the function that made it, and what it has beside the necessary."""
+        """Returns one line: the function that built it, and the optional fields that are set."""
         return _text.by_maker(self)
 
 

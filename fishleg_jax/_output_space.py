@@ -1,4 +1,4 @@
-"""A batch's outputs, their derivatives, and gradients and Fishers with respect to them."""
+"""Outputs of a batch, their derivatives, and gradients and Fishers in output space."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,20 +17,20 @@ def with_sampled_targets(
     key: jax.Array,
     examples_per_chunk: int | None = None,
 ) -> BatchLike:
-    """The batch with its targets drawn from the model's own distribution.
+    """Replaces a batch's targets by samples from the model's own distribution.
 
-    They are the same whatever the chunk: outputs are made chunk by chunk, and drawn from at once.
+    The samples do not depend on the chunks: outputs are computed by chunk, and sampled all at once.
 
     Args:
-        model: the model.
-        params: its parameters.
-        batch: `(inputs, targets[, constants])`; the targets may be None.  A likelihood with
-            `takes_targets` leaves out what these do.
-        key: a random key.
-        examples_per_chunk: how many examples are predicted at once; None for all of them.
+        model: Model to sample from.
+        params: Model parameters.
+        batch: Data `(inputs, targets[, constants])`; the targets may be None.  A likelihood with
+            `takes_targets` excludes the outputs that they mark.
+        key: Random key.
+        examples_per_chunk: Number of examples predicted at a time; None for the whole batch.
 
     Returns:
-        A batch of the same inputs and constants.
+        Batch with the same inputs and constants.
     """
     inputs, own, constants = split_batch(batch)
     outputs = _chunks.map_over_chunks(
@@ -41,12 +41,12 @@ def with_sampled_targets(
 
 
 def linearise(model: Model, params: Params, batch: BatchLike) -> tuple[Any, Callable, Callable]:
-    """Outputs of a batch, their jvp and their vjp, which share one forward pass.
+    """Computes the outputs of a batch, their jvp and their vjp in one shared forward pass.
 
     Args:
-        model: the model.
-        params: its parameters.
-        batch: `(inputs, targets[, constants])`.
+        model: Model to linearise.
+        params: Model parameters.
+        batch: Data `(inputs, targets[, constants])`.
 
     Returns:
         The outputs, `jvp: tangent of the parameters -> tangent of the outputs`, and `vjp: cotangent
@@ -56,32 +56,32 @@ def linearise(model: Model, params: Params, batch: BatchLike) -> tuple[Any, Call
     transpose = jax.linear_transpose(jvp, params)
 
     def vjp(cotangent):
-        # of the outputs' dtype, which a likelihood of the user's need not keep to
+        # cast to the outputs' dtype, which a user's likelihood may not preserve
         return transpose(jax.tree.map(lambda c, o: c.astype(o.dtype), cotangent, outputs))[0]
 
     return outputs, jvp, vjp
 
 
 def output_gradient(model: Model, outputs: Any, targets: Any, weights: jax.Array) -> Any:
-    """The gradient with respect to the outputs of the losses, weighted example by example."""
+    """Gradient of the losses with respect to the outputs, with one weight per example."""
     losses, pull_back = jax.vjp(lambda o: _labels.losses(model.likelihood, o, targets), outputs)
     return pull_back(placement.like(weights.astype(losses.dtype), losses))[0]
 
 
 def output_fisher(model: Model, outputs: Any, targets: Any, tangent: Any, kind: str) -> Any:
-    """The Fisher in output space times a tangent: exact, or of rank one for every example.
+    """Product of the output-space Fisher with a tangent: exact, or of rank one per example.
 
     Args:
-        model: the model.
-        outputs: what it predicts.
-        targets: labels, the data's or sampled; `exact` does not look at them, but for what a
-            likelihood with `takes_targets` leaves out by them.
-        tangent: of the outputs' structure.
-        kind: `exact`, `sampled` or `empirical`.
+        model: Model with the likelihood.
+        outputs: Outputs of the model.
+        targets: Labels, from the data or sampled; `exact` uses them only to exclude outputs, for a
+            likelihood with `takes_targets`.
+        tangent: Tangent with the structure of the outputs.
+        kind: Which Fisher: `exact`, `sampled` or `empirical`.
     """
     if kind == "exact":
         return _labels.fisher(model.likelihood, outputs, targets, tangent)
-    # δ (δᵀ J v) with δ the gradient at the outputs, so that Jᵀ of it is g (gᵀ v)
+    # δ (δᵀ J v) with δ the gradient with respect to the outputs, so that Jᵀ of it is g (gᵀ v)
     _, inner = jax.jvp(
         lambda o: _labels.losses(model.likelihood, o, targets), (outputs,), (tangent,)
     )

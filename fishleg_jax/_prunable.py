@@ -1,7 +1,7 @@
-"""Which leaves a user means: by default, by expressions, by a predicate, or by booleans.
+"""Selection of leaves: by default, by expressions, by a predicate, or by booleans.
 
-The decision is made once, from the weights, and carried from there on: a predicate that looks at
-values would answer differently for scores, gradients or tracers.
+The decision is made once, from the weights, and passed on: a predicate that reads values would
+answer differently for scores, gradients or tracers.
 """
 
 import re
@@ -28,37 +28,37 @@ NORMALISATION = re.compile(
 )
 SCALES = {"scale", "scales", "gamma", "beta", "offset", "shift"}
 BIASES = re.compile(r"^(bias|biases|.*_bias|bias_.*)$", re.IGNORECASE)
-# names that a matrix may have, too: these count beside a kernel with the same outputs
+# names that matrices may have as well: biases only beside a kernel with the same outputs
 SHORT_BIASES = re.compile(r"^(b\d*|b_.*|.*_b\d*)$", re.IGNORECASE)
 POSITIONS = re.compile(
     r"^(.*_)?(embed|embeds|embedding|embeddings|embedder|emb|wte|wpe|pos|position|positions"
     r"|positional)(_?\d+)?(_.*)?$",
     re.IGNORECASE,
 )
-MATRICES = {"kernel"}  # never a table or a scale, whatever its layer is called
+MATRICES = {"kernel"}  # never a table or a scale, whatever the name of its layer
 
 
 def select(
     tree: Any, selection: LeafSelection, argument: str, stacked: Sequence[bool] | None = None
 ) -> list[bool]:
-    """Which leaves of a tree a selection means.
+    """Returns whether each leaf of a tree is selected.
 
     Args:
         tree: The weights, any pytree of arrays.
-        selection: A predicate `(name, leaf) -> bool`; regular expressions, any of which may be
-            found anywhere in the name; a mapping of regular expressions to booleans, the first
-            match deciding (leaves without a match are left out, or go by the default where every
-            value is False); a pytree of booleans like the tree, or a prefix of it; or None for the
-            default, see `reasons`.
+        selection: A predicate `(name, leaf) -> bool`; regular expressions, any of which may match
+            anywhere in the name; a mapping of regular expressions to booleans, the first match
+            deciding (leaves without a match are excluded, or follow the default if every value is
+            False); a pytree of booleans like the tree, or a prefix of it; or None for the default,
+            see `reasons`.
         argument: Name of the argument, for error messages.
-        stacked: For each leaf whether its leading axis is one of layers.
+        stacked: Whether each leaf has a leading axis of layers; None if none has.
 
     Returns:
         A bool for every leaf, in the tree's order.
 
     Raises:
-        ValueError: a selection of another type, an invalid expression or one that matches no leaf,
-            a predicate that looks at traced values, an empty selection.
+        ValueError: A selection of another type, an invalid expression or one that matches no leaf,
+            a predicate that reads traced values, or an empty selection.
     """
     return [reason is None for reason in reasons(tree, selection, argument, stacked)]
 
@@ -66,12 +66,13 @@ def select(
 def reasons(
     tree: Any, selection: LeafSelection, argument: str, stacked: Sequence[bool] | None = None
 ) -> list[str | None]:
-    """For every leaf the reason for which a selection leaves it out; None where it is chosen.
+    """Returns the reason why each leaf is excluded; None for a selected leaf.
 
-    By default a leaf is left out if it has at most one dimension larger than 1 (behind the leading
+    By default a leaf is excluded if it has at most one dimension larger than 1 (without the leading
     axis of a stacked leaf), or the name of a bias, a normalisation's parameter, an embedding or a
     position.  Arguments and errors as in `select`.
     """
+    # one branch per type of selection, each with a hint for the error if it selects no leaf
     leaves = _tree.named_leaves(tree)
     if selection is None:
         found = default_reasons(leaves, stacked)
@@ -104,7 +105,7 @@ def reasons(
 
 
 def check_type(selection: Any, argument: str) -> None:
-    """Raises a ValueError for a selection of a type that is none of those of `select`."""
+    """Raises a ValueError for a selection of a type that `select` does not take."""
     fits = (
         selection is None
         or callable(selection)
@@ -117,7 +118,7 @@ def check_type(selection: Any, argument: str) -> None:
 
 
 def shortened(value: Any, length: int = 80) -> str:
-    """The repr of a value, cut to what fits into a sentence."""
+    """Repr of a value, shortened to fit into a sentence."""
     text = " ".join(repr(value).split())
     return text if len(text) <= length else f"{text[:length]}... ({type(value).__name__})"
 
@@ -137,7 +138,7 @@ def _all_booleans(selection: Any) -> bool:
 
 
 def _as_booleans(tree: Any, selection: Any) -> list[bool] | None:
-    """The booleans of a tree that has the parameters' structure or a prefix of it; else None."""
+    """Booleans of a pytree with the parameters' structure or a prefix of it; else None."""
     if not _all_booleans(selection):
         return None
     if _is_boolean(selection) and jax.tree.structure(tree).num_leaves != 1:
@@ -192,7 +193,8 @@ def _by_mapping(
 def default_reasons(
     leaves: list[tuple[str, Any]], stacked: Sequence[bool] | None
 ) -> list[str | None]:
-    """For every named leaf the reason for which the default leaves it out, see `reasons`."""
+    """Returns the reason why the default excludes each named leaf, see `reasons`."""
+    # shapes of single layers, and those of each leaf's siblings
     shapes = [
         tuple(jnp.shape(leaf))[1 if stacked is not None and stacked[i] else 0 :]
         for i, (_, leaf) in enumerate(leaves)
@@ -202,6 +204,7 @@ def default_reasons(
         siblings.setdefault(name.rpartition("/")[0], []).append(shape)
 
     def reason(name: str, shape: tuple[int, ...]) -> str | None:
+        # by name first: normalisations, biases, embeddings; then by shape
         parent, _, own = name.rpartition("/")
         parts = [part for part in parent.split("/") if part]
         normalises = own not in MATRICES and any(map(NORMALISATION.search, parts))
@@ -221,5 +224,5 @@ def default_reasons(
 
 
 def _beside_a_kernel(shape: tuple[int, ...], others: list[tuple[int, ...]]) -> bool:
-    """Whether a shape is that of a bias: one dimension less than a neighbour with its outputs."""
+    """Whether a shape is that of a bias: one dimension less than a sibling with its outputs."""
     return any(len(o) == len(shape) + 1 and o[-1:] == shape[-1:] for o in others)

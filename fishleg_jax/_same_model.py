@@ -1,4 +1,4 @@
-"""Whether two models are one: identical functions, or functions made twice of the same things."""
+"""Equality of models: identical functions, or functions built twice from the same parts."""
 
 import functools
 import types
@@ -11,7 +11,7 @@ from fishleg_jax._devices import mesh
 from fishleg_jax.likelihoods import Likelihood
 from fishleg_jax.model import Model
 
-# what makes two pieces of code the same, wherever in a file they stand
+# attributes that identify code, independent of its position in a file
 CODE = (
     "co_code",
     "co_names",
@@ -25,13 +25,13 @@ CODE = (
 
 
 def check_same_model(estimated: Model | None, model: Model, arrays: Any) -> None:
-    """Raises a ValueError where an estimate was made of another model than the one to be pruned.
+    """Raises a ValueError if an estimator was built for another model than the one to prune.
 
     Args:
-        estimated: the model of the estimator; None for one that needs none.
-        model: the model to be pruned.
-        arrays: weights or batches: under Explicit axes the estimate's model may be one that names
-            no axes, and is not compared.
+        estimated: Model of the estimator; None for an estimator without a model.
+        model: Model to prune.
+        arrays: Weights or batches; under Explicit axes models are not compared, because the
+            estimator's may be a version that does not name axes.
     """
     if estimated is None or estimated is model or mesh.explicit_mesh(arrays) is not None:
         return
@@ -48,20 +48,21 @@ def check_same_model(estimated: Model | None, model: Model, arrays: Any) -> None
 
 
 def same(one: Any, other: Any, seen: frozenset = frozenset()) -> bool:
-    """Whether two functions, or things that these hold, are interchangeable.
+    """Whether two functions, or objects that they hold, are interchangeable.
 
-    Functions are where their code is the same and all that it refers to: defaults, what they close
-    over, and the globals of one module.  `jax.jit` and `remat` around a function change nothing.
+    Functions are if their code is equal, and everything it refers to: defaults, closed-over values,
+    and the globals of one module.  `jax.jit` and `remat` around a function are ignored.
 
     Args:
-        one: a function, array, container or any other object.
-        other: what it is compared with.
-        seen: pairs that are being compared further outside.
+        one: Function, array, container or any other object.
+        other: Object to compare with.
+        seen: Pairs of ids already being compared by outer calls.
     """
     one, other = _unwrapped(one), _unwrapped(other)
     pair = id(one), id(other)
     if one is other or pair in seen:
         return True
+    # compare what the objects hold, by type
     deeper = functools.partial(_all_same, seen=seen | {pair})
     if type(one) is not type(other):
         return False
@@ -83,12 +84,12 @@ def same(one: Any, other: Any, seen: frozenset = frozenset()) -> bool:
     if isinstance(one, (tuple, list)):
         return deeper(one, other)
     if isinstance(one, jax.core.Tracer):
-        return False  # another one, of which nothing is known
+        return False  # distinct tracers have unknown values
     try:
         if isinstance(one, (np.ndarray, jax.Array)):
             return one.dtype == other.dtype and bool(np.array_equal(one, other))
         return bool(one == other)
-    except Exception:  # whatever a user's class raises
+    except Exception:  # a user's class may raise anything
         return False
 
 
@@ -98,7 +99,7 @@ def _all_same(one: Any, other: Any, seen: frozenset) -> bool:
 
 
 def _unwrapped(x: Any) -> Any:
-    """The function inside `jax.jit` and `remat`, which change nothing that it returns."""
+    """Returns the function inside `jax.jit` and `remat`, which do not change its results."""
     while getattr(x, "is_remat", False) is True or _is_jitted(x):
         x = x.__wrapped__
     return x
@@ -116,7 +117,7 @@ def _defaults(function: types.FunctionType) -> list:
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # empty: a name that is not bound yet
+    except ValueError:  # empty: the name is not bound yet
         return None
 
 
@@ -134,7 +135,7 @@ def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
 
 
 def _name(x: Any) -> str:
-    """Name and line of a function, and for a likelihood the name of the one that made it."""
+    """Name and line of a function; for a likelihood, the name of its constructor."""
     if isinstance(x, Likelihood):
         return _name(x.negative_log_likelihood).split(".")[0].lstrip("_")
     inner = _unwrapped(x)

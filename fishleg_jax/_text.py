@@ -1,23 +1,23 @@
-"""Short reprs for values that hold functions and arrays: one line, whatever their size."""
+"""One-line reprs for values that hold functions and arrays of any size."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
-LONGEST = 80  # characters of one field
+LONGEST = 80  # maximum number of characters per field
 
 
 def one_line(value: Any) -> str:
-    """The repr of a NamedTuple with a summary of every field: `Name(field=summary, ...)`.
+    """Repr of a NamedTuple with a summary of every field: `Name(field=summary, ...)`.
 
-    A closure of the library is shown by its field's name alone.
+    A closure of the library is shown by the name of its field alone.
 
     Args:
-        value: The NamedTuple; traced, donated and sharded arrays are fine.
+        value: A NamedTuple; its arrays may be traced, donated or sharded.
 
     Returns:
-        One line without the entries of any array.
+        One line without array entries.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,10 +36,10 @@ def one_line(value: Any) -> str:
 
 
 def by_maker(value: Any) -> str:
-    """The repr of a NamedTuple of closures: the function that made it, and the optional fields set.
+    """Repr of a NamedTuple of closures: the function that built it, and the optional fields set.
 
     Args:
-        value: The NamedTuple; its first field is the closure that says who made it.
+        value: A NamedTuple whose first field is a closure of the function that built it.
 
     Returns:
         One line, such as `InverseFisher(kfac, updates=None, product, restrict)`.
@@ -59,13 +59,13 @@ def by_maker(value: Any) -> str:
 
 
 def summary(value: Any) -> str:
-    """A field in a few words: a number as it is, an array by dtype and shape, a tree by its size.
+    """Summarises a field: a number as it is, an array by dtype and shape, a tree by its size.
 
     Args:
-        value: Anything.
+        value: Any object.
 
     Returns:
-        The words; empty for a closure of the library.
+        The summary; empty for a closure of the library.
     """
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
@@ -87,17 +87,17 @@ def summary(value: Any) -> str:
 
 
 def _counted(number: int, noun: str) -> str:
-    """A number with its noun, in the plural where it has one."""
+    """Number with its noun, in the plural except for 1."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it has a shape and a dtype, known or traced, with numbers or without."""
+    """Whether a value has a shape and a dtype: arrays, tracers and `jax.ShapeDtypeStruct`."""
     return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
 
 
 def _array(value: Any) -> str:
-    """An array of one number as that number where it is at hand, others by dtype and shape."""
+    """Summarises an array: a single readable number by its value, others by dtype and shape."""
     if isinstance(value, (np.generic, np.ndarray)):
         known = True
     else:
@@ -115,13 +115,13 @@ def _array(value: Any) -> str:
 
 
 def _is_closure(value: Any) -> bool:
-    """Whether it is a function that one of the library's functions made."""
+    """Whether a value is a closure built by one of the library's functions."""
     own = str(getattr(value, "__module__", "")).partition(".")[0] == "fishleg_jax"
     return own and ".<locals>" in getattr(value, "__qualname__", "")
 
 
 def _name(function: Any) -> str:
-    """The name of a function, or of what stands in for one."""
+    """Name of a function or of another callable."""
     inner = getattr(function, "func", function)  # of a functools.partial
     name = getattr(inner, "__qualname__", None) or type(inner).__name__
     return str(name).replace("<locals>.", "")

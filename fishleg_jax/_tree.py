@@ -1,4 +1,4 @@
-"""Leaves by key path, the one way in which this library tells the leaves of a pytree apart."""
+"""Pytree utilities; leaves are identified by key path throughout the library."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,22 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-EXACT = 2**24  # up to which float32 has all whole numbers
+EXACT = 2**24  # float32 represents all whole numbers up to this one
 Stacked = str | Sequence[str] | Callable[[str, jax.ShapeDtypeStruct], bool] | None
 
 
 def leaf_name(path: tuple) -> str:
-    """A key path as text, such as `Dense_0/kernel`; the `/value` of an NNX variable is left out."""
+    """Key path as text, such as `Dense_0/kernel`, without the `/value` of an NNX variable."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their names, in the tree's order."""
+    """Leaves of a tree with their names, in tree order."""
     return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def matches(pattern: str, leaves: list[tuple[str, Any]], argument: str) -> list[bool]:
-    """Which of the named leaves a regular expression is found in; at least one, or a ValueError."""
+    """Whether a regular expression matches each named leaf; raises a ValueError without a match."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -35,30 +35,30 @@ def matches(pattern: str, leaves: list[tuple[str, Any]], argument: str) -> list[
 
 
 def wide_dtype(dtype: Any) -> jnp.dtype:
-    """The dtype for factors and solves: that of the parameters, but at least float32."""
+    """Dtype for factors and solves: that of the parameters, but at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def widen(tree: Any) -> Any:
-    """Every leaf in float32 or better."""
+    """Casts every leaf to float32 or better."""
     return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.asarray(x).dtype)), tree)
 
 
 def dot(x: Any, y: Any) -> jax.Array:
-    """The inner product of two pytrees."""
+    """Inner product of two pytrees."""
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)))
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a pytree is finite: a boolean scalar, jit-compatible."""
+    """Whether all numbers of a pytree are finite: a boolean scalar, jit-compatible."""
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]).all()
 
 
 def count(marked: jax.Array) -> jax.Array:
-    """How many entries of a boolean array are true, int32; fewer than 2³¹.
+    """Number of true entries of a boolean array, int32, below 2³¹.
 
-    Added up in float32 where that is exact, of up to 2²⁴ at a time: for whole numbers XLA for the
-    CPU takes twice as long.
+    Summed in float32 while that is exact, up to 2²⁴ entries at a time: integer sums take XLA for
+    the CPU twice as long.
     """
     if marked.size <= EXACT:
         return jnp.sum(marked, dtype=jnp.float32).astype(jnp.int32)
@@ -68,12 +68,12 @@ def count(marked: jax.Array) -> jax.Array:
 
 
 def keep_where(condition: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where a boolean scalar is true, else `old`, leaf by leaf."""
+    """Returns `new` if a boolean scalar is true, else `old`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def check_same(params: Any, other: Any, argument: str) -> None:
-    """Raises a ValueError where two pytrees differ in structure or in the shape of a leaf."""
+    """Raises a ValueError if two pytrees differ in structure or in the shape of a leaf."""
     if jax.tree.structure(params) != jax.tree.structure(other):
         raise ValueError(
             f"{argument} must have the structure of the parameters, but {difference(params, other)}"
@@ -86,8 +86,8 @@ def check_same(params: Any, other: Any, argument: str) -> None:
 
 
 def difference(params: Any, other: Any) -> str:
-    """Where two pytrees of different structure differ, in words: the first key paths that do."""
-    one, two = (  # in order, and quick to look up
+    """Describes how the structures of two pytrees differ, by the first differing key paths."""
+    one, two = (  # dicts: ordered, with fast lookup
         dict.fromkeys(name or "(the whole tree)" for name, _ in named_leaves(x))
         for x in (params, other)
     )
@@ -106,7 +106,7 @@ def _first(names: Sequence[str], most: int = 3) -> str:
 
 
 def check_names(leaves: list[tuple[str, Any]]) -> None:
-    """Raises a ValueError where two leaves have one name, as `{"a/b": x, "a": {"b": y}}` would."""
+    """Raises a ValueError if two leaves share a name, as in `{"a/b": x, "a": {"b": y}}`."""
     seen = set()
     for name, _ in leaves:
         if name in seen:
@@ -115,25 +115,25 @@ def check_names(leaves: list[tuple[str, Any]]) -> None:
 
 
 def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
-    """Which leaves have a leading axis of layers, as those of a `lax.scan` over layers have.
+    """Returns whether each leaf has a leading axis of layers, as for a `lax.scan` over layers.
 
     Args:
         tree: Any pytree of arrays.
-        stacked: Regular expressions over key paths, a predicate `(name, shape) -> bool` of a
-            name and a `jax.ShapeDtypeStruct`, or None for none of the leaves.
+        stacked: Regular expressions over key paths; a predicate `(name, shape) -> bool` of a name
+            and a `jax.ShapeDtypeStruct`; or None if no leaf is stacked.
         argument: Name of the argument, for error messages.
 
     Returns:
         A bool for every leaf, in the tree's order.
 
     Raises:
-        ValueError: an expression that matches no leaf, a leaf of fewer than two dimensions.
+        ValueError: An expression that matches no leaf, or a leaf of fewer than two dimensions.
     """
     leaves = named_leaves(tree)
     if stacked is None:
         return [False] * len(leaves)
     if callable(stacked):
-        # asked of tangents and tracers, too: shapes are what all of these have in common
+        # called for tangents and tracers as well, which share only shapes and dtypes
         shape_of = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
         try:
             found = [bool(stacked(name, shape_of(leaf))) for name, leaf in leaves]
@@ -149,6 +149,7 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
                 f"{argument} must be a regular expression, several of them, a predicate "
                 f"(name, leaf) or None, got {stacked!r}"
             )
+        # a leaf is stacked if any expression matches its name
         columns = [matches(pattern, leaves, argument) for pattern in patterns]
         found = [any(column[i] for column in columns) for i in range(len(leaves))]
     for (name, leaf), yes in zip(leaves, found, strict=True):
@@ -161,7 +162,7 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
 
 
 def apply_mask(tree: Any, mask: Any | None) -> Any:
-    """A pytree with the entries outside a boolean mask set to zero; unchanged where it is None."""
+    """Sets the entries of a pytree outside a boolean mask to zero; None changes nothing."""
     if mask is None:
         return tree
     return jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)

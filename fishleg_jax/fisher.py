@@ -1,12 +1,13 @@
-"""The Fisher information of a model's weights: products with it, and per-example gradients.
+"""Fisher information of a model's weights: products with it, and per-example gradients.
 
-Three Fishers are in use, and they are not the same matrix:
+There are three Fishers, and they are different matrices:
 
-- `exact`: the expectation over the model's own distribution, `E_x[Jᵀ H J]` with `H` the Fisher in
-  output space, which is the generalised Gauss-Newton matrix (Martens 2020, section 9).  No labels.
-- `sampled`: the same expectation with one label drawn from the model for every example.
-- `empirical`: the data's own labels.  It degenerates as the model fits its data (Kunstner et al.
-  2019), and is here because WoodFisher and M-FAC are defined with it.
+- `exact`: expectation over the model's own distribution, `E_x[Jᵀ H J]` with `H` the Fisher in
+  output space, which is the generalised Gauss-Newton matrix (Martens 2020, section 9).  Needs no
+  labels.
+- `sampled`: the same expectation with one label per example drawn from the model.
+- `empirical`: the labels of the data.  It degenerates as the model fits its data (Kunstner et al.
+  2019); it is included because WoodFisher and M-FAC are defined with it.
 """
 
 import jax
@@ -31,7 +32,7 @@ KINDS = ("exact", "sampled", "empirical")
 
 
 def check_kind(kind: str, batch: BatchLike, key: jax.Array | None) -> None:
-    """Raises a ValueError for an unknown Fisher, no batch, or where it lacks a key or labels."""
+    """Raises a ValueError for an unknown Fisher, an invalid batch, or a missing key or labels."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     arrays.check_batch_shapes(batch, "batch")
@@ -52,28 +53,30 @@ def fisher_vector_product(
     key: jax.Array | None = None,
     examples_per_chunk: int | None = None,
 ) -> Params:
-    """The undamped Fisher of a batch times a vector, `F v`, averaged over examples.
+    """Product of the undamped Fisher of a batch with a vector, `F v`, averaged over examples.
 
-    One jvp and one vjp through the model for every chunk; no matrix is formed.
+    Takes one jvp and one vjp through the model per chunk and never forms the matrix.
 
     Args:
-        model: the model.
-        params: its parameters, any pytree of floating-point arrays.
-        batch: `(inputs, targets[, constants])`.  Only the empirical Fisher looks at the targets;
-            with `likelihoods.categorical(ignore=...)` all leave out the tokens that these mark,
-            and nothing where the targets are None.
-        vector: a pytree of the parameters' structure and shapes, cast to their dtypes.
-        kind: `exact`, `sampled` or `empirical`, see the module.
-        key: a random key, for `sampled`.
-        examples_per_chunk: bounds memory: that many examples are worked on at once (a `lax.scan`).
-            The product is the same whatever it is; `sampled` then takes one more forward pass.
+        model: Model whose Fisher is used.
+        params: Model parameters, any pytree of floating-point arrays.
+        batch: Data `(inputs, targets[, constants])`.  Only the empirical Fisher uses the targets;
+            with `likelihoods.categorical(ignore=...)` every kind excludes the tokens marked in
+            them, and nothing if the targets are None.
+        vector: Pytree with the structure and shapes of the parameters, cast to their dtypes.
+        kind: Which Fisher: `exact` (default; expectation over the model's labels), `sampled` (one
+            label per example drawn from the model) or `empirical` (labels of the data).
+        key: Random key, required for `sampled`.
+        examples_per_chunk: Number of examples processed at a time (a `lax.scan`), which bounds
+            memory; None for the whole batch.  The product does not depend on it; `sampled` takes
+            one more forward pass with it.
 
     Returns:
-        A pytree of the parameters' structure, shapes and dtypes.
+        Pytree with the structure, shapes and dtypes of the parameters.
 
     Raises:
-        ValueError: an unknown kind, what is no batch, a missing key, missing or invalid labels, a
-            likelihood without what the kind needs, a vector of another structure.
+        ValueError: An unknown kind, an invalid batch, a missing key, missing or invalid labels, a
+            likelihood without the function this kind needs, or a vector of another structure.
 
     References:
         Martens, New insights and perspectives on the natural gradient method, 2020, section 8;
@@ -102,9 +105,11 @@ def fisher_vector_product(
         return vjp(output_fisher(model, outputs, targets, jvp(vector), kind))
 
     key = jax.random.key(0) if key is None else key
+    # draw all labels at once, so that they do not depend on the chunks
     if kind == "sampled" and not _chunks.fits(batch, examples_per_chunk):
         batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
         kind = "empirical"
+    # sum over chunks, then average over examples
     fast = _convolutions.with_fast_groups(product)
     total = _chunks.sum_over_chunks(fast, batch, key, examples_per_chunk)
     examples = _chunks.number_of_examples(batch)

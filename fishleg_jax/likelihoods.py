@@ -1,8 +1,8 @@
-"""What a network's outputs mean: a distribution over targets, and its Fisher in output space.
+"""Likelihoods: distributions of targets given a network's outputs, with their output-space Fisher.
 
 A `Likelihood` is three pure functions.  All of them treat the leading axis of the outputs as
-examples; everything behind it (tokens, pixels, dimensions) is summed, never averaged, so that
-damping and gradients share one scale: *per example*.  Those of this module compute in float32 or
+examples; all other axes (tokens, pixels, dimensions) are summed, never averaged, so that damping
+and gradients share one scale: *per example*.  The likelihoods of this module compute in float32 or
 better, whatever the dtype of the outputs.
 """
 
@@ -18,22 +18,23 @@ from fishleg_jax._likelihood import Likelihood, sum_per_example
 
 
 def categorical(ignore: int | None = None) -> Likelihood:
-    """Classes with the outputs as logits: `p = softmax(outputs)`.
+    """Categorical distribution with the outputs as logits: `p = softmax(outputs)`.
 
     Outputs have shape `(examples, ..., classes)` and targets are integers of shape
-    `(examples, ...)` in `0` to `classes - 1`.  A label outside makes the loss and the gradient of
-    its example NaN.  The Fisher in output space is `diag(p) - ppᵀ` (Martens 2020, eq. 16).
+    `(examples, ...)` in `0` to `classes - 1`.  A label out of range makes the loss and the gradient
+    of its example NaN.  The Fisher in output space is `diag(p) - ppᵀ` (Martens 2020, eq. 16).
 
     Args:
-        ignore: A label outside of the classes, such as -100, that marks padding: tokens with it
-            are left out of losses, gradients and all Fishers (exact and sampled ones go by the
-            batch's targets, and leave nothing out where these are None).  None for no such label.
+        ignore: Label of padding, outside the classes, such as -100: tokens with it are excluded
+            from losses, gradients and all Fishers (exact and sampled Fishers take it from the
+            batch's targets, and exclude nothing if these are None).  None to include all tokens.
 
     Returns:
-        The likelihood; one and the same for equal arguments.
+        A `Likelihood`; the same object for equal arguments.
 
     Raises:
-        ValueError: `ignore` is not a whole number or None; when used, one of the classes.
+        ValueError: `ignore` is neither a whole number nor None, or, when used, is one of the
+            classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +57,7 @@ def categorical(ignore: int | None = None) -> Likelihood:
 @functools.cache
 def _categorical(ignore: int | None) -> Likelihood:
     def read(logits, labels):
-        """Logits in float32 or better, labels as signed integers, and which are left out."""
+        """Returns logits in float32 or better, signed integer labels, and the mask of padding."""
         logits = _labels.one_array(logits, "categorical", 2)
         classes = logits.shape[-1]
         if ignore is not None and 0 <= ignore < classes:
@@ -80,7 +81,7 @@ def _categorical(ignore: int | None) -> Likelihood:
         log_p = jax.nn.log_softmax(logits)
         index = jnp.where(known, labels, 0)[..., None].astype(jnp.int32)
         chosen = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
-        # a factor of NaN, unlike a NaN put in its place, makes the gradient NaN as well
+        # multiplying by NaN, unlike replacing by NaN, makes the gradient NaN as well
         factor = jnp.where(known if ignored is None else known | ignored, 1, jnp.nan)
         losses = -chosen * factor.astype(chosen.dtype)
         return sum_per_example(losses if ignored is None else jnp.where(ignored, 0, losses))
@@ -92,6 +93,7 @@ def _categorical(ignore: int | None) -> Likelihood:
 
     def fisher(logits, tangent, targets=None):
         logits, _, ignored = read(logits, targets if ignore is not None else None)
+        # (diag(p) - ppᵀ) v without forming the matrix
         p = jax.nn.softmax(logits)
         pv = p * tangent
         product = pv - p * pv.sum(axis=-1, keepdims=True)
@@ -100,6 +102,7 @@ def _categorical(ignore: int | None) -> Likelihood:
         return product.astype(jnp.result_type(tangent))
 
     def check_targets(outputs, targets):
+        # shapes and dtypes first, then the range of the values
         jax.eval_shape(read, outputs, targets)
         classes = outputs.shape[-1]
         if ignore is None:
@@ -120,14 +123,14 @@ def _categorical(ignore: int | None) -> Likelihood:
 
 
 def bernoulli() -> Likelihood:
-    """Independent binary variables with the outputs as logits: `p = sigmoid(outputs)`.
+    """Independent Bernoulli variables with the outputs as logits: `p = sigmoid(outputs)`.
 
-    Outputs and targets have shape `(examples, ...)`; targets lie in [0, 1], and values between
-    (grey pixels) are read as probabilities.  A target outside makes the loss and the gradient of
-    its example NaN.  The Fisher in output space is `diag(p(1 - p))`.
+    Outputs and targets have shape `(examples, ...)`; targets lie in [0, 1], and values in between
+    (grey pixels) are treated as probabilities.  A target out of range makes the loss and the
+    gradient of its example NaN.  The Fisher in output space is `diag(p(1 - p))`.
 
     Returns:
-        The likelihood; one and the same in every call.
+        A `Likelihood`; the same object in every call.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,13 +178,13 @@ def gaussian(scale: float | None = 1.0) -> Likelihood:
     a log scale (summed over the means that share it), with no cross terms.
 
     Args:
-        scale: the known standard deviation, in the targets' unit; or None to learn it.
+        scale: Known standard deviation in units of the targets; None to learn it as an output.
 
     Returns:
-        The likelihood; one and the same for equal arguments.
+        A `Likelihood`; the same object for equal arguments.
 
     Raises:
-        ValueError: `scale` is given and is not a positive finite number.
+        ValueError: `scale` is neither a positive finite number nor None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -219,8 +222,8 @@ def _gaussian(scale: float | None) -> Likelihood:
     def fisher(outputs, tangent):
         if scale is not None:
             return tangent / scale**2
-        # a log scale that several means share collects the information of all of them, which is
-        # what the transpose of the broadcast does
+        # a log scale shared by several means collects the information of all of them, which the
+        # transpose of the broadcast sums up
         (_, log_scale), (v_mean, v_scale) = jax.jvp(broadcast, (outputs,), (tangent,))
         _, pull_back = jax.vjp(broadcast, outputs)
         (product,) = pull_back((v_mean * jnp.exp(-2 * log_scale), 2 * v_scale))
@@ -238,5 +241,5 @@ __all__ = ["Likelihood", "bernoulli", "categorical", "gaussian"]
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Returns the public names, for tab completion."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""The memory that a fit will take, before it runs: from shapes and the compiled update."""
+"""Memory of a fit, predicted before it runs from shapes and the compiled update."""
 
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ from fishleg_jax.model import BatchLike, Params
 
 
 class Memory(NamedTuple):
-    """Bytes on one device.
+    """Memory of a fit on one device, in bytes.
 
     Attributes:
-        state: of the estimate, which stays.
-        update: what an update takes beside it while it runs: activations, Fisher products and what
-            else is no result; not the weights and the batch that are there anyway.
+        state: Bytes of the estimator's state, kept between updates.
+        update: Bytes of temporaries while an update runs (activations, Fisher products), excluding
+            the weights and the batch.
     """
 
     state: int
@@ -26,7 +26,7 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """State and update: what a fit adds to the weights and data that are there before it."""
+        """Sum of state and update, in bytes: the memory of a fit on top of weights and data."""
         return self.state + self.update
 
 
@@ -34,25 +34,26 @@ class Memory(NamedTuple):
 def peak_memory(
     estimator: InverseFisher, params: Params, batch: BatchLike, *, masks: Any | None = None
 ) -> Memory:
-    """The memory of a fit: that of the estimate, and of an update of it.
+    """Predicts the memory of a fit: the estimator's state, and one update of it.
 
-    Nothing is run and nothing allocated: the update is compiled, as `fit` does with the same
-    arguments, which on a single device then has it compiled already.  It is the compiler's plan for
-    this machine's kind of device; a library that it calls may take more.
+    Nothing is run or allocated.  The update is compiled as `fit` does with the same arguments, so
+    on a single device that `fit` finds it already compiled.  The numbers are the compiler's plan
+    for the current kind of device; libraries called by XLA may allocate more.
 
     Args:
-        estimator: the estimate.
-        params: the weights; shapes and dtypes (`jax.ShapeDtypeStruct`, with shardings where there
-            are several devices) will do.
-        batch: a batch, or its shapes and dtypes.
-        masks: which weights survive, or their shapes and dtypes; None for all.
+        estimator: Estimator of the inverse Fisher, such as `flj.inverse.fishleg(model)`.
+        params: Weights, or their shapes and dtypes (`jax.ShapeDtypeStruct`, with shardings for
+            several devices).
+        batch: Batch of data, or its shapes and dtypes.
+        masks: Boolean pytree like the weights, True for surviving ones, or its shapes and dtypes;
+            None for a dense network.
 
     Returns:
-        Bytes; of arrays that are sharded over devices those of one.
+        A `Memory` in bytes; of sharded arrays it counts the shard on one device.
 
     Raises:
-        ValueError: no estimator; weights of another dtype, or masks of another structure; a state
-            that does not fit into memory, from estimates that check it.
+        ValueError: An invalid estimator, weights that are not floating-point, masks of another
+            structure, or a state that does not fit into memory (if the estimator checks it).
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -69,15 +70,15 @@ def peak_memory(
     check_batch_shapes(batch, "batch")
     if estimator.updates == 0:
         return Memory(0, 0)
-    # the very functions of `fit`, so that it finds them compiled
+    # use the functions of `fit` itself, so that `fit` finds them compiled
     init, update = compiled(estimator, params)
-    # what Auto axes do with a result is not known of its shape
+    # shapes of results do not carry the sharding of Auto axes: add it from the placement
     state = placement_of(estimator, params).of_shapes(jax.eval_shape(init, params))
     key = jax.eval_shape(lambda: jax.random.key(0))
     plan = update.lower(state, params, batch, key, masks).compile()
     found = plan.memory_analysis()
     kept = found.output_size_in_bytes
     beside = found.temp_size_in_bytes
-    # results that could not take the memory of what was given up stand beside it
+    # results that could not reuse donated memory are allocated on top
     beside += kept - found.alias_size_in_bytes
     return Memory(kept, beside)

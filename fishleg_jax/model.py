@@ -1,4 +1,4 @@
-"""What is being pruned: a prediction function and a likelihood, and the loss that they make."""
+"""The model to prune: a prediction function and a likelihood, which together define the loss."""
 
 import inspect
 from collections.abc import Callable
@@ -20,26 +20,26 @@ Params = Any
 
 
 class _Fields(NamedTuple):
-    """The fields of a `Model`, which checks them."""
+    """Fields of a `Model`, validated there."""
 
     predict: Callable[..., Any]
     likelihood: Likelihood
 
 
 class Model(_Fields):
-    """A network in evaluation mode and the meaning of its outputs.
+    """A network in evaluation mode and the distribution that its outputs parametrise.
 
-    Both are functions: a model is closed over by what uses it and is never traced.
+    Both are plain functions: code that uses a model closes over it and never traces it.
 
     Attributes:
-        predict: `(params, inputs) -> outputs`, or `(params, inputs, constants) -> outputs` when
-            batches carry constants (batch-norm statistics and the like).  Every example must be
-            predicted by itself: no batch statistics, no dropout.  Outputs may have another dtype
-            than the weights; the library casts them to float32 or better.
-        likelihood: what the outputs mean, see `fishleg_jax.likelihoods`.
+        predict: Function `(params, inputs) -> outputs`, or `(params, inputs, constants) -> outputs`
+            when batches carry constants (batch-norm statistics and the like).  Each example must be
+            predicted independently: no batch statistics, no dropout.  Outputs may have another
+            dtype than the weights; the library casts them to float32 or better.
+        likelihood: Distribution of the targets given the outputs, from `fishleg_jax.likelihoods`.
 
     Raises:
-        ValueError: `predict` is not such a function, or `likelihood` not a `Likelihood`.
+        ValueError: `predict` does not take these arguments, or `likelihood` is not a `Likelihood`.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -52,7 +52,7 @@ class Model(_Fields):
     __slots__ = ()
 
     def __new__(cls, predict: Callable[..., Any], likelihood: Likelihood) -> "Model":
-        """The model, or a ValueError."""
+        """Returns the model, or raises a ValueError."""
         expected = "a function (params, inputs) or (params, inputs, constants)"
         if not any(_accepts(predict, arguments) for arguments in (2, 3)):
             numbers.check_function(predict, "predict", 2, expected)
@@ -65,12 +65,12 @@ class Model(_Fields):
         return cls(*iterable)
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
 def _expected_instead_of(likelihood: Any) -> str:
-    """An error's end for what was given as a likelihood and is none."""
+    """End of the error message for an invalid likelihood, with a hint at the fix."""
     name = getattr(likelihood, "__name__", "nll")
     hint = ""
     if getattr(likelihood, "__module__", None) == Likelihood.__module__:
@@ -82,7 +82,7 @@ def _expected_instead_of(likelihood: Any) -> str:
 
 
 def _accepts(function: Any, arguments: int) -> bool:
-    """Whether a function can be called with so many arguments by position."""
+    """Whether a function accepts this number of positional arguments."""
     try:
         numbers.check_function(function, "predict", arguments, "")
     except ValueError:
@@ -91,19 +91,19 @@ def _accepts(function: Any, arguments: int) -> bool:
 
 
 def predict(model: Model, params: Params, batch: BatchLike) -> Any:
-    """The model's outputs on a batch, in float32 or better.
+    """Model outputs on a batch, in float32 or better.
 
-    The cast belongs to the network: its derivatives go through it, and nothing that is made of
-    outputs has to know of their dtype.
+    The cast is part of the network: derivatives go through it, and code downstream need not
+    handle the original dtype.
 
     Raises:
-        ValueError: the batch has constants and `predict` does not take them, or the reverse.
+        ValueError: The batch has constants and `predict` does not take them, or the reverse.
     """
     inputs, _, constants = split_batch(batch)
     try:
         outputs = model.predict(params, inputs, *constants)
     except TypeError as error:
-        # what a decorator such as `jax.jit` wraps is what the call has reached
+        # a decorator such as `jax.jit` passes arguments on: check the function that it wraps
         if _accepts(inspect.unwrap(model.predict), 2 + len(constants)):
             raise
         takes, has = "(params, inputs, constants)", "no constants"
@@ -130,17 +130,17 @@ def check_targets(
     argument: str = "batch",
     known: dict | None = None,
 ) -> None:
-    """Raises a ValueError where a batch's targets do not fit the model's outputs on it.
+    """Raises a ValueError if a batch's targets do not fit the model's outputs.
 
-    On the host, from shapes and from the targets' values; nothing is compiled.  Targets that are
-    traced, or that lie on other hosts, are left to the losses, which are NaN for invalid ones.
+    Runs on the host, from shapes and target values; nothing is compiled.  Traced targets and
+    targets on other hosts are left to the losses, which are NaN for invalid ones.
 
     Args:
-        model: the model; None where it is not known, which checks nothing.
-        params: its parameters.
-        batch: the batch; without targets there is nothing to check.
-        argument: the name of the batch.
-        known: outputs of batches that were checked before, to predict the shapes of each kind once.
+        model: Model that predicts the outputs; None skips the check.
+        params: Model parameters.
+        batch: Batch to check; skipped if it has no targets.
+        argument: Name of the batch in error messages.
+        known: Cache of output shapes by batch signature, so that each is predicted once.
     """
     targets = split_batch(batch)[1]
     if model is None or targets is None or is_traced(batch):
@@ -159,14 +159,14 @@ def check_targets(
 
 
 def check_all_targets(model: Model | None, params: Params, batches: Any, argument: str) -> None:
-    """`check_targets` for every batch of a sequence."""
+    """Runs `check_targets` on every batch of a sequence."""
     known: dict = {}
     for i, batch in enumerate(batches):
         check_targets(model, params, batch, f"{argument}[{i}]", known)
 
 
 def _output_shapes(model: Model, params: Params, batch: BatchLike) -> Any:
-    """Shapes and dtypes of a model's outputs; what is traced for it is found again."""
+    """Shapes and dtypes of a model's outputs; reuses an earlier trace where it can."""
     try:
         hash(model)
     except TypeError:
@@ -177,7 +177,7 @@ def _output_shapes(model: Model, params: Params, batch: BatchLike) -> Any:
 
 
 def check_model(model: Any) -> None:
-    """Raises a ValueError for what is no model."""
+    """Raises a ValueError for anything but a `Model`."""
     if not isinstance(model, Model):
         hint = "a function: wrap it, flj.Model(predict, flj.likelihoods.categorical())"
         raise ValueError(
@@ -189,21 +189,22 @@ def check_model(model: Any) -> None:
 def losses(
     model: Model, params: Params, batch: BatchLike, *, examples_per_chunk: int | None = None
 ) -> jax.Array:
-    """The negative log-likelihood of every example, summed over its outputs.
+    """Negative log-likelihood of every example, summed over its outputs.
 
     Args:
-        model: the model.
-        params: its parameters, any pytree.
-        batch: `(inputs, targets[, constants])`.
-        examples_per_chunk: bounds memory, that of a gradient too: that many examples are worked on
-            at once, and a gradient makes the activations of each chunk anew.
+        model: Model to evaluate.
+        params: Model parameters, any pytree.
+        batch: Labelled data `(inputs, targets[, constants])`.
+        examples_per_chunk: Number of examples processed at a time, which bounds the memory of
+            losses and of their gradients: a gradient recomputes the activations of each chunk.
+            None for the whole batch.
 
     Returns:
-        An array of shape `(examples,)`, in nats.
+        Array of shape `(examples,)`, in nats.
 
     Raises:
-        ValueError: no targets, targets that the likelihood does not admit (under `jit` they make
-            the loss NaN), a chunk of no examples.
+        ValueError: Missing targets, targets outside the likelihood's support (under `jit` they make
+            the loss NaN), or an empty chunk.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -218,7 +219,7 @@ def losses(
         raise ValueError("batch has no targets, got None: a loss needs labels")
 
     if not _chunks.fits(batch, examples_per_chunk):
-        check_targets(model, params, batch)  # whose values a chunk does not show
+        check_targets(model, params, batch)  # inside a chunk the values are traced
 
     def of_chunk(chunk):
         targets = split_batch(chunk)[1]
@@ -230,5 +231,5 @@ def losses(
 def loss(
     model: Model, params: Params, batch: BatchLike, *, examples_per_chunk: int | None = None
 ) -> jax.Array:
-    """The mean over a batch of `losses`: a scalar, in nats per example."""
+    """Mean of `losses` over a batch: a scalar, in nats per example."""
     return losses(model, params, batch, examples_per_chunk=examples_per_chunk).mean()

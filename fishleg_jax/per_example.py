@@ -1,4 +1,4 @@
-"""Gradients of a batch, example by example or of every few examples."""
+"""Gradients of a batch, one per example or per group of examples."""
 
 import functools
 
@@ -32,32 +32,32 @@ def per_example_gradients(
     examples_per_gradient: int = 1,
     examples_per_chunk: int | None = None,
 ) -> Params:
-    """The gradient of every example's loss, or of the mean loss of every few examples.
+    """Gradient of the loss of each example, or of the mean loss of each group of examples.
 
-    Of a batch that is spread over devices each device works on its own examples.  Under Explicit
-    axes that is left to JAX and to a model that names axes; of a network with a convolution call
-    it in `jax.sharding.auto_axes`, as the estimates do, with a model that names none.
+    If the batch is sharded, each device processes its own shard.  Under Explicit axes sharding is
+    left to JAX and to a model that names axes; for a network with convolutions call this function
+    in `jax.sharding.auto_axes`, as the estimates do, with a model that does not name axes.
 
     Args:
-        model: the model.
-        params: its parameters, `d` numbers in all.
-        batch: `(inputs, targets[, constants])` of `m` examples.
-        labels: `empirical` for the batch's own targets, `sampled` for targets drawn from the model
-            (but for tokens that `likelihoods.categorical(ignore=...)` leaves out).
-        key: a random key, for `sampled`.
-        examples_per_gradient: how many examples in a row share a gradient, that of their mean loss;
-            it divides `m`.
-        examples_per_chunk: at most that many examples are worked on at once.  The result holds all
-            gradients whatever this is; it bounds the activations beside them.
+        model: Model to differentiate.
+        params: Model parameters, `d` numbers in all.
+        batch: Data `(inputs, targets[, constants])` of `m` examples.
+        labels: Source of the labels: `empirical` (default) for the batch's own targets, `sampled`
+            for targets drawn from the model (except tokens that
+            `likelihoods.categorical(ignore=...)` excludes).
+        key: Random key, required for `sampled`.
+        examples_per_gradient: Number of consecutive examples averaged into one gradient; must
+            divide `m`.
+        examples_per_chunk: Maximum number of examples processed at a time, which bounds the memory
+            of activations; None for the whole batch.  The result holds all gradients either way.
 
     Returns:
-        A pytree of the parameters' structure whose leaves have a leading axis of
+        Pytree with the parameters' structure whose leaves have a leading axis of
         `m / examples_per_gradient`.
 
     Raises:
-        ValueError: unknown labels, what is no batch, a missing key, missing or invalid targets, a
-            likelihood without samples, a number of examples for each gradient that does not divide
-            theirs.
+        ValueError: Unknown labels, an invalid batch, a missing key, missing or invalid targets, a
+            likelihood without `sample`, or an `examples_per_gradient` that does not divide `m`.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -67,6 +67,7 @@ def per_example_gradients(
         Array([[ 1.,  0.],
                [-0., -2.]], dtype=float32)
     """
+    # validate the arguments before anything is compiled
     if labels not in ("empirical", "sampled"):
         raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
     check_model(model)
@@ -74,6 +75,7 @@ def per_example_gradients(
     _labels.require_kind(model.likelihood, labels)
     if labels == "empirical":
         check_targets(model, params, batch)
+    # outside of `jit`, arrays on a mesh with Auto axes go through one compiled call
     params, batch = sharding.anchored((params, batch))
     if mesh.automatic_mesh((params, batch)) is not None and not is_traced((params, batch)):
         settings = model, labels, examples_per_gradient, examples_per_chunk
@@ -81,6 +83,7 @@ def per_example_gradients(
     if labels == "sampled":
         batch = with_sampled_targets(model, params, batch, key, examples_per_chunk)
     _chunks.check_chunk(examples_per_chunk)
+    # group consecutive examples along a new leading axis
     inputs, targets, constants = split_batch(batch)
     examples = _chunks.number_of_examples(batch)
     check_gradients(examples, examples_per_gradient)
@@ -99,7 +102,7 @@ def per_example_gradients(
 
         if _chunks.fits(batch, examples_per_chunk):
             return jax.vmap(gradient)(groups)
-        # a device has as large a part of a chunk as of the batch
+        # a device holds the same fraction of a chunk as of the batch
         number = examples // examples_per_gradient
         here = jax.tree.leaves(groups)[0].shape[0]
         at_once = max(examples_per_chunk // examples_per_gradient * here // number, 1)
@@ -123,7 +126,7 @@ def _per_example_gradients(model, labels, examples_per_gradient, examples_per_ch
 
 
 def check_gradients(examples: int, examples_per_gradient: int) -> None:
-    """Raises a ValueError where gradients of so many examples do not make up a batch."""
+    """Raises a ValueError unless a batch divides into gradients of this number of examples."""
     if not numbers.is_whole(examples_per_gradient, 1) or examples % examples_per_gradient:
         raise ValueError(
             f"examples_per_gradient must be at least 1 and divide the batch's {examples} examples, "

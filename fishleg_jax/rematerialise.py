@@ -1,4 +1,4 @@
-"""Activations made anew instead of kept: the memory of a deep network against a forward pass."""
+"""Rematerialisation: recomputes activations instead of storing them, compute against memory."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -14,28 +14,28 @@ CALLS = ("jit", "pjit")  # a network that is compiled as a whole is cut inside
 
 
 def remat(model: Model, segments: int = 8) -> Model:
-    """The same model, of which derivatives keep few activations and make the others anew.
+    """Returns the same model with derivatives that store few activations and recompute the rest.
 
-    The operations of `predict` are cut into segments, each under `jax.checkpoint`: what a
-    derivative needs of a segment's inside is computed when it gets there.  For a network of n
-    equal layers in s segments the peak falls from n layers' activations to about `s + n / s`, for
-    one more forward pass in a gradient and two in a Fisher product.  `jax.checkpoint` around all of
-    `predict` would lower nothing: its backward pass makes all activations at once.
+    The operations of `predict` are cut into segments, each under `jax.checkpoint`: a derivative
+    recomputes the inside of a segment when it reaches it.  For a network of n equal layers in s
+    segments the peak falls from n layers' activations to about `s + n / s`, for one more forward
+    pass in a gradient and two in a Fisher product.  `jax.checkpoint` around all of `predict` would
+    save nothing: its backward pass recomputes all activations at once.
 
-    A `lax.scan` over layers is one operation, and is not cut: put `jax.checkpoint` around its body.
-    That lowers the peak everywhere; XLA for the CPU finds what is computed twice outside of loops,
-    and keeps it after all, so that there this function changes nothing.
+    A `lax.scan` over layers is one operation and is not cut: put `jax.checkpoint` around its body.
+    That lowers the peak everywhere; XLA for the CPU merges repeated computations outside of loops
+    and stores them after all, so on the CPU this function has no effect.
 
     Args:
-        model: the model.
-        segments: into how many parts of about equally many numbers; near the root of the number of
-            layers is best.
+        model: Model to rematerialise.
+        segments: Number of segments, of about equal size in numbers computed (default 8); best near
+            the square root of the number of layers.
 
     Returns:
-        A model to use in place of the other; for equal arguments it is one and the same.
+        A `Model` to use in place of the original; the same object for equal arguments.
 
     Raises:
-        ValueError: no model; fewer than one segment.
+        ValueError: An invalid model, or fewer than one segment.
 
     References:
         Chen, Xu, Zhang & Guestrin, Training deep nets with sublinear memory cost, 2016, section 4.
@@ -52,7 +52,7 @@ def remat(model: Model, segments: int = 8) -> Model:
     return _remat(model, numbers.check_count(segments, "segments"))
 
 
-@functools.lru_cache(maxsize=64)  # by what they mean: arguments may be spelled in several ways
+@functools.lru_cache(maxsize=64)  # keyed on checked values: arguments have several spellings
 def _remat(model: Model, segments: int) -> Model:
     @functools.wraps(model.predict)
     def predict(*args):
@@ -65,9 +65,10 @@ def _remat(model: Model, segments: int) -> Model:
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], segments: int) -> list[Any]:
-    """The results of a traced function, segment by segment."""
+    """Evaluates a traced function segment by segment and returns its results."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]  # noqa: E731
+    # a single call, as from `jax.jit`: enter it
     if len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in CALLS:
         (call,) = jaxpr.eqns
         inner = call.params["jaxpr"]
@@ -76,6 +77,7 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], segments: int
             zip(call.outvars, _run(inner.jaxpr, inner.consts, operands, segments), strict=True)
         )
         return [read(x) for x in jaxpr.outvars]
+    # run each segment under `jax.checkpoint`, returning only variables that are read later
     parts = _cut(jaxpr.eqns, segments)
     for i, part in enumerate(parts):
         read_later = [x for rest in parts[i + 1 :] for equation in rest for x in equation.invars]
@@ -95,7 +97,7 @@ def _variables(atoms: Iterable[Any]) -> dict[Any, None]:
 
 
 def _cut(equations: Sequence[Any], segments: int) -> list[list[Any]]:
-    """Parts in a row whose results have about equally many numbers."""
+    """Cuts equations into consecutive segments with results of about equal size."""
     sizes = [sum(x.aval.size for x in equation.outvars) for equation in equations]
     parts: list[list[Any]] = [[] for _ in range(segments)]
     total, seen = max(sum(sizes), 1), 0

@@ -1,1 +1,1 @@
-"""Refusals that several rooms share: numbers, arrays, models."""
+"""Argument checks shared by several packages: numbers and arrays."""

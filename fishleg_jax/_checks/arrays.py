@@ -1,4 +1,4 @@
-"""Checks of what a user hands in, on concrete arrays, before anything is compiled."""
+"""Checks of a user's arrays, on concrete values, before anything is compiled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from fishleg_jax._batch import Batch, split_batch
 
 def _is_finite(x: Any) -> bool:
     if isinstance(x, jax.core.Tracer):
-        return True  # nothing to look at from here
+        return True  # values unknown
     if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
-        return bool(_all_finite(x))  # where it lies, without gathering it
+        return bool(_all_finite(x))  # on its devices, without gathering it
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if not jax.numpy.issubdtype(dtype, np.inexact):
         return True
     array = np.asarray(x)
     if array.dtype.itemsize < 4:
-        array = array.astype(np.float32)  # NumPy does not know what is finite in bfloat16
+        array = array.astype(np.float32)  # NumPy's isfinite does not support bfloat16
     return bool(np.isfinite(array).all())
 
 
@@ -30,7 +30,7 @@ def _all_finite(x: jax.Array) -> jax.Array:
 
 
 def check_dtypes(params: Any) -> None:
-    """Raises a ValueError unless every leaf is a floating-point array and there is one."""
+    """Raises a ValueError unless there is a leaf and every leaf is a floating-point array."""
     leaves = _tree.named_leaves(params)
     if not leaves:
         raise ValueError("params has no leaves: there is nothing to prune")
@@ -45,7 +45,7 @@ def check_dtypes(params: Any) -> None:
 
 
 def check_params(params: Any) -> None:
-    """Raises a ValueError unless every leaf is a finite floating-point array and there is one."""
+    """Raises a ValueError unless there is a leaf and all are finite floating-point arrays."""
     check_dtypes(params)
     for name, leaf in _tree.named_leaves(params):
         if not _is_finite(leaf):
@@ -55,12 +55,12 @@ def check_params(params: Any) -> None:
 def check_batches(
     batches: Sequence[Any], argument: str = "batches", like: Any | None = None
 ) -> None:
-    """Raises a ValueError unless there is a batch and all are sound and of one make.
+    """Raises a ValueError unless there is a batch and all are valid and of the same signature.
 
     Args:
-        batches: what was given.
-        argument: the name of it.
-        like: a batch that they have to be like, one of `batches`; None for their first one.
+        batches: Value to check, a sequence of batches.
+        argument: Name of the argument in error messages.
+        like: Batch, one of `batches`, that all others must match; None for the first.
     """
     if not isinstance(batches, Sequence):
         raise ValueError(
@@ -89,7 +89,7 @@ def _looks_like_one(batches: tuple) -> bool:
 
 
 def _make(batch: Any) -> tuple:
-    """What batches of one model have in common: structure, and shapes behind the examples."""
+    """Signature shared by all batches of a model: structure, and shapes without examples."""
     inputs, targets, constants = split_batch(batch)
     shapes = [tuple(np.shape(x)[1:]) for x in jax.tree.leaves((inputs, targets))]
     shapes += [tuple(np.shape(x)) for x in jax.tree.leaves(constants)]
@@ -104,7 +104,7 @@ def _check_batch(batch: Any, argument: str) -> None:
 
 
 def check_batch_shapes(batch: Any, argument: str) -> None:
-    """Raises a ValueError unless it is a batch, of whatever numbers."""
+    """Raises a ValueError unless `batch` is a batch by structure and shapes; reads no values."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         raise ValueError(
             f"{argument} must be a tuple (inputs, targets) or (inputs, targets, constants), got "
@@ -128,7 +128,7 @@ def check_batch_shapes(batch: Any, argument: str) -> None:
 
 
 def check_costs_are_numbers(costs: Any) -> None:
-    """Raises a ValueError unless every leaf of some costs is a real number or an array of such."""
+    """Raises a ValueError unless every leaf of `costs` is a real number or an array of them."""
     leaves = _tree.named_leaves(costs)
     if not leaves:
         raise ValueError(f"costs must be a pytree like the parameters, got {costs!r}")
@@ -139,9 +139,9 @@ def check_costs_are_numbers(costs: Any) -> None:
 
 
 def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bool = True) -> None:
-    """Raises a ValueError unless every prunable leaf has positive costs, one or one a weight.
+    """Raises a ValueError unless every prunable leaf has positive costs, one per leaf or weight.
 
-    Where they need not be positive, they may be zero.
+    With `positive=False` costs may be zero.
     """
     if jax.tree.structure(params) != jax.tree.structure(costs):
         raise ValueError(
@@ -163,9 +163,11 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bo
 
 
 def check_constants(constants: Any, batch: Any) -> None:
-    """Raises unless constants may take the place of a batch's: like them, and finite.
+    """Checks that constants can replace those of a batch.
 
-    It is a ValueError where they are of another make, a FloatingPointError where not finite.
+    Raises:
+        ValueError: Another structure or other shapes.
+        FloatingPointError: Constants that are not finite.
     """
     if _make((*batch[:2], constants)) != _make(batch):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks of single arguments, a number, a flag or a function, before anything is compiled."""
+"""Checks of single arguments (numbers, flags, functions) before anything is compiled."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def is_number(x: Any) -> bool:
-    """Whether it is a real number, or an array of one that can be looked at; no boolean is."""
+    """Whether a value is a real number or a concrete scalar array; booleans are not."""
     if isinstance(x, (np.generic, np.ndarray, jax.Array)):
         if isinstance(x, jax.core.Tracer) or np.ndim(x) != 0:
             return False
@@ -21,20 +21,20 @@ def is_number(x: Any) -> bool:
 
 
 def is_whole(x: Any, least: int) -> bool:
-    """Whether it is of a type of whole numbers, and not below another."""
+    """Whether a value has an integer type and is at least `least`."""
     if isinstance(x, (np.generic, np.ndarray, jax.Array)):
         return is_number(x) and jnp.issubdtype(x.dtype, jnp.integer) and int(x) >= least
     return isinstance(x, numbers.Integral) and not isinstance(x, bool) and x >= least
 
 
 def check_number(value: Any, name: str, valid: Callable[[float], bool], expected: str) -> float:
-    """A number in its range, or a ValueError.
+    """Returns a valid number as a float, or raises a ValueError.
 
     Args:
-        value: what was given.
-        name: the name of the argument.
-        valid: whether a number is in its range.
-        expected: the range in words.
+        value: Value to check.
+        name: Name of the argument in the error message.
+        valid: Function `(number) -> bool`, whether a number is in range.
+        expected: Description of the range for the error message.
     """
     if not is_number(value) or not valid(float(value)):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
@@ -42,24 +42,24 @@ def check_number(value: Any, name: str, valid: Callable[[float], bool], expected
 
 
 def check_positive(value: Any, name: str, or_none: str = "") -> float:
-    """A positive finite number, or a ValueError."""
+    """Returns a positive finite number, or raises a ValueError."""
     expected = f"a positive finite number{or_none}"
     return check_number(value, name, lambda x: 0 < x < math.inf, expected)
 
 
 def check_not_negative(value: Any, name: str, or_none: str = "") -> float:
-    """A finite number of at least 0, or a ValueError."""
+    """Returns a finite number of at least 0, or raises a ValueError."""
     expected = f"a finite number of at least 0{or_none}"
     return check_number(value, name, lambda x: 0 <= x < math.inf, expected)
 
 
 def check_tolerance(value: Any, name: str = "tolerance") -> float:
-    """A number in [0, 1), or a ValueError."""
+    """Returns a number in [0, 1), or raises a ValueError."""
     return check_number(value, name, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
 def check_count(value: Any, name: str, least: int = 1, or_none: str = "") -> int:
-    """A whole number of at least `least`, or a ValueError."""
+    """Returns a whole number of at least `least`, or raises a ValueError."""
     if not is_whole(value, least):
         expected = f"a whole number of at least {least}{or_none}"
         raise ValueError(f"{name} must be {expected}, got {value!r}")
@@ -67,21 +67,21 @@ def check_count(value: Any, name: str, least: int = 1, or_none: str = "") -> int
 
 
 def check_flag(value: Any, name: str) -> bool:
-    """True or False, or a ValueError."""
+    """Returns True or False, or raises a ValueError."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def check_function(value: Any, name: str, arguments: int, expected: str) -> None:
-    """Raises a ValueError unless a value can be called with so many arguments by position."""
+    """Raises a ValueError unless a value accepts this number of positional arguments."""
     fits = callable(value)
     try:
-        # what a decorator wraps may take others than the function that is called
+        # check the function itself: one wrapped by a decorator may take other arguments
         fits and inspect.signature(value, follow_wrapped=False).bind(*range(arguments))
     except TypeError:
         fits = False
-    except ValueError:  # one that is written in C may have no signature
+    except ValueError:  # functions written in C may have no signature
         pass
     if not fits:
         raise ValueError(f"{name} must be {expected}, got {value!r}")

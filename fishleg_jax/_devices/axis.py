@@ -1,4 +1,4 @@
-"""Inside `shard_map`, `pmap` or a `vmap` with a named axis: sums and batches over that axis."""
+"""Means and batches over a named axis, inside `shard_map`, `pmap` or a `vmap` with one."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from fishleg_jax._batch import BatchLike, split_batch
 
 
 def check_name(axis_name: Any) -> None:
-    """Raises a ValueError for what can't be the name of an axis, and is not None."""
+    """Raises a ValueError for an invalid axis name; None is valid."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     sound = names and all(isinstance(name, str) and name for name in names)
     if axis_name is not None and not sound:
@@ -19,29 +19,29 @@ def check_name(axis_name: Any) -> None:
 
 
 def varying(tree: Any, axis_name: str | None) -> Any:
-    """The same numbers, but each device's own to differentiate by.
+    """Marks replicated arrays as varying over devices, so that gradients are not summed.
 
-    In `shard_map` a gradient by what all devices share comes summed over them, elsewhere it does
-    not; by these it never does.
+    In `shard_map` a gradient with respect to replicated arrays is summed over devices, elsewhere it
+    is not; with respect to varying arrays it never is.
     """
     if axis_name is None:
         return tree
-    zero = 0 * jax.lax.axis_index(axis_name)  # `lax.pcast` is for shard_map alone
+    zero = 0 * jax.lax.axis_index(axis_name)  # `lax.pcast` works in shard_map only
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
 
 
 def mean(tree: Any, axis_name: str | None) -> Any:
-    """The mean over the devices."""
+    """Mean over the devices of an axis; the tree itself without one."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def everywhere(flag: jax.Array, axis_name: str | None) -> jax.Array:
-    """Whether something is so on all devices."""
+    """Whether a flag is true on all devices."""
     return flag if axis_name is None else jax.lax.psum((~flag).astype(jnp.int32), axis_name) == 0
 
 
 def gather(batch: BatchLike, axis_name: str) -> BatchLike:
-    """The examples of all devices in one batch, the same on each; constants are those at hand."""
+    """Gathers the examples of all devices into one replicated batch; constants stay local."""
     index, number = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
 
     def whole(x):
@@ -49,7 +49,7 @@ def gather(batch: BatchLike, axis_name: str) -> BatchLike:
         summable = x.astype(jnp.int32) if x.dtype == bool else x
         empty = jnp.zeros((number * x.shape[0], *x.shape[1:]), summable.dtype)
         placed = jax.lax.dynamic_update_slice_in_dim(empty, summable, index * x.shape[0], 0)
-        # of a sum, unlike of a gather, shard_map knows that it is the same everywhere
+        # shard_map treats a sum, unlike a gather, as replicated
         return jax.lax.psum(placed, axis_name).astype(x.dtype)
 
     inputs, targets, constants = split_batch(batch)

@@ -1,4 +1,4 @@
-"""The mesh at hand, and the axes of it over which the parameters are spread."""
+"""The current mesh, and the axes of it over which the parameters are sharded."""
 
 import contextlib
 import contextvars
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def sharding_of(x: Any) -> NamedSharding | None:
-    """How an array is spread, where that is known: of Auto axes it is not under `jit`."""
+    """Sharding of an array; None if unknown, as for Auto axes under `jit`."""
     if isinstance(x, jax.core.Tracer):
         sharding = jax.typeof(x).sharding
         return sharding if explicit(sharding.mesh) else None
@@ -27,7 +27,7 @@ def sharding_of(x: Any) -> NamedSharding | None:
 
 
 def explicit_mesh(tree: Any) -> Any:
-    """The mesh with Explicit axes over which any array of a tree is spread; None without one."""
+    """Mesh with Explicit axes over which any array of a tree is sharded; None without one."""
     for x in jax.tree.leaves(tree):
         if isinstance(x, jax.Array):
             mesh = jax.typeof(x).sharding.mesh
@@ -37,9 +37,9 @@ def explicit_mesh(tree: Any) -> Any:
 
 
 def automatic_mesh(tree: Any) -> Any:
-    """The mesh of Auto axes, and more devices than one, that is set or that an array lies on.
+    """Mesh with Auto axes and several devices that is set or that holds an array; None without one.
 
-    None where there is none; under `jit`, too, an array tells on which mesh it is, though not how.
+    Under `jit` an array still reports its mesh, though not its sharding.
     """
     known = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
     meshes = [jax.sharding.get_abstract_mesh(), *known]
@@ -50,10 +50,10 @@ def automatic_mesh(tree: Any) -> Any:
 
 
 def in_mesh_of_params(function: Callable[P, R]) -> Callable[P, R]:
-    """Sets the mesh of the parameters, its second argument, for a function on the host.
+    """Sets the mesh of the parameters, the second argument, while a host function runs.
 
-    So that a model may name axes.  Under a `jit` of others no mesh can be set: theirs counts.  The
-    signature stays that of the function, for type checkers as well.
+    This lets a model name axes.  Under a user's `jit` no mesh can be set, and theirs applies.  The
+    signature of the function is kept, for type checkers as well.
     """
 
     @functools.wraps(function)
@@ -61,12 +61,12 @@ def in_mesh_of_params(function: Callable[P, R]) -> Callable[P, R]:
         params = kwargs["params"] if "params" in kwargs else args[1] if len(args) > 1 else ()
         known = [s for s in map(sharding_of, jax.tree.leaves(params)) if s is not None]
         mesh = known[0].mesh if known else None
-        if mesh is None and is_traced(params):  # nothing can be said
+        if mesh is None and is_traced(params):  # sharding unknown
             return function(*args, **kwargs)
         free = jax.sharding.get_abstract_mesh().empty and isinstance(mesh, jax.sharding.Mesh)
         with contextlib.ExitStack() as known_here:
             if free:
-                with contextlib.suppress(ValueError):  # that it is under a jit
+                with contextlib.suppress(ValueError):  # raised under a jit
                     known_here.enter_context(jax.set_mesh(mesh))
             axes = () if mesh is None else axes_of(known, mesh)
             known_here.enter_context(spread_over(axes))
@@ -75,8 +75,8 @@ def in_mesh_of_params(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-# Axes over which the parameters at hand are spread.  Under Auto axes what was traced for some may
-# be found again for others: then the compiler has more to move, and the numbers are the same.
+# Axes over which the current parameters are sharded.  Under Auto axes a function traced for some
+# axes may be reused for others: the compiler then moves more data, but the numbers are the same.
 _PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar(
     "axes", default=None
 )
@@ -84,7 +84,7 @@ _PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.Co
 
 @contextlib.contextmanager
 def spread_over(axes: tuple[str, ...]) -> Iterator[None]:
-    """Says, for as long as it lasts, over which axes the parameters at hand are spread."""
+    """Context that sets the axes over which the current parameters are sharded."""
     before = _PARAMETER_AXES.set(axes)
     try:
         yield
@@ -93,17 +93,17 @@ def spread_over(axes: tuple[str, ...]) -> Iterator[None]:
 
 
 def parameter_axes() -> tuple[str, ...]:
-    """The axes over which the parameters at hand are spread, where that is known."""
+    """Axes over which the current parameters are sharded; empty if unknown."""
     return _PARAMETER_AXES.get() or ()
 
 
 def is_unknown() -> bool:
-    """Whether nobody has said how arrays are spread: inside a user's own `jit` without a mesh."""
+    """Whether the sharding of arrays is unknown: inside a user's own `jit` without a mesh."""
     return _PARAMETER_AXES.get() is None and jax.sharding.get_abstract_mesh().empty
 
 
 def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
-    """The axes of the known mesh that make the most pieces of equal length of all lengths."""
+    """Axes of the current mesh that cut all lengths into the most pieces of equal length."""
     mesh = automatic_mesh(())
     if mesh is None:
         return ()
@@ -121,7 +121,7 @@ def cutters(lengths: Sequence[int], examples: bool = False) -> tuple[str, ...]:
 
 
 def choices(axes: Sequence[str], mesh: Any) -> list[tuple[tuple[str, ...], int]]:
-    """Axes to cut along, any of some, and how many pieces that makes: the most first."""
+    """All combinations of axes with their number of pieces, sorted from most to fewest."""
     choices = [
         (names, math.prod(mesh.shape[name] for name in names))
         for number in range(1, len(axes) + 1)
@@ -131,7 +131,7 @@ def choices(axes: Sequence[str], mesh: Any) -> list[tuple[tuple[str, ...], int]]
 
 
 def axes_of(shardings: list[NamedSharding], mesh: Any) -> tuple[str, ...]:
-    """The axes of a mesh that any of some shardings uses, in the mesh's order."""
+    """Axes of a mesh used by any of the shardings, in the order of the mesh."""
     used = set()
     for sharding in shardings:
         for entry in sharding.spec:

@@ -1,4 +1,4 @@
-"""Where the leaves of a tree lie: those of states like the parameters that they belong to."""
+"""Placement of trees on devices: states are sharded like the parameters they belong to."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from fishleg_jax._devices import mesh as _mesh
 
 
 class Placement(NamedTuple):
-    """How the leaves of a tree are spread; hashable.  One stays as it is where that is None."""
+    """Shardings of the leaves of a tree; hashable.  None leaves a leaf where it is."""
 
     leaves: tuple[NamedSharding | None, ...]
 
     def of(self, tree: Any) -> Any:
-        """A tree that is spread like this."""
+        """Returns a tree with these shardings."""
         leaves, structure = jax.tree.flatten(tree)
         return structure.unflatten(map(_put, leaves, self.leaves))
 
     def of_shapes(self, tree: Any) -> Any:
-        """Shapes and dtypes of a tree, as those of arrays that are spread like this."""
+        """Returns the shapes and dtypes of a tree with these shardings attached."""
         leaves, structure = jax.tree.flatten(tree)
         pairs = zip(leaves, self.leaves, strict=True)
         return structure.unflatten(
@@ -40,34 +40,35 @@ def _put(x: Any, sharding: NamedSharding | None) -> Any:
 
 
 def placed(function: Callable, placement: Placement, *arguments: Any) -> Any:
-    """What a function gives, placed."""
+    """Calls a function and places its result."""
     return placement.of(function(*arguments))
 
 
 def like(tree: Any, params: Any) -> Any:
-    """A tree with the structure of the parameters, spread like them where that is known."""
+    """Shards a tree with the parameters' structure like them, as far as that is known."""
     return placement_like(params).of(tree)
 
 
 def placement_like(params: Any) -> Placement:
-    """How parameters are spread, where that is known."""
+    """Placement of the parameters, as far as it is known."""
     return Placement(tuple(map(_mesh.sharding_of, jax.tree.leaves(params))))
 
 
 def placement_for(state: Any, params: Any) -> Placement:
-    """How the state of an estimate is spread so that each part lies like what it belongs to.
+    """Placement of an estimator's state in which each part is sharded like its parameter.
 
-    A part belongs to the parameter that has its path, or whose name is a key of it, else to all.
-    One of the parameter's shape is spread like it; another over the same devices, along its first
-    axis (of blocks) or else the longest that can be cut.
+    A part belongs to the parameter with the same path, or whose name is among its keys, else to all
+    parameters.  A part of the parameter's shape is sharded like it; others over the same devices,
+    along the first axis (of blocks) or else the longest that can be cut.
 
     Args:
-        state: arrays, or their shapes.
-        params: the parameters.
+        state: State arrays, or their shapes.
+        params: Model parameters.
 
     Returns:
-        The placement of the state, which changes nothing where nothing is known of the parameters.
+        Placement of the state, which changes nothing if the parameters' shardings are unknown.
     """
+    # path, name, array and sharding of every parameter
     owners = [
         (path, _tree.leaf_name(path), x, _mesh.sharding_of(x))
         for path, x in jax.tree_util.tree_leaves_with_path(params)
@@ -78,12 +79,14 @@ def placement_for(state: Any, params: Any) -> Placement:
     mesh = known[0].mesh
 
     def one(path, x):
+        # parameters that this part of the state belongs to
         keys = {getattr(entry, "key", None) for entry in path}
         own = [
             (leaf, sharding)
             for leaf_path, name, leaf, sharding in owners
             if sharding is not None and (name in keys or (leaf_path and _ends(path, leaf_path)))
         ]
+        # shard it like one of the same shape, else over the devices of all its parameters
         for leaf, sharding in own:
             if leaf.shape == x.shape:
                 return sharding

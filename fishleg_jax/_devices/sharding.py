@@ -1,9 +1,9 @@
-"""Arrays that are spread over devices: what is made of them stays spread like them.
+"""Sharded arrays: results computed from them stay sharded like them.
 
-Under Auto axes of a mesh the compiler spreads what is computed.  Under Explicit axes JAX wants to
-be told at every reshape and every product; the algebra of this library is left to the compiler
-there too (`automatic`), and only its results are told.  A model is called under the axes that its
-user has chosen, but for per-example gradients: one example can't be spread over devices.
+Under Auto axes of a mesh the compiler shards intermediate results.  Under Explicit axes JAX needs a
+sharding at every reshape and every product; there, too, the algebra of this library is left to the
+compiler (`automatic`), and only its results get shardings.  A model is called under the axes chosen
+by its user, except for per-example gradients: a single example cannot be sharded.
 """
 
 import math
@@ -27,12 +27,12 @@ UNKNOWN = (
 
 
 def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
-    """`function(*arguments)` with Explicit axes left to the compiler.
+    """Calls `function(*arguments)` with Explicit axes left to the compiler.
 
     Args:
-        function: of arrays, and trees of them.
-        like: a tree of arrays like the result, which is spread like them; or of shardings.
-        *arguments: what it is given.
+        function: Function of arrays and pytrees of arrays.
+        like: Pytree of arrays like the result, whose shardings it gets; or of shardings.
+        *arguments: Arguments of the function.
     """
     mesh = _mesh.explicit_mesh((like, arguments))
     if mesh is None:
@@ -44,14 +44,13 @@ def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
 
 
 def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: int) -> jax.Array:
-    """A function of the examples of a batch that picks some or puts them into groups.
+    """Applies a function that selects or groups the examples of a batch.
 
     Args:
-        function: of the array.
-        x: a leaf of a batch, with examples along its first axis.
-        shape: of the result.
-        examples: the axis of the result along which they then lie, and are spread as before where
-            the devices divide them.
+        function: Function of the array.
+        x: Leaf of a batch, with examples along its first axis.
+        shape: Shape of the result.
+        examples: Axis of examples in the result, sharded as before if the devices divide it.
     """
     mesh = _mesh.explicit_mesh(x)
     if mesh is None:
@@ -63,7 +62,7 @@ def regroup(function: Callable, x: jax.Array, shape: tuple[int, ...], examples: 
 
 
 def joined(stacked: jax.Array, *tail: jax.Array) -> jax.Array:
-    """Stacked chunks `(chunks, examples, ...)` and what is left of them, in a row of examples."""
+    """Concatenates stacked chunks `(chunks, examples, ...)` and a remainder along examples."""
 
     def join(stacked, *tail):
         return jnp.concatenate([stacked.reshape(-1, *stacked.shape[2:]), *tail])
@@ -78,13 +77,13 @@ def joined(stacked: jax.Array, *tail: jax.Array) -> jax.Array:
 
 
 def _if_divided(entry: Any, mesh: Any, length: int) -> Any:
-    """An entry of a spec, or None where its devices do not divide a length."""
+    """Entry of a spec, or None if its devices do not divide a length."""
     names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
     return None if length % math.prod(mesh.shape[name] for name in names) else entry
 
 
 def zeros(shapes: Any) -> Any:
-    """Zeros of some shapes and dtypes, spread as these say where axes are Explicit."""
+    """Zeros of the given shapes and dtypes, with their shardings under Explicit axes."""
 
     def one(x):
         sharding = getattr(x, "sharding", None)
@@ -96,15 +95,15 @@ def zeros(shapes: Any) -> Any:
 
 
 def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
-    """An array cut along one axis over the devices that are known, so that the others are whole.
+    """Shards an array along one axis over the known devices, so that other axes are whole.
 
-    They are those over which the parameters are spread, where that is known: of Explicit axes, or
-    in `fit` and `prune_one_shot`.
+    Known devices are those over which the parameters are sharded, for Explicit axes or inside `fit`
+    and `prune_one_shot`.
 
     Args:
-        x: the array.
-        axis: along which it is cut.
-        examples: whether that is one of examples; then all devices of the mesh have a part.
+        x: Array to shard.
+        axis: Axis to cut.
+        examples: Whether that is an axis of examples, which is cut over all devices of the mesh.
     """
     names = _mesh.cutters((x.shape[axis],), examples)
     if not names:
@@ -113,10 +112,10 @@ def along(x: jax.Array, axis: int, *, examples: bool = False) -> jax.Array:
 
 
 def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
-    """Cut along one axis over the devices of the parameters, and along examples over the others.
+    """Shards one axis over the devices of the parameters, and examples over the others.
 
-    On the way from `along(x, examples, examples=True)` to `along(x, axis)`, which the compiler else
-    makes by gathering everything.
+    An intermediate step from `along(x, examples, examples=True)` to `along(x, axis)`, without which
+    the compiler gathers everything.
     """
     names = _mesh.cutters((x.shape[axis],))
     if not names:
@@ -131,9 +130,9 @@ def halfway(x: jax.Array, axis: int, examples: int) -> jax.Array:
 
 
 def cut_gradients(x: jax.Array) -> jax.Array:
-    """Gradients of examples, one a row, cut as far as is known as a mask of the parameter is.
+    """Shards per-example gradients, one per row, like a mask of the parameter, as far as known.
 
-    So a mask is not gathered where they meet; they go on to where they are needed.
+    This avoids gathering the mask when it is applied; later steps reshard the gradients.
     """
     inner = range(1, x.ndim)
     most = lambda axis: (len(_mesh.cutters((x.shape[axis],))), x.shape[axis])
@@ -148,17 +147,17 @@ def local(
     *,
     examples: bool = False,
 ) -> Any:
-    """`function(*arguments)`, each device with its piece and without a word to the others.
+    """Calls `function(*arguments)` on every device's shard, without gathering anything.
 
-    Without devices that are known, or where they don't divide what is cut, it is left as it is to
-    the compiler, which may gather.
+    If the devices are unknown, or do not divide the axes to cut, the call is left to the compiler,
+    which may gather.
 
     Args:
-        function: of arrays, to an array or a tuple of them.
-        arguments: arrays.
-        cut: for each of them the axis along which it is cut; None for one that all have whole.
-        out: the axis along which the pieces of the result lie; None for a sum of them.
-        examples: see `along`.
+        function: Function of arrays that returns an array or a tuple of arrays.
+        arguments: Arrays.
+        cut: Sharded axis of each argument; None for a replicated one.
+        out: Sharded axis of the result; None to sum over devices.
+        examples: Whether these are axes of examples, cut over all devices of the mesh.
     """
     cuts = zip(arguments, cut, strict=True)
     names = _mesh.cutters([x.shape[axis] for x, axis in cuts if axis is not None], examples)
@@ -178,11 +177,11 @@ def local(
 
 
 def anchored(tree: Any) -> Any:
-    """The same arrays, whose mesh a user's `jit` that closes over them gets to know.
+    """Adds sharding constraints, so that a user's `jit` that closes over arrays sees their mesh.
 
-    JAX compiles a function whose arguments lie on one device for one device, whatever it closes
-    over; a `shard_map` inside then ends in an error of XLA.  Sharding constraints name devices.
-    Nothing changes for Explicit axes, where JAX itself asks for `jax.set_mesh`.
+    JAX compiles a function whose arguments are on one device for one device, whatever it closes
+    over; a `shard_map` inside then fails in XLA.  Sharding constraints name the devices.  Nothing
+    changes for Explicit axes, where JAX itself requires `jax.set_mesh`.
     """
 
     def one(x):
@@ -197,18 +196,18 @@ def anchored(tree: Any) -> Any:
 
 
 def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
-    """`function(shared, examples)`, a row for every example, each device with its own examples.
+    """Calls `function(shared, examples)`, one row per example, on each device's shard of examples.
 
-    Examples are cut along axes that no parameter is spread over, where there are any; along the
-    others the compiler goes on.  But with a convolution it must have nothing to spread: of kernels'
-    gradients, example by example, XLA makes wrong numbers where all devices that are left share
-    them (seen with jax 0.10 on the CPU, and with jax alone; in jax issue 32157 there is an error
-    instead).  Then each device has all of the shared arrays.
+    Examples are sharded over axes that no parameter is sharded over, if there are any; the compiler
+    handles the other axes.  With a convolution it must not shard anything: XLA computes wrong
+    per-example gradients of kernels if all remaining devices share them (seen with jax 0.10 on the
+    CPU, and with jax alone; in jax issue 32157 there is an error instead).  Then the shared arrays
+    are replicated.
 
     Args:
-        function: of arrays that all devices need, and of arrays with a leading axis of examples.
-        shared: a tree of arrays.
-        examples: a tree of arrays.
+        function: Function of shared arrays, and of arrays with a leading axis of examples.
+        shared: Pytree of arrays that all devices need.
+        examples: Pytree of arrays with a leading axis of examples.
     """
     mesh = _mesh.automatic_mesh((shared, examples))
     if mesh is None:
@@ -216,6 +215,7 @@ def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
         if in_the_dark and _convolves(function, shared, examples):
             warnings.warn(UNKNOWN, stacklevel=2)
         return function(shared, examples)
+    # choose axes that divide the examples: those without parameters first
     number = jax.tree.leaves(examples)[0].shape[0]
     alone = _convolves(function, shared, examples)
     free = [name for name in mesh.axis_names if name not in _mesh.parameter_axes()]
@@ -223,7 +223,7 @@ def of_examples(function: Callable, shared: Any, examples: Any) -> Any:
     names = next((names for names, parts in choices if number % parts == 0), None)
     if names is None and not alone:
         return function(shared, examples)
-    cut = PartitionSpec(names)  # by None not at all: then every device has all of them
+    cut = PartitionSpec(names)  # None replicates the examples
     return jax.shard_map(
         function,
         mesh=mesh,

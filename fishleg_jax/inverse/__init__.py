@@ -1,4 +1,4 @@
-"""Estimates of the damped inverse Fisher, all behind the protocol of `InverseFisher`."""
+"""Estimators of the damped inverse Fisher, all with the protocol of `InverseFisher`."""
 
 from fishleg_jax.inverse import factors
 from fishleg_jax.inverse._diagonal import DiagonalState, diagonal
@@ -29,5 +29,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Returns the public names, for tab completion."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""The diagonal of the Fisher: with it OBS is Optimal Brain Damage."""
+"""The diagonal of the Fisher, which turns OBS into Optimal Brain Damage."""
 
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ class DiagonalState(NamedTuple):
     """State of `diagonal`.
 
     Attributes:
-        count: how many gradients have come.
-        skipped: how many of them were not finite, and count for nothing.
-        damping: γ; it may be changed at any time.
-        squares: the sum of their squares, a tree like the parameters.
+        count: Number of gradients seen.
+        skipped: Number of gradients ignored because they were not finite.
+        damping: Damping γ; may be changed at any time.
+        squares: Sum of squared gradients, a pytree like the parameters.
     """
 
     count: jax.Array  # shape=(), int32
@@ -29,7 +29,7 @@ class DiagonalState(NamedTuple):
     squares: Any
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
@@ -44,17 +44,19 @@ def diagonal(
     """The estimate `1 / (diag F + γ)`, from mean squares of per-example gradients.
 
     Args:
-        model: the model.
-        damping: γ, in units of the Fisher per example.
-        labels: `sampled` from the model for the true Fisher, or `empirical`.
-        examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds memory: no more gradients at once than of so many examples.
+        model: Model whose Fisher is estimated.
+        damping: Damping γ in units of the Fisher per example.
+        labels: Source of the labels: `sampled` (default) from the model for the true Fisher, or
+            `empirical` for those of the data.
+        examples_per_gradient: Number of examples averaged into one gradient.
+        examples_per_chunk: Number of examples whose gradients are held at a time, which bounds
+            memory; None for the whole batch.
 
     Returns:
         An `InverseFisher` whose state is a `DiagonalState`.  A fit makes one pass over its batches.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of range.
 
     References:
         LeCun, Denker & Solla, Optimal brain damage, NIPS 1989.
@@ -80,6 +82,7 @@ def diagonal(
         return DiagonalState(zero, jnp.zeros_like(zero), jnp.asarray(damping, dtype), squares)
 
     def update(state, params, batch, key, mask=None):
+        # add the squared gradients of the batch, chunk by chunk
         def squares(rows):
             return [jnp.sum(x**2, axis=0) for x in rows.leaves]
 
@@ -91,6 +94,7 @@ def diagonal(
             squares=jax.tree.map(jnp.add, state.squares, new),
         )
 
+    # the undamped diagonal of the Fisher, and its damped inverse
     def mean_squares(state):
         count = jnp.maximum(state.count - state.skipped, 1)
         return jax.tree.map(lambda s: s / count, state.squares)

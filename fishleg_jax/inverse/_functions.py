@@ -1,4 +1,4 @@
-"""The types of an estimate's functions, whose last argument may be left out."""
+"""Types of an estimator's functions, whose last argument is optional."""
 
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ class Update(Protocol):
 class Product(Protocol):
     """Type of `InverseFisher.multiply`, whose second argument is a tangent.
 
-    Also that of `InverseFisher.diagonal`, whose second argument is the parameters.
+    Also the type of `InverseFisher.diagonal`, whose second argument is the parameters.
     """
 
     def __call__(self, state: Any, tree: Any, /, mask: Any | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Gradient rows: what the estimates that are no FishLeg are made of."""
+"""Per-example gradients shared by K-FAC, WoodFisher, M-FAC and the diagonal."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ LABELS = ("empirical", "sampled")
 
 
 class Rows(NamedTuple):
-    """Gradients of a batch, one after the other.
+    """Gradients of a batch, stacked.
 
     Attributes:
-        leaves: those of the parameters, in float32 or better, with a leading axis of gradients;
-            zero outside the mask, and where the gradient is not finite.
-        finite: which gradients are, of shape (gradients,).
+        leaves: Gradient leaves in float32 or better, with a leading axis of gradients; zero outside
+            the mask and for gradients that are not finite.
+        finite: Whether each gradient is finite, of shape (gradients,).
     """
 
     leaves: list[jax.Array]
@@ -33,19 +33,21 @@ class Rows(NamedTuple):
 def gradient_rows(
     model: Model, labels: str, examples_per_gradient: int, examples_per_chunk: int | None
 ) -> Callable[..., Rows]:
-    """Checks how gradients are to be made, and makes the function that does.
+    """Validates the settings and returns a function that computes the gradients of a batch.
 
     Args:
-        model: the model.
-        labels: `empirical` for the batch's own targets, `sampled` for ones drawn from the model.
-        examples_per_gradient: how many examples a gradient is the mean of.
-        examples_per_chunk: see `per_example_gradients`.
+        model: Model to differentiate.
+        labels: Source of the labels: `empirical` for the batch's own targets, `sampled` for labels
+            drawn from the model.
+        examples_per_gradient: Number of examples averaged into one gradient.
+        examples_per_chunk: Maximum number of examples processed at a time; None for the whole
+            batch.
 
     Returns:
-        `(params, batch, key, mask) -> Rows`.
+        Function `(params, batch, key, mask) -> Rows`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of range.
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
@@ -65,10 +67,11 @@ def gradient_rows(
             examples_per_gradient=examples_per_gradient,
             examples_per_chunk=examples_per_chunk,
         )
+        # zero pruned weights, and gradients with any number that is not finite
         leaves = jax.tree.leaves(apply_mask(gradients, mask))
         if mask is not None:
             leaves = [sharding.cut_gradients(x) for x in leaves]
-        # without a reshape, by which what is spread over devices would be gathered
+        # no reshape here: it would gather sharded gradients
         finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
         finite = jnp.stack(finite).all(axis=0)
         keep = lambda x: jnp.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x, 0)  # noqa: E731
@@ -80,22 +83,23 @@ def gradient_rows(
 def sum_over_rows(
     model: Model, labels: str, examples_per_gradient: int, examples_per_chunk: int | None
 ) -> Callable[..., Any]:
-    """Like `gradient_rows`, for estimates that only add up: no more gradients at once than a chunk.
+    """Like `gradient_rows`, for estimators that only sum: holds the gradients of one chunk at most.
 
     Returns:
-        `(params, batch, key, mask, function) -> (total, gradients, skipped)`: the sum over chunks
-        of `function(Rows)`, how many gradients there were and how many of them were not finite.
+        Function `(params, batch, key, mask, function) -> (total, gradients, skipped)`: the sum over
+        chunks of `function(Rows)`, the number of gradients, and the number of those not finite.
     """
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
     labelled_rows_of = gradient_rows(model, "empirical", examples_per_gradient, examples_per_chunk)
     at_once = examples_per_chunk
-    if at_once is not None:  # whole gradients
+    if at_once is not None:  # round down to whole gradients
         at_once = max(at_once // examples_per_gradient, 1) * examples_per_gradient
 
     def total(params, batch, key, mask, function):
         params, batch = sharding.anchored((params, batch))
         examples = _chunks.number_of_examples(batch)
         check_gradients(examples, examples_per_gradient)
+        # draw labels for the whole batch, so that they do not depend on the chunks
         make = rows_of
         if labels == "sampled" and not _chunks.fits(batch, at_once):
             wide = _tree.widen(params)

@@ -1,4 +1,4 @@
-"""The identity: an inverse Fisher that knows nothing."""
+"""The identity as inverse Fisher, which ignores curvature."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from fishleg_jax.inverse.base import InverseFisher
 
 
 def identity() -> InverseFisher:
-    """The inverse Fisher when nothing is known: with it OBS prunes by magnitude.
+    """The identity as inverse Fisher, with which OBS prunes by magnitude.
 
     Returns:
-        An estimate that needs neither model nor data.
+        An `InverseFisher` that needs neither a model nor data.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj

@@ -1,4 +1,4 @@
-"""K-FAC: a Kronecker product for every matrix, from second moments of its gradients."""
+"""K-FAC: one Kronecker product per matrix, from second moments of its gradients."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,16 +23,16 @@ from fishleg_jax.model import Model, check_model
 
 
 class KfacState(NamedTuple):
-    """State of `kfac`.  Dictionaries are by the key path of a leaf.
+    """State of `kfac`.  Dictionaries are keyed by the key path of a leaf.
 
     Attributes:
-        count: how many gradients have come.
-        skipped: how many of them were not finite, and count for nothing.
-        damping: γ; it may be changed at any time.
-        moments: sums of second moments along every axis of a matrix.
-        squares: sums of squares of leaves with fewer than two dimensions.
-        roots: of a state that is prepared for many products, the inverses `L⁻¹` of the Cholesky
-            factors of the damped factors, at the places of `moments`; else None.
+        count: Number of gradients seen.
+        skipped: Number of gradients ignored because they were not finite.
+        damping: Damping γ; may be changed at any time.
+        moments: Sums of second moments along each axis of a matrix.
+        squares: Sums of squared gradients of leaves with fewer than two dimensions.
+        roots: Inverses `L⁻¹` of the Cholesky factors of the damped factors, laid out like
+            `moments`, if the state is prepared for many products; else None.
     """
 
     count: jax.Array  # shape=(), int32
@@ -43,7 +43,7 @@ class KfacState(NamedTuple):
     roots: dict[str, tuple[jax.Array, ...]] | None = None
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
@@ -60,29 +60,31 @@ def kfac(
     """The K-FAC estimate: `(a + π√γ I)⁻¹ ⊗ (b + √γ/π I)⁻¹` for every matrix, diagonal for the rest.
 
     The factors are second moments of per-example gradients M of the leaf as a matrix (everything
-    else, out): `a = E[M Mᵀ]/√t`, `b = E[Mᵀ M]/√t`, `t = E‖M‖²`.  So no layer has to be tagged, and
-    shared weights need no rule of their own.  For a dense layer and one example these are K-FAC's
-    second moments of activations and of back-propagated gradients where the two are uncorrelated.
+    else, out): `a = E[M Mᵀ]/√t`, `b = E[Mᵀ M]/√t`, `t = E‖M‖²`.  So layers need not be tagged, and
+    shared weights need no special rule.  For a dense layer and one example these are K-FAC's second
+    moments of activations and of back-propagated gradients if the two are uncorrelated.
 
     Args:
-        model: the model.
-        damping: γ; each factor gets its root, balanced by π (the mean eigenvalue of one over that
-            of the other, under the root).
-        labels: `sampled` from the model for the true Fisher, or `empirical`.
-        cap: the largest block of a factor; None for whole factors.
-        stacked: the leaves whose first axis is one of layers, as `nn.scan` and `lax.scan` have
-            them: one or several regular expressions over key paths, or a predicate (name, leaf).
-            Each layer gets factors of its own, for the shape behind that axis.  None for none.
-        examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds memory: no more gradients at once than of so many examples.
+        model: Model whose Fisher is estimated.
+        damping: Damping γ in units of the Fisher per example; each factor gets its square root,
+            balanced by π (the square root of the ratio of the factors' mean eigenvalues).
+        labels: Source of the labels: `sampled` (default) from the model for the true Fisher, or
+            `empirical` for those of the data.
+        cap: Size of the largest block of a factor; None for whole factors.
+        stacked: Leaves with a leading axis of layers, as from `nn.scan` and `lax.scan`: regular
+            expressions over key paths, or a predicate `(name, leaf)`.  Each layer gets its own
+            factors, for the shape without that axis.  None if no leaf is stacked.
+        examples_per_gradient: Number of examples averaged into one gradient.
+        examples_per_chunk: Number of examples whose gradients are held at a time, which bounds
+            memory; None for the whole batch.
 
     Returns:
         An `InverseFisher` whose state is a `KfacState`.  A fit makes one pass over its batches.
-        Every product has a Cholesky decomposition of the factors, `O(in³ + out³)` a leaf, but for
-        a state that `prepare` has made for many products.
+        Every product takes a Cholesky decomposition of the factors, `O(in³ + out³)` per leaf,
+        unless the state was prepared for many products by `prepare`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of range.
 
     References:
         Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature,
@@ -103,7 +105,7 @@ def kfac(
         numbers.check_count(cap, "cap", or_none=" or None")
     total_of = sum_over_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
-    def rule(shape, cap):
+    def rule(shape, cap):  # Kronecker factors for matrices, a diagonal for other leaves
         matrix = len(shape) > 1 and math.prod(shape) > 1
         return _factors.kronecker(shape, cap) if matrix else _factors.diagonal(shape)
 
@@ -138,14 +140,14 @@ def kfac(
             skipped=state.skipped + skipped,
             moments=moments,
             squares=squares,
-            roots=None,  # they are of before
+            roots=None,  # outdated by the new moments
         )
 
     def mean_of(state, total):
         count = jnp.maximum(state.count - state.skipped, 1).astype(state.damping.dtype)
         return jax.tree.map(lambda x: x / count, total)
 
-    def triangles_of(state, unit):
+    def triangles_of(state, unit):  # Cholesky factors of the damped factors
         moments = mean_of(state, state.moments[unit.name])
         of_layer = partial(_triangles, unit.factor, damping=state.damping)
         return unit.one_by_one(of_layer, moments)
@@ -162,6 +164,7 @@ def kfac(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for unit in units_of(tangent):
+            # a diagonal leaf; solves with Cholesky factors; products with their inverses
             vector = unit.pack(leaves)
             if unit.factor.spectrum:
                 squares = mean_of(state, state.squares[unit.name])
@@ -213,8 +216,7 @@ def kfac(
 
 
 def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:
-    """The second moments of gradients, added one at a time: none has a matrix of its own."""
-
+    """Sums the second moments of gradients one at a time, so that only one set is in memory."""
     of_layer = partial(frames.moments_of, unit.factor)
 
     def add(total, row):
@@ -228,14 +230,14 @@ def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:
 
 
 def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> list[jax.Array]:
-    """The lower triangles of Cholesky for the damped matrix of every dense axis.
+    """Lower Cholesky factors of the damped matrices of all dense axes.
 
-    A solve with them costs a small fraction of eigenvectors, and conjugate gradients that this
-    estimate preconditions make one in every iteration.
+    A solve with them costs a small fraction of an eigendecomposition, and conjugate gradients
+    preconditioned by this estimate take one solve per iteration.
     """
 
     def triangle(axis, matrix):
-        # rounding leaves negative eigenvalues as large as this
+        # rounding leaves negative eigenvalues of up to this size
         least = matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix))
         shift = jnp.maximum(algebra.axis_damping(factor, axis, damping), least)
         damped = matrix + shift * jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
@@ -247,7 +249,7 @@ def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> lis
 
 
 def _solve(factor: _factors.Factor, triangles: list[jax.Array], vector: jax.Array) -> jax.Array:
-    """The inverse of the Kronecker product of `L Lᵀ`, times a vector."""
+    """Product of the inverse of the Kronecker product of `L Lᵀ` with a vector."""
     x = algebra.pad(factor, vector.reshape(factor.axes))
     for axis, lower in zip(factor.dense_axes, triangles, strict=True):
         x = algebra.by_axis(_solve_blocks, factor, lower, x, axis)
@@ -259,7 +261,7 @@ def _solve_blocks(lower: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _inverses(triangles: jax.Array) -> jax.Array:
-    """`L⁻¹` of every lower triangle."""
+    """Inverse `L⁻¹` of every lower triangle."""
 
     def inverses(lower):
         eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
@@ -269,7 +271,7 @@ def _inverses(triangles: jax.Array) -> jax.Array:
 
 
 def _by_roots(factor: _factors.Factor, roots: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
-    """`(L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹` of the Kronecker product, times a vector."""
+    """Product of `(L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹`, of the Kronecker product, with a vector."""
     x = algebra.pad(factor, vector.reshape(factor.axes))
     x = algebra.apply(factor, roots, x)
     x = algebra.apply(factor, [root.mT for root in roots], x)
@@ -277,18 +279,18 @@ def _by_roots(factor: _factors.Factor, roots: Sequence[jax.Array], vector: jax.A
 
 
 def _undamped_diagonal(factor: _factors.Factor, moments: Any) -> jax.Array:
-    """The diagonal of the Kronecker product of the factors themselves, of the shape `axes`."""
+    """Diagonal of the Kronecker product of the undamped factors, of shape `axes`."""
     factors = frames.kronecker_factors(factor, moments)
     return _outer(factor, [jnp.diagonal(matrix, axis1=1, axis2=2) for matrix in factors])
 
 
 def _diagonal_of(factor: _factors.Factor, roots: Iterable[jax.Array]) -> jax.Array:
-    """The diagonal of `L⁻ᵀ L⁻¹` of the Kronecker product, of the shape `axes`."""
+    """Diagonal of `L⁻ᵀ L⁻¹`, of the Kronecker product, of shape `axes`."""
     return _outer(factor, (jnp.sum(root**2, axis=1) for root in roots))
 
 
 def _outer(factor: _factors.Factor, along: Iterable[jax.Array]) -> jax.Array:
-    """The outer product of a vector (blocks, size) for every dense axis, of the shape `axes`."""
+    """Outer product of one vector (blocks, size) per dense axis, of shape `axes`."""
     out = 1.0
     for axis, vector in zip(factor.dense_axes, along, strict=True):
         shape = [1] * len(factor.axes)

@@ -1,33 +1,33 @@
-"""How much memory there is, so that what can't fit is refused before it is asked for."""
+"""Available memory, so that states too large for it are rejected before allocation."""
 
 import os
 from pathlib import Path
 
 import jax
 
-SHARE = 0.6  # of the memory that a state may take: an update needs room beside it
+SHARE = 0.6  # fraction of the memory for a state, since an update needs room as well
 
 
 def available() -> int:
-    """Bytes of the first device's memory; on the CPU of the machine's, or of its container's."""
+    """Memory of the first device in bytes; on the CPU that of the machine or its container."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
+    except (OSError, ValueError):  # not in a container, or in one without a limit
         return limit
 
 
 def check(needed: int, what: str, argument: str, per_unit: int) -> None:
-    """Raises a ValueError where a state would not fit.
+    """Raises a ValueError if a state does not fit into memory.
 
     Args:
-        needed: its bytes.
-        what: the state in words.
-        argument: the name of the argument that decides its size.
-        per_unit: bytes for each unit of that argument, to say what would fit.
+        needed: Size of the state in bytes.
+        what: Description of the state for the error message.
+        argument: Name of the argument that determines the size.
+        per_unit: Bytes per unit of that argument, used to suggest a value that fits.
     """
     room = int(SHARE * available())
     if needed > room:

@@ -1,4 +1,4 @@
-"""M-FAC: the same estimate as WoodFisher, from a window of the last m gradients, matrix-free."""
+"""M-FAC: matrix-free version of the WoodFisher estimate, from a window of the last m gradients."""
 
 from typing import NamedTuple
 
@@ -22,12 +22,12 @@ class MfacState(NamedTuple):
     """State of `mfac`.
 
     Attributes:
-        count: how many gradients have come.
-        skipped: how many of them were not finite, and count for nothing.
-        used: which places of the window hold a gradient, of shape (m,).
-        damping: γ; it may be changed at any time.
-        windows: by group, the last m gradients.
-        roots: of a state that is prepared for many products, their inverse by group; else None.
+        count: Number of gradients seen.
+        skipped: Number of gradients ignored because they were not finite.
+        used: Whether each slot of the window holds a gradient, of shape (m,).
+        damping: Damping γ; may be changed at any time.
+        windows: Last m gradients of each group.
+        roots: Inverse for each group, if the state is prepared for many products; else None.
     """
 
     count: jax.Array  # shape=(), int32
@@ -38,7 +38,7 @@ class MfacState(NamedTuple):
     roots: dict[str, _window.Root] | None = None
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
@@ -52,30 +52,33 @@ def mfac(
     examples_per_gradient: int = 1,
     examples_per_chunk: int | None = None,
 ) -> InverseFisher:
-    """The M-FAC estimate: `(γI + Σ g gᵀ / n)⁻¹` of the last n ≤ m gradients, without a matrix.
+    """The M-FAC estimate: `(γI + Σ g gᵀ / n)⁻¹` of the last n ≤ m gradients, matrix-free.
 
-    Up to m gradients this is the static form; after that each takes the place of the oldest, which
-    is the dynamic form: `O(d m)` for a gradient, `O(d m + m³)` for a product, `m d` numbers.
+    Up to m gradients this is the static form; after that each replaces the oldest, which is the
+    dynamic form: `O(d m)` for a gradient, `O(d m + m³)` for a product, `m d` numbers.
 
     Args:
-        model: the model.
-        damping: γ, see `woodfisher`.
-        window: m, how many gradients are remembered.
-        block_size: how many weights of a leaf share a block; `leaf` for one block a leaf, None for
-            one of everything.  Blocks of no more weights than m are solved as matrices of their
-            size, larger ones as m×m systems.
-        labels: `empirical` for the data's own, `sampled` for ones drawn from the model.
-        examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds the memory of making gradients; those of a whole batch are there
-            at once.
+        model: Model whose Fisher is estimated.
+        damping: Damping γ in units of the Fisher of the gradients used; the Fisher of means over B
+            examples is about B times smaller than that of single examples.
+        window: Number of gradients m to keep.
+        block_size: Number of weights of a leaf in a block; `leaf` for one block per leaf, None for
+            a single block of all weights.  Blocks of at most m weights are solved as matrices of
+            their size, larger ones as m×m systems.
+        labels: Source of the labels: `empirical` (default) for those of the data, `sampled` for
+            labels drawn from the model.
+        examples_per_gradient: Number of examples averaged into one gradient.
+        examples_per_chunk: Number of examples processed at a time, which bounds the memory of
+            computing gradients; None for the whole batch.  All gradients of a batch are in memory
+            at once either way.
 
     Returns:
         An `InverseFisher` whose state is an `MfacState`.  A fit makes one pass over its batches.
-        Gradients of before a mask was extended are cut to it by the next update, or by `restrict`.
+        If weights are pruned later, the next update, or `restrict`, masks the stored gradients.
 
     Raises:
-        ValueError: an argument out of its range; from `init`, a window that does not fit into
-            memory; from `update`, more gradients in a batch than the window holds.
+        ValueError: An argument out of range; from `init`, a window that does not fit into memory;
+            from `update`, more gradients in a batch than the window holds.
 
     References:
         Frantar, Kurtic & Alistarh, M-FAC: efficient matrix-free approximations of second-order
@@ -97,6 +100,7 @@ def mfac(
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
     def init(params):
+        # check that the window fits into memory, then allocate it
         groups = make_groups(params, block_size)
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
         weights = sum(g.weights for g in groups)
@@ -119,6 +123,7 @@ def mfac(
                 f"window must hold the {len(finite)} gradients of a batch, got {window}: hand in "
                 "smaller batches, or a larger examples_per_gradient"
             )
+        # overwrite the oldest slots, and mask the gradients that stay
         slots = (state.count + jnp.arange(len(finite))) % window
         windows = {}
         for group in make_groups(params, block_size):
@@ -136,6 +141,7 @@ def mfac(
             windows=windows,
         )
 
+    # invert every window once for many products
     def prepare(state, params):
         if state.roots is not None:
             return state
@@ -184,6 +190,7 @@ def mfac(
             _groups.unpack(parts, _window.product(old, count, x), out)
         return tree.unflatten(out)
 
+    # zero pruned weights in the stored gradients, which outdates the inverses
     def restrict(state, mask):
         leaves = jax.tree.leaves(mask)
         windows = {

@@ -1,4 +1,4 @@
-"""Estimates on the devices where the parameters are, and compiled as a fit runs them."""
+"""Estimators sharded like the parameters, and compiled as `fit` runs them."""
 
 import functools
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from fishleg_jax.inverse.base import InverseFisher
 
 
 def prepared(estimator: InverseFisher, state: Any, params: Any) -> Any:
-    """A state for many products, see `InverseFisher.prepare`."""
+    """Returns the state prepared for many products, if the estimator supports it."""
     return state if estimator.prepare is None else jitted(estimator.prepare)(state, params)
 
 
 def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseFisher:
-    """The estimate with states and products that lie on the devices where the parameters do.
+    """Wraps an estimator so that its states and products are sharded like the parameters.
 
     Args:
-        estimator: made of functions that know nothing of devices.
-        model_outside: whether its `update` looks after Explicit axes by itself.
+        estimator: Estimator whose functions do not handle devices.
+        model_outside: Whether its `update` handles Explicit axes itself (default False).
     """
     automatic = sharding.automatic
 
-    @functools.wraps(estimator.init)  # whose maker the repr names
+    @functools.wraps(estimator.init)  # the repr reads the estimator's name from it
     def init(params):
         if all(mesh.sharding_of(x) is None for x in jax.tree.leaves(params)):
             return estimator.init(params)
@@ -40,6 +40,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
         return at(estimator.fisher_diagonal, params, state, params, mask)
 
     def prepare(state, params):
+        # place the prepared state by its shapes, computed without shardings
         bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, params))
         shapes = jax.eval_shape(estimator.prepare, *bare)
         placement = _placement.placement_for(shapes, params)
@@ -51,7 +52,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
             return None
         return lambda state, other: at(function, like(state, other), state, other)
 
-    def at(function, like, *arguments):  # Auto axes, too, where they are known
+    def at(function, like, *arguments):  # also places results on known Auto axes
         return _placement.like(automatic(function, like, *arguments), like)
 
     return estimator._replace(
@@ -71,14 +72,14 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
 
 
 def placement_of(estimator: InverseFisher, params: Any) -> _placement.Placement:
-    """How a state of an estimate is spread."""
+    """Sharding of an estimator's state for these parameters."""
     return _placement.placement_for(jax.eval_shape(estimator.init, params), params)
 
 
 def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:
-    """`init` and `update` of an estimate as a fit runs them: compiled, with states placed.
+    """Returns `init` and `update` as `fit` runs them: compiled, with sharded states.
 
-    Updates give up the state that they are handed.
+    The state is donated to `update`; copy anything that is needed afterwards.
     """
     placement = placement_of(estimator, params)
     return (

@@ -1,4 +1,4 @@
-"""WoodFisher: the damped inverse of the Fisher of m gradients, in blocks, as they stream in."""
+"""WoodFisher: block-diagonal damped inverse of the Fisher of m gradients, updated as they come."""
 
 from typing import Any, NamedTuple
 
@@ -23,16 +23,15 @@ class WoodFisherState(NamedTuple):
     """State of `woodfisher`.
 
     Attributes:
-        count: how many gradients have come; those after the m-th are left out.
-        skipped: how many of them were not finite, and count for nothing.
-        damping: γ; for blocks that are kept as a square root it is in them from the start, and a
-            change has no effect any more.
-        blocks: by group, a square root of `F_γ⁻¹` of shape (blocks, c, c), or for blocks of more
-            weights than there are gradients the gradients themselves, a `Window`.
-        squares: by group that is kept as a square root, the sum of squares of its gradients, of
-            shape (blocks, c).
-        roots: of a state that is prepared for many products, the inverse of every `Window`; else
-            None.
+        count: Number of gradients seen; those after the m-th are ignored.
+        skipped: Number of gradients ignored because they were not finite.
+        damping: Damping γ; fixed at the start for blocks stored as a square root, on which a later
+            change has no effect.
+        blocks: For each group a square root of `F_γ⁻¹` of shape (blocks, c, c), or, for blocks with
+            more weights than gradients, the gradients themselves as a `Window`.
+        squares: For each group stored as a square root, the sum of its squared gradients, of shape
+            (blocks, c).
+        roots: Inverse of every `Window`, if the state is prepared for many products; else None.
     """
 
     count: jax.Array  # shape=(), int32
@@ -48,7 +47,7 @@ class WoodFisherState(NamedTuple):
         return any(isinstance(block, jax.Array) for block in self.blocks.values())
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
@@ -65,27 +64,29 @@ def woodfisher(
     """The WoodFisher estimate: `(γI + Σ g gᵀ / m)⁻¹` of m gradients, in blocks.
 
     Args:
-        model: the model.
-        damping: γ, in units of the Fisher of the gradients used: that of means over B examples is
-            about B times smaller than that of single ones.
-        gradients: m, how many gradients will come in all; later ones are left out.  It is what is
-            divided by from the first gradient on: of n < m gradients the estimate is that at a
-            damping of `γ m / n`, times `m / n`.
-        block_size: how many weights share a dense block, c: `6 m c d` operations and `c d` numbers
-            for d weights.  `leaf` for one block a leaf, None for one of everything; of these,
-            blocks of more weights than there are gradients keep the gradients instead, `m d`
+        model: Model whose Fisher is estimated.
+        damping: Damping γ in units of the Fisher of the gradients used; the Fisher of means over B
+            examples is about B times smaller than that of single examples.
+        gradients: Number of gradients m of the whole fit; later ones are ignored.  The sum is
+            divided by m from the first gradient on: after n < m gradients the estimate is the one
+            at a damping of `γ m / n`, times `m / n`.
+        block_size: Number of weights c in a dense block: `6 m c d` operations and `c d` numbers for
+            d weights.  `leaf` for one block per leaf, None for a single block of all weights; with
+            these two, blocks with more weights than gradients store the gradients instead, `m d`
             numbers.
-        labels: `empirical` for the data's own, `sampled` for ones drawn from the model.
-        examples_per_gradient: how many examples of a batch a gradient is the mean of.
-        examples_per_chunk: bounds the memory of making gradients; those of a whole batch are there
-            at once.
+        labels: Source of the labels: `empirical` (default) for those of the data, `sampled` for
+            labels drawn from the model.
+        examples_per_gradient: Number of examples averaged into one gradient.
+        examples_per_chunk: Number of examples processed at a time, which bounds the memory of
+            computing gradients; None for the whole batch.  All gradients of a batch are in memory
+            at once either way.
 
     Returns:
         An `InverseFisher` whose state is a `WoodFisherState`.  A fit makes one pass over its
-        batches, and all of it has to see the same mask.
+        batches and needs the same mask throughout.
 
     Raises:
-        ValueError: an argument out of its range; from `init`, blocks that do not fit into memory.
+        ValueError: An argument out of range; from `init`, blocks that do not fit into memory.
 
     References:
         Singh & Alistarh, WoodFisher: efficient second-order approximation for neural network
@@ -106,6 +107,7 @@ def woodfisher(
     _scalars.check_count(gradients, "gradients")
     rows_of = gradient_rows(model, labels, examples_per_gradient, examples_per_chunk)
 
+    # blocks are stored as square roots, except large ones without a block size
     def has_root(group: Group) -> bool:
         return isinstance(block_size, int) or group.size <= gradients
 
@@ -126,6 +128,7 @@ def woodfisher(
 
     def update(state, params, batch, key, mask=None):
         leaves, finite = rows_of(params, batch, key, mask)
+        # gradients after the m-th get weight 0, or a slot outside the window
         slots = state.count + jnp.arange(len(finite))
         wanted = (slots < gradients).astype(state.damping.dtype)
 
@@ -150,6 +153,7 @@ def woodfisher(
             squares={g.name: squared(g, state.squares[g.name]) for g in groups if has_root(g)},
         )
 
+    # square roots need no preparation: invert the windows only
     def prepare(state, params):
         if state.roots is not None:
             return state
@@ -169,6 +173,7 @@ def woodfisher(
         leaves, tree = jax.tree.flatten(tangent)
         out = list(leaves)
         for group in make_groups(tangent, block_size):
+            # A Aᵀ v, or the Woodbury identity with the gradients in the window
             old = state.blocks[group.name]
             if has_root(group):
                 group.unpack(square_root.multiply(old, group.pack(leaves)), out)
@@ -222,7 +227,7 @@ def _check_memory(groups, has_root, gradients, block_size, dtype) -> None:
     numbers = sum(g.blocks * g.size * (g.size if has_root(g) else gradients) for g in groups)
     weights = sum(g.weights for g in groups)
     if isinstance(block_size, int):
-        # full blocks: what the last, smaller ones save is not worth a second figure
+        # counts full blocks: the savings of smaller last blocks are not worth a second figure
         needed = min(block_size, max(g.size for g in groups)) * weights * dtype.itemsize
         _memory.check(
             max(needed, numbers * dtype.itemsize),

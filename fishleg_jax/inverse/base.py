@@ -1,4 +1,4 @@
-"""The one protocol that every estimate of the damped inverse Fisher follows."""
+"""The protocol that all estimators of the damped inverse Fisher implement."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,42 +12,42 @@ from fishleg_jax.model import Model
 
 
 class InverseFisher(NamedTuple):
-    """An estimate of `F_γ⁻¹ = (F + γI)⁻¹` as pure functions, like an optax transformation.
+    """An estimator of `F_γ⁻¹ = (F + γI)⁻¹` as pure functions, like an optax transformation.
 
-    A state is a pytree of arrays: it goes through `jit`, `vmap`, sharding and checkpoints.  The
-    functions work in float32 or better whatever the parameters are.  Mind that
-    `(F⁻¹)_KK ≠ (F_KK)⁻¹`: `multiply` is an inverse only for the mask that `update` saw.
+    The state is a pytree of arrays that goes through `jit`, `vmap`, sharding and checkpoints.  The
+    functions compute in float32 or better for any dtype of the parameters.  Note that
+    `(F⁻¹)_KK ≠ (F_KK)⁻¹`: `multiply` is an inverse only for the mask given to `update`.
 
     Attributes:
-        init: `(params) -> state`, from shapes and dtypes only.
-        update: `(state, params, batch, key, mask=None) -> state`: assimilates one batch.  `mask` is
-            a boolean pytree like the parameters, False for pruned weights.
-        multiply: `(state, tangent, mask=None) -> tangent`: `E_K Q E_Kᵀ v`.
-        diagonal: `(state, params, mask=None) -> tangent`: the diagonal of Q; `params` gives tree
-            and shapes.
-        updates: how many updates a one-shot fit makes; it goes through its batches as often as that
-            needs.  None for one pass.
-        product: `(state, tangent) -> tangent`: the undamped `F v` that Q is the damped inverse of;
-            None where the estimate has none in memory.
-        restrict: `(state, mask) -> state`: the state of `F_KK`, for whose mask `multiply` then is
-            the exact inverse; None where that takes a new fit.
-        prepare: `(state, params) -> state`: the same inverse, cheaper for many products and
-            diagonals, but not to be updated or given another damping; `params` gives tree and
-            shapes.  None where that would save little.
-        ready: `(state) -> boolean scalar`, jit-compatible: whether as many batches were assimilated
-            as the estimate needs to be of any use.  None where that is one.
-        axis_name: a named axis over whose devices `update` averages what it finds in the batch of
-            each; None where all there is to know is in the batch.
-        model: the model whose Fisher is estimated, by which the labels of batches are checked; None
-            where there is none.  The pruning refuses to prune another one.
-        fisher_diagonal: `(state, params, mask=None) -> tangent`: the diagonal of the undamped
-            Fisher as the estimate knows it; `params` gives tree and shapes.  None where it knows
-            of none.
-        gradients: number of gradients that a fit has to see before it is `ready`; None where that
-            is no number of gradients.
-        examples_per_gradient: number of examples in each of these; of single ones `predict` must
-            not depend on an example's neighbours in the batch.  None where the estimate works on
-            batches as they come.
+        init: Function `(params) -> state`, which uses shapes and dtypes only.
+        update: Function `(state, params, batch, key, mask=None) -> state` that assimilates one
+            batch.  `mask` is a boolean pytree like the parameters, False for pruned weights.
+        multiply: Function `(state, tangent, mask=None) -> tangent` that returns `E_K Q E_Kᵀ v`.
+        diagonal: Function `(state, params, mask=None) -> tangent` that returns the diagonal of Q;
+            `params` provides structure and shapes.
+        updates: Number of updates of a one-shot fit, which cycles through its batches until it is
+            reached.  None for one pass over the batches.
+        product: Function `(state, tangent) -> tangent` that returns the undamped `F v` whose damped
+            inverse is Q; None if the state does not hold F.
+        restrict: Function `(state, mask) -> state` that returns the state of `F_KK`, for whose mask
+            `multiply` is then the exact inverse; None if that takes a new fit.
+        prepare: Function `(state, params) -> state` that returns the same inverse with cheaper
+            products and diagonals; do not update it or change its damping.  `params` provides
+            structure and shapes.  None if that would save little.
+        ready: Function `(state) -> boolean scalar`, jit-compatible: whether the state has
+            assimilated enough batches to be usable.  None if one batch is enough.
+        axis_name: Named axis of devices over which `update` averages, each with its own batch; None
+            if `update` is given the whole batch.
+        model: Model whose Fisher is estimated, used to check the labels of batches; pruning another
+            model raises an error.  None for an estimator without a model.
+        fisher_diagonal: Function `(state, params, mask=None) -> tangent` that returns the estimated
+            diagonal of the undamped Fisher; `params` provides structure and shapes.  None if the
+            state does not determine it.
+        gradients: Number of gradients a fit must see before it is `ready`; None if readiness does
+            not depend on a number of gradients.
+        examples_per_gradient: Number of examples averaged into one gradient; with 1, `predict` must
+            not depend on an example's neighbours in the batch.  None if the estimator uses whole
+            batches.
     """
 
     init: Callable[[Any], Any]
@@ -66,12 +66,12 @@ class InverseFisher(NamedTuple):
     examples_per_gradient: int | None = None
 
     def __repr__(self) -> str:
-        """One line: the function that made it, and what it has beside the necessary."""
+        """Returns one line: the function that built it, and the optional fields that are set."""
         return _text.by_maker(self)
 
 
 def check_estimator(estimator: Any) -> None:
-    """Raises a ValueError unless it is an inverse Fisher."""
+    """Raises a ValueError unless `estimator` is an `InverseFisher`."""
     if not isinstance(estimator, InverseFisher):
         raise ValueError(
             "estimator must be an InverseFisher, such as flj.inverse.fishleg(model), got "
@@ -80,7 +80,7 @@ def check_estimator(estimator: Any) -> None:
 
 
 def check_on_host(estimator: Any) -> None:
-    """Raises a ValueError unless it is an inverse Fisher that can be fitted outside of an axis."""
+    """Raises a ValueError unless it is an `InverseFisher` without a named axis."""
     check_estimator(estimator)
     if estimator.axis_name is not None:
         raise ValueError(
@@ -90,17 +90,17 @@ def check_on_host(estimator: Any) -> None:
 
 
 def with_damping(state: Any, damping: Any) -> Any:
-    """The state of an estimate at another damping.
+    """Returns the state of an estimator with another damping.
 
     Args:
-        state: State of an estimate that has a damping; if it was prepared, it no longer is.
-        damping: γ in units of the Fisher per example, a number or an array of shape ().
+        state: State of an estimator with a damping; if it was prepared, it no longer is.
+        damping: Damping γ in units of the Fisher per example, a number or an array of shape ().
 
     Returns:
-        The state with that damping, of the dtype it had.
+        State with the new damping, in the dtype of the old one.
 
     Raises:
-        ValueError: a state without a damping, such as that of `identity`, or one whose damping is
+        ValueError: A state without a damping, such as that of `identity`, or one whose damping is
             part of the fit, as WoodFisher's in blocks no larger than its number of gradients.
 
     Example:

@@ -1,23 +1,22 @@
-"""Q(λ) for one leaf: a positive definite matrix in a few numbers, learned in relative coordinates.
+"""Q(λ) for one leaf: a compact positive definite matrix, learned in relative coordinates.
 
-Every kind of factor is one construction.  The leaf is reshaped to a tensor with some number of
-axes; each axis k may have a block-diagonal matrix `R_k`, a diagonal `E` stands in the middle and a
-diagonal `D` on both sides:
+All kinds of factor share one construction.  The leaf is reshaped to a tensor; each axis k may have
+a block-diagonal matrix `R_k`, with a diagonal `E` in the middle and a diagonal `D` on both sides:
 
     Q = D (R_1 ⊗ R_2 ⊗ ...) E (R_1 ⊗ R_2 ⊗ ...)ᵀ D
 
-- `diagonal`: no R at all, Q = E;
-- `kronecker`, `convolution`: `R_k = V_k (Λ_k + γ_k)^-½ C_k`, so that `S_k = R_k R_kᵀ` is any
+- `diagonal`: Q = E, without R and D;
+- `kronecker`, `convolution`: `R_k = V_k (Λ_k + γ_k)^-½ C_k`, so that `S_k = R_k R_kᵀ` can be any
   positive definite matrix; D is learned, E is the identity;
-- `spectral`: `R_k = V_k` stays, all of E is learned, an eigenvalue for every weight (EKFAC, George
-  et al. 2018), and D where there is a sandwich;
+- `spectral`: `R_k = V_k` is fixed, all of E is learned, one eigenvalue per weight (EKFAC, George
+  et al. 2018), and D if `sandwich`;
 - `block_diagonal`, `full`: one axis, the flattened leaf, with `R = V (Λ + γ)^-½ C`.
 
 `V`, `Λ` (the *frame*) are eigenvectors and eigenvalues of gradient second moments, set once from
-data; the damping γ enters afresh at every use, so that a changed damping takes effect at once.  `C`
-is lower triangular with a diagonal `exp(·)`, `D` and `E / E_start` are `exp(·)`.  What is learned
-(the *coordinates*) starts at zero and is relative: a step of 0.01 changes Q by about one per cent
-whatever its scale, so that no optimiser needs to know the damping or the network.  Any finite
+data; the damping γ enters at every use, so that a changed damping takes effect at once.  `C` is
+lower triangular with a diagonal `exp(·)`, `D` and `E / E_start` are `exp(·)`.  The learned numbers
+(the *coordinates*) start at zero and are relative: a step of 0.01 changes Q by about one per cent
+at any scale, so that optimisers need not depend on the damping or the network.  Any finite
 coordinates give a positive definite Q.
 """
 
@@ -33,15 +32,14 @@ LARGE = 2**17  # weights of a leaf
 
 
 class Factor(NamedTuple):
-    """The structure of Q for one leaf: hashable, no arrays.
+    """Structure of Q for one leaf; hashable, without arrays.
 
     Attributes:
-        axes: the shape that the leaf is reshaped to.
-        blocks: for each axis, into how many diagonal blocks its matrix R is cut; 0 for an axis
-            that has none.
-        triangles: whether the C are learned.
-        spectrum: whether there is a middle diagonal E, and it is learned.
-        sandwich: whether the outer diagonal D is learned.
+        axes: Shape to which the leaf is reshaped.
+        blocks: Number of diagonal blocks of the matrix R of each axis; 0 for an axis without R.
+        triangles: Whether the triangular C are learned.
+        spectrum: Whether Q has a learned diagonal E in the middle.
+        sandwich: Whether Q has a learned outer diagonal D.
     """
 
     axes: tuple[int, ...]
@@ -52,28 +50,28 @@ class Factor(NamedTuple):
 
     @property
     def dense_axes(self) -> tuple[int, ...]:
-        """The axes that have a matrix R."""
+        """Axes with a matrix R."""
         return tuple(k for k, blocks in enumerate(self.blocks) if blocks)
 
     def block_size(self, axis: int) -> int:
-        """The size of one block of an axis; where blocks do not divide it, the last is padded."""
+        """Size of one block of an axis; the last block is padded if they do not divide the axis."""
         return -(-self.axes[axis] // self.blocks[axis])
 
     @property
     def padded(self) -> tuple[int, ...]:
-        """The shape `axes` with every axis rounded up to whole blocks."""
+        """Shape `axes` with every axis rounded up to whole blocks."""
         return tuple(
             b * self.block_size(k) if b else self.axes[k] for k, b in enumerate(self.blocks)
         )
 
 
 class Frame(NamedTuple):
-    """The part of Q that is set from data and then stays.  None where an axis has no matrix.
+    """Part of Q that is set once from data; None for axes without a matrix.
 
     Attributes:
-        vectors: for each axis the eigenvectors V, of shape (blocks, size, size), in columns.
-        values: for each axis the eigenvalues Λ, of shape (blocks, size); None with a spectrum.
-        spectrum: the second moments that belong to E, of the shape `padded`; None without one.
+        vectors: Eigenvectors V of each axis, in columns, of shape (blocks, size, size).
+        values: Eigenvalues Λ of each axis, of shape (blocks, size); None with a spectrum.
+        spectrum: Second moments that determine E, of shape `padded`; None without a spectrum.
     """
 
     vectors: tuple[jax.Array | None, ...]
@@ -86,13 +84,13 @@ class Frame(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """The learned λ of one leaf, zero at the start.  None where a part is not learned.
+    """Learned λ of one leaf, initially zero; None for parts that are not learned.
 
     Attributes:
-        triangles: for each axis (blocks, size, size): below the diagonal C itself, on the diagonal
-            its logarithm; what stands above is not used.
-        log_spectrum: the logarithm of E over its start, of the shape `padded`.
-        log_sandwich: the logarithm of D, of the shape `axes`.
+        triangles: Matrices C of each axis, of shape (blocks, size, size): entries of C below the
+            diagonal, their logarithms on it; entries above are unused.
+        log_spectrum: Logarithm of E relative to its start, of shape `padded`.
+        log_sandwich: Logarithm of D, of shape `axes`.
     """
 
     triangles: tuple[jax.Array | None, ...]
@@ -108,25 +106,26 @@ Constructor = Callable[[tuple[int, ...], int | None], Factor]
 
 
 def diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """A diagonal Q: one number a weight.  `cap` is not used."""
+    """Diagonal Q: one number per weight.  `cap` is ignored."""
     del cap
     return Factor((math.prod(shape),), (0,), triangles=False, spectrum=True, sandwich=False)
 
 
 def kronecker(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """`Q = D (S_in ⊗ S_out) D`: the last axis against all others taken together.
+    """Two-factor form `Q = D (S_in ⊗ S_out) D`: the last axis, and all others merged into one.
 
-    For a dense kernel (in, out); for a convolution the two-factor form (spatial·in, out).
+    For a dense kernel (in, out); for a convolution (spatial·in, out).
 
     Args:
-        shape: the leaf's shape, of two or more dimensions.
-        cap: the largest dense block; a longer axis is cut into equal blocks.  None for no cap.
+        shape: Shape of the leaf, of two or more dimensions.
+        cap: Size of the largest dense block; a longer axis is cut into equal blocks.  None for
+            whole axes.
 
     Returns:
-        The structure.
+        The structure of Q.
 
     Raises:
-        ValueError: the leaf has fewer than two dimensions, or the cap is below one.
+        ValueError: The leaf has fewer than two dimensions, or the cap is below 1.
 
     Example:
         >>> from fishleg_jax.inverse import factors
@@ -137,7 +136,10 @@ def kronecker(shape: tuple[int, ...], cap: int | None = None) -> Factor:
 
 
 def convolution(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """`Q = D (S_spatial ⊗ S_in ⊗ S_out) D` for a leaf (*spatial, in, out).  See `kronecker`."""
+    """Three-factor form `Q = D (S_spatial ⊗ S_in ⊗ S_out) D` for a leaf (*spatial, in, out).
+
+    Arguments and errors as in `kronecker`, for three or more dimensions.
+    """
     return _dense(_merge(shape, 3), (cap,) * 3, triangles=True, sandwich=True)
 
 
@@ -149,44 +151,48 @@ def spectral(
     sandwich: bool = True,
     cap_out: int | None = None,
 ) -> Factor:
-    """`Q = D (V_in ⊗ V_out) E (V_in ⊗ V_out)ᵀ D`: Kronecker eigenvectors, free eigenvalues.
+    """Kronecker eigenvectors, free eigenvalues: `Q = D (V_in ⊗ V_out) E (V_in ⊗ V_out)ᵀ D`.
 
     Args:
-        shape: the leaf's shape, of two or more dimensions.
-        cap: see `kronecker`.
-        axes: 2 for (everything else, out), 3 for (spatial, in, out).
-        sandwich: whether there is an outer diagonal D.
-        cap_out: the largest dense block along the last axis, where it is another than `cap`.
+        shape: Shape of the leaf, of at least `axes` dimensions.
+        cap: Size of the largest dense block; a longer axis is cut into equal blocks.  None for
+            whole axes.
+        axes: Number of axes of Q: 2 for (everything else, out), 3 for (spatial, in, out).
+        sandwich: Whether Q has a learned outer diagonal D (default True).
+        cap_out: Size of the largest dense block along the last axis; None for `cap`.
 
     Returns:
-        The structure.
+        The structure of Q.
+
+    Raises:
+        ValueError: The leaf has fewer than `axes` dimensions, or a cap is below 1.
     """
     caps = (cap,) * (axes - 1) + (cap if cap_out is None else cap_out,)
     return _dense(_merge(shape, axes), caps, spectrum=True, sandwich=sandwich)
 
 
 def block_diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """Dense blocks of at most `cap` along the flattened leaf."""
+    """Dense blocks of at most `cap` weights along the flattened leaf."""
     return _dense((math.prod(shape),), (cap,), triangles=True)
 
 
 def full(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """One dense matrix for the whole leaf: for small leaves.  `cap` is not used."""
+    """One dense matrix for the whole leaf, for small leaves.  `cap` is ignored."""
     del cap
     return _dense((math.prod(shape),), (None,), triangles=True)
 
 
 def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
-    """The default: diagonal for vectors, `spectral` without its sandwich for all else.
+    """Default structure: diagonal for vectors, `spectral` without its sandwich for other leaves.
 
-    The eigenvalues start at their best values, up to the noise of the samples, and no outer
-    diagonal that was learned beside them pruned better (see the README).  Without one the gradient
-    of the coordinates needs half the products with blocks, which are what an update mostly costs.
+    The eigenvalues start at their best values, up to the noise of the samples, and learning an
+    outer diagonal as well did not prune better (see the README).  Without it the gradient of the
+    coordinates needs half the products with blocks, which dominate the cost of an update.
 
     A dense kernel gets blocks of half the cap along its inputs and of a quarter along its outputs:
-    the outputs of a layer are correlated through the layers that follow, of which Q knows nothing,
-    and larger blocks prune worse.  A convolution gets blocks of the cap, and of half of it if it
-    has more than `LARGE` weights.
+    the outputs of a layer are correlated through the layers after it, which Q does not model, and
+    larger blocks prune worse.  A convolution gets blocks of the cap, or of half of it if it has
+    more than `LARGE` weights.
     """
     if len(shape) < 2:
         return diagonal(shape)
@@ -221,7 +227,7 @@ def _dense(
     for cap in caps:
         if cap is not None and cap < 1:
             raise ValueError(f"cap must be at least 1 or None, got {cap}")
-    # a matrix of size one along one of several axes would only double the scale of another part
+    # a 1×1 matrix on one of several axes would only duplicate the scale of another part
     blocks = tuple(
         0 if n == 1 and len(axes) > 1 else -(-n // (cap or n))
         for n, cap in zip(axes, caps, strict=True)
@@ -245,5 +251,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Returns the public names, for tab completion."""
     return sorted(__all__)

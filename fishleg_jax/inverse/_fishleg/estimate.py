@@ -2,16 +2,16 @@
 
 `Q(λ)` minimises the auxiliary loss `A(λ) = E_u[½ zᵀF_γ z − uᵀz]`, `z = Q(λ)u`, whose minimiser over
 all Q is `F_γ⁻¹`.  Its gradient is that of `⟨F_γz − u, Q(λ)u⟩` with the first factor held fixed: one
-Fisher product a step, off the tape.
+Fisher product per step, not differentiated through.
 
-An estimate lives through three phases; in each update one vjp pulls a cotangent back through the
-network, and the phase only decides which:
+Updates go through three phases.  Every update pulls one cotangent back through the network by a
+vjp, and the phase only selects the cotangent:
 
-1. half of the start: the score of labels sampled from the model, which gives a Fisher sample;
-   second moments of these along every axis make the frames;
-2. the other half: the same, squared in the frames, which gives the eigenvalues of factors that
-   learn them, while the others' moments go on;
-3. from then on: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
+1. first half of the start: the score of labels sampled from the model, which gives a Fisher sample;
+   second moments of these samples along every axis determine the frames;
+2. second half: the same, squared in the frames, which gives the eigenvalues of factors that learn
+   them, while the other factors accumulate further moments;
+3. learning: the Fisher in output space times the jvp of `z`, for the auxiliary gradient.
 
 So the model is never differentiated inside a `lax.cond`, where XLA for the CPU runs the gradients
 of convolutions many times slower (jax issue 12868).
@@ -69,52 +69,53 @@ def fishleg(
     """The FishLeg estimate: `Q(λ) ≈ (F + γI)⁻¹`, positive definite, learned batch by batch.
 
     Args:
-        model: the model.
-        damping: γ, in units of the Fisher per example (nats per squared weight).  None for half
-            the root mean square of the Fisher's diagonal over the leaves of two or more
+        model: Model whose Fisher is inverted.
+        damping: Damping γ in units of the Fisher per example (nats per squared weight).  None for
+            half the root mean square of the Fisher's diagonal over leaves of two or more
             dimensions, measured during the start.
-        factors: how Q is built for a leaf: a constructor of `fishleg_jax.inverse.factors`, or a
-            mapping of regular expressions over key paths to constructors, of which the first that
-            is found counts.  Leaves without one go by `factors.by_shape`.
-        join_bias: True, or a regular expression over the key paths of dense kernels, to put a bias
-            into the factor of the kernel beside it.
-        stacked: the leaves whose first axis is one of layers, as `nn.scan` and `lax.scan` have
-            them: one or several regular expressions over key paths, or a predicate (name, leaf).
-            Each layer gets a factor of its own, for the shape behind that axis; a bias that is
-            joined to a stacked kernel has to be stacked, too.  None for none.
-        cap: the largest dense block of a factor; longer axes are cut into blocks.  None for no cap.
-            `factors.by_shape` gives dense kernels blocks of a half and a quarter of it.
-        kind: the Fisher that is inverted: `exact`, `sampled` or `empirical`.
-        probe: `normal` for u ~ N(0, I), which pruning needs; `sign` for random signs, of the same
-            covariance, on which alone the auxiliary loss depends, and some five times cheaper to
-            draw; `gradient` for the batch's normalised gradient, as in optimisation.
-        optimizer: of the auxiliary loss; by default Adam.
-        learn: False stops at the closed-form start; `updates` is then `start`.
-        start: how many updates the start takes, but no more than two thirds of `updates` where
-            there is learning.
-        samples: how many Fisher samples are taken of every batch of the start at most, one of each
-            of as many equal parts (fewer where that does not divide the batch).  More cost memory,
-            a gradient each, but hardly time.
-        examples_per_sample: how many examples are in such a part at least.  In fewer, the products
-            of a dense network with its weights take longer; a convolutional one has many positions
-            in every example, and of few examples more samples, with less noise in the spectrum.
-        updates: how many updates a one-shot fit makes in all, three or more.
-        preconditioned: how many of the first learning updates use the preconditioned residual
-            `Q(F_γz − u)`: faster on badly conditioned problems, but not to the same fixed point.
-        window: how many updates the running average of λ reaches back at most.
-        examples_per_chunk: bounds the memory of activations: so many examples are worked on at
-            once.  The estimate is the same but for rounding, which turns eigenvectors of equal
-            eigenvalues; labels that are drawn then take one more forward pass.
-        axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
-            own; the state is the same on all.  Not together with `examples_per_chunk`.
+        factors: Structure of Q for each leaf: a constructor from `fishleg_jax.inverse.factors`, or
+            a mapping of regular expressions over key paths to constructors, the first match
+            deciding.  Other leaves use `factors.by_shape`.
+        join_bias: Whether biases share the factor of their dense kernel: True for all, or a regular
+            expression over the key paths of these kernels.
+        stacked: Leaves with a leading axis of layers, as from `nn.scan` and `lax.scan`: regular
+            expressions over key paths, or a predicate `(name, leaf)`.  Each layer gets its own
+            factor, for the shape without that axis; a bias joined to a stacked kernel must be
+            stacked as well.  None if no leaf is stacked.
+        cap: Size of the largest dense block of a factor; longer axes are cut into blocks.  None for
+            whole axes.  `factors.by_shape` gives dense kernels blocks of a half and a quarter of
+            it.
+        kind: Fisher to invert: `exact` (default), `sampled` or `empirical`.
+        probe: Distribution of the probe u: `normal` for N(0, I), needed for pruning; `sign` for
+            random signs, with the same covariance, the only statistic in the auxiliary loss, and
+            about five times cheaper to draw; `gradient` for the batch's normalised gradient, as in
+            optimisation.
+        optimizer: Optimiser of the auxiliary loss; None for Adam with a decaying step.
+        learn: Whether to learn after the closed-form start; if False, `updates` equals `start`.
+        start: Number of updates of the start, limited to two thirds of `updates` if `learn`.
+        samples: Maximum number of Fisher samples per batch of the start, one from each of equal
+            parts (fewer if it does not divide the batch).  Each costs the memory of a gradient but
+            hardly any time.
+        examples_per_sample: Minimum number of examples in such a part.  Small parts slow down the
+            products of dense networks with their weights; convolutional networks have many
+            positions per example and profit: more samples mean less noise in the spectrum.
+        updates: Number of updates of a one-shot fit in total, at least 3.
+        preconditioned: Number of initial learning updates that use the preconditioned residual
+            `Q(F_γz − u)`: faster on badly conditioned problems, but with another fixed point.
+        window: Maximum number of updates in the running average of λ.
+        examples_per_chunk: Number of examples processed at a time, which bounds the memory of
+            activations; None for the whole batch.  The estimate changes by rounding only, which
+            rotates eigenvectors of equal eigenvalues; sampled labels take one more forward pass.
+        axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; the state
+            is replicated.  Cannot be combined with `examples_per_chunk`.  None outside of these.
 
     Returns:
-        An `InverseFisher` whose state is a `FishLegState`.  Batches may differ in size: each counts
-        by its examples.
+        An `InverseFisher` whose state is a `FishLegState`.  Batches may differ in size and are
+        weighted by their number of examples.
 
     Raises:
-        ValueError: an argument out of its range; from `init`, an expression that matches no leaf or
-            a stacked leaf of fewer than two dimensions.
+        ValueError: An argument out of range; from `init`, an expression that matches no leaf, or a
+            stacked leaf of fewer than two dimensions.
 
     References:
         Garcia, Vernon, Zheng, Bernacchia, Hennequin: Fisher-Legendre (FishLeg) optimization of deep
@@ -171,7 +172,7 @@ def fishleg(
             average=jax.tree.map(jnp.copy, zero),
             optimizer=optimizer.init(zero),
             guard=_guard.init(dtype),
-            # two arrays, or the state could not be donated
+            # two separate arrays: a state with aliased leaves cannot be donated
             auxiliary_loss=nothing[0],
             relative_residual=nothing[1],
         )
@@ -189,13 +190,14 @@ def fishleg(
         def masked(leaves):
             return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
 
+        # the probe u, and z = Q u with its vjp
         u = masked(
             draw_probe(probe, model, params, batch, probe_key, examples_per_chunk, axis_name)
         )
         z, pull_back = jax.vjp(
             lambda c: masked(multiply_leaves(units, state, c, u)), state.coordinates
         )
-        pulled = [
+        pulled = [  # Fisher samples while starting, then Fisher products F z
             masked(x)
             for x in pull(
                 model,
@@ -211,6 +213,7 @@ def fishleg(
             )
         ]
 
+        # the closed-form start, then a learning step that does nothing while it lasts
         examples = _chunks.number_of_examples(batch)
         if axis_name is not None:
             examples *= jax.lax.axis_size(axis_name)
@@ -255,7 +258,7 @@ def fishleg(
             unit.unpack(unit.each(of_layer, *args), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    def fisher_diagonal(state, params, mask=None):
+    def fisher_diagonal(state, params, mask=None):  # as seen in the start, without λ
         leaves, tree = jax.tree.flatten(params)
         out = list(leaves)
         for unit in units_of(params):
@@ -290,6 +293,6 @@ def _check(damping, kind, probe, cap) -> None:
 
 
 def _check_counts(**values: tuple[int, int]) -> None:
-    """Raises a ValueError for a count, given with the least it may be, that is none."""
+    """Raises a ValueError for an invalid count; each is given as `(value, minimum)`."""
     for name, (value, least) in values.items():
         numbers.check_count(value, name, least)

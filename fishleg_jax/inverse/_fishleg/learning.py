@@ -13,13 +13,13 @@ from fishleg_jax.inverse._fishleg.state import FishLegState, move, multiply_leav
 from fishleg_jax.inverse._kronecker import frames
 from fishleg_jax.inverse._kronecker.units import Unit
 
-SMOOTHING = 0.05  # the weight of the newest sample in the smoothed loss and residual
+SMOOTHING = 0.05  # weight of the newest sample in the smoothed loss and residual
 
 
 def default_optimizer() -> optax.GradientTransformation:
-    """Adam with a step that falls like one over a square root, from 0.7 % of Q to a tenth of that.
+    """Adam with a step decaying as an inverse square root, from 0.7 % of Q to a tenth of that.
 
-    The coordinates are relative, so that these numbers fit every model.
+    The coordinates are relative, so these numbers suit any model.
     """
 
     def step_size(count):
@@ -45,44 +45,45 @@ def learn(
     preconditioned: int,
     window: int,
 ) -> FishLegState:
-    """The state after one step of the auxiliary optimiser.
+    """Returns the state after one step of the auxiliary optimiser.
 
-    A batch counts by its examples, relative to the mean batch so far: in the gradient, so that the
-    optimiser comes to rest where the gradient of all examples vanishes; in the running means; and,
-    where it is smaller than most, as evidence of a divergence.
+    A batch is weighted by its examples, relative to the mean batch so far: in the gradient, so that
+    the optimiser settles where the gradient of all examples vanishes; in the running means; and, if
+    it is smaller than average, as evidence of a divergence.
 
     Args:
-        units: the leaves and their factors.
-        state: the state before.
-        u: the probe, leaves of a flattened tree.
-        z: `Q u` at the current coordinates.
-        fisher_z: `F z`, undamped, off the tape.
-        pull_back: the vjp of `coordinates -> Q u`.
-        optimizer: of the auxiliary loss.
-        examples: number of examples in the batch, over all devices.
-        active: False while the start goes on: the state is handed back as it came.
-        step: how many steps were made before.
-        preconditioned: how many steps use the residual `Q (F_γz − u)`.
-        window: how many steps the running average reaches back at most.
+        units: Leaves and their factors.
+        state: State before the step.
+        u: Probe, leaves of a flattened tree.
+        z: Product `Q u` at the current coordinates.
+        fisher_z: Product `F z`, undamped, not differentiated through.
+        pull_back: Vjp of `coordinates -> Q u`.
+        optimizer: Optimiser of the auxiliary loss.
+        examples: Number of examples in the batch, over all devices.
+        active: Boolean scalar, False during the start, which returns the state unchanged.
+        step: Number of steps made before.
+        preconditioned: Number of initial steps that use the residual `Q (F_γz − u)`.
+        window: Maximum number of steps in the running average.
     """
+    # the auxiliary loss, and the residual relative to the probe
     fgz = [f + state.damping * x for f, x in zip(fisher_z, z, strict=True)]
     residual = [f - x for f, x in zip(fgz, u, strict=True)]
     uz, zfz = _unit_dots(units, u, z), _unit_dots(units, z, fgz)
     total_uz, total_zfz = (sum(map(jnp.sum, dots.values())) for dots in (uz, zfz))
     loss = 0.5 * total_zfz - total_uz
     seen = state.seen.examples + examples
-    size = examples * (state.count + 1).astype(seen.dtype) / seen  # one where all are equal
+    size = examples * (state.count + 1).astype(seen.dtype) / seen  # 1 for batches of equal size
     share = jnp.minimum(size, 1.0)
     relative = jnp.sqrt(_tree.dot(residual, residual) / _tree.dot(u, u))
 
     first = jnp.isnan(state.auxiliary_loss)
     finite = jnp.isfinite(loss) & jnp.isfinite(relative)
-    # where Q is as it was (at the minimum uᵀz = −2A), what is not finite is the batch's doing, and
-    # it shall be as if the batch had not been
+    # while Q is sane (at the minimum uᵀz = −2A), non-finite numbers come from the batch: skip it
+    # without changing anything else
     calm = jnp.abs(total_uz) < 20 * jnp.abs(state.auxiliary_loss)
     batch_failed = active & ~_tree.all_finite(fisher_z) & (state.guard.at_average | calm)
     active = active & ~batch_failed
-    # a batch of few examples scatters more: the rest of a mean batch is taken to be as before
+    # a small batch is noisier: fill it up to a mean batch with the smoothed loss
     filled = jnp.where(first, loss, state.auxiliary_loss + share * (loss - state.auxiliary_loss))
     diverged = _guard.has_diverged(jnp.where(share < 1, filled, loss)) & active
     trusted = active & ~diverged
@@ -94,7 +95,7 @@ def learn(
 
     smooth_relative = smoothed(state.relative_residual, relative)
 
-    # an iterate enters the average, which is what users see, only after it was found sound
+    # an iterate enters the average, which `multiply` uses, only once its loss was trusted
     weight = jnp.minimum(size * jnp.maximum(1 / (1 + 0.3 * steps), 1 / window), 1.0)
     average = move(state.average, state.coordinates, jnp.where(trusted, weight, 0.0))
 
@@ -103,12 +104,12 @@ def learn(
         residual = _tree.keep_where(step < preconditioned, warm, residual)
     (gradient,) = pull_back([size.astype(x.dtype) * x for x in residual])
     direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.coordinates)
-    # the residual is what the gradient's noise is made of: where a few stiff directions leak into
-    # everything it is far above one, and steps that Adam made equal would shake whole layers
+    # the residual drives the gradient's noise: when a few stiff directions leak into all others it
+    # is far above one, and Adam's equalised steps would shake whole layers
     scale = state.guard.step_scale / jnp.maximum(smooth_relative, 1.0)
     moved = jax.tree.map(lambda c, d: c + scale * d, state.coordinates, direction)
 
-    # back to the average; but where that is itself what was measured, rescale it, unit by unit
+    # after a divergence go back to the average; if the average itself diverged, rescale each unit
     rescaled = {
         u.name: u.each(
             partial(frames.rescale, u.factor),
@@ -137,7 +138,7 @@ def learn(
 
 
 def _unit_dots(units: tuple[Unit, ...], x: list, y: list) -> dict[str, jax.Array]:
-    """The inner product of two flattened trees, unit by unit; of stacks, layer by layer."""
+    """Inner products of two flattened trees, per unit; per layer for stacks."""
 
     def dot(unit, i):
         product = x[i] * y[i]

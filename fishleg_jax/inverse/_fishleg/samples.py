@@ -23,11 +23,11 @@ def pull(
     examples_per_chunk: int | None,
     axis_name: str | None,
 ) -> list[list[jax.Array]]:
-    """A Fisher sample of each part of the batch while starting, afterwards the Fisher times z.
+    """Returns a Fisher sample per part of the batch during the start, then the Fisher times z.
 
-    One vjp for either.  The parts are written out: under `vmap` the weights' gradients of
-    convolutions take twice as long on the CPU.  Over an axis a part is one of all devices.  There
-    are at most `cut[0]` of them, of `cut[1]` examples or more.
+    Both take one vjp.  The loop over parts is unrolled: under `vmap` the weights' gradients of
+    convolutions take twice as long on the CPU.  With `axis_name` a part spans all devices.  There
+    are at most `cut[0]` parts, of at least `cut[1]` examples each.
     """
     devices = 1
     if axis_name is not None:
@@ -37,7 +37,7 @@ def pull(
 
     def with_labels(part, part_key):
         inputs, targets, constants = split_batch(part)
-        # labels of the batch that say which outputs are left out
+        # the batch's own labels mark the outputs to exclude
         own = targets if model.likelihood.takes_targets else None
         # scores of sampled labels have mean zero and are independent between examples, so that
         # their sum over a batch has the batch's summed Fisher for its covariance; those of the
@@ -46,7 +46,7 @@ def pull(
         if kind == "empirical":
             weights = jax.random.rademacher(part_key, weights.shape, weights.dtype)
         elif draws:
-            targets = own  # others are drawn from the outputs that the product has anyway
+            targets = own  # sampled later, from outputs that the product computes anyway
         else:
             draw = lambda: fisher.with_sampled_targets(  # noqa: E731
                 model, params, part, part_key, examples_per_chunk
@@ -55,11 +55,11 @@ def pull(
             none = lambda: sharding.zeros(drawn)  # noqa: E731
             if own is not None:
                 none = lambda: jax.tree.map(lambda x, d: x.astype(d.dtype), own, drawn)  # noqa: E731
-            # the exact Fisher looks at no labels once it has started, but for what is left out
+            # after the start the exact Fisher uses labels only to exclude outputs
             targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
         return inputs, (targets, axis.varying(weights, axis_name)), *constants
 
-    # leaves of several dtypes share the widest in z
+    # z has the widest of the leaves' dtypes: cast it back
     z = jax.tree.map(lambda x, p: x.astype(p.dtype), z, params)
 
     def of_chunk(chunk, chunk_key):
@@ -71,6 +71,7 @@ def pull(
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))
 
+    # deal the batch into parts, and pull back one cotangent for each
     whole = _chunks.number_of_examples(batch)
     most, least = cut
     parts = _chunks.deal(batch, max(min(most, whole // least), 1))
@@ -103,7 +104,7 @@ def draw_probe(
     chunk: int | None,
     axis_name: str | None,
 ) -> list[jax.Array]:
-    """The vector u: standard normal, random signs, or the batch's gradient at length one."""
+    """Draws the vector u: standard normal, random signs, or the batch's normalised gradient."""
     if probe == "gradient":
         gradient = jax.grad(lambda p: loss(model, p, batch, examples_per_chunk=chunk))(
             axis.varying(params, axis_name)
@@ -114,7 +115,7 @@ def draw_probe(
     leaves = jax.tree.leaves(params)
 
     def draw(key):
-        # one for all leaves: a draw for each takes minutes to compile on a network of many
+        # one draw for all leaves: one per leaf takes minutes to compile on networks with many
         sizes = [x.size for x in leaves]
         random = signs if probe == "sign" else jax.random.normal
         flat = random(key, (sum(sizes),), jnp.result_type(*leaves))
@@ -125,7 +126,7 @@ def draw_probe(
 
 
 def signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
-    """A vector of random signs, 32 from every random number."""
+    """Draws a vector of random signs, 32 from each random word."""
     (size,) = shape
     words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
     bits = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1

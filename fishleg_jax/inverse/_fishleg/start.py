@@ -1,4 +1,4 @@
-"""The start of FishLeg in closed form: frames and damping from Fisher samples."""
+"""Closed-form start of FishLeg: frames and damping from Fisher samples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from fishleg_jax.inverse._fishleg.state import FishLegState, Seen, move
 from fishleg_jax.inverse._kronecker import frames as _frames
 from fishleg_jax.inverse._kronecker.units import Unit
 
-RELATIVE_DAMPING = 0.5  # times the RMS diagonal of the Fisher, where the user names no damping
+RELATIVE_DAMPING = 0.5  # default damping, relative to the RMS of the Fisher's diagonal
 
 
 def assimilate_samples(
@@ -26,26 +26,28 @@ def assimilate_samples(
     start: int,
     measure_damping: bool,
 ) -> FishLegState:
-    """The state with a batch's Fisher samples in it; after the start it is handed back as it came.
+    """Assimilates a batch's Fisher samples into the state; after the start, returns it unchanged.
 
-    Where a factor learns its spectrum the first half of the batches is averaged into second moments
-    along every axis, and the last of it turns these into frames; the others give the eigenvalues in
-    the frames.  Factors without one take their moments from all batches.  A batch counts by its
-    examples in every mean; the start is halved by batches, since nobody knows how many examples are
-    to come.  A batch of which a sample is not finite leaves no trace but a count.
+    For factors with a learned spectrum the first half of the batches is averaged into second
+    moments along every axis, and the last of these batches turns them into frames; the second half
+    gives the eigenvalues in the frames.  Other factors take their moments from all batches.  Means
+    weight a batch by its examples; the start is halved by batches, because the number of examples
+    to come is unknown.  A batch with a sample that is not finite is only counted as skipped.
 
     Args:
-        units: the leaves and their factors.
-        state: the state before.
-        samples: of one batch, each the leaves of a flattened tree whose covariance is the Fisher.
-        mask: which weights survive, or None.
-        examples: number of examples in the batch, over all devices.
-        start: how many batches there are in all, two or more.
-        measure_damping: whether the damping follows the RMS of the diagonal of the Fisher.
+        units: Leaves and their factors.
+        state: State before the batch.
+        samples: Fisher samples of one batch, each the leaves of a flattened tree whose covariance
+            is the Fisher.
+        mask: Boolean pytree, True for surviving weights; None for all.
+        examples: Number of examples in the batch, over all devices.
+        start: Number of batches of the start, at least 2.
+        measure_damping: Whether the damping follows the RMS of the diagonal of the Fisher.
     """
+    # the phase, and whether the samples can be used
     for_frames = max(start // 2, 1)
     starting = state.count < start
-    # all that reads the samples stands in a conditional: it is for nothing after the start
+    # everything that reads the samples is conditional: after the start it would be wasted
     finite = jax.lax.cond(starting, _tree.all_finite, lambda samples: jnp.array(True), samples)
     usable = starting & finite
     first_phase = state.count < for_frames
@@ -76,7 +78,7 @@ def assimilate_samples(
         return out
 
     def advance(units, batches):
-        """Moments of so many batches, and the frames that the last of them turns these into."""
+        """Averages moments over `batches` batches; the last one turns them into frames."""
         names = [u.name for u in units]
         due = usable & (state.count < batches)
         old = {name: state.moments[name] for name in names}
@@ -93,16 +95,19 @@ def assimilate_samples(
         old = {name: state.frames[name] for name in names}
         return moments, run_if(usable & (state.count == batches - 1), decompose, old)
 
+    # factors with a spectrum: moments and frames, then eigenvalues; the others: moments throughout
     spectral = [u for u in units if u.factor.spectrum]
     moments, frames = advance(spectral, for_frames)
     frames = run_if(usable & ~first_phase, partial(average_spectrum, spectral), frames)
     others = advance([u for u in units if not u.factor.spectrum], start)
     moments, frames = moments | others[0], frames | others[1]
 
+    # the damping, from the diagonal of the Fisher
     squares, pairs, damping = state.squares, state.seen.pairs, state.damping
     if measure_damping:
         measure = partial(_measure, units, samples, mask, state.seen.examples, examples)
         squares, pairs, damping = run_if(usable, measure, (squares, pairs, damping))
+    # count the batch, as assimilated or as skipped
     more = jnp.where(usable, jnp.asarray(examples, dtype), 0)
     guard = state.guard._replace(skipped=state.guard.skipped + (starting & ~finite))
     return state._replace(
@@ -117,15 +122,15 @@ def assimilate_samples(
 
 
 def _mean(function: Callable[[jax.Array], Any], stack: jax.Array) -> Any:
-    """The mean of a function, an array or a tree of them, over the leading axis of its argument."""
+    """Mean of a function (an array or a pytree) over the leading axis of its argument."""
     return jax.tree.map(lambda x: x.mean(0), jax.vmap(function)(stack))
 
 
 def measured_leaves(units: tuple[Unit, ...], leaves: list[jax.Array]) -> dict[str, int]:
-    """The names and places of the leaves that the damping is measured on.
+    """Names and positions of the leaves on which the damping is measured.
 
-    Matrices and tensors alone are counted where there are any: they are pruned, and vectors
-    (biases, normalisation scales) have Fishers far above theirs.
+    Only matrices and tensors count, if there are any: they are pruned, and vectors (biases,
+    normalisation scales) have far larger Fishers.
     """
     filled = [u for u in units if 0 not in jnp.shape(leaves[u.leaves[0]])]
     layers = {u.name: jnp.ndim(leaves[u.leaves[0]]) - (u.stack is not None) for u in filled}
@@ -141,7 +146,7 @@ def _measure(
     examples: int,
     carry: tuple,
 ) -> tuple:
-    """The mean squares, the weight of pairs and the damping with a batch's Fisher samples in them.
+    """Updates the mean squares, the weight of pairs and the damping with a batch's samples.
 
     The damping follows the mean of `F_ii²` over surviving weights, F the Fisher of all examples.
     Let v_k be the squares of sample k, of e_k examples and with the Fisher F_k; `E[v_k] = diag F_k`
@@ -149,19 +154,19 @@ def _measure(
 
         Σ_{k≠l} e_k e_l ⟨v_k, v_l⟩ / Σ_{k≠l} e_k e_l
 
-    is free of the noise of the samples whatever their distribution, and its expectation is
-    `‖Σ e_k diag F_k‖² / (Σ e_k)²` but for the pairs of a sample with itself, a share of one over
-    the number of samples.  A fourth moment, `E[M⁴] = 3 E[M²]²`, needs samples that are normal, thus
-    sums over many examples, and Fishers F_k that are all alike.  Pairs are added as they come, each
-    sample with the mean of those before it, so that a squared mean needs no correction.
+    has no bias from the noise of the samples for any distribution, and its expectation is
+    `‖Σ e_k diag F_k‖² / (Σ e_k)²` except for the pairs of a sample with itself, a fraction of one
+    over the number of samples.  The fourth moment, `E[M⁴] = 3 E[M²]²`, would need normal samples,
+    thus sums over many examples, and equal Fishers F_k.  Pairs are added as they come, each sample
+    with the mean of those before it, so that a squared mean needs no correction.
 
     Args:
-        units: the leaves and their factors.
+        units: Leaves and their factors.
         samples: Fisher samples of equal parts of the batch.
-        mask: which weights survive, or None.
-        seen: number of examples before the batch.
-        examples: number of examples in the batch.
-        carry: mean squares, sum of the weights of pairs, damping.
+        mask: Boolean pytree, True for surviving weights; None for all.
+        seen: Number of examples before the batch.
+        examples: Number of examples in the batch.
+        carry: Mean squares, sum of the weights of pairs, and damping.
     """
     squares, pairs, damping = carry
     chosen = measured_leaves(units, samples[0])
@@ -172,7 +177,7 @@ def _measure(
     for sample in samples:
         new = {name: sample[i].astype(squares[name].dtype) ** 2 for name, i in chosen.items()}
         pairs = pairs + part * seen
-        # the very first sample has no other beside it
+        # the very first sample has no partner: use the fourth moment of a normal distribution
         alone = pairs == 0
         product = jnp.where(alone, _tree.dot(new, new) / 3, _tree.dot(new, squares)) / count
         weight = jnp.where(alone, 1.0, part * seen / jnp.where(alone, 1.0, pairs))
@@ -180,5 +185,5 @@ def _measure(
         squares = move(squares, new, part / (seen + part))
         seen = seen + part
     damping = RELATIVE_DAMPING * jnp.sqrt(mean_square)
-    # a model without any gradient would have none, and nothing to divide by
+    # bounded below: for a model without gradients the damping would be zero, and divided by
     return squares, pairs, jnp.maximum(damping, jnp.finfo(damping.dtype).eps ** 2)

@@ -1,4 +1,4 @@
-"""The state of the FishLeg estimate, and the few things that all of its parts do with it."""
+"""State of the FishLeg estimate, with the operations shared by its parts."""
 
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ from fishleg_jax.inverse._kronecker.units import Unit
 
 
 class Seen(NamedTuple):
-    """Numbers of examples, by which all running means are weighted.
+    """Numbers of examples that weight all running means.
 
     Attributes:
-        examples: number of examples of all batches that were assimilated.
-        half: number of those in the current half of the start.
-        pairs: sum over pairs of different Fisher samples of the products of their numbers of
-            examples, by which the measured damping is weighted.
+        examples: Number of examples in all assimilated batches.
+        half: Number of examples in the current half of the start.
+        pairs: Sum over pairs of different Fisher samples of the products of their numbers of
+            examples, which weights the measured damping.
     """
 
     examples: jax.Array  # shape=(), float
@@ -29,23 +29,23 @@ class Seen(NamedTuple):
 
 
 class FishLegState(NamedTuple):
-    """State of `fishleg`.  Dictionaries are by unit: the key path of a leaf.
+    """State of `fishleg`.  Dictionaries are keyed by unit: the key path of a leaf.
 
     Attributes:
-        count: number of batches assimilated, which decides the phase.
-        seen: numbers of examples in them, which decide the weights of running means.
-        damping: γ; it may be changed at any time after the start.
-        squares: mean squares of Fisher samples, the diagonal of the Fisher, of the leaves that the
-            damping is measured on; empty where the damping is given.
-        moments: second moments, of which frames are made.
-        frames: what was set from data.
-        coordinates: λ, the current iterate.
-        average: λ, its running average, which `multiply` and `diagonal` use.
-        optimizer: the state of the auxiliary optimiser.
-        guard: the state of the guard against divergence.
-        auxiliary_loss: A(λ), smoothed; it falls towards −½ tr F_γ⁻¹.  NaN before it is learned.
-        relative_residual: `‖F_γQu − u‖ / ‖u‖`, smoothed; 0 for the exact inverse.  A Q of limited
-            structure has its lowest loss at a residual that need not be below one.
+        count: Number of batches assimilated, which determines the phase.
+        seen: Numbers of examples in these batches, which weight running means.
+        damping: Damping γ; may be changed at any time after the start.
+        squares: Mean squares of Fisher samples (the Fisher's diagonal) of the leaves on which the
+            damping is measured; empty if the damping is given.
+        moments: Second moments that determine the frames.
+        frames: Eigenvectors and eigenvalues set from data.
+        coordinates: Current iterate of λ.
+        average: Running average of λ, used by `multiply` and `diagonal`.
+        optimizer: State of the auxiliary optimiser.
+        guard: State of the guard against divergence.
+        auxiliary_loss: Smoothed A(λ), which falls towards −½ tr F_γ⁻¹.  NaN before learning.
+        relative_residual: Smoothed `‖F_γQu − u‖ / ‖u‖`; 0 for the exact inverse.  A Q of limited
+            structure may have its lowest loss at a residual above 1.
     """
 
     count: jax.Array  # shape=(), int32
@@ -62,7 +62,7 @@ class FishLegState(NamedTuple):
     relative_residual: jax.Array  # shape=(), float
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns a one-line summary without array entries."""
         return _text.one_line(self)
 
 
@@ -72,7 +72,7 @@ def multiply_leaves(
     coordinates: dict[str, _factors.Coordinates],
     leaves: list[jax.Array],
 ) -> list[jax.Array]:
-    """Q at some coordinates, times the leaves of a flattened tree."""
+    """Product of Q at the given coordinates with the leaves of a flattened tree."""
 
     def product(frames, damping, coordinates, leaves):
         out = list(leaves)
@@ -88,5 +88,5 @@ def multiply_leaves(
 
 
 def move(old: Any, new: Any, weight: jax.Array) -> Any:
-    """A running mean: `old + weight (new − old)`; a weight of zero keeps NaNs in `new` out."""
+    """Running mean `old + weight (new − old)`; a weight of zero ignores NaNs in `new`."""
     return jax.tree.map(lambda o, n: o + weight * jnp.where(weight > 0, n - o, 0), old, new)

@@ -1,4 +1,4 @@
-"""The algebra of a factor of Q: its product with a tensor, and its diagonal."""
+"""Algebra of a factor of Q: its product with a tensor, and its diagonal."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from fishleg_jax._devices import sharding
 from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 HIGHEST = jax.lax.Precision.HIGHEST
-FEW = 64  # blocks
+FEW = 64  # maximum number of blocks for unrolled products
 
 
 def pad(factor: Factor, x: jax.Array) -> jax.Array:
-    """A tensor of the shape `axes` with zeros up to the shape `padded`."""
+    """Pads a tensor of shape `axes` with zeros to shape `padded`."""
     if factor.padded == factor.axes:
         return x
     return jnp.pad(x, [(0, m - n) for n, m in zip(factor.axes, factor.padded, strict=True)])
 
 
 def crop(factor: Factor, x: jax.Array) -> jax.Array:
-    """The inverse of `pad`."""
+    """Inverse of `pad`."""
     return x[tuple(slice(n) for n in factor.axes)]
 
 
@@ -35,9 +35,9 @@ def to_blocks(factor: Factor, x: jax.Array, axis: int) -> jax.Array:
 def by_axis(
     function: Callable, factor: Factor, matrix: jax.Array, x: jax.Array, axis: int
 ) -> jax.Array:
-    """`function(matrix, unfolded)` of the blocks of an axis of a padded tensor, put back into it.
+    """Applies `function(matrix, unfolded)` to the blocks of one axis of a padded tensor.
 
-    Where it is spread over devices, each works on all of the axis and a part of another.
+    If the tensor is sharded, each device processes the whole axis and its shard of another one.
     """
 
     def one(matrix, x):
@@ -48,19 +48,19 @@ def by_axis(
     other = other_axis(x.shape, axis)
     if other is not None:
         return sharding.local(one, (matrix, x), (None, other), other)
-    # a single axis is cut between its blocks
+    # a tensor with one axis is sharded between blocks
     blocks = x.reshape(len(matrix), -1, 1)
     return sharding.local(function, (matrix, blocks), (0, 0), 0).reshape(x.shape)
 
 
 def other_axis(shape: tuple[int, ...], axis: int) -> int | None:
-    """The longest axis of a tensor beside one; None where there is no other."""
+    """Longest axis of a tensor except `axis`; None for a vector."""
     others = [k for k in range(len(shape)) if k != axis]
     return max(others, key=lambda k: shape[k], default=None)
 
 
 def apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
-    """The Kronecker product of the matrices of the dense axes, times a padded tensor."""
+    """Product of the Kronecker product of the dense axes' matrices with a padded tensor."""
     for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
         if axis == len(factor.axes) - 1 and axis > 0 and len(matrix) <= FEW:
             other = other_axis(x.shape, axis)
@@ -71,9 +71,9 @@ def apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _from_the_right(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """The product along the last axis, which needs no transposing, block by block.
+    """Product along the last axis without a transpose, block by block.
 
-    It saves a fifth of the time, but every block is an operation for the compiler.
+    Saves a fifth of the time, but compiles one operation per block.
     """
     blocks, size, _ = matrix.shape
     parts = [
@@ -84,15 +84,15 @@ def _from_the_right(matrix: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def rotate(factor: Factor, frame: Frame, x: jax.Array) -> jax.Array:
-    """A tensor of the shape `axes` in the frame's eigenvectors, `(V_1 ⊗ V_2 ⊗ ...)ᵀ x`, padded."""
+    """Rotates a tensor of shape `axes` into the frame: `(V_1 ⊗ V_2 ⊗ ...)ᵀ x`, padded."""
     return apply(factor, [frame.vectors[k].mT for k in factor.dense_axes], pad(factor, x))
 
 
 def axis_damping(factor: Factor, axis: int, damping: jax.Array) -> jax.Array:
-    """The share `π_k γ^(1/n)` of the damping that falls to one of n Kronecker factors.
+    """Damping `π_k γ^(1/n)` of one of n Kronecker factors.
 
     `Π π_k = 1`, and π_k balances the mean eigenvalues of the factors (Martens & Grosse 2015,
-    section 6.3).  The unfoldings of one gradient have one trace, so sizes alone decide.
+    section 6.3).  All unfoldings of a gradient have the same trace, so π_k depends on sizes only.
     """
     n = len(factor.dense_axes)
     mean_size = math.prod(factor.axes[k] for k in factor.dense_axes) ** (1 / n)
@@ -102,7 +102,7 @@ def axis_damping(factor: Factor, axis: int, damping: jax.Array) -> jax.Array:
 def _roots(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
 ) -> list[jax.Array]:
-    """The matrices R of the dense axes."""
+    """Matrices R of the dense axes."""
     if not factor.triangles:
         return [frame.vectors[k] for k in factor.dense_axes]
 
@@ -123,17 +123,17 @@ def _spectrum(frame: Frame, coordinates: Coordinates, damping: jax.Array) -> jax
 def multiply(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
-    """`Q v` for one leaf.
+    """Product `Q v` for one leaf.
 
     Args:
-        factor: the structure.
-        frame: what was set from data.
-        coordinates: what is learned.
-        damping: γ, a positive scalar.
-        vector: an array of the leaf's size; its shape is kept.
+        factor: Structure of Q.
+        frame: Part of Q set from data.
+        coordinates: Learned part of Q.
+        damping: Damping γ, a positive scalar.
+        vector: Array of the leaf's size, in any shape.
 
     Returns:
-        An array of the vector's shape.
+        Array of the vector's shape.
     """
     x = vector.reshape(factor.axes)
     d = None if coordinates.log_sandwich is None else jnp.exp(coordinates.log_sandwich)
@@ -143,7 +143,7 @@ def multiply(
         x = apply(factor, [r.mT for r in roots], x)
         x = apply(factor, roots, _spectrum(frame, coordinates, damping) * x)
     else:
-        # S = R Rᵀ is formed first: half the products with the vector
+        # form S = R Rᵀ first, which halves the products with the vector
         x = apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in roots], x)
     x = crop(factor, x)
     x = x if d is None else d * x
@@ -151,9 +151,9 @@ def multiply(
 
 
 def fisher_diagonal_of(factor: Factor, frame: Frame) -> jax.Array:
-    """The diagonal of the undamped Fisher that a frame was set from, of the shape `factor.axes`.
+    """Diagonal of the undamped Fisher represented by a frame, of shape `factor.axes`.
 
-    It is that of `(V_1 ⊗ V_2 ⊗ ...) E (V_1 ⊗ V_2 ⊗ ...)ᵀ`, E the spectrum or `Λ_1 ⊗ Λ_2 ⊗ ...`.
+    The Fisher is `(V_1 ⊗ V_2 ⊗ ...) E (V_1 ⊗ V_2 ⊗ ...)ᵀ`, E the spectrum or `Λ_1 ⊗ Λ_2 ⊗ ...`.
     """
     vectors = [frame.vectors[k] for k in factor.dense_axes]
     if factor.spectrum:
@@ -170,12 +170,12 @@ def fisher_diagonal_of(factor: Factor, frame: Frame) -> jax.Array:
 def diagonal_of(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
 ) -> jax.Array:
-    """The exact diagonal of Q, of the shape `factor.axes`.  Arguments as in `multiply`."""
+    """Exact diagonal of Q, of shape `factor.axes`.  Arguments as in `multiply`."""
     roots = _roots(factor, frame, coordinates, damping)
     if factor.spectrum:
         middle = _spectrum(frame, coordinates, damping)
     else:
         middle = jnp.ones(factor.padded, roots[0].dtype)
-    # diag(R E Rᵀ) = (R ∘ R) diag(E), and squares of a Kronecker product are that of the squares
+    # diag(R E Rᵀ) = (R ∘ R) diag(E), and (A ⊗ B) ∘ (A ⊗ B) = (A ∘ A) ⊗ (B ∘ B)
     out = crop(factor, apply(factor, [r**2 for r in roots], middle))
     return out if coordinates.log_sandwich is None else out * jnp.exp(2 * coordinates.log_sandwich)

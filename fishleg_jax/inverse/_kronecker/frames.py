@@ -1,7 +1,7 @@
 """Frames from data: running second moments of a leaf's gradients, then their eigenvectors.
 
 All gradients here are *Fisher samples*: random tensors M whose covariance is the Fisher, such as
-the gradient of a batch's loss at labels drawn from the model, times the root of the batch's size.
+the gradient of a batch's loss at labels drawn from the model, times the square root of its size.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 
 def empty_frame(factor: Factor, dtype: jnp.dtype) -> Frame:
-    """The frame of no data: Q is `I/γ`."""
+    """Initial frame without data, for which Q is `I/γ`."""
 
     def vectors(axis):
         size = factor.block_size(axis)
@@ -34,7 +34,7 @@ def empty_frame(factor: Factor, dtype: jnp.dtype) -> Frame:
 
 
 def zero_coordinates(factor: Factor, dtype: jnp.dtype) -> Coordinates:
-    """The coordinates at which Q is its start."""
+    """Initial coordinates, at which Q is given by the frame alone."""
 
     def triangle(axis):
         size = factor.block_size(axis)
@@ -50,13 +50,13 @@ def zero_coordinates(factor: Factor, dtype: jnp.dtype) -> Coordinates:
 
 
 def zero_moments(factor: Factor, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """Second moments of no samples."""
+    """Initial second moments, all zero."""
     sizes = [(factor.blocks[k], factor.block_size(k)) for k in factor.dense_axes]
     return tuple(jnp.zeros((blocks, size, size), dtype) for blocks, size in sizes)
 
 
 def moments_of(factor: Factor, sample: jax.Array) -> tuple[jax.Array, ...]:
-    """For each dense axis the diagonal blocks of `M_(k) M_(k)ᵀ`, (blocks, size, size)."""
+    """Diagonal blocks of `M_(k) M_(k)ᵀ` for each dense axis, (blocks, size, size)."""
 
     padded = pad(factor, sample.reshape(factor.axes))
 
@@ -74,7 +74,7 @@ def moments_of(factor: Factor, sample: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def spectrum_of(factor: Factor, frame: Frame, sample: jax.Array) -> jax.Array | None:
-    """The squares of a Fisher sample in the frame's eigenvectors, or None without a spectrum."""
+    """Squares of a Fisher sample in the frame's eigenvectors, or None without a spectrum."""
     if not factor.spectrum:
         return None
     return rotate(factor, frame, sample.reshape(factor.axes)) ** 2
@@ -89,19 +89,19 @@ def kronecker_factors(factor: Factor, moments: tuple[jax.Array, ...]) -> list[ja
 
     def scaled(moment):
         total = jnp.trace(moment, axis1=1, axis2=2).sum()
-        # where no gradient arrives the moments are zero, and so are the factors
+        # without gradients the moments are zero, and so are the factors
         return moment * jnp.maximum(total, jnp.finfo(moment.dtype).tiny) ** (1 / n - 1)
 
     return [scaled(moment) for moment in moments]
 
 
 def decompose(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> Frame:
-    """Puts the eigenvectors of `kronecker_factors`, and their eigenvalues, into a frame."""
+    """Sets a frame to the eigenvectors and eigenvalues of `kronecker_factors`."""
     vectors, values = list(frame.vectors), list(frame.values)
     matrices = kronecker_factors(factor, moments)
     for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
-        # block by block: XLA for the CPU hands a batch of them to the very threads that wait for
-        # it, and two such batches at once wait for ever
+        # block by block: XLA for the CPU runs a batch of them on the same threads that wait for
+        # it, and two such batches at once deadlock
         one_by_one = partial(jax.lax.map, jnp.linalg.eigh)
         eigenvalues, vectors[axis] = sharding.local(one_by_one, (matrix,), (0,), 0)
         if factor.triangles:
@@ -110,13 +110,13 @@ def decompose(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> F
 
 
 def rescale(factor: Factor, coordinates: Coordinates, log_scale: jax.Array) -> Coordinates:
-    """The coordinates of `exp(log_scale) · Q`."""
+    """Returns the coordinates of `exp(log_scale) · Q`."""
     if factor.spectrum:
         return coordinates._replace(log_spectrum=coordinates.log_spectrum + log_scale)
     if factor.sandwich:
         return coordinates._replace(log_sandwich=coordinates.log_sandwich + log_scale / 2)
     (triangle,) = coordinates.triangles  # one axis: block-diagonal or full
-    # C times a number: below the diagonal C itself is kept, on the diagonal its logarithm
+    # scale C, stored as itself below the diagonal and as its logarithm on the diagonal
     below = jnp.tril(triangle, -1) * jnp.expm1(log_scale / 2)
     shift = log_scale / 2 * jnp.eye(triangle.shape[-1], dtype=triangle.dtype)
     return coordinates._replace(triangles=(triangle + below + shift,))

@@ -1,4 +1,4 @@
-"""Which factor every leaf gets: the tree cut into units, each a leaf or a kernel with its bias."""
+"""Units of a tree, each a leaf or a kernel with its bias, and the factor of each."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from fishleg_jax.inverse import factors as _factors
 
 
 class Unit(NamedTuple):
-    """One leaf, or a dense kernel and its bias, that share a factor.
+    """One leaf, or a dense kernel and its bias, with one factor.
 
     Attributes:
-        name: the key path of the leaf, of the kernel where there are two.
-        leaves: their positions in the flattened tree.
-        factor: the structure of Q; for stacked layers, of one of them.
-        stack: number of layers along a leading axis, each with a Q of its own; None for one layer
-            without such an axis.  All of the unit's part of a state then has that axis, too.
+        name: Key path of the leaf, or of the kernel.
+        leaves: Positions of the leaves in the flattened tree.
+        factor: Structure of Q; for stacked layers, of a single layer.
+        stack: Number of layers along a leading axis, each with its own Q; the unit's part of a
+            state has that axis as well.  None for a single layer without such an axis.
     """
 
     name: str
@@ -27,30 +27,30 @@ class Unit(NamedTuple):
     stack: int | None = None
 
     def each(self, function: Callable, *arguments: Any) -> Any:
-        """A function of one layer, of all of them at once."""
+        """Applies a function of one layer to all layers at once."""
         return function(*arguments) if self.stack is None else jax.vmap(function)(*arguments)
 
     def one_by_one(self, function: Callable, *arguments: Any) -> Any:
-        """Like `each`, layer after layer: for decompositions, see `frames.decompose`."""
+        """Like `each`, layer by layer, for decompositions: see `frames.decompose`."""
         if self.stack is None:
             return function(*arguments)
         return jax.lax.map(lambda layer: function(*layer), arguments)
 
     def repeated(self, tree: Any) -> Any:
-        """A part of a state like that of one layer, for all of them."""
+        """Repeats one layer's part of a state for all layers."""
         if self.stack is None:
             return tree
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.stack, *x.shape)), tree)
 
     def pack(self, leaves: list[jax.Array]) -> jax.Array:
-        """The unit's tensor from the flattened tree: a bias is one more row of its kernel."""
+        """Returns the unit's tensor from a flattened tree, a bias as the last row of its kernel."""
         kernel = leaves[self.leaves[0]]
         if len(self.leaves) == 1:
             return kernel
         return jnp.concatenate([kernel, leaves[self.leaves[1]][..., None, :]], axis=-2)
 
     def unpack(self, tensor: jax.Array, leaves: list[jax.Array]) -> None:
-        """Puts the parts of a tensor like `pack`'s into their places of a flattened tree."""
+        """Writes a tensor like that of `pack` back into the leaves of a flattened tree."""
         if len(self.leaves) == 1:
             shape = leaves[self.leaves[0]].shape
             leaves[self.leaves[0]] = tensor.reshape(shape)
@@ -68,20 +68,21 @@ def make_units(
     cap: int | None,
     stacked: _tree.Stacked = None,
 ) -> tuple[Unit, ...]:
-    """Cuts a tree into units and gives each its factor.
+    """Cuts a tree into units and assigns their factors.
 
     Args:
-        params: the parameters, or their shapes.
-        choice: a constructor for every leaf, or a mapping of regular expressions over key paths to
-            constructors, of which the first that matches counts; the rest go by shape.
-        join_bias: True, or a regular expression over the key paths of dense kernels: these share a
-            factor with the bias beside them.
-        cap: the largest dense block.
-        stacked: which leaves are stacks of layers, see `_tree.stacked_leaves`.
+        params: Parameters, or their shapes.
+        choice: Constructor for all leaves, or a mapping of regular expressions over key paths to
+            constructors, the first match deciding.  Other leaves, or all for None, use
+            `factors.by_shape`.
+        join_bias: Whether biases share the factor of their dense kernel: True for all, or a regular
+            expression over the key paths of these kernels.
+        cap: Size of the largest dense block; None for whole axes.
+        stacked: Leaves with a leading axis of layers, as in `_tree.stacked_leaves`.
 
     Raises:
-        ValueError: an expression that matches nothing, a kernel without a bias beside it, a stack
-            of fewer than two dimensions.
+        ValueError: An expression without a match, a kernel without a bias beside it, or a stacked
+            leaf of fewer than two dimensions.
     """
     leaves = _tree.named_leaves(params)
     _tree.check_names(leaves)
@@ -95,6 +96,7 @@ def make_units(
     found = {pattern: _tree.matches(pattern, leaves, "factors") for pattern in rules}
     stacks = _tree.stacked_leaves(params, stacked, "stacked")
     biases = _biases(leaves, paths, join_bias, stacks) if join_bias else {}
+    # one unit per leaf, except biases that join their kernel
     units = []
     for i, (name, leaf) in enumerate(leaves):
         if i in biases.values():
@@ -104,7 +106,7 @@ def make_units(
         stack, shape = (shape[0], shape[1:]) if stacks[i] else (None, shape)
         if i in biases:
             members, shape = (i, biases[i]), (shape[0] + 1, shape[1])
-        if 0 in (stack, *shape):  # without weights there is no matrix to cut into blocks
+        if 0 in (stack, *shape):  # an empty leaf cannot be cut into blocks
             constructor, stack = _factors.diagonal, None
         try:
             units.append(Unit(name, members, constructor(shape, cap), stack))
@@ -114,7 +116,7 @@ def make_units(
 
 
 def _biases(leaves: list, paths: list, join_bias: str | bool, stacks: list[bool]) -> dict[int, int]:
-    """For each dense kernel that is meant, the position of the one bias beside it."""
+    """Position of the bias beside each selected dense kernel."""
     wanted = [True] * len(leaves)
     if isinstance(join_bias, str):
         wanted = _tree.matches(join_bias, leaves, "join_bias")
@@ -122,6 +124,7 @@ def _biases(leaves: list, paths: list, join_bias: str | bool, stacks: list[bool]
     for i, (name, leaf) in enumerate(leaves):
         if not wanted[i] or jnp.ndim(leaf) != 2 + stacks[i]:
             continue
+        # siblings with the shape of a bias
         expected = jnp.shape(leaf)[:-2] + jnp.shape(leaf)[-1:]
         depth = len(paths[i]) - (2 if _has_value(paths[i]) else 1)
         beside = [
@@ -132,6 +135,7 @@ def _biases(leaves: list, paths: list, join_bias: str | bool, stacks: list[bool]
             and jnp.shape(other) == expected
             and stacks[j] == stacks[i]
         ]
+        # join the only one; with an expression, anything else is an error
         if len(beside) == 1 and beside[0] not in pairs.values():
             pairs[i] = beside[0]
         elif isinstance(join_bias, str):

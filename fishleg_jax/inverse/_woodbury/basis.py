@@ -1,7 +1,7 @@
-"""A basis in which a damped Fisher is the identity, right to rounding at any damping.
+"""Basis in which a damped Fisher is the identity, accurate to rounding at any damping.
 
-Of gradients G in rows and a shift σ, X with `X (G Gᵀ + σI) Xᵀ = I`: the rows of `X [G, √σ I]` are
-orthonormal.  X has the size of the window, and G is only read, column by column, in products.
+For gradients G in rows and a shift σ, X satisfies `X (G Gᵀ + σI) Xᵀ = I`: the rows of
+`X [G, √σ I]` are orthonormal.  X has the size of the window; G is only read, in products by column.
 """
 
 from collections.abc import Sequence
@@ -14,36 +14,37 @@ from fishleg_jax.inverse._kronecker.algebra import HIGHEST
 
 COLUMNS_AT_ONCE = 8192
 BLOCKS_AT_ONCE = 32  # a loop over single small blocks is slow
-TILE = 250  # rows at a time of triangular and of symmetric matrices, whose other half is left out
-# A Cholesky factor is right to about 0.1 to 0.2 eps times the condition number of the matrix with a
-# unit diagonal, and so is the inverse.  Above this bound on eps times that number it is refined.
+TILE = 250  # rows at a time of triangular and symmetric matrices, whose other half is skipped
+# A Cholesky factor is accurate to about 0.1 to 0.2 eps times the condition number of the matrix
+# with a unit diagonal, and so is the inverse.  Above this bound on eps times that number it is
+# refined.
 TRUSTED_ERROR = 1e-3
-POWER_STEPS = 10  # for that number: within a factor of 2
-# Refinement starts at a shift of so many eps ‖G Gᵀ‖, whose factor has relative errors of 1e-3.
+POWER_STEPS = 10  # estimate that condition number within a factor of 2
+# First shift of the refinement in units of eps ‖G Gᵀ‖; its factor has relative errors of 1e-3.
 START_RATIO = 64
-# Errors of `Gᵀ G` of small blocks are up to 2 eps: like gradients, added up, are rounded alike.
+# Errors of `Gᵀ G` of small blocks are up to 2 eps: sums of similar gradients round alike.
 START_RATIO_IN_BLOCKS = 1024
-LOWERED = 1e-4  # the shift by one pass, whose own factor is right to 0.1 eps over that
-# Gradients in float32 say nothing of directions so far below the largest.
+LOWERED = 1e-4  # factor on the shift per pass, whose own factor is accurate to 0.1 eps over that
+# Gradients in float32 do not resolve directions this far below the largest.
 SMALLEST_RATIO = 1.0  # σ over eps² ‖G Gᵀ‖
 
 
 def orthonormal(
     rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, ratio: float = START_RATIO
 ) -> jax.Array:
-    """X, lower triangular, with `X (G Gᵀ + σI) Xᵀ = I`.
+    """Lower triangular X with `X (G Gᵀ + σI) Xᵀ = I`.
 
-    By the Cholesky factor of `G Gᵀ + σI` if that is well conditioned once its rows and columns are
-    scaled.  Otherwise by Cholesky QR with a shift (Fukaya et al. 2020, Shifted Cholesky QR for
+    Uses the Cholesky factor of `G Gᵀ + σI` if that is well conditioned once its rows and columns
+    are scaled.  Otherwise shifted Cholesky QR (Fukaya et al. 2020, Shifted Cholesky QR for
     computing the QR factorization of ill-conditioned matrices): it starts with a larger shift and
-    lowers it by passes over the gradients, each of which computes a small, well-conditioned matrix
-    `X G Gᵀ Xᵀ` anew.
+    lowers it in passes over the gradients, each of which recomputes a small, well-conditioned
+    matrix `X G Gᵀ Xᵀ`.
 
     Args:
-        rows: parts of the gradients, (blocks, m, size) each; all blocks together are a gradient.
-        gram: `G Gᵀ`, (m, m).
-        shift: σ, of shape ().
-        ratio: first shift of the refinement, over eps ‖G Gᵀ‖.
+        rows: Parts of the gradients, (blocks, m, size) each; all blocks together form a gradient.
+        gram: Matrix `G Gᵀ`, (m, m).
+        shift: Shift σ, of shape ().
+        ratio: First shift of the refinement in units of eps ‖G Gᵀ‖.
     """
     shift = _resolved(gram, shift)
     direct, error = _by_cholesky((gram + shift * jnp.eye(len(gram), dtype=gram.dtype))[None])
@@ -52,7 +53,7 @@ def orthonormal(
 
 
 def _resolved(gram: jax.Array, shift: jax.Array) -> jax.Array:
-    """The shift, or the smallest that gradients in this precision resolve."""
+    """The shift, raised to the smallest that gradients in this precision resolve."""
     smallest = SMALLEST_RATIO * jnp.finfo(gram.dtype).eps ** 2 * jnp.linalg.norm(gram)
     return jnp.maximum(shift, smallest)
 
@@ -60,7 +61,7 @@ def _resolved(gram: jax.Array, shift: jax.Array) -> jax.Array:
 def _refined(
     rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, ratio: float
 ) -> jax.Array:
-    """X by passes over the gradients, see `orthonormal`."""
+    """Computes X in passes over the gradients, see `orthonormal`."""
     eye = jnp.eye(len(gram), dtype=gram.dtype)
     first = jnp.maximum(shift, ratio * jnp.finfo(gram.dtype).eps * jnp.linalg.norm(gram))
 
@@ -77,18 +78,18 @@ def _refined(
 
 
 def _by_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`L⁻¹` of matrices `L Lᵀ`, (b, n, n), and estimates (b,) of its relative error.
+    """Inverses `L⁻¹` for matrices `L Lᵀ`, (b, n, n), and estimates (b,) of their relative errors.
 
-    Errors of a matrix and of its factor grow with each row's own size, so the condition number of
-    the matrix with a unit diagonal counts (Higham 2002, Accuracy and stability, theorem 10.5).
-    Both are NaN where a matrix has no factor in its precision.
+    Errors of a matrix and of its factor scale with each row's own size, so the condition number of
+    the matrix with a unit diagonal matters (Higham 2002, Accuracy and stability, theorem 10.5).
+    Both are NaN if the factorisation of a matrix fails in its precision.
     """
     scale = jax.lax.rsqrt(matrices.diagonal(axis1=1, axis2=2))
     scaled = scale[:, :, None] * matrices * scale[:, None, :]
     eye = jnp.eye(scaled.shape[1], dtype=scaled.dtype)
     # block by block: see `frames.decompose`
     inverse = jax.lax.map(lambda one: _solve(jnp.linalg.cholesky(one), eye), scaled)
-    # Power iterations for both ends, starting at rows that are large there.
+    # Power iterations for both ends of the spectrum, starting at rows that are large there.
     hardest = jnp.argmax(jnp.sum(inverse**2, axis=1), axis=1)
     starts = jnp.abs(scaled).sum(axis=1), eye[hardest]
 
@@ -103,9 +104,9 @@ def _by_cholesky(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.Array:
-    """A, upper triangular, with `A Aᵀ = F_γ⁻¹` of n gradients in rows, for (blocks, m, size).
+    """Upper triangular A with `A Aᵀ = F_γ⁻¹` for n gradients in rows (blocks, m, size).
 
-    Of the transposed gradients, whose products have the size of a block, X is the root wanted.
+    Computed from X of the transposed gradients, whose products have the size of a block.
     """
     blocks, _, size = rows.shape
     at_once = min(blocks, BLOCKS_AT_ONCE)
@@ -117,6 +118,7 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
         direct, errors = _by_cholesky(grams + shifts[:, None, None] * eye)
         sound = errors <= TRUSTED_ERROR
 
+        # refine only the blocks with a large error
         def better(one):
             columns, gram, shift, sound, root = one
             refine = lambda: _refined([columns[None]], gram, shift, START_RATIO_IN_BLOCKS)
@@ -126,7 +128,7 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
         return jax.lax.cond(sound.all(), lambda: direct, refine)
 
     def some(i, found):
-        first = jnp.minimum(i * at_once, blocks - at_once)  # the last ones overlap those before
+        first = jnp.minimum(i * at_once, blocks - at_once)  # the last slice overlaps the one before
         part = jax.lax.dynamic_slice_in_dim(rows, first, at_once)
         found_here = jnp.sqrt(count) * roots(part.mT).mT
         return jax.lax.dynamic_update_slice_in_dim(found, found_here, first, axis=0)
@@ -138,26 +140,26 @@ def square_roots(rows: jax.Array, count: jax.Array, damping: jax.Array) -> jax.A
 
 
 def times(matrix: jax.Array, blocks: jax.Array) -> jax.Array:
-    """A matrix times every block; a product without a batch would copy the blocks, transposed."""
+    """Product of a matrix with every block; batched, since unbatched it would copy the blocks."""
     return _matmul(jnp.broadcast_to(matrix, (len(blocks), *matrix.shape)), blocks)
 
 
 def by_tiles(lower: jax.Array, blocks: jax.Array) -> list[jax.Array]:
-    """The product of a lower triangular matrix and every block, in tiles of rows."""
+    """Product of a lower triangular matrix with every block, in tiles of rows."""
     tops = range(0, len(lower), TILE)
     ends = [min(top + TILE, len(lower)) for top in tops]
     return [times(lower[a:b, :b], blocks[:, :b]) for a, b in zip(tops, ends, strict=True)]
 
 
 def _gram_in_basis(rows: jax.Array, basis: jax.Array) -> jax.Array:
-    """`X G Gᵀ Xᵀ`, (m, m), of a part (blocks, m, size) and X, so many columns at a time."""
+    """Matrix `X G Gᵀ Xᵀ`, (m, m), of a part (blocks, m, size), computed by chunks of columns."""
     blocks, window, size = rows.shape
     at_once = min(size, max(COLUMNS_AT_ONCE // blocks, 1))
     whole = size // at_once
 
     def of_columns(columns):
         tiles, products = by_tiles(basis, columns), []
-        for i, tile in enumerate(tiles):  # the lower triangle will do
+        for i, tile in enumerate(tiles):  # the lower triangle suffices
             before = jnp.concatenate(tiles[: i + 1], axis=1)
             product = _matmul(tile, before.mT).sum(axis=0)
             products.append(jnp.pad(product, [(0, 0), (0, window - product.shape[1])]))

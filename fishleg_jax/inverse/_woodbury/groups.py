@@ -1,4 +1,4 @@
-"""Which weights share a block of the Fisher: all of them, those of a leaf, or so many in a row."""
+"""Groups of weights that share a block of the Fisher: all, a leaf, or consecutive weights."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from fishleg_jax._devices import sharding
 
 
 class Group(NamedTuple):
-    """Some leaves, laid end to end and cut into blocks of equal size.
+    """Leaves concatenated and cut into blocks of equal size.
 
     Attributes:
-        name: for the state and for messages.
-        leaves: their positions in the flattened tree.
-        shapes: their shapes.
-        blocks: how many blocks there are.
-        size: the size of a block, c; zeros fill up the last one.
+        name: Key in the state, and name in messages.
+        leaves: Positions of the leaves in the flattened tree.
+        shapes: Shapes of the leaves.
+        blocks: Number of blocks.
+        size: Size of a block, c; the last one is padded with zeros.
     """
 
     name: str
@@ -29,17 +29,17 @@ class Group(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """How many weights there are, without the zeros."""
+        """Number of weights, without padding."""
         return sum(map(math.prod, self.shapes))
 
     def parts(self, window: int) -> tuple["Group", ...]:
-        """The group without a block of all: leaves of one size make up a part, one a block.
+        """Splits a single block of several leaves into parts: leaves of one size, one per block.
 
-        Leaves end to end would be gathered where they are spread over devices.  A part a leaf would
-        be many times as much to compile.
+        Concatenated leaves would be gathered if they are sharded.  One part per leaf would take
+        many times as long to compile.
 
         Args:
-            window: a block of no more weights is left as it is.
+            window: Number of weights up to which a block is not split.
         """
         if self.blocks > 1 or len(self.leaves) == 1 or self.size <= window:
             return (self,)
@@ -53,12 +53,12 @@ class Group(NamedTuple):
         )
 
     def pack(self, leaves: list[jax.Array]) -> jax.Array:
-        """(blocks, size) of the leaves of a flattened tree."""
+        """Returns (blocks, size) from the leaves of a flattened tree."""
         return self._cut([sharding.along(x, 0)[None] if x.ndim else x[None] for x in leaves])[:, 0]
 
     def pack_rows(self, leaves: list[jax.Array]) -> jax.Array:
-        """(blocks, rows, size) of leaves that have a leading axis of rows."""
-        # one row is made flat where it is whole
+        """Returns (blocks, rows, size) from leaves with a leading axis of rows."""
+        # shard along rows, so that each row is whole where it is flattened
         return self._cut([sharding.along(x, 0, examples=True) for x in leaves])
 
     def _cut(self, leaves: list[jax.Array]) -> jax.Array:
@@ -70,7 +70,7 @@ class Group(NamedTuple):
         return jnp.moveaxis(flat.reshape(len(flat), self.blocks, self.size), 1, 0)
 
     def unpack(self, blocks: jax.Array, leaves: list[jax.Array]) -> None:
-        """Puts (blocks, size) back into its places of a flattened tree."""
+        """Writes (blocks, size) back into the leaves of a flattened tree."""
         if len(self.leaves) == self.blocks:
             for i, shape, block in zip(self.leaves, self.shapes, blocks, strict=True):
                 leaves[i] = block.reshape(shape)
@@ -83,12 +83,12 @@ class Group(NamedTuple):
 
 
 def pack(parts: tuple[Group, ...], leaves: list[jax.Array]) -> list[jax.Array]:
-    """What `Group.pack` makes of every part."""
+    """Applies `Group.pack` to every part."""
     return [part.pack(leaves) for part in parts]
 
 
 def unpack(parts: tuple[Group, ...], blocks: list[jax.Array], leaves: list[jax.Array]) -> None:
-    """The inverse of `pack`."""
+    """Inverse of `pack`."""
     for part, own in zip(parts, blocks, strict=True):
         part.unpack(own, leaves)
 
@@ -97,9 +97,9 @@ def make_groups(params: Any, block_size: int | str | None) -> tuple[Group, ...]:
     """Cuts a tree into groups.
 
     Args:
-        params: the parameters, or their shapes.
-        block_size: None for one block of everything, `leaf` for one in every leaf, or how many
-            weights there are at most in a block; blocks do not reach from one leaf into another.
+        params: Parameters, or their shapes.
+        block_size: Maximum number of weights in a block, within a leaf; `leaf` for one block per
+            leaf, None for a single block of all weights.
     """
     leaves = _tree.named_leaves(params)
     _tree.check_names(leaves)
@@ -116,7 +116,7 @@ def make_groups(params: Any, block_size: int | str | None) -> tuple[Group, ...]:
 
 
 def check_block_size(block_size: int | str | None) -> None:
-    """Raises a ValueError unless it is what `make_groups` takes."""
+    """Raises a ValueError for an invalid block size."""
     number = isinstance(block_size, int) and not isinstance(block_size, bool)
     if not (block_size is None or block_size == "leaf" or (number and block_size >= 1)):
         raise ValueError(

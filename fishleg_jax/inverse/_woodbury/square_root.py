@@ -1,13 +1,13 @@
-"""WoodFisher's inverse of a block, kept as a square root: `F_γ⁻¹ = A Aᵀ`.
+"""WoodFisher's inverse of a block, stored as a square root: `F_γ⁻¹ = A Aᵀ`.
 
 For new gradients B (rows, over √m), with `V = B A` and the Cholesky factor `L Lᵀ = I + V Vᵀ`:
 
     F'⁻¹ = A (I + Vᵀ V)⁻¹ Aᵀ = A' A'ᵀ,    A' = A − A Vᵀ L⁻ᵀ (L + I)⁻¹ V
 
 (Andrews, A square root formulation of the Kalman covariance equations, 1968.)  The textbook
-recursion subtracts from `F⁻¹`, whose entries start at 1/γ: at γ = 1e-7 float32 has no digit left of
-what is to remain, and the result need not be positive.  The square root starts at γ^-½, loses half
-as many digits, and is positive semi-definite whatever is rounded.
+recursion subtracts from `F⁻¹`, whose entries start at 1/γ: at γ = 1e-7 float32 loses all digits of
+the remainder, and the result may not be positive.  The square root starts at γ^-½, loses half as
+many digits, and gives a positive semi-definite inverse despite rounding.
 """
 
 import jax
@@ -15,27 +15,27 @@ import jax.numpy as jnp
 
 from fishleg_jax.inverse._kronecker.algebra import HIGHEST
 
-# Few rows beside the size of a block have a well-conditioned I + V Vᵀ.  In blocks of 20, at
-# eigenvalues from 0 to 1 and γ = 1e-7, one row at once is right to 2e-5 and 16 are to 6e-3.
+# Few rows relative to the size of a block give a well-conditioned I + V Vᵀ.  In blocks of 20, at
+# eigenvalues from 0 to 1 and γ = 1e-7, one row at a time is accurate to 2e-5 and 16 to 6e-3.
 ROWS_AT_ONCE = 16
 SIZE_OVER_ROWS = 16
 
 
 def start(blocks: int, size: int, damping: jax.Array) -> jax.Array:
-    """A of no data, (blocks, size, size)."""
+    """Initial A without data, (blocks, size, size)."""
     eye = jnp.eye(size, dtype=damping.dtype) * jax.lax.rsqrt(damping)
     return jnp.tile(eye, (blocks, 1, 1))
 
 
 def extend(root: jax.Array, rows: jax.Array) -> jax.Array:
-    """A with more gradients in it.
+    """Assimilates gradients into A.
 
     Args:
-        root: (blocks, size, size).
-        rows: (blocks, rows, size), divided by the root of how many gradients there are in all.
+        root: Square root A, (blocks, size, size).
+        rows: Gradients, (blocks, rows, size), divided by the square root of their total number m.
 
     Returns:
-        An array like `root`: 6 · rows · size² operations a block.
+        Array like `root`, for 6 · rows · size² operations per block.
     """
     blocks, number, size = rows.shape
     at_once = min(number, max(size // SIZE_OVER_ROWS, 1), ROWS_AT_ONCE)
@@ -55,7 +55,7 @@ def _extend(root: jax.Array, rows: jax.Array) -> jax.Array:
         return jax.scipy.linalg.solve_triangular(lower, inner, lower=True, trans=1)
 
     def by_eigenvalues(lower):
-        # of the symmetric root: (1 − (1 + s)^-½) / s, without the difference
+        # for the symmetric root: (1 − (1 + s)^-½) / s, without the cancellation
         del lower
         values, vectors = jax.lax.map(jnp.linalg.eigh, gram)  # one by one: see `frames.decompose`
         inverse_root = jax.lax.rsqrt(1 + jnp.maximum(values, 0))
@@ -63,18 +63,18 @@ def _extend(root: jax.Array, rows: jax.Array) -> jax.Array:
         return jnp.matmul(vectors * weights[:, None, :], vectors.mT, precision=HIGHEST)
 
     lower = jnp.linalg.cholesky(gram + eye)
-    # gradients far above the damping and nearly dependent: no Cholesky factor in this precision
+    # for nearly dependent gradients far above the damping, Cholesky fails in this precision
     small = jax.lax.cond(jnp.isfinite(lower).all(), by_cholesky, by_eigenvalues, lower)
     left = jnp.matmul(jnp.matmul(root, v.mT, precision=HIGHEST), small, precision=HIGHEST)
     return root - jnp.matmul(left, v, precision=HIGHEST)
 
 
 def multiply(root: jax.Array, vector: jax.Array) -> jax.Array:
-    """`A Aᵀ v` for vectors (blocks, size)."""
+    """Product `A Aᵀ v` for vectors (blocks, size)."""
     inner = jnp.einsum("bij,bi->bj", root, vector, precision=HIGHEST)
     return jnp.einsum("bij,bj->bi", root, inner, precision=HIGHEST)
 
 
 def diagonal(root: jax.Array) -> jax.Array:
-    """The diagonal of `A Aᵀ`, (blocks, size)."""
+    """Diagonal of `A Aᵀ`, (blocks, size)."""
     return jnp.sum(root**2, axis=2)

@@ -1,16 +1,16 @@
 """The last m gradients of a block, and its damped inverse without a matrix of its size.
 
-With G the gradients in rows, n of them, `F_γ⁻¹ = (I − Gᵀ (nγI + G Gᵀ)⁻¹ G) / γ`.  Two ways to it:
+With n gradients in the rows of G, `F_γ⁻¹ = (I − Gᵀ (nγI + G Gᵀ)⁻¹ G) / γ`.  Computed in two ways:
 
 - blocks no larger than the window: a square root of their size, `F_γ⁻¹ = A Aᵀ`;
-- larger ones: the m×m system, its matrix kept up to date gradient by gradient, through X with
+- larger ones: the m×m system, whose matrix is updated gradient by gradient, through X with
   `X (nγI + G Gᵀ) Xᵀ = I`: `F_γ⁻¹ = (I − Gᵀ Xᵀ X G) / γ`.
 
-Where the damping is so small beside the largest eigenvalue that rounding in a matrix of products
-would drown it, more is made of the gradients themselves, see `basis`.
+If the damping is so small relative to the largest eigenvalue that rounding in a matrix of products
+would drown it, the gradients themselves are used for refinement, see `basis`.
 
-Of a block of several leaves G is kept in parts, with leaves of one size on top of each other, and
-what is added up has the size of the window: over devices every leaf stays spread as it is.
+For a block of several leaves G is stored in parts, with leaves of one size stacked; sums over parts
+have the size of the window, so every leaf keeps its sharding.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +31,9 @@ class Window(NamedTuple):
     """Gradients of one group.
 
     Attributes:
-        rows: G, (blocks, m, size) for each of the group's `parts`; zero where none has come yet.
-            Of one block of several leaves the first axis is of these.
-        gram: `G Gᵀ`, (blocks, m, m); None where a block is not larger than the window.
+        rows: Gradients G, (blocks, m, size) for each of the group's `parts`; zero in empty slots.
+            For one block of several leaves the first axis runs over leaves.
+        gram: Matrix `G Gᵀ`, (blocks, m, m); None for blocks no larger than the window.
     """
 
     rows: tuple[jax.Array, ...]
@@ -41,12 +41,12 @@ class Window(NamedTuple):
 
 
 class Root(NamedTuple):
-    """The inverse of one group, made once for many products and diagonals.
+    """Inverse of one group, computed once for many products and diagonals.
 
     Attributes:
-        damping: γ that it was made for; at any other it is made anew where it is needed.
-        factor: A or X of every block, (blocks, size, size) or (blocks, m, m).
-        diagonal: that of `F_γ⁻¹`, (blocks, size) for each part.
+        damping: Damping γ of this inverse; it is recomputed when used at another damping.
+        factor: Matrix A or X of every block, (blocks, size, size) or (blocks, m, m).
+        diagonal: Diagonal of `F_γ⁻¹`, (blocks, size) for each part.
     """
 
     damping: jax.Array  # shape=(), float
@@ -58,7 +58,7 @@ Parts = Sequence[jax.Array]  # (blocks, size) for each of a group's parts
 
 
 def empty(group: Group, window: int, dtype: jnp.dtype) -> Window:
-    """A window of no gradients."""
+    """Returns an empty window."""
     square = (group.blocks, window, window)
     gram = None if group.size <= window else jnp.zeros(square, dtype)
     return Window(
@@ -68,13 +68,13 @@ def empty(group: Group, window: int, dtype: jnp.dtype) -> Window:
 
 
 def push(window: Window, rows: Parts, slots: jax.Array) -> Window:
-    """The window with rows (blocks, rows, size) in some slots, in place of what was there."""
+    """Overwrites some slots of the window with rows (blocks, rows, size)."""
     rows = [sharding.along(sharding.halfway(x, 2, 1), 2) for x in rows]
     pairs = zip(window.rows, rows, strict=True)
     stored = tuple(old.at[:, slots].set(new, unique_indices=True) for old, new in pairs)
     if window.gram is None:
         return Window(stored, None)
-    # rows that hold no gradient yet are zero, and so is the diagonal of G Gᵀ
+    # unused rows are zero, and so is the diagonal of G Gᵀ there: skip the products with them
     used = jnp.any(window.gram.diagonal(axis1=1, axis2=2) > 0, axis=0)
     last = jnp.max(jnp.where(used, jnp.arange(len(used)), -1))
     filled = jnp.maximum(last, jnp.max(slots)) + 1
@@ -88,14 +88,14 @@ def push(window: Window, rows: Parts, slots: jax.Array) -> Window:
 
 
 def _added(window: Window, found: Iterable[jax.Array]) -> jax.Array:
-    """The sum of what was found of each part; of leaves, too, where they make up one block."""
+    """Sum over parts, and over leaves as well if they form one block."""
     if window.gram is not None and len(window.gram) == 1:
         found = (x.sum(axis=0, keepdims=True) for x in found)
     return sum(found)
 
 
 def _products(stored: jax.Array, rows: jax.Array, filled: jax.Array) -> jax.Array:
-    """Products (blocks, m, rows) of the first `filled` of m rows with others; 0 for the rest."""
+    """Products (blocks, m, rows) of the first `filled` of m rows with new ones; 0 for the rest."""
     blocks, window, size = stored.shape
     height, width = min(TILE[0], window), min(TILE[1], size)
     whole = size // width
@@ -120,7 +120,7 @@ def _products(stored: jax.Array, rows: jax.Array, filled: jax.Array) -> jax.Arra
 
 
 def mask(window: Window, kept: Parts) -> Window:
-    """The window with zeros for pruned weights; `G Gᵀ` is made anew only where that changes it."""
+    """Zeroes pruned weights in the window; recomputes `G Gᵀ` only if that changes it."""
     pairs = list(zip(window.rows, kept, strict=True))
     rows = tuple(jnp.where(k[:, None], g, 0) for g, k in pairs)
     if window.gram is None:
@@ -134,7 +134,7 @@ def mask(window: Window, kept: Parts) -> Window:
 
 
 def product(window: Window, count: jax.Array, x: Parts) -> list[jax.Array]:
-    """The undamped `F x = Gᵀ G x / n` of vectors (blocks, size), of n gradients in the window."""
+    """Undamped product `F x = Gᵀ G x / n` for vectors (blocks, size) and n gradients."""
     pairs = zip(window.rows, x, strict=True)
     inner = _added(window, (jnp.einsum("bms,bs->bm", *pair, precision=HIGHEST) for pair in pairs))
     inner = inner / jnp.maximum(count, 1).astype(inner.dtype)
@@ -147,12 +147,12 @@ def product(window: Window, count: jax.Array, x: Parts) -> list[jax.Array]:
 
 
 def mean_squares(window: Window, count: jax.Array) -> list[jax.Array]:
-    """The diagonal of the undamped `F = Gᵀ G / n`, (blocks, size) for each part."""
+    """Diagonal of the undamped `F = Gᵀ G / n`, (blocks, size) for each part."""
     return [jnp.sum(g**2, axis=1) / jnp.maximum(count, 1).astype(g.dtype) for g in window.rows]
 
 
 def prepare(window: Window, count: jax.Array, damping: jax.Array) -> Root:
-    """What many products and diagonals of one state need; `count` gradients are in the window."""
+    """Precomputes the inverse of a window of `count` gradients for many products and diagonals."""
     count = _at_least_one(count, damping)
     factor = _factor(window, count, damping)
     return Root(damping, factor, _diagonal(window, count, damping, factor))
@@ -161,7 +161,7 @@ def prepare(window: Window, count: jax.Array, damping: jax.Array) -> Root:
 def multiply(
     window: Window, count: jax.Array, damping: jax.Array, x: Parts, root: Root | None = None
 ) -> list[jax.Array]:
-    """`F_γ⁻¹ x` for vectors (blocks, size), of `count` gradients in the window."""
+    """Product `F_γ⁻¹ x` for vectors (blocks, size) and `count` gradients in the window."""
     count = _at_least_one(count, damping)
     make = lambda: _factor(window, count, damping)
     if window.gram is None:
@@ -185,7 +185,7 @@ def multiply(
 def diagonal(
     window: Window, count: jax.Array, damping: jax.Array, root: Root | None = None
 ) -> list[jax.Array]:
-    """The diagonal of `F_γ⁻¹`, (blocks, size) for each part."""
+    """Diagonal of `F_γ⁻¹`, (blocks, size) for each part."""
     count = _at_least_one(count, damping)
 
     make = lambda: _diagonal(window, count, damping, _factor(window, count, damping))
@@ -197,25 +197,25 @@ def _at_least_one(count: jax.Array, damping: jax.Array) -> jax.Array:
 
 
 def _with_root(root: Root | None, damping: jax.Array, make: Callable, use: Callable) -> Any:
-    """What is made of A or X: those of a root, where there is one for this damping."""
+    """Applies `use` to A or X, taken from a root for this damping or else computed by `make`."""
     if root is None:
         return use(make())
     return _if_sound(root, damping, lambda: use(root.factor), lambda: use(make()))
 
 
 def _if_sound(root: Root, damping: jax.Array, of_root: Callable, anew: Callable) -> Any:
-    """Of a root that was made for this damping, or else anew."""
+    """Calls `of_root` if the root was computed for this damping, else `anew`."""
     return jax.lax.cond(root.damping == damping, of_root, anew)
 
 
 def _factor(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
-    """A or X of every block, see `Root`."""
+    """Matrix A or X of every block, see `Root`."""
     if window.gram is None:
         arguments = *window.rows, count, damping
         return sharding.local(basis.square_roots, arguments, (0, None, None), 0)
     if len(window.gram) == 1:  # a loop would copy the gradients
         return basis.orthonormal(window.rows, window.gram[0], count * damping)[None]
-    (rows,) = window.rows  # parts are only of one block
+    (rows,) = window.rows  # only a single block has several parts
     one = lambda block: basis.orthonormal([block[0][None]], block[1], count * damping)
     return jax.lax.map(one, (rows, window.gram))
 
@@ -223,13 +223,13 @@ def _factor(window: Window, count: jax.Array, damping: jax.Array) -> jax.Array:
 def _diagonal(
     window: Window, count: jax.Array, damping: jax.Array, factor: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """The diagonal of `F_γ⁻¹` from A or X."""
+    """Diagonal of `F_γ⁻¹` from A or X."""
     if window.gram is None:
         return (square_root.diagonal(factor),)
 
     def part(g, lower):
         left = 1 - sum(jnp.sum(tile**2, axis=1) for tile in basis.by_tiles(lower, g))
-        # no digit may be left where one weight has all the curvature: it is never below this
+        # if one weight has all the curvature, cancellation may leave no digit: use the lower bound
         return jnp.maximum(left / damping, 1 / (jnp.sum(g**2, axis=1) / count + damping))
 
     if len(factor) == 1:
@@ -240,7 +240,7 @@ def _diagonal(
 
 
 def _by_columns(function, rows: jax.Array, shared: jax.Array) -> jax.Array:
-    """A function (blocks, m, columns), shared -> (blocks, columns), so many columns at a time."""
+    """Maps a function (blocks, m, columns), shared -> (blocks, columns) over chunks of columns."""
 
     def own(rows, shared):
         blocks, _, size = rows.shape
