@@ -189,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.pages", description="Write the tables of README.md and docs/."
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where one differs")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where one differs"
+    )
     args = parser.parse_args(argv)
     found = list(stale())
     for page, text in found:
