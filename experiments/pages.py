@@ -53,7 +53,8 @@ def read(name: str, root: Path = ROOT) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"table {name!r} has no data: {path} does not exist")
     table = json.loads(path.read_text(encoding="utf-8"))
-    missing = [x for x in (*(() if table.get("summary") else FIELDS), *BODY) if x not in table]
+    needed = BODY if table.get("summary") else (*FIELDS, *BODY)
+    missing = [x for x in needed if not table.get(x)]
     if missing:
         raise ValueError(f"{path.name} must have {', '.join(missing)}")
     for row in table["rows"]:
