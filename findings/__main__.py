@@ -1,7 +1,7 @@
 """Runs the findings and reports which are still as stated.
 
-    python -m findings
-    python -m findings convolution_gradients_sharded
+python -m findings
+python -m findings convolution_gradients_sharded
 """
 
 import argparse

@@ -10,6 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from experiments import pages
+from findings import __main__ as findings
 
 ROOT = pages.ROOT
 PAGES = pages.pages()
@@ -157,3 +158,29 @@ def test_the_api_pages_list_every_public_name_once():
             full, value = f"{module}.{name}".lstrip("."), getattr(reached(module), name)
             if full not in UNDOCUMENTED and not inspect.ismodule(value):
                 assert any(value is x for x in shown), f"docs/api lacks {full}"
+
+
+def test_findings_are_run_and_reported(tmp_path, capsys):
+    (tmp_path / "holds.sh").write_text("echo fine")
+    assert findings.main([], tmp_path) == 0
+    (tmp_path / "changed.sh").write_text("echo other output; exit 3")
+    assert findings.main([], tmp_path) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^FAIL  changed ", said, re.MULTILINE) and "    other output\n" in said
+    assert re.search(r"^pass  holds ", said, re.MULTILINE) and "1 of 2 as stated" in said
+    assert findings.main(["holds"], tmp_path) == 0 and findings.main(["absent"], tmp_path) == 2
+
+
+def test_a_finding_that_takes_too_long_fails(tmp_path):
+    (tmp_path / "slow.sh").write_text("echo begun; exec sleep 60")
+    passed, output = findings.run(tmp_path / "slow.sh", limit=0.5)
+    assert not passed and output.startswith("begun") and "ended after 0.5 s" in output
+
+
+def test_every_finding_is_listed_and_installs_in_a_folder_of_its_own():
+    listed = (ROOT / "findings" / "README.md").read_text(encoding="utf-8")
+    assert findings.scripts()
+    for name, path in findings.scripts().items():
+        script = path.read_text(encoding="utf-8")
+        assert f"]({path.name})" in listed, name
+        assert "mktemp -d" in script and "==" in script and "import fishleg_jax" not in script
