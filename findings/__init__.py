@@ -1,0 +1,1 @@
+"""Surprises about other people's software, as programs that show them; see README.md."""
