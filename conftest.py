@@ -1,7 +1,4 @@
-"""Fixtures for all tests and doctests, and how their models are compiled.
-
-Models are so small that nearly all the time of the tests is that of the compiler.
-"""
+"""Fixtures for all tests and doctests, and how their models are compiled."""
 
 import gc
 import os
@@ -10,13 +7,15 @@ from pathlib import Path
 import jax
 import pytest
 
-# XLA's newer generator of CPU kernels takes twice as long as the one before it.  (With all
-# optimisations it is the other way around for deep networks: 12 s and 60 s for a training step of
-# ResNet-20.)  Set before jax looks for devices, and only where it is known: XLA ends a program
-# over an unknown flag.
-if jax.__version_info__[:2] == (0, 10):
-    flags = ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
-    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+from tests import quick
+
+# before jax looks for devices
+os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of programs: nobody reads it
+
+# what JAX makes lives as long as its caches, and Python's collector goes through all of it again
+# and again
+gc.set_threshold(200_000, 20, 20)
 
 MAPS = 20_000  # of the 65,530 areas of memory that Linux grants a process by default
 
