@@ -169,6 +169,7 @@ print(jax.device_count(), "devices")
 """
 
 
+@pytest.mark.slow
 def test_inside_shard_map():
     """In a process of its own, which has two devices."""
     flags = "--xla_force_host_platform_device_count=2"
