@@ -37,6 +37,14 @@ def few_memory_maps():
         gc.collect()
 
 
+def pytest_sessionfinish():
+    """Lets a worker end at once, or xdist interrupts it after five seconds, which it prints.
+
+    pytest then collects garbage five times, and all that JAX keeps would be gone through.
+    """
+    gc.freeze()
+
+
 FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than it compiles
 
 
