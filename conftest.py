@@ -40,7 +40,7 @@ def few_memory_maps():
 def pytest_sessionfinish():
     """Lets a worker end at once, or xdist interrupts it after five seconds, which it prints.
 
-    pytest then collects garbage five times, and all that JAX keeps would be gone through.
+    pytest then collects garbage, and would go through all that JAX keeps.
     """
     gc.freeze()
 

@@ -125,6 +125,7 @@ def test_woodfisher_and_mfac_prune_alike(finished):
             assert losses["mfac", *rest] == pytest.approx(loss, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_all_methods_see_the_same_images(tmp_path, monkeypatch, capsys):
     seen = {}
 

@@ -82,7 +82,8 @@ def small(layers):
     return network._replace(batch=(tokens, tokens))
 
 
-@pytest.mark.parametrize("method", [pytest.param("fishleg", marks=pytest.mark.slow), "kfac"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fishleg", "kfac"])
 def test_layers_are_alike(method):
     """What one and two layers tell of three is what three take."""
     network = small(3)

@@ -146,7 +146,7 @@ def test_infinite_damping_prunes_by_magnitude(key):
     state = flj.fit(estimator, params, batches, key=key)
     usual = state._replace(damping=state.damping * 1e-12)  # of the same frames
     differs = False
-    for sparsity in (0.3, 0.5, 0.8):
+    for sparsity in (0.3, 0.8):
         by_magnitude = masks(flj.inverse.identity(), sparsity, ())
         np.testing.assert_array_equal(masks(estimator, sparsity, state), by_magnitude)
         differs |= (masks(estimator, sparsity, usual) != by_magnitude).any()
@@ -284,7 +284,8 @@ def test_variants_learn(key, arguments):
 
 
 def test_the_sign_probe_has_the_covariance_of_the_normal_one(key):
-    signs = np.stack([_signs(k, (70,), jnp.float32) for k in jax.random.split(key, 4000)])
+    signs = jax.vmap(lambda k: _signs(k, (70,), jnp.float32))(jax.random.split(key, 4000))
+    signs = np.asarray(signs)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     # each entry has a standard error of 1/√4000, and there are 70² of them
     assert np.abs(signs.T @ signs / 4000 - np.eye(70)).max() < 6 / np.sqrt(4000)
