@@ -17,7 +17,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of progr
 # and again
 gc.set_threshold(200_000, 20, 20)
 
-MAPS = 20_000  # of the 65,530 areas of memory that Linux grants a process by default
+MAPS = 30_000  # of the 65,530 areas of memory that Linux grants a process by default
 
 
 @pytest.fixture(autouse=True, scope="module")
