@@ -1,7 +1,4 @@
-"""Fixtures for all tests and doctests, and how their models are compiled.
-
-Models are so small that nearly all the time of the tests is that of the compiler.
-"""
+"""Fixtures for all tests and doctests, and how their models are compiled."""
 
 import gc
 import os
@@ -10,15 +7,17 @@ from pathlib import Path
 import jax
 import pytest
 
-# XLA's newer generator of CPU kernels takes twice as long as the one before it.  (With all
-# optimisations it is the other way around for deep networks: 12 s and 60 s for a training step of
-# ResNet-20.)  Set before jax looks for devices, and only where it is known: XLA ends a program
-# over an unknown flag.
-if jax.__version_info__[:2] == (0, 10):
-    flags = ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
-    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+from tests import quick
 
-MAPS = 20_000  # of the 65,530 areas of memory that Linux grants a process by default
+# before jax looks for devices
+os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of programs: nobody reads it
+
+# what JAX makes lives as long as its caches, and Python's collector goes through all of it again
+# and again
+gc.set_threshold(200_000, 20, 20)
+
+MAPS = 30_000  # of the 65,530 areas of memory that Linux grants a process by default
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,6 +35,14 @@ def few_memory_maps():
     if maps > MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_sessionfinish():
+    """Lets a worker end at once, or xdist interrupts it after five seconds, which it prints.
+
+    pytest then collects garbage, and would go through all that JAX keeps.
+    """
+    gc.freeze()
 
 
 FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than it compiles

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from experiments.killing_process import memberships
+from tests import quick
 
 
 def told(*arguments: str, **environment: str) -> str:
@@ -12,7 +13,7 @@ def told(*arguments: str, **environment: str) -> str:
 
     Args:
         *arguments: of the interpreter.
-        **environment: variables beside those that are set, and in place of `XLA_FLAGS`, of none.
+        **environment: variables beside those that are set, and in place of `XLA_FLAGS`, of `quick`.
     """
     [(printed, _)] = together(arguments, 1, **environment)
     return printed
@@ -32,7 +33,7 @@ def together(
     started = [
         subprocess.Popen(
             [sys.executable, *arguments, *own],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -22,19 +22,22 @@ def digits():
     return (images[:1300], labels[:1300]), (images[1300:], labels[1300:])
 
 
+OPTIMIZER = optax.adam(3e-3)
+
+
+@jax.jit
+def step(params, state, batch):
+    gradient = jax.grad(lambda p: flj.loss(MODEL, p, batch))(params)
+    updates, state = OPTIMIZER.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+
 def trained(train, seed):
     """Twenty epochs of Adam."""
-    optimizer = optax.adam(3e-3)
     params = dense.mlp_params(jax.random.key(seed), (64, 32, 10))
     params = jax.tree.map(lambda p: p / 4, params)
 
-    @jax.jit
-    def step(params, state, batch):
-        gradient = jax.grad(lambda p: flj.loss(MODEL, p, batch))(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state, rng = optimizer.init(params), np.random.default_rng(seed)
+    state, rng = OPTIMIZER.init(params), np.random.default_rng(seed)
     for _ in range(20):
         for chosen in rng.permutation(1300).reshape(-1, 50):
             params, state = step(params, state, (train[0][chosen], train[1][chosen]))

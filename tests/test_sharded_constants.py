@@ -6,6 +6,8 @@ import pytest
 
 from tests import programs
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 import json, jax, jax.numpy as jnp, numpy as np
 import fishleg_jax as flj

@@ -67,7 +67,10 @@ def test_saved_weights_come_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, saved)
 
 
-@pytest.mark.parametrize("name, accuracy", [("mlpnet", 93.97), ("resnet20", 91.43)])
+@pytest.mark.parametrize(
+    "name, accuracy",
+    [("mlpnet", 93.97), pytest.param("resnet20", 91.43, marks=pytest.mark.slow)],
+)
 def test_stored_checkpoints_reach_their_accuracy(name, accuracy):
     spec = MODELS[name]
     try:

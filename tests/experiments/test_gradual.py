@@ -114,6 +114,7 @@ def test_what_is_there_is_not_computed_again(out, monkeypatch, capsys):
     assert "seed 0, diagonal to 70 %: in" in printed and "test accuracy, %" in printed
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
     batch_at = gradual_run.batch_at
 
@@ -137,6 +138,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(finished, tmp_path, mon
     assert lines[0].read_bytes() == lines[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_less_memory_is_another_setting_and_the_same_weights(finished, tmp_path):
     options = ["--dense", "start", "--remat", "2", "--examples-per-chunk", "24"]
     assert run(tmp_path, *options, method="diagonal") == 0

@@ -215,6 +215,7 @@ def test_an_error_of_one_method_is_told_and_leaves_the_others(tmp_path, monkeypa
     assert [row["method"] for row in rows_of(tmp_path)] == ["dense", "magnitude"]
 
 
+@pytest.mark.slow
 def test_bounded_memory_gives_the_same_network(tmp_path):
     arguments = ["--method", "mfac", "--sparsity", "0.75", "--damping", "1", "--solve-damping", "1"]
     assert run(tmp_path, *arguments) == 0

@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests import programs
 from tests.experiments import small_imagenet as small
+
+pytestmark = pytest.mark.slow
 
 RUN = """
 import json, sys

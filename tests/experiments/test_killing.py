@@ -3,12 +3,14 @@
 import random
 
 import numpy as np
+import pytest
 
 from experiments import killing
 
 OPTIONS = ["--method", "diagonal", "--checkpoint-every", "0.1"]  # quick to compile
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_twice(tmp_path):
     seconds = killing.run(tmp_path / "unbroken", OPTIONS)
     expected = killing.finished(tmp_path / "unbroken")

@@ -43,6 +43,7 @@ def test_a_small_run_writes_its_results(tmp_path, capsys):
     assert printed.err == ""  # no progress bars: this is no terminal
 
 
+@pytest.mark.slow
 def test_less_memory_changes_nothing_but_the_settings(tmp_path):
     arguments = "--model mlp --epochs 1 --sparsity 0.7 --updates 3 --examples 64 --method fishleg"
     rows = []

@@ -72,6 +72,7 @@ def test_a_preconditioner_that_is_not_positive_is_told_of(problem):
     assert not record.sound and len(record.residual) == 1 and not dense.ravel(x).any()
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_its_results_and_goes_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     first = [*NETWORK, "--method", "none,diagonal", "--out", str(out)]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments.compare import __main__ as compare
-from experiments.killing_process import complete
 from experiments.one_shot import __main__ as one_shot
 from experiments.running import processes
 from tests import programs
@@ -73,6 +72,7 @@ def run(out, number):
     return json.loads((out / "by0.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path):
     one, two = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -94,13 +94,19 @@ def close(one, two):
     return one == (pytest.approx(two, rel=1e-3) if isinstance(one, float) else two)
 
 
+def complete(number, out):
+    program = ["-m", "experiments.compare", *COMPARISON, "--out", str(out)]
+    programs.together(program, number, timeout=240, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+
+
+@pytest.mark.slow
 def test_a_comparison_in_two_processes_is_that_of_one(tmp_path):
     # of 31 images in two stages, and of 9, the last batches can't be dealt out to two
-    complete("compare", [*COMPARISON, "--out", str(tmp_path / "one")], 1)
+    complete(1, tmp_path / "one")
     [weights] = (tmp_path / "one").glob("mlp_*.npz")
     (tmp_path / "two").mkdir()
     shutil.copy(weights, tmp_path / "two")
-    complete("compare", [*COMPARISON, "--out", str(tmp_path / "two")], 2)
+    complete(2, tmp_path / "two")
     names = ["accuracy_vs_sparsity.png", weights.name, "results.json"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
     one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))

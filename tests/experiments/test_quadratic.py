@@ -93,7 +93,16 @@ def test_the_form_of_kfac_is_that_of_its_factors(case):
     np.testing.assert_allclose(form.value, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["diagonal", "kfac", "woodfisher", "mfac", "fishleg_start"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "diagonal",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("kfac", "woodfisher", "mfac", "fishleg_start")
+        ),
+    ],
+)
 def test_magnitude_is_the_limit_of_large_damping(case, method):
     expected = quadratic_case.prune(case, quadratic_case.fitted("magnitude", case))
     estimate = quadratic_case.fitted(method, case)
@@ -108,6 +117,7 @@ def test_magnitude_is_the_limit_of_large_damping(case, method):
     )
 
 
+@pytest.mark.slow
 def test_a_square_root_is_fitted_anew_for_another_damping(case):
     case = case._replace(part=methods.share(60, 60))
     case = case._replace(dense=case.dense._replace(params=dense.mlp_params(jax.random.key(2))))
@@ -124,6 +134,7 @@ def test_a_square_root_is_fitted_anew_for_another_damping(case):
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_its_results(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = "--model mlp --epochs 1 --method magnitude,mfac --examples 60 --sparsity 0.5"

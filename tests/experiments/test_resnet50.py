@@ -71,6 +71,7 @@ def by_keras(entries, x, stored=True):
     return x.mean((1, 2)) @ entries["fc1000/kernel"] + entries["fc1000/bias"]
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_keras(small):
     entries, images = small
     params, constants = resnet50.tree_of(entries)
@@ -138,6 +139,7 @@ def test_missing_weights_are_named_with_what_makes_them(tmp_path):
         resnet50.load(tmp_path / "nowhere.npz")
 
 
+@pytest.mark.slow
 def test_the_real_network_knows_real_photos():
     path = resnet50.folder() / resnet50.FILE
     try:

@@ -40,21 +40,21 @@ def functions(case):
     yield flj.fisher_vector_product(*given, case.params, examples_per_chunk=20)
     yield flj.curvature(case.model, [case.batch] * 2).product(case.params, case.params)
     yield flj.curvature(case.model, [case.batch] * 2).gradient(case.params)
+    with tempfile.TemporaryDirectory() as folder:
+        path = folder + "/masks.npz"
+        flj.save_masks(path, jax.tree.map(lambda p: p > 0, case.params))
+        yield flj.load_masks(path, case.params)
     learned = flj.inverse.fishleg(
         case.model, 0.1, start=2, updates=3, cap=16, examples_per_chunk=24
     )
     state = flj.fit(learned, case.params, [case.batch], key=jax.random.key(0))
     yield learned.diagonal(state, case.params)
-    with tempfile.TemporaryDirectory() as folder:
-        path = folder + "/masks.npz"
-        flj.save_masks(path, jax.tree.map(lambda p: p > 0, case.params))
-        yield flj.load_masks(path, case.params)
 expected = list(functions(sharding.make_case()))
-runs = ("auto", "full", 7), ("explicit", "mixed", 7), ("explicit", "full", 2)
+runs = ("auto", "full", 7), ("explicit", "mixed", 6), ("explicit", "full", 2)
 for kind, layout, number in runs:
     mesh = sharding.make_mesh(kind)
     # the last time none is set: that of the weights is used
-    with jax.set_mesh(mesh) if number == 7 else contextlib.nullcontext():
+    with jax.set_mesh(mesh) if number > 2 else contextlib.nullcontext():
         case = sharding.make_case(mesh, layout)
         for one, found in zip(expected, itertools.islice(functions(case), number)):
             pairs = zip(jax.tree.leaves(one), jax.tree.leaves(found), strict=True)
@@ -71,7 +71,7 @@ def gradients(params, batch):
 expected, apart = gradients(single.params, single.batch), []
 for layout in sharding.LAYOUTS:
     case = sharding.make_case(sharding.make_mesh("auto"), layout)
-    for function in (gradients, jax.jit(gradients)):
+    for function in (gradients, jax.jit(gradients))[layout != "mixed" :]:
         found = function(case.params, case.batch)
         apart += [float(abs(numpy.asarray(a) - numpy.asarray(b)).max())
                   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected))]
@@ -122,14 +122,14 @@ def test_eight_devices_are_as_one(told, index):
 
 def test_functions_give_what_they_give_on_one_device_and_where_the_weights_are(told):
     rows = told[len(CASES) : -3]
-    assert len(rows) == 2 * 7 + 2
+    assert len(rows) == 7 + 6 + 2
     for placed, *differences in rows:
         assert placed
         assert max(differences) < 1e-9
 
 
 def test_gradients_example_by_example_are_those_of_one_device(told):
-    assert len(told[-3]) == 3 * 2 * 3 * 4
+    assert len(told[-3]) == (3 + 1) * 3 * 4
     assert max(told[-3]) < 1e-12
     assert any(told[-2])
 

@@ -43,6 +43,7 @@ def test_the_recursion_in_blocks_is_the_dense_inverse_of_each(x64):
         np.testing.assert_allclose(block, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_all_cases_find_the_same_diagonal():
     batches = woodbury.Batches(PROBLEM["weights"], PROBLEM["gradients"])
     assert [len(batch[0]) for batch in batches] == [100, 20]
@@ -55,6 +56,7 @@ def test_all_cases_find_the_same_diagonal():
     assert batches.seconds > 0 and jnp.all(batches[0][1] == -1)
 
 
+@pytest.mark.slow
 def test_a_small_run_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr(woodbury, "CASES", {"mfac": "mfac"})
     assert woodbury.main(["--weights", "500", "--gradients", "40"]) == 0

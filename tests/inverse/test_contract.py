@@ -133,7 +133,15 @@ def test_an_update_keeps_dtypes_with_64_bits(row):
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, before)
 
 
-@few_rows
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param("fishleg", marks=pytest.mark.slow),
+        pytest.param("woodfisher, blocks", marks=pytest.mark.slow),
+        "identity",
+        "mfac",
+    ],
+)
 def test_jit_changes_nothing(row):
     """One update from the same state: where frames are made, and while it learns.
 

@@ -174,7 +174,7 @@ def test_an_array_that_rises_slowly_does_not_stand_still():
 
 
 def test_masks_stay_as_they_are_where_a_schedule_falls():
-    params = jnp.arange(100.0).reshape(10, 10)
+    params = jnp.arange(1.0, 101).reshape(10, 10)
     tx = flj.gradual_prune(MAGNITUDE, optax.cosine_decay_schedule(0.9, 30), mask_every=1)
     step = jax.jit(lambda state, _: (tx.update(params, state, params)[1], state.pruned))
     state, pruned = jax.lax.scan(step, tx.init(params), length=STEPS)

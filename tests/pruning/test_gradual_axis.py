@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fishleg_jax as flj
-from tests import programs
+from tests import programs, quick
 from tests.pruning.training import (
     CUBIC,
     DIAGONAL,
@@ -169,7 +169,8 @@ print(jax.device_count(), "devices")
 """
 
 
+@pytest.mark.slow
 def test_inside_shard_map():
     """In a process of its own, which has two devices."""
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{quick.FLAGS} --xla_force_host_platform_device_count=2"
     assert programs.told("-c", SHARDED, XLA_FLAGS=flags) == "2 devices\n"

@@ -8,6 +8,8 @@ import pytest
 from tests import programs
 from tests.pruning.devices import CASES, DEVICES, IN_PMAP, OVER_TWO_AXES, SPARSITY
 
+pytestmark = pytest.mark.slow
+
 RUNS = [f"{name} in shard_map" for name in CASES]
 RUNS += [f"{name} in pmap" for name in IN_PMAP]
 RUNS += [f"{name} in shard_map over two axes" for name in OVER_TWO_AXES]

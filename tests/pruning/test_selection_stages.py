@@ -184,7 +184,10 @@ def test_prune_one_shot_with_the_group_update(x64, scope):
 
 @pytest.mark.parametrize(
     "selection",
-    [flj.selection.swaps(border=8), flj.selection.qubo(border=8)],
+    [
+        pytest.param(flj.selection.swaps(border=8), marks=pytest.mark.slow),
+        flj.selection.qubo(border=8),
+    ],
     ids=["swaps", "qubo"],
 )
 def test_stages_with_a_fitted_inverse_are_exact_and_monotone(key, selection):

@@ -205,7 +205,7 @@ def test_trust_grows_with_the_data(key):
 
     def measured(make, examples):
         found, estimator = [], make(examples)
-        for seed in range(6):
+        for seed in range(3):
             keys = jax.random.split(jax.random.key(seed), 2)
             batches = [dense.classification_batch(k, examples) for k in keys]
             found.append(flj.trust(MODEL, params, estimator, batches, sparsity=0.5))
