@@ -98,7 +98,7 @@ def within_budget(
 ) -> Goal:
     """Prunes in stages to the lowest sparsity that keeps no more than a budget.
 
-    That sparsity depends on the ranking of the weights: every stage determines it anew, and covers
+    That sparsity depends on the ranking of the weights: every stage determines it again, and covers
     its part of the remaining way, so that the last one ends at it.
 
     Raises:

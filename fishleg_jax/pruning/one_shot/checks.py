@@ -35,9 +35,7 @@ def check_key(key: Any) -> None:
 
 
 def check_compensation(compensation: Any) -> None:
-    """Raises a ValueError unless it is a compensation such as functions of `flj.compensation`
-    return.
-    """
+    """Raises a ValueError for anything but a compensation, such as one of `flj.compensation`."""
     expected = "one of flj.compensation, such as flj.compensation.group()"
     numbers.check_function(compensation, "compensation", 6, expected)
 
@@ -92,8 +90,7 @@ def check_needs(
     held_out: Sequence[BatchLike] | None,
     first_order: bool,
 ) -> None:
-    """Raises a ValueError if compensation or scores need what model, data or estimator do not
-    provide.
+    """Raises a ValueError if compensation or scores need something that is missing.
 
     A compensation may have a function `check(curvature, estimator, state)` that raises; it reads
     only the state's fields, shapes and dtypes.

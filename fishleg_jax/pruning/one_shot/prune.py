@@ -51,9 +51,8 @@ def prune_one_shot(
         sparsity: Fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`; or
             one of `targets`: a number of weights, bytes or operations to keep, or the most that a
             limit on a loss or a metric allows.
-        stages: Number of stages, 1 by default, each of which fits the inverse anew at the weights
-            and masks of the stage before; or
-            `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
+        stages: Number of stages, 1 by default, each of which refits the inverse at the weights and
+            masks of the stage before; or `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
         held_out: Labelled batches of training data that the curvature does not see; their loss
             checks the step of a compensation, also of the default one.  None to check, if at all,
             on `batches`.

@@ -1,8 +1,9 @@
-"""Which weights are pruned, once more: the OBS mask takes every weight by itself, these take sets.
+"""Selections: choose pruned weights as a set, where the OBS mask ranks every weight by itself.
 
 A selection is a function `(params, old_masks, new_masks, scores, curvature, estimator, state,
-scope) -> masks` that prunes as many weights as `new_masks`, under the scope `layer` in every leaf,
-none that may not be pruned (their scores are infinite), and all that `old_masks` prunes.
+scope) -> masks` that prunes as many weights as `new_masks` (with the scope `layer` in every leaf),
+leaves weights that may not be pruned alone (their scores are infinite), and prunes all that
+`old_masks` prunes.
 """
 
 from fishleg_jax.pruning.selection._annealing import anneal
