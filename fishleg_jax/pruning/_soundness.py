@@ -138,6 +138,7 @@ def check_single_examples(
     """
     if estimator.examples_per_gradient != 1:
         return
+    # Find a batch of several examples; models that name axes are not tested.
     batch = next((b for b in batches if _chunks.number_of_examples(b) > 1), None)
     if batch is None or mesh.explicit_mesh((params, batch)) is not None:
         return

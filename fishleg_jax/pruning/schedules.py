@@ -168,5 +168,5 @@ __all__: Sequence[str] = ("Cubic", "cubic", "stage_sparsities")
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

@@ -245,5 +245,5 @@ __all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

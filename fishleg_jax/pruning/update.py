@@ -1,4 +1,4 @@
-"""The mask update that one-shot and gradual pruning share: score, mask, compensate."""
+"""Mask update that one-shot and gradual pruning share: score, mask, compensate."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -14,5 +14,5 @@ __all__ = ["STEPS", "Compensation", "group", "independent", "none"]
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

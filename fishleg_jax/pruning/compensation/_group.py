@@ -138,6 +138,7 @@ def group(
         adjustable: Any | None = None,
     ) -> tuple[Any, dict]:
         check(curvature, estimator, state)
+        # Gradient and Fisher products at these weights.
         lowest = state.damping if damping is None else damping
         params = _tree.widen(params)
         gradient = None if "gradient" in curvature.missing else curvature.gradient(params)
@@ -163,6 +164,7 @@ def group(
         right = jitted(right_side)(fisher_product(pruned), kept_gradient, free)
 
         def solve(x: Any, raised: float) -> Trial:
+            # Solve the damped system on K.
             gamma = jnp.asarray(lowest * raised)
 
             def product(v):
@@ -192,6 +194,7 @@ def group(
             gain = _tree.dot(right, x) / 2
             # on the host these are Python booleans, for which ~ is always true
             too_long = jnp.logical_not(losses[0] - loss <= SHORT * (losses[-1] - loss))
+            # Report; under `jit` without the numbers that need the host.
             info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
             if check_step:
                 info |= {"step": step, "losses": losses}
@@ -214,6 +217,7 @@ def group(
             actual = loss - float(curvature.loss(params))
             return info | _told(gradient, delta, fisher_product(delta), gamma, actual)
 
+        # Search for the damping, by the loss.
         number = attempts if check_step else 1
         traced = is_traced((right, state))
         if traced:

@@ -33,6 +33,7 @@ def check_arguments(
         regrow: None, a number or a function of the step.
         **whole: Numbers of steps by argument name; `renew` may be None.
     """
+    # Check types: numbers are checked at once, functions at a few steps.
     check_estimator(estimator)
     if is_number(sparsity):
         number_to_prune(sparsity, 1)
@@ -48,12 +49,14 @@ def check_arguments(
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     check_compensation(compensation)
+    # Check ranges, as far as values are concrete.
     if _is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
     known = is_number(regrow) or (_is_array(regrow) and _concrete(regrow))
     fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or _is_array(regrow)
     if regrow is not None and not fits:
         raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
+    # Check numbers of steps.
     for name, value in whole.items():
         if not (value is None and name == "renew") and not _is_whole(value):
             raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")

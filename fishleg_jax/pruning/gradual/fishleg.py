@@ -160,6 +160,7 @@ def fishleg_prune(
         >>> flj.sparsity(params, ".*"), bool(params[0] > 2.5), flj.check(state).ok
         (0.5, True, True)
     """
+    # Reject arguments of FishLeg beside another estimator.
     check_model(model)
     if aux_optimizer is not None:
         _gradual_checks.check_optimizer(aux_optimizer, "aux_optimizer", " or None")
@@ -169,6 +170,7 @@ def fishleg_prune(
                 f"{name} must be None where there is an estimator, to which it can be given; got "
                 f"{value!r}"
             )
+    # Build the FishLeg estimate, with a λ that follows the moving weights.
     if estimator is None:
         if renew is not None and numbers.is_whole(renew, 1) and renew < START:
             raise ValueError(

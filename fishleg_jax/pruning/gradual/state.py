@@ -178,6 +178,7 @@ def check(state: Any) -> Check:
             f"{int(found.assimilated)} batches), the step was one with hold=True or the update was "
             "refused; FishLeg needs 32 batches to be ready"
         )
+    # Sum up in one sentence.
     told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
     message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
     if not overdue and asked > sparsity + 1 / weights:

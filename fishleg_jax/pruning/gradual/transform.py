@@ -99,6 +99,7 @@ def gradual_prune(
         Array([[0., 4.],
                [3., 0.]], dtype=float32)
     """
+    # Reject invalid arguments before anything is compiled.
     _chunks.check_chunk(examples_per_chunk, axis_name)
     compensation = _compensation.independent() if compensation is None else compensation
     _gradual_checks.check_arguments(
@@ -121,6 +122,7 @@ def gradual_prune(
     )
 
     def init(params):
+        # Check the weights.
         _gradual_checks.check_weights(params)
         arrays.check_params(params)
         _tree.check_names(_tree.named_leaves(params))
@@ -133,6 +135,7 @@ def gradual_prune(
         if isinstance(masks, str):
             warn_of_zeros(groups, first)
         moves = _adjustable.decide(params, leaves.adjustable)
+        # Start with counters at zero, placed like the weights.
         state = GradualState(
             count=jnp.zeros((), jnp.int32),
             masks=first,

@@ -121,6 +121,7 @@ def prune(
             moved, inner_state = inner.update(kept, state.inner, params, **extra)
         else:
             moved, inner_state = updates, state.inner  # rejected below
+        # Prune, and clear the optimiser's state of newly pruned weights.
         out, pruned = pruning.update(
             moved,
             state.pruning,
@@ -192,7 +193,7 @@ class MultiSteps(optax.MultiSteps):
             **options: Further arguments of `optax.MultiSteps` in its newer versions.
 
         Raises:
-            ValueError: an argument of another type.
+            ValueError: An argument of another type.
         """
         check_optimizer(opt, "opt")
         if not callable(every_k_schedule):

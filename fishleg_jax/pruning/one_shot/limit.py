@@ -105,6 +105,7 @@ def within_limit(
                 high = middle
             else:
                 low, move = middle, trial
+        # End at the highest sparsity within the limit, or at the point before.
         if not tried:  # no sparsity gave a finite result
             raise errors[0]
         if move is not None:

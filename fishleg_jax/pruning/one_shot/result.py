@@ -1,4 +1,4 @@
-"""The value that `prune_one_shot` returns."""
+"""Value that `prune_one_shot` returns."""
 
 from typing import Any, NamedTuple
 

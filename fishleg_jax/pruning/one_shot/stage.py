@@ -56,7 +56,7 @@ class Point(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A point with an inverse Fisher and scores; any sparsity can be tried from here.
+    """Point with an inverse Fisher and scores; any sparsity can be tried from here.
 
     Attributes:
         point: Weights and masks at which the inverse Fisher was fitted.
@@ -72,7 +72,7 @@ class Scored(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The end of a stage.
+    """End of a stage.
 
     Attributes:
         point: The next point; the one before if nothing was pruned.

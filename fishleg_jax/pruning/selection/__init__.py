@@ -26,5 +26,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

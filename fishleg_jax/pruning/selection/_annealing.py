@@ -78,6 +78,7 @@ def anneal(
     before = qubo_cost(linear, quadratic, pruned)
     if groups is not None and np.shape(groups) != pruned.shape:
         raise ValueError(f"groups must have shape {pruned.shape}, got {np.shape(groups)}")
+    # Start and number of pruned weights in every group.
     require_sampler()
     start = np.asarray(pruned)
     if not np.isfinite(before) or not np.isfinite(quadratic).all():
@@ -97,6 +98,7 @@ def anneal(
     repaired = [_repaired(x, c, h, members, counts) for x in found]
     costs = [c @ x + x @ h @ x / 2 for x in repaired]
     best = jnp.asarray(repaired[int(np.argmin(costs))])
+    # Keep the start unless the best is lower.
     after = qubo_cost(linear, quadratic, best)
     if not after < before:
         return Found(pruned, before, before, jnp.zeros((), jnp.int32))

@@ -117,6 +117,7 @@ def _search(
         pruned = pruned.at[i].set(False).at[j].set(True)
         return state, pruned, best(state, pruned), swaps + 1
 
+    # Swap until nothing lowers the cost.
     state = objective.begin(vector, matrix, pruned)
     first = state, pruned, best(state, pruned), jnp.zeros((), jnp.int32)
     _, found, _, swaps = jax.lax.while_loop(unfinished, advance, first)
