@@ -59,8 +59,8 @@ def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = 
         params: Parameters, any pytree; shapes and dtypes (`jax.ShapeDtypeStruct`) suffice.
         batch: `(inputs, targets[, constants])`; its number of examples does not matter, but the
             length of sequences and the size of images do.  Ignored for bytes.
-        unit: `flops` for floating-point operations per example, `bytes` for the memory that a
-            weight takes in the leaf's dtype.
+        unit: `flops`, the default, for floating-point operations per example, `bytes` for the
+            memory that a weight takes in the leaf's dtype.
 
     Returns:
         A pytree like the parameters, with a Python float for each leaf: the average over its

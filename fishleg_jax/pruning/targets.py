@@ -162,10 +162,11 @@ def loss_increase(
 
     Args:
         at_most: Highest increase of the loss in nats per example, from 0.
-        measured: Whether to measure the loss, on held-out batches if there are any and else on
-            `batches`; both need labels.  False takes the increase that the compensation predicts,
-            or the sum of the scores if it predicts nothing, summed over the stages, which costs no
-            evaluation; it is in nats for estimates of the Fisher only, not for the identity.
+        measured: Whether to measure the loss, True by default, on held-out batches if there are any
+            and else on `batches`; both need labels.  False takes the increase that the compensation
+            predicts, or the sum of the scores if it predicts nothing, summed over the stages, which
+            costs no evaluation; it is in nats for estimates of the Fisher only, not for the
+            identity.
         highest: Highest sparsity to try, in (0, 1), 0.99 by default.
         resolution: Difference in sparsity at which the bisection ends, in (0, 1), 0.001 by default;
             it goes no finer than one weight.

@@ -58,7 +58,8 @@ def trust(
         estimator: Estimate of the inverse Fisher.
         batches: Two or more batches; every other one belongs to the same half.
         sparsity: Fraction of the prunable weights to prune, a number in [0, 1).
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
         prunable: Leaves that may be pruned: regular expressions over key paths, a mapping of these
             to booleans, a pytree of booleans, a predicate `(name, leaf) -> bool`, or `flj.Leaves`;
             by default all but vectors, biases, normalisations, embeddings and positions.

@@ -59,18 +59,18 @@ def group(
     Args:
         damping: Damping γ of the solve, in units of the Fisher per example; None, the default,
             searches by the loss, from that of the estimate's state.
-        first_order: Whether to use the gradient, here and in the scores of one-shot pruning; False
-            takes g as zero.
+        first_order: Whether to use the gradient, here and in the scores of one-shot pruning; False,
+            the default, takes g as zero.
         iterations: Largest number of iterations of a solve, 25 by default; each is a Fisher product
             over all batches.
-        tolerance: Residual at which a solve ends, relative to the right side.
-        attempts: Largest number of dampings to try.
+        tolerance: Residual at which a solve ends, relative to the right side, 0.001 by default.
+        attempts: Largest number of dampings to try, 3 by default.
         check_step: Whether to choose between all, a half, a quarter or none of the change of kept
-            weights by the lowest loss: on held-out batches if `prune_one_shot` has them.  False
-            makes the whole change, in one attempt.
-        fisher: `exact` for Fisher products on the curvature's batches; `estimate` for the Fisher of
-            the gradients that the estimate holds in memory (`mfac`), cut to K and solved through
-            its m×m system, without iterations.
+            weights by the lowest loss, True by default: on held-out batches if `prune_one_shot` has
+            them.  False makes the whole change, in one attempt.
+        fisher: `exact`, the default, for Fisher products on the curvature's batches; `estimate` for
+            the Fisher of the gradients that the estimate holds in memory (`mfac`), cut to K and
+            solved through its m×m system, without iterations.
 
     Returns:
         A compensation.  Its `info`: `iterations`, `residual` and `damping` of the chosen solve;
@@ -245,7 +245,9 @@ def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float
 
 
 def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, right: Any) -> Any:
-    """Solves `(F_KK + γ)⁻¹` of the estimate's own gradients times the right side."""
+    """Product of `(F_KK + γ)⁻¹`, with the Fisher of the estimate's own gradients, and the right
+    side.
+    """
     kept = with_damping(estimator.restrict(state, mask), gamma)
     return estimator.multiply(kept, right, mask)
 

@@ -69,7 +69,8 @@ def independent(
         scale: Share of the change of kept weights, in [0, 1]: 1, the default, is Optimal Brain
             Surgeon, 0 Optimal Brain Damage, which leaves them as they are.
         first_order: Whether to use the gradient (WoodTaylor), here and in the scores of one-shot
-            pruning: the weights head for `t = w − F⁻¹g`, and `δ = −F⁻¹ (g + 1_S ⊙ t / diag F⁻¹)`.
+            pruning, False by default: the weights head for `t = w − F⁻¹g`, and
+            `δ = −F⁻¹ (g + 1_S ⊙ t / diag F⁻¹)`.
         check_step: Whether to choose between all, a half, a quarter or none of the change of kept
             weights by the lowest loss: on held-out batches if `prune_one_shot` has them, else on
             the curvature's.  None checks if `first_order`, as an unchecked first-order step can

@@ -98,12 +98,13 @@ def fishleg_prune(
             every leaf that is prunable, now or by default (an all-zero leaf or layer counts as
             untrained, not as pruned); None starts without masks; or a pytree of booleans like the
             weights, False for pruned.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
         damping: Damping γ of the estimate, in units of the Fisher per example; None measures it.
-        aux_every: Steps between curvature updates, once the estimate is ready.
+        aux_every: Steps between curvature updates, once the estimate is ready; 200 by default.
         aux_optimizer: Optimiser of FishLeg's auxiliary loss; None for the default of
             `inverse.fishleg`.
-        mask_every: Steps between mask updates.
+        mask_every: Steps between mask updates, 100 by default.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
             `flj.compensation`; `independent()` by default.  `group()` solves on the step's one
             batch, to which it can over-fit: its step is checked on the same batch.
@@ -123,7 +124,7 @@ def fishleg_prune(
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
             outside of these.  Updates must be the same on all devices, as with averaged gradients;
             then the masks are, too.
-        seed: Seed of the estimate's random numbers.
+        seed: Seed of the estimate's random numbers, 0 by default.
 
     Returns:
         A transformation whose state, a `GradualState`, consists of arrays only.  `masks`, `check`

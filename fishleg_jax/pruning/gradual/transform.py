@@ -67,9 +67,10 @@ def gradual_prune(
             normalisations, embeddings and positions.
         masks: Weights that are pruned from the start: `"zeros"`, the default, takes the zeros of
             prunable leaves; None starts without masks; or a pytree of booleans, False for pruned.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
-        aux_every: Steps between curvature updates, once the estimate is ready.
-        mask_every: Steps between mask updates.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
+        aux_every: Steps between curvature updates, once the estimate is ready; 200 by default.
+        mask_every: Steps between mask updates, 100 by default.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
             `flj.compensation`; `independent()` by default.
         renew: None for an estimate that is carried on.  Otherwise the number of batches from which
@@ -82,7 +83,7 @@ def gradual_prune(
             same name.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
             outside of these.  The estimate is fitted to the examples of all devices.
-        seed: Seed of the estimate's random numbers.
+        seed: Seed of the estimate's random numbers, 0 by default.
 
     Returns:
         A transformation whose state is a `GradualState`.

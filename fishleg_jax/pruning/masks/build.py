@@ -59,7 +59,8 @@ def make_masks(
         scores: Pytree of non-negative numbers, such as `obs_saliency` returns.
         sparsity: Fraction of prunable weights that are zero, in [0, 1); a Python number, also under
             `jit`.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each leaf.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
         prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
             to True or False, where the first match decides; a pytree of booleans like the scores,
             or a prefix of it; or a predicate `(name, leaf)`, called here on the scores (in
@@ -68,7 +69,7 @@ def make_masks(
         masks: Previous masks; None for none.  Their pruned weights stay pruned, also in leaves that
             are not prunable, and those of prunable leaves count.
         stacked: Leaves with a leading axis of layers, by regular expressions or a predicate: with
-            `scope="layer"` each layer has its own threshold.
+            `scope="layer"` each layer has its own threshold.  None for no such leaves.
 
     Returns:
         A pytree of booleans; False is pruned.

@@ -56,7 +56,8 @@ def prune_one_shot(
         held_out: Labelled batches of training data that the curvature does not see; their loss
             checks the step of a compensation, also of the default one.  None to check, if at all,
             on `batches`.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
             `flj.compensation`; `independent()` by default.  With `first_order=True` in it, scores
             and selection take the gradient into account, too: `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.

@@ -49,9 +49,9 @@ def anneal(
             (n,).
         groups: Whole numbers of shape (n,); the number is kept in every group.  None for a single
             group.
-        reads: Number of starts of the annealing.
-        sweeps: Number of passes over the weights in each read.
-        seed: Seed of the random numbers.
+        reads: Number of starts of the annealing, 32 by default.
+        sweeps: Number of passes over the weights in each read, 1000 by default.
+        seed: Seed of the random numbers, 0 by default.
 
     Returns:
         The best of all reads and the start; `swaps` counts the weights that changed places.

@@ -34,15 +34,16 @@ def qubo(
     Costs one exact Fisher product for these, and one for every weight of the border.
 
     Args:
-        border: Number of free weights, half of them on either side of the threshold.
-        solver: `swaps` for `swap_search`, `annealing` for simulated annealing by dwave-samplers
-            (`pip install fishleg_jax[selection]`).
+        border: Number of free weights, half of them on either side of the threshold, 256 by
+            default.
+        solver: `swaps`, the default, for `swap_search`, `annealing` for simulated annealing by
+            dwave-samplers (`pip install fishleg_jax[selection]`).
         damping: Damping γ, in units of the Fisher per example; None takes that of the estimate's
             state, or zero if it has none.
-        steps: Largest number of swaps, for `swaps`.
-        reads: Number of starts of the annealing; the best result wins.
-        sweeps: Number of passes over the weights in each read.
-        seed: Seed of the annealing.
+        steps: Largest number of swaps, 1000 by default, for `swaps`.
+        reads: Number of starts of the annealing, 32 by default; the best result wins.
+        sweeps: Number of passes over the weights in each read, 1000 by default.
+        seed: Seed of the annealing, 0 by default.
 
     Returns:
         A selection.  It ignores the gradient; with `costs`, of equal scores the dearer weight still

@@ -55,7 +55,7 @@ def swap_search(
         objective: `compensated`, the default, or `qubo`.
         groups: Whole numbers of shape (n,); weights are swapped within a group.  None for a single
             group.
-        steps: Largest number of swaps.
+        steps: Largest number of swaps, 1000 by default.
 
     Returns:
         The set, and its cost before and after.  If numbers are not finite it is the start.

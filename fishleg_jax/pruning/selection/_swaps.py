@@ -29,13 +29,14 @@ def swaps(
     poor.)
 
     Args:
-        border: Number of free weights, half of them on either side of the threshold.
-        steps: Largest number of swaps.
-        iterations: Largest number of iterations of a solve, each a product with the inverse, none
-            with the Fisher; there are `border` + 1 solves.
-        tolerance: Residual at which a solve ends, relative to its right side.
-        columns_at_once: Number of solves that run at a time; memory is some ten times as many
-            copies of the weights.
+        border: Number of free weights, half of them on either side of the threshold, 256 by
+            default.
+        steps: Largest number of swaps, 1000 by default.
+        iterations: Largest number of iterations of a solve, 50 by default, each a product with the
+            inverse, none with the Fisher; there are `border` + 1 solves.
+        tolerance: Residual at which a solve ends, relative to its right side, 0.0001 by default.
+        columns_at_once: Number of solves that run at a time, 16 by default; memory is some ten
+            times as many copies of the weights.
 
     Returns:
         A selection.  With `costs` it uses weights whose OBS scores are the divided scores, so that
