@@ -245,9 +245,7 @@ def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float
 
 
 def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, right: Any) -> Any:
-    """Product of `(F_KK + γ)⁻¹`, with the Fisher of the estimate's own gradients, and the right
-    side.
-    """
+    """Product of `(F_KK + γ)⁻¹`, by the estimate's own gradients, with the right side."""
     kept = with_damping(estimator.restrict(state, mask), gamma)
     return estimator.multiply(kept, right, mask)
 

@@ -1,9 +1,8 @@
 """Selections: choose pruned weights as a set, where the OBS mask ranks every weight by itself.
 
 A selection is a function `(params, old_masks, new_masks, scores, curvature, estimator, state,
-scope) -> masks` that prunes as many weights as `new_masks` (with the scope `layer` in every leaf),
-leaves weights that may not be pruned alone (their scores are infinite), and prunes all that
-`old_masks` prunes.
+scope) -> masks` that prunes as many weights as `new_masks` (with the scope `layer` in every leaf)
+and all that `old_masks` prunes, but never those that may not be pruned (their scores are infinite).
 """
 
 from fishleg_jax.pruning.selection._annealing import anneal

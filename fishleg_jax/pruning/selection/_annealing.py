@@ -45,8 +45,8 @@ def anneal(
     Args:
         linear: c of `qubo_cost`, shape (n,).
         quadratic: H, shape (n, n).
-        pruned: Starting set, which also gives the number of weights to prune; booleans of shape
-            (n,).
+        pruned: Set to compare with, which also gives the number of weights to prune; booleans of
+            shape (n,).
         groups: Whole numbers of shape (n,); the number is kept in every group.  None for a single
             group.
         reads: Number of starts of the annealing, 32 by default.
