@@ -1,1 +1,1 @@
-"""From an inverse Fisher to a pruned network: saliency, masks, compensation, one shot."""
+"""Second-order pruning: scores, masks, compensation, one-shot and gradual pruning."""

@@ -1,4 +1,4 @@
-"""Whether numbers that a pruning is about to go by mean anything: curvature, losses, examples."""
+"""Checks that the numbers behind a pruning are meaningful: curvature, losses, examples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,26 +14,26 @@ from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model, predict, split_batch
 
-FEW = 32  # examples that are predicted to see whether they depend on each other
-NEIGHBOURS = 0.05  # of how much outputs vary between examples: a change that is no rounding
+FEW = 32  # number of examples to predict when testing whether they depend on each other
+NEIGHBOURS = 0.05  # share of the variation between examples from which a change is not rounding
 ROUNDING = 8  # units in the last place of an output
 
 
 class UnsoundCurvature(ValueError, FloatingPointError):
-    """An inverse Fisher that says nothing about the weights to be pruned.
+    """Raised for an inverse Fisher that carries no information on the weights to be pruned.
 
     A ValueError, as it is nearly always the input's fault; and a FloatingPointError, so that it
-    ends a pruning in a later stage like other numbers that are of no use.
+    ends a pruning in a later stage like other invalid numbers.
     """
 
 
 def some_curvature(
     estimator: InverseFisher, chosen: Sequence[bool], state: Any, params: Any, masks: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Whether any surviving weight of the chosen leaves has a positive finite curvature.
+    """Whether any kept weight of the chosen leaves has a positive finite curvature.
 
     Returns:
-        That, a boolean scalar, and whether all the others have a curvature of 0.
+        That, a boolean scalar, and whether all others have a curvature of 0.
     """
     found = jax.tree.leaves(estimator.fisher_diagonal(state, params, masks))
     leaves = zip(found, jax.tree.leaves(masks), chosen, strict=True)
@@ -46,17 +46,18 @@ def some_curvature(
 def check_curvature(
     estimator: InverseFisher, chosen: Sequence[bool], state: Any, params: Any, masks: Any
 ) -> None:
-    """Raises unless some prunable weight that survives has a curvature.
+    """Raises unless some kept prunable weight has a curvature.
 
     Args:
-        estimator: the inverse Fisher; one without `fisher_diagonal` is not looked at.
-        chosen: which leaves are prunable.
-        state: of the estimator, fitted.
-        params: the weights.
-        masks: which of them survive.
+        estimator: Estimate of the inverse Fisher; not checked without `fisher_diagonal`.
+        chosen: Whether each leaf is prunable.
+        state: Fitted state of the estimator.
+        params: Weights.
+        masks: Masks of the weights, False for pruned.
 
     Raises:
-        UnsoundCurvature: none has: scores would be those of magnitude pruning, or nothing.
+        UnsoundCurvature: No weight has one: scores would be those of magnitude pruning, or
+            meaningless.
     """
     if estimator.fisher_diagonal is None:
         return
@@ -83,13 +84,13 @@ def check_curvature(
 
 
 def _seen(state: Any) -> tuple[int, int]:
-    """How many gradients came, and how many of them were skipped, where the state says so."""
+    """Number of gradients received, and of those skipped, if the state reports it."""
     skipped = getattr(state, "skipped", None)
     return (0, 0) if skipped is None else (int(state.count), int(skipped))
 
 
 def check_ready(estimator: InverseFisher, state: Any) -> None:
-    """Raises an UnsoundCurvature for a state that has seen too little, by the estimate itself."""
+    """Raises an UnsoundCurvature for a state that is not ready, by the estimate's own test."""
     if estimator.ready is None or bool(estimator.ready(state)):
         return
     needed, count = estimator.gradients, getattr(state, "count", None)
@@ -103,13 +104,13 @@ def check_ready(estimator: InverseFisher, state: Any) -> None:
 def check_enough(
     estimator: InverseFisher, batches: Sequence[BatchLike], stages: int, per_stage: int
 ) -> None:
-    """Raises a ValueError where a stage's batches have too few gradients for the estimate.
+    """Raises a ValueError if a stage's batches have too few gradients for the estimate.
 
     Args:
-        estimator: the inverse Fisher.
-        batches: all batches.
-        stages: number of stages.
-        per_stage: number of batches in each, which take turns.
+        estimator: Estimate of the inverse Fisher.
+        batches: All batches.
+        stages: Number of stages.
+        per_stage: Number of batches in each, which take turns.
     """
     needed, each = estimator.gradients, estimator.examples_per_gradient or 1
     if needed is None:
@@ -130,13 +131,14 @@ def check_enough(
 def check_single_examples(
     estimator: InverseFisher, model: Model, params: Any, batches: Sequence[BatchLike]
 ) -> None:
-    """Raises a ValueError where outputs depend on neighbours, and the estimate bars that.
+    """Raises a ValueError if outputs depend on neighbours and the estimate needs single examples.
 
-    An example is predicted in its batch and among copies of itself: what it makes of batch
-    statistics changes, and all else is the same to the last bit, as the shapes are.
+    An example is predicted in its batch and among copies of itself: outputs that use batch
+    statistics change, and all others are the same to the last bit, as the shapes are.
     """
     if estimator.examples_per_gradient != 1:
         return
+    # Find a batch of several examples; models that name axes are not tested.
     batch = next((b for b in batches if _chunks.number_of_examples(b) > 1), None)
     if batch is None or mesh.explicit_mesh((params, batch)) is not None:
         return
@@ -144,9 +146,11 @@ def check_single_examples(
     whole = all(mesh.sharding_of(x) is None for x in jax.tree.leaves((params, inputs)))
     if whole:
         inputs, targets = jax.tree.map(lambda x: x[:FEW], (inputs, targets))
+    # Predict the first example in its batch, and among copies of itself.
     copies = placement.like(jitted(_copies)(inputs), inputs)
     run = jitted(predict, model)
     together, apart = (run(params, (x, targets, *constants)) for x in (inputs, copies))
+    # Compare the change with the variation between examples, and with rounding.
     coarsest = max(
         (
             float(jnp.finfo(x.dtype).eps)
@@ -171,7 +175,7 @@ def _copies(tree: Any) -> Any:
 
 
 def _moved(examples: int, together: Any, apart: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How far outputs of the first example move, how far examples are apart, and the largest."""
+    """Largest change of the first example's outputs, distance of examples, and output."""
     moved, varied, size = [], [], []
     for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         if x.ndim == 0 or len(x) != examples or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -180,7 +184,7 @@ def _moved(examples: int, together: Any, apart: Any) -> tuple[jax.Array, jax.Arr
         moved.append(jnp.max(jnp.abs(x[0] - y[0]), initial=0))
         varied.append(jnp.max(jnp.abs(x - x[:1]), initial=0))
         size.append(jnp.max(jnp.abs(x), initial=0))
-    # an output that is not finite is refused elsewhere, and compares as no movement
+    # an output that is not finite is rejected elsewhere, and compares as no movement
     return tuple(jnp.max(jnp.stack(x)) if x else jnp.zeros(()) for x in (moved, varied, size))
 
 
@@ -190,17 +194,17 @@ def check_losses(
     batches: Sequence[BatchLike],
     argument: str,
 ) -> None:
-    """Raises a FloatingPointError where the loss of the weights that came in is not finite.
+    """Raises a FloatingPointError if the loss of the initial weights is not finite.
 
     Args:
-        curvature_on: makes the loss on some batches.
-        params: the weights.
-        batches: where it is going to be measured.
-        argument: the name of these.
+        curvature_on: Function from batches to their curvature.
+        params: Weights.
+        batches: Batches on which the loss will be measured.
+        argument: Name of the argument that holds the batches.
     """
     wide = _tree.widen(params)
     if any(split_batch(batch)[1] is None for batch in batches):
-        return  # it can't be measured there
+        return  # it can't be measured without labels
     for i, batch in enumerate(batches):
         loss = float(curvature_on([batch]).loss(wide))
         if not math.isfinite(loss):
@@ -211,7 +215,7 @@ def check_losses(
 
 
 def require_finite_loss(losses: Sequence[float]) -> None:
-    """Raises a FloatingPointError where all losses that a step was to be chosen by are invalid."""
+    """Raises a FloatingPointError if all losses that a step was to be chosen by are invalid."""
     if not any(map(math.isfinite, losses)):
         raise FloatingPointError(
             f"the loss of the pruned weights is not finite, whatever the step: {losses}"

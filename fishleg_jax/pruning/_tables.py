@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 
 def text_table(head: Sequence[str], lines: Sequence[Sequence[str]], texts: int) -> list[str]:
-    """The lines of a table in plain text.
+    """Formats the lines of a table in plain text.
 
     Args:
         head: Names of the columns.
         lines: Cells of every line.
-        texts: Number of first columns that are texts, to the left; the others are numbers.
+        texts: Number of leading columns that are texts, aligned left; the others are numbers.
 
     Returns:
         The head, a rule and the lines, of equal width.
@@ -29,12 +29,12 @@ def text_table(head: Sequence[str], lines: Sequence[Sequence[str]], texts: int) 
 
 
 def html_table(head: Sequence[str], lines: Sequence[Sequence[str]], texts: int) -> str:
-    """The same table in HTML, every cell escaped.
+    """Formats the same table in HTML, every cell escaped.
 
     Args:
         head: Names of the columns.
         lines: Cells of every line.
-        texts: Number of first columns that are texts, to the left; the others are numbers.
+        texts: Number of leading columns that are texts, aligned left; the others are numbers.
 
     Returns:
         One `<table>`.
@@ -53,5 +53,5 @@ def html_table(head: Sequence[str], lines: Sequence[Sequence[str]], texts: int) 
 
 
 def paragraph(text: str) -> str:
-    """A line of text in HTML, escaped."""
+    """Formats a line of text in HTML, escaped."""
     return f"<p>{html.escape(text)}</p>"

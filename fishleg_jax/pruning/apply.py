@@ -1,4 +1,4 @@
-"""Masks applied to weights, and the sparsity of weights."""
+"""Applies masks to weights, and measures the sparsity of weights."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from fishleg_jax.pruning.gradual.state import find_state, holds_state
 
 
 def apply_masks(params: Any, masks: Any) -> Any:
-    """The parameters with exact zeros where the masks are False.
+    """Returns the parameters with exact zeros where the masks are False.
 
     Args:
-        params: any pytree of arrays.
-        masks: a pytree of booleans of the same structure and shapes; or the state of an optimiser
-            with a gradual pruning in it, whose masks are taken.
+        params: Any pytree of arrays.
+        masks: Pytree of booleans of the same structure and shapes; or the state of an optimiser
+            with a gradual pruning in it, whose masks are used.
 
     Returns:
-        A pytree like the parameters, of their dtypes.
+        A pytree like the parameters, in their dtypes.
 
     Raises:
-        ValueError: the structures or shapes differ.
+        ValueError: The structures or shapes differ.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -42,17 +42,19 @@ def apply_masks(params: Any, masks: Any) -> Any:
 
 
 def sparsity(params: Any, prunable: _prunable.LeafSelection = None) -> float:
-    """The fraction of the prunable weights that are exactly zero.
+    """Fraction of the prunable weights that are exactly zero.
 
     Args:
-        params: weights, any pytree.
-        prunable: which leaves, see `make_masks`.
+        params: Weights, any pytree.
+        prunable: Leaves to count: regular expressions over key paths, a mapping of these to
+            booleans, a pytree of booleans, or a predicate `(name, leaf) -> bool`; by default all
+            but vectors, biases, normalisations, embeddings and positions.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        ValueError: a `Result` in place of its weights; an invalid or empty selection.
+        ValueError: A `Result` in place of its weights; an invalid or empty selection.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj

@@ -1,4 +1,4 @@
-"""What one weight of a leaf costs: operations per example, counted from the model, or bytes."""
+"""Cost of one weight of a leaf: operations per example, counted from the model, or bytes."""
 
 import math
 from collections import Counter
@@ -16,11 +16,11 @@ from fishleg_jax.model import BatchLike, Model, Params, predict, split_batch
 
 UNITS = ("flops", "bytes")
 
-# What is known of a value: None if it depends on the inputs, and is an activation; else the leaves
-# that it was made from, each with the part of its elements that come from there.
+# Origin of a value: None if it depends on the inputs, and so is an activation; else the leaves that
+# it was computed from, each with the part of its elements that come from there.
 Origin = Counter | None
 
-# no arithmetic: weights that are moved next to activations, or looked up, cost nothing
+# operations without arithmetic: weights that are moved next to activations, or looked up, are free
 MOVES = (
     "concatenate",
     "dynamic_slice",
@@ -30,15 +30,15 @@ MOVES = (
     "select_n",
     "sort",
 )
-# as many results as operands, each the same as its operand
+# operations with as many results as operands, each equal to its operand
 IDENTITIES = ("device_put", "optimization_barrier")
 
-# not elementwise, though shapes may look like it
+# not elementwise, though their shapes may suggest it
 OPAQUE = ("ffi_call", "triangular_solve")
 
 
 def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = "flops") -> Params:
-    """What one weight of each leaf costs: what is saved for each weight that is pruned.
+    """Cost of one weight of each leaf: the saving for each weight that is pruned.
 
     With `unit="flops"` the model is traced, never run.  Operations count where weights meet
     activations, which are values that depend on the inputs:
@@ -48,29 +48,29 @@ def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = 
     - an elementwise operation counts one for every element of its result;
     - moving and looking up is free, so an embedding that is only looked up costs 0.
 
-    What is made of weights and constants alone (reshaped, cast, masked, normalised, multiplied
-    with each other) does not depend on the example: it is free, and where it meets activations,
-    each leaf that it was made from is charged in full.  Of concatenated leaves each is charged for
-    its part.  A `scan` counts as often as it is long, and of a `cond` every leaf is charged for
-    the branch that uses it most.
+    Values computed from weights and constants alone (reshaped, cast, masked, normalised, multiplied
+    with each other) do not depend on the example: they are free, and where they meet activations,
+    each leaf behind them is charged in full.  Each of several concatenated leaves is charged for
+    its part.  A `scan` counts once per iteration, and for a `cond` every leaf is charged for the
+    branch that uses it most.
 
     Args:
-        model: the model.
-        params: its parameters, any pytree; shapes and dtypes (`jax.ShapeDtypeStruct`) will do.
-        batch: `(inputs, targets[, constants])`; its length does not matter, that of sequences and
-            the size of images do.  Not looked at in bytes.
-        unit: `flops` for floating-point operations per example, `bytes` for the memory that a
-            weight takes in the leaf's dtype.
+        model: Model.
+        params: Parameters, any pytree; shapes and dtypes (`jax.ShapeDtypeStruct`) suffice.
+        batch: `(inputs, targets[, constants])`; its number of examples does not matter, but the
+            length of sequences and the size of images do.  Ignored for bytes.
+        unit: `flops`, the default, for floating-point operations per example, `bytes` for the
+            memory that a weight takes in the leaf's dtype.
 
     Returns:
         A pytree like the parameters, with a Python float for each leaf: the average over its
-        weights.  A leaf that the model does not use costs 0 operations.  Scores are divided by
-        positive costs only: it is for the caller to see that those of prunable leaves are.
+        weights.  A leaf that the model does not use costs 0 operations.  Scores can be divided by
+        positive costs only: the caller ensures that those of prunable leaves are positive.
 
     Raises:
-        ValueError: an unknown unit; inputs without examples; weights that meet activations in a
+        ValueError: An unknown unit; inputs without examples; weights that meet activations in a
             `while` loop, whose length is unknown before it runs, or in an operation (such as a
-            kernel of one's own) whose operations cannot be counted.
+            custom kernel) whose operations cannot be counted.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -96,7 +96,7 @@ def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = 
 def _total_flops(
     model: Model, params: Params, batch: BatchLike, names: list
 ) -> tuple[Counter, int]:
-    """The operations that each leaf, by name, takes part in on a batch, and its examples."""
+    """Operations in which each leaf, by name, takes part on a batch, and its number of examples."""
     inputs, _, constants = split_batch(batch)
     shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
     if not shapes or not shapes[0] or not shapes[0][0]:
@@ -109,7 +109,7 @@ def _total_flops(
 
 
 def _walk(function: Jaxpr | ClosedJaxpr, operands: list[Origin]) -> tuple[list[Origin], Counter]:
-    """Where the results of a traced function come from, and what it charges each leaf."""
+    """Origins of the results of a traced function, and its charges for each leaf."""
     jaxpr = opened(function)
     known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, Counter())
     known.update(zip(jaxpr.invars, operands, strict=True))
@@ -126,7 +126,7 @@ def _walk(function: Jaxpr | ClosedJaxpr, operands: list[Origin]) -> tuple[list[O
 
 
 def _equation(equation: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
-    """The same for one equation: by name, then by its function if it calls one, then by shape."""
+    """Origins and charges of one equation: by name, by the function that it calls, or by shape."""
     name = equation.primitive.name
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](equation, operands)
@@ -148,7 +148,7 @@ def _equation(equation: Any, operands: list[Origin]) -> tuple[list[Origin], Coun
 
 
 def _called(equation: Any) -> Jaxpr | None:
-    """The one function that an equation (`jit`, `checkpoint`, `custom_jvp`…) calls as it is."""
+    """Finds the one function that an equation (`jit`, `checkpoint`, `custom_jvp`…) just calls."""
     inner = functions(equation)
     if len(inner) != 1:
         return None
@@ -162,7 +162,7 @@ def _shapes(atoms: Sequence[Any]) -> list[tuple | None]:
 
 
 def _join(*origins: Origin) -> Origin:
-    """The origin of what is made of several values."""
+    """Origin of a value computed from several others."""
     joined = Counter()
     for origin in origins:
         if origin is None:
@@ -172,7 +172,7 @@ def _join(*origins: Origin) -> Origin:
 
 
 def _parts(equation: Any, operands: list[Counter]) -> Counter:
-    """The origin of a concatenation of weights: of each by its number of elements."""
+    """Origin of a concatenation of weights, each by its number of elements."""
     parts = Counter()
     total = max(equation.outvars[0].aval.size, 1)
     for atom, origin in zip(equation.invars, operands, strict=True):
@@ -181,7 +181,7 @@ def _parts(equation: Any, operands: list[Counter]) -> Counter:
 
 
 def _flops(equation: Any, weights: Counter) -> int:
-    """The operations of one equation in which weights meet activations."""
+    """Operations of one equation in which weights meet activations."""
     name = equation.primitive.name
     if name in MOVES or name.startswith("scatter"):
         return 0
@@ -202,7 +202,7 @@ def _flops(equation: Any, weights: Counter) -> int:
 
 
 def _is_elementwise(equation: Any) -> bool:
-    """Whether every operand is broadcast to the one result, by an operation that JAX has itself."""
+    """Whether an operation built into JAX broadcasts every operand to its one result."""
     if equation.primitive.name in OPAQUE or len(equation.outvars) != 1 or functions(equation):
         return False
     shape = equation.outvars[0].aval.shape
@@ -213,7 +213,7 @@ def _is_elementwise(equation: Any) -> bool:
 
 
 def _convolution_flops(equation: Any) -> int:
-    """Two for every tap of the kernel at every output, but for taps between dilated inputs."""
+    """Counts two for every kernel tap at every output, except taps between dilated inputs."""
     kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval
     _, kernel_axes, out_axes = equation.params["dimension_numbers"]
     taps = kernel[kernel_axes[1]] * out.shape[out_axes[0]] * out.shape[out_axes[1]]
@@ -232,7 +232,7 @@ def _names(leaves: Counter) -> str:
 
 
 def _settle(body: Jaxpr, constants: list, carry: list, slices: Sequence = ()) -> list[Origin]:
-    """What is true of a loop's carry in every step: an origin that a step only adds to."""
+    """Origins of a loop's carry that hold in every step: each step only adds to them."""
     while True:
         after = _walk(body, [*constants, *carry, *slices])[0]
         joined = [_join(x, y) for x, y in zip(carry, after, strict=False)]
@@ -247,7 +247,7 @@ def _settle(body: Jaxpr, constants: list, carry: list, slices: Sequence = ()) ->
 
 def _scan(equation: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
     body, length = equation.params["jaxpr"], equation.params["length"]
-    # versions of JAX name these numbers differently; what is sliced or stacked has another shape
+    # versions of JAX name these numbers differently; sliced or stacked values have another shape
     carried = _number_alike(opened(body).outvars, equation.outvars)
     last = _number_alike(opened(body).invars, equation.invars)
     first = last - carried

@@ -1,4 +1,4 @@
-"""Which leaves of the weights a pruning works on."""
+"""Leaves of the weights that a pruning works on."""
 
 from typing import Any, NamedTuple
 
@@ -37,5 +37,5 @@ class Leaves(NamedTuple):
 
 
 def leaves_of(prunable: "_prunable.LeafSelection | Leaves") -> Leaves:
-    """The argument `prunable` of a pruning as `Leaves`."""
+    """Converts the argument `prunable` of a pruning to `Leaves`."""
     return prunable if isinstance(prunable, Leaves) else Leaves(prunable)

@@ -1,4 +1,4 @@
-"""Numbers leaf by leaf of what was pruned, and tables of them."""
+"""Numbers of a pruning leaf by leaf, and tables of them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,26 +10,26 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax.pruning._tables import html_table, paragraph, text_table
 
-# of the table of stages; the first ones are there for every stage
+# columns of the table of stages; the first two are known for every stage
 COLUMNS = ("sparsity", "predicted", "actual", "held_out", "lost", "cost")
 COLUMNS += ("ratio", "step", "damping")
 OPTIONAL = COLUMNS[2:]
 HEAD = ("leaf", "shape", "weights", "kept", "sparsity", "share of predicted increase")
-NAMED = 3  # leaves that are left out for one reason and named in the text
+NAMED = 3  # number of leaves to name for each reason of leaving leaves out
 
 
 class Row(NamedTuple):
-    """One leaf, or the total.
+    """Numbers of one leaf, or of the total.
 
     Attributes:
-        name: the leaf's key path.
-        shape: its shape; of the total, empty.
-        weights: how many weights it has.
-        kept: how many of them are kept.
-        sparsity: the share of them that is pruned, in [0, 1].
-        predicted: the sum of the scores of those that this pruning removed, in nats per example
+        name: Key path of the leaf.
+        shape: Shape of the leaf; empty for the total.
+        weights: Number of weights.
+        kept: Number of weights that are kept.
+        sparsity: Fraction of weights that is pruned, in [0, 1].
+        predicted: Sum of the scores of the weights that this pruning removed, in nats per example
             (for `inverse.identity`, half their squared magnitude).
-        share: `predicted` over that of all leaves.
+        share: Share of `predicted` in the sum over all leaves.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A row for every prunable leaf, and their total.
+    """Row for every prunable leaf, and their total.
 
-    `str` makes tables of it, a notebook shows them, and `to_dict` makes plain numbers.
+    `str` formats tables, a notebook shows them, and `to_dict` returns plain numbers.
 
     Attributes:
-        rows: a row for every prunable leaf.
-        total: their total.
-        stages: One dictionary for every stage, see `Result`.
-        stopped: what went wrong, see `Result`.
+        rows: Row for every prunable leaf.
+        total: Total of the rows.
+        stages: Dictionary of numbers for every stage, as in `Result`.
+        stopped: Reason of a stop that was not requested, as in `Result`; None otherwise.
         left_out: Name, shape and reason of every leaf that is not prunable.
-        started: Name and number of zeros of every leaf in which the masks of before prune.
+        started: Name and number of zeros of every leaf in which the initial masks prune.
     """
 
     rows: tuple[Row, ...]
@@ -63,11 +63,11 @@ class Report(NamedTuple):
     started: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
-        """One line, and a second one where the pruning stopped."""
+        """Returns one line, and a second one if the pruning stopped."""
         return brief(self, "Report")
 
     def __str__(self) -> str:
-        """A table of the leaves, one of the stages if there is more to say, and the stop."""
+        """Table of the leaves, one of the stages if they add anything, and the reason of a stop."""
         table = text_table(HEAD, self._lines(), texts=2)
         parts = ["\n".join([*table[:-1], table[1], table[-1]])]
         if self._first_lines():
@@ -79,7 +79,7 @@ class Report(NamedTuple):
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        """The same tables for a notebook."""
+        """Formats the same tables for a notebook."""
         parts = [paragraph(line) for line in self._first_lines()]
         parts.append(html_table(HEAD, self._lines(), texts=2))
         if self._has_stages():
@@ -112,11 +112,11 @@ class Report(NamedTuple):
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in numbers, texts, lists and dictionaries of Python, ready for JSON.
+        """Converts the report to Python numbers, strings, lists and dictionaries, ready for JSON.
 
         Returns:
             A dictionary with the keys `rows`, `total`, `stages`, `stopped`, `left_out` and
-            `started`; what is not a finite number is None.
+            `started`; numbers that are not finite are None.
 
         Example:
             >>> total = Row("total", (), 4, 2, 0.5, float("nan"), 0.0)
@@ -136,7 +136,7 @@ class Report(NamedTuple):
         }
 
     def _lines(self) -> list[tuple[str, ...]]:
-        """The cells of every leaf, and of the total."""
+        """Cells of every leaf, and of the total."""
         lines = []
         for row in (*self.rows, self.total):
             shape = "×".join(map(str, row.shape))
@@ -145,7 +145,7 @@ class Report(NamedTuple):
         return lines
 
     def _first_lines(self) -> list[str]:
-        """A line for every reason to leave leaves out, and one for the zeros of before."""
+        """Line for every reason to leave leaves out, and one for the zeros of the initial masks."""
         by_reason: dict[str, list[tuple[str, int]]] = {}
         for name, shape, reason in self.left_out:
             by_reason.setdefault(reason, []).append((name, math.prod(shape)))
@@ -165,25 +165,26 @@ class Report(NamedTuple):
         return lines
 
     def _has_stages(self) -> bool:
-        """Whether the stages say more than the rows."""
+        """Whether the stages contain more than the rows."""
         return len(self.stages) > 1 or any(set(stage) & set(OPTIONAL) for stage in self.stages)
 
 
 def brief(report: Report, name: str) -> str:
-    """The repr of a report, or of another value that has one: a line, and another for the stop."""
+    """Formats the repr of a report, or of a value with one: a line, and another for a stop."""
     end = "" if report.stopped is None else f"\nStopped: {report.stopped}"
     return f"{name}({report.summary()}){end}"
 
 
 def stage_table(stages: Sequence[dict[str, Any]]) -> str:
-    """A line for every stage of a pruning: what was predicted, and what came of it.
+    """Formats a line for every stage of a pruning: predicted and measured numbers.
 
     Args:
-        stages: those of a `Result`.
+        stages: Dictionaries of the stages, as in `Result`.
 
     Returns:
-        The sparsity after every stage; the predicted and the actual increase of the loss in it, in
-        nats per example; and what else its compensation tells.  What is not known is left out.
+        A table of the sparsity after every stage, the predicted and the actual increase of the loss
+        in it, in nats per example, and further numbers of its compensation.  Unknown numbers are
+        left out.
 
     Example:
         >>> print(stage_table([{"sparsity": 0.5, "predicted": 0.01, "actual": 0.02}]))
@@ -197,7 +198,7 @@ def stage_table(stages: Sequence[dict[str, Any]]) -> str:
 def _stage_cells(
     stages: Sequence[dict[str, Any]],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The head and the cells of the table of stages, without columns that nobody knows."""
+    """Head and cells of the table of stages, without columns that are unknown for all of them."""
     columns = [c for c in COLUMNS if any(stage.get(c) is not None for stage in stages)]
 
     def cell(stage, column):
@@ -211,12 +212,12 @@ def _stage_cells(
 
 
 def _number(count: int, noun: str, plural: str | None = None) -> str:
-    """A count with its noun."""
+    """Formats a count with its noun."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _plain(value: Any) -> Any:
-    """A value in types of Python that JSON knows; NaN and infinity are None."""
+    """Converts a value to Python types that JSON knows; NaN and infinity become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if value is None or isinstance(value, (str, bool, int)):
@@ -231,7 +232,7 @@ def _plain(value: Any) -> Any:
 
 
 def removed_scores(scores: Any, old_masks: Any, masks: Any) -> Any:
-    """For every leaf the sum of the scores of the weights that masks newly prune."""
+    """Sum of the scores of the weights that masks newly prune, for every leaf."""
     return jax.tree.map(
         lambda s, old, new: jnp.sum(jnp.where(old & ~new, s, 0)), scores, old_masks, masks
     )
@@ -246,16 +247,16 @@ def make_report(
     left_out: tuple[tuple[str, tuple[int, ...], str], ...] = (),
     started: tuple[tuple[str, int], ...] = (),
 ) -> Report:
-    """Counts what masks keep, beside the scores of what was pruned.
+    """Counts the weights that masks keep, beside the scores of the pruned ones.
 
     Args:
-        removed: a number for every leaf, of one `removed_scores` or the sum of several.
-        masks: masks after the pruning.
-        chosen: which leaves are prunable.
-        stages: One dictionary for every stage.
-        stopped: what went wrong.
+        removed: Number for every leaf: the result of one `removed_scores`, or the sum of several.
+        masks: Masks after the pruning.
+        chosen: Whether each leaf is prunable.
+        stages: Dictionary of numbers for every stage.
+        stopped: Reason of a stop that was not requested; None otherwise.
         left_out: Name, shape and reason of every leaf that is not prunable.
-        started: Name and number of zeros of every leaf in which the masks of before prune.
+        started: Name and number of zeros of every leaf in which the initial masks prune.
     """
     kept = jax.tree.map(jnp.sum, masks)
     parts = zip(

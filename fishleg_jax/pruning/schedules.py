@@ -1,4 +1,4 @@
-"""Sparsity as a function of the stage, or of the training step."""
+"""Schedules: sparsity as a function of the stage, or of the training step."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from fishleg_jax._checks.numbers import is_number, is_whole
 
 
 def _geometric(initial: float, final: float, part: float) -> float:
-    # expm1 and log1p, or what is lost next to 1 shows in small sparsities
+    # expm1 and log1p, as rounding next to 1 would show in small sparsities
     start, end = math.log1p(-initial), math.log1p(-final)
     return -math.expm1(start + (end - start) * part)
 
@@ -37,29 +37,28 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 def stage_sparsities(
     sparsity: float, stages: int, *, schedule: str = "geometric", initial: float = 0.0
 ) -> list[float]:
-    """The sparsities at which pruning in several stages stops to look again.
+    """Sparsities after each stage of a pruning in several stages.
 
     With `s_0` the initial sparsity, `s` the final one and `n` stages, stage `k = 1…n` prunes to
 
     - `geometric`: `1 - (1 - s_0) · ((1 - s) / (1 - s_0))^(k/n)`: every stage keeps the same
-      fraction of the weights that are left;
-    - `linear`: `s_0 + (s - s_0) · k/n`: every stage prunes as many weights;
-    - `polynomial`: `s + (s_0 - s) · (1 - k/n)³` (Zhu and Gupta 2017, equation 1): many at
-      first, few at the end.
+      fraction of the remaining weights;
+    - `linear`: `s_0 + (s - s_0) · k/n`: every stage prunes the same number of weights;
+    - `polynomial`: `s + (s_0 - s) · (1 - k/n)³` (Zhu and Gupta 2017, equation 1): many at first,
+      few at the end.
 
     Args:
-        sparsity: the final fraction of zeros, in [0, 1).
-        stages: how many stages there are, at least 1.
-        schedule: `geometric`, `linear` or `polynomial`.
-        initial: the fraction of zeros before the first stage, from 0 to the final one.
+        sparsity: Final fraction of zeros, in [0, 1).
+        stages: Number of stages, at least 1.
+        schedule: Growth of the sparsity: `geometric`, the default, `linear` or `polynomial`.
+        initial: Fraction of zeros before the first stage, from 0 to the final one.
 
     Returns:
-        A list of as many numbers as there are stages, none smaller than the one before, the last
-        one exactly the final sparsity.
+        A list with one non-decreasing sparsity for each stage; the last is exactly the final one.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), an initial one below 0 or above the final one, stages
-            that are no positive integer, an unknown schedule.
+        ValueError: A sparsity outside [0, 1), an initial one below 0 or above the final one, stages
+            that are not a positive integer, an unknown schedule.
 
     Example:
         >>> from fishleg_jax.pruning.schedules import stage_sparsities
@@ -81,13 +80,13 @@ def stage_sparsities(
 
 @dataclasses.dataclass(frozen=True)
 class Cubic:
-    """The schedule that `cubic` makes: a function of the step.
+    """Cubic schedule that `cubic` returns: a function of the step.
 
     Attributes:
-        final: the sparsity from `end` on.
-        begin: the first step at which there is pruning.
-        end: the step at which the final sparsity is reached.
-        initial: the sparsity at `begin`.
+        final: Sparsity from `end` on.
+        begin: First step at which weights are pruned.
+        end: Step at which the final sparsity is reached.
+        initial: Sparsity at `begin`.
     """
 
     final: float
@@ -96,7 +95,7 @@ class Cubic:
     initial: float = 0.0
 
     def __call__(self, step: Any) -> jax.Array:
-        """The sparsity at a step, in float32; the step may be traced."""
+        """Sparsity at a step, in float32; the step may be traced."""
         step = jnp.asarray(step)
         part = jnp.clip((step - self.begin) / (self.end - self.begin), 0, 1).astype(jnp.float32)
         value = _polynomial(self.initial, self.final, part)
@@ -105,21 +104,21 @@ class Cubic:
 
 
 def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Cubic:
-    """Sparsity `s_f + (s_0 - s_f) (1 - p)³`, p the part of the way from `begin` to `end`.
+    """Sparsity `s_f + (s_0 - s_f) (1 - p)³`, with p the part of the way from `begin` to `end`.
 
-    Many weights go at first, when there are many to spare, and few at the end.
+    Many weights are pruned at first, when there are many to spare, and few at the end.
 
     Args:
-        final: the sparsity `s_f` from step `end` on, in [0, 1).
-        begin: the step before which nothing is pruned, from 0.
-        end: the step at which the final sparsity is reached, after `begin`.
-        initial: the sparsity `s_0` at `begin`, from 0 to the final one.
+        final: Sparsity `s_f` from step `end` on, in [0, 1).
+        begin: Step before which nothing is pruned, from 0.
+        end: Step at which the final sparsity is reached, after `begin`.
+        initial: Sparsity `s_0` at `begin`, from 0, the default, to the final one.
 
     Returns:
         A function of the step, which may be traced; steps are counted from one.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of its range.
 
     References:
         Zhu & Gupta, To prune, or not to prune, 2017, equation 1.
@@ -140,7 +139,7 @@ def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Cubic:
 
 
 def _checked(sparsity: Any, initial: Any, argument: str) -> tuple[float, float]:
-    """The final and the initial sparsity as they are printed, or a ValueError."""
+    """Final and initial sparsity as they are printed, or a ValueError."""
     if not _is_sparsity(sparsity):
         raise ValueError(f"{argument} must be a number in [0, 1), got {sparsity!r}")
     final = _as_float(sparsity)
@@ -156,12 +155,12 @@ def _is_sparsity(x: Any) -> bool:
 
 
 def _rounded(x: float) -> float:
-    """To fifteen digits: 0.5 less one bit would prune one weight of ten less than a half does."""
+    """Rounds to fifteen digits: of ten weights 0.5 less one bit would prune one fewer than 0.5."""
     return float(f"{x:.15g}")
 
 
 def _as_float(x: Any) -> float:
-    """A number as it is printed, as `make_masks` reads it: 0.9 in float32 is 0.9."""
+    """Number as it is printed, as `make_masks` reads it: 0.9 in float32 is 0.9."""
     return float(Fraction(str(x)))
 
 
@@ -169,5 +168,5 @@ __all__: Sequence[str] = ("Cubic", "cubic", "stage_sparsities")
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

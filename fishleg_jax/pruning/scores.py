@@ -1,4 +1,4 @@
-"""OBS scores: how much the loss is predicted to rise when one weight is removed."""
+"""OBS scores: predicted increase of the loss when one weight is removed."""
 
 from typing import Any
 
@@ -8,20 +8,21 @@ from fishleg_jax import _tree
 
 
 def obs_saliency(params: Any, diagonal: Any, newton_step: Any | None = None) -> Any:
-    """The score of every weight, `ρ = w² / (2 [F⁻¹]_ii)`.
+    """OBS score of every weight, `ρ = w² / (2 [F⁻¹]_ii)`.
 
     With an inverse Fisher of ones this is half the squared magnitude; with that of a diagonal
     Fisher it is the score of Optimal Brain Damage.
 
     Args:
-        params: weights, any pytree.
-        diagonal: the diagonal of the inverse Fisher, a pytree of the same structure and shapes.
+        params: Weights, any pytree.
+        diagonal: Diagonal of the inverse Fisher, a pytree of the same structure and shapes.
         newton_step: `F⁻¹ g`, for the first-order form `(w − F⁻¹g)² / (2 [F⁻¹]_ii)` (WoodTaylor);
-            None where the gradient is taken to be zero.
+            None takes the gradient as zero.
 
     Returns:
-        A pytree of the same structure in float32 or better: predicted rises of the loss, in nats
-        per example, when that weight alone goes and the others make up for it as they best can.
+        A pytree of the same structure in float32 or better: predicted increases of the loss, in
+        nats per example, when that weight alone is removed and the others make up for it as well as
+        they can.
 
     References:
         Hassibi & Stork, Second order derivatives for network pruning: Optimal Brain Surgeon, 1992,

@@ -1,6 +1,6 @@
-"""What `prune_one_shot` is to reach, other than a sparsity: so much kept, or so much lost.
+"""Targets of `prune_one_shot` other than a sparsity: a budget to keep, or a limit on the loss.
 
-Each of these functions makes a value for its argument `sparsity`.
+Each of these functions returns a value for its argument `sparsity`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from fishleg_jax._checks import arrays, numbers
 
 
 class Budget(NamedTuple):
-    """At most so much is kept; made by `weights`, `bytes`, `flops` and `cost`.
+    """Upper bound on the weights kept, returned by `weights`, `bytes`, `flops` and `cost`.
 
     Attributes:
         unit: `weights`, `bytes`, `flops` or `cost`.
-        at_most: how much of it.
-        costs: of a weight, in the unit `cost`.
+        at_most: Upper bound, in that unit.
+        costs: Cost of each weight, for the unit `cost`; None otherwise.
     """
 
     unit: str
@@ -29,14 +29,14 @@ class Budget(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """At most so much is lost; made by `loss_increase` and `metric`.
+    """Upper bound on a loss increase or a metric's drop, returned by `loss_increase` and `metric`.
 
     Attributes:
         unit: `measured` or `predicted` nats per example, or that of a `metric`.
-        at_most: how much of it.
-        metric: what is measured, for `metric`.
-        highest: the highest sparsity that is tried.
-        resolution: how near in sparsity the end is looked for.
+        at_most: Upper bound, in that unit.
+        metric: Function that measures the weights, for `metric`; None otherwise.
+        highest: Highest sparsity to try.
+        resolution: Difference in sparsity at which the search ends.
     """
 
     unit: str
@@ -54,16 +54,16 @@ Target = Budget | Limit
 
 
 def weights(at_most: int) -> Budget:
-    """At most so many prunable weights are kept.
+    """Target that keeps at most a number of prunable weights.
 
     Args:
-        at_most: their number; with `scope="layer"` at least that of the leaves.
+        at_most: Number of weights; with `scope="layer"` at least the number of leaves.
 
     Returns:
         A target: the lowest sparsity that keeps no more.
 
     Raises:
-        ValueError: not a whole number of at least 1.
+        ValueError: Not a whole number of at least 1.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -78,18 +78,18 @@ def weights(at_most: int) -> Budget:
 
 
 def bytes(at_most: float) -> Budget:
-    """The prunable weights that are kept take at most so many bytes, each those of its dtype.
+    """Target whose kept prunable weights take at most a number of bytes, by their dtypes.
 
-    Indices that a sparse format needs beside the weights are not counted.
+    Indices that a sparse format stores beside the weights are not counted.
 
     Args:
-        at_most: how many bytes.
+        at_most: Number of bytes.
 
     Returns:
         A target: the lowest sparsity that keeps no more.
 
     Raises:
-        ValueError: not a positive number.
+        ValueError: Not a positive number.
 
     Example:
         >>> import fishleg_jax as flj
@@ -100,19 +100,19 @@ def bytes(at_most: float) -> Budget:
 
 
 def flops(at_most: float) -> Budget:
-    """The prunable weights that are kept make at most so many operations per example.
+    """Target whose kept prunable weights take part in at most a number of operations per example.
 
-    They are counted by `weight_costs` on the first batch.  That dear weights are pruned rather
-    than cheap ones takes `costs=` as well.
+    They are counted by `weight_costs` on the first batch.  To prune dear weights rather than cheap
+    ones, set the costs of `flj.Leaves` as well.
 
     Args:
-        at_most: how many floating-point operations.
+        at_most: Number of floating-point operations per example.
 
     Returns:
         A target: the lowest sparsity that keeps no more.
 
     Raises:
-        ValueError: not a positive number.
+        ValueError: Not a positive number.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -128,18 +128,18 @@ def flops(at_most: float) -> Budget:
 
 
 def cost(at_most: float, costs: Any) -> Budget:
-    """The prunable weights that are kept cost at most so much.
+    """Target whose kept prunable weights have at most a given total cost.
 
     Args:
-        at_most: how much.
-        costs: of a weight: a pytree like the parameters, for each leaf a number or an array of its
-            shape, none negative; `weight_costs` makes some.
+        at_most: Upper bound on the total cost, in the unit of `costs`.
+        costs: Cost of each weight: a pytree like the parameters, with a number or an array of the
+            leaf's shape for each leaf, none negative; `weight_costs` returns one.
 
     Returns:
         A target: the lowest sparsity that keeps no more.
 
     Raises:
-        ValueError: not a positive number; costs that are none.
+        ValueError: Not a positive number; invalid costs.
 
     Example:
         >>> import fishleg_jax as flj
@@ -154,28 +154,29 @@ def cost(at_most: float, costs: Any) -> Budget:
 def loss_increase(
     at_most: float, *, measured: bool = True, highest: float = 0.99, resolution: float = 1e-3
 ) -> Limit:
-    """As much is pruned as raises the loss by at most so much.
+    """Target that prunes as much as raises the loss by at most a given amount.
 
-    In one stage there is one fit, and a bisection over the sparsity with it.  Several stages go
-    towards the highest sparsity, by the schedule, until one breaks the limit; the end is then
-    looked for between it and the one before, with what is fitted there.
+    A single stage has one fit, and bisects over the sparsity with it.  Several stages go towards
+    the highest sparsity, by the schedule, until one exceeds the limit; the end is then bisected
+    between it and the stage before, with the inverse fitted there.
 
     Args:
-        at_most: nats per example, from 0.
-        measured: whether the loss is measured, on held-out batches where there are any and else on
-            `batches`; both need labels.  Otherwise it is what the compensation predicts, or the sum
-            of the scores where it predicts nothing, added up over the stages, which costs no
-            evaluation; it is in nats for estimates of the Fisher only, not for the identity.
-        highest: the highest sparsity that is tried, in (0, 1).
-        resolution: the difference in sparsity at which the bisection ends, in (0, 1); it goes no
-            finer than one weight.
+        at_most: Highest increase of the loss in nats per example, from 0.
+        measured: Whether to measure the loss, True by default, on held-out batches if there are any
+            and else on `batches`; both need labels.  False takes the increase that the compensation
+            predicts, or the sum of the scores if it predicts nothing, summed over the stages, which
+            costs no evaluation; it is in nats for estimates of the Fisher only, not for the
+            identity.
+        highest: Highest sparsity to try, in (0, 1), 0.99 by default.
+        resolution: Difference in sparsity at which the bisection ends, in (0, 1), 0.001 by default;
+            it goes no finer than one weight.
 
     Returns:
-        A target.  A loss that does not rise steadily with the sparsity may meet the limit several
-        times; then it is one of these.
+        A target.  A loss that does not rise monotonically with the sparsity may cross the limit
+        several times; the target is then one of these sparsities.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of its range.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -198,23 +199,25 @@ def metric(
     highest: float = 0.99,
     resolution: float = 1e-3,
 ) -> Limit:
-    """As much is pruned as lowers a metric, such as the accuracy, by at most so much.
+    """Target that prunes as much as lowers a metric, such as the accuracy, by a given amount.
 
     The search is that of `loss_increase`.
 
     Args:
-        function: `(params) -> number`, higher is better: measured on training or calibration data,
-            not on the data reported on.  It is called for every sparsity that is tried.
-        at_most_drop: how far it may fall below that of the weights that came in, from 0, in its
-            own unit: 0.01 is one percentage point of an accuracy in [0, 1].
-        highest: see `loss_increase`.
-        resolution: see `loss_increase`; a metric of few examples has steps of its own.
+        function: Function `(params) -> number`, higher is better: measured on training or
+            calibration data, not on the data reported on.  It is called at every sparsity that is
+            tried.
+        at_most_drop: Largest drop below the metric of the initial weights, from 0, in the metric's
+            unit: 0.01 is one percentage point of an accuracy in [0, 1].
+        highest: Highest sparsity to try, in (0, 1), 0.99 by default.
+        resolution: Difference in sparsity at which the bisection ends, in (0, 1), 0.001 by default;
+            it goes no finer than one weight, and a metric of few examples has steps of its own.
 
     Returns:
         A target.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of its range.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -243,5 +246,5 @@ __all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""How far an estimate from limited data can be trusted: two halves of the data asked separately."""
+"""Trust in an estimate from limited data, by comparing two halves of the data."""
 
 import math
 from collections.abc import Sequence
@@ -18,16 +18,15 @@ from fishleg_jax.pruning.one_shot.stages import Stages
 
 
 class Trust(NamedTuple):
-    """What `trust` returns.
+    """Agreement and inflation, as `trust` returns them.
 
     Attributes:
-        agreement: how much of the pruned set two halves of the data agree on, beyond what two
-            random sets would: 1 for the same masks, 0 for unrelated ones.  Where there are so few
-            data that the damping decides, both halves agree on pruning by magnitude: then it is
-            the inflation that tells.
-        inflation: `½ δᵀFδ` of a pruning by the Fisher of the half of the data that it has not
-            seen, over that by the Fisher of the half that it was made from; the mean of both ways.
-            1 where the data suffice; far above it where the estimate fits its own examples.
+        agreement: Overlap of the sets pruned with two halves of the data, beyond that of two random
+            sets: 1 for the same masks, 0 for unrelated ones.  With so few data that the damping
+            decides, both halves agree on pruning by magnitude: then rely on the inflation.
+        inflation: `½ δᵀFδ` of a pruning by the Fisher of the half of the data that it has not seen,
+            over that by the Fisher of the half that it was fitted to; the mean of both ways. 1 if
+            the data suffice; far above it if the estimate over-fits its own examples.
     """
 
     agreement: float
@@ -47,31 +46,37 @@ def trust(
     key: jax.Array | None = None,
     examples_per_chunk: int | None = None,
 ) -> Trust:
-    """Prunes with either half of the data, and says how much the two differ.
+    """Prunes with either half of the data, and measures how much the two differ.
 
-    It tells of half the data: all of them can be trusted somewhat more.  An estimate that divides
-    by a fixed number of gradients (`woodfisher`) should be given that of one half here.
+    Describes half of the data: an estimate from all of them is somewhat more reliable.  An estimate
+    that divides by a fixed number of gradients (`woodfisher`) should be given that of one half
+    here.
 
     Args:
-        model: the model.
-        params: its trained weights.
-        estimator: the inverse Fisher.
-        batches: two or more batches; every other one makes a half.
-        sparsity: a number, see `prune_one_shot`.
-        scope: see `prune_one_shot`.
-        prunable: see `prune_one_shot`.
-        masks: See `prune_one_shot`; weights that are pruned before are not counted.
-        key: a random key, the same for both halves; `jax.random.key(0)` by default.
+        model: Model.
+        params: Trained weights.
+        estimator: Estimate of the inverse Fisher.
+        batches: Two or more batches; every other one belongs to the same half.
+        sparsity: Fraction of the prunable weights to prune, a number in [0, 1).
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
+        prunable: Leaves that may be pruned: regular expressions over key paths, a mapping of these
+            to booleans, a pytree of booleans, a predicate `(name, leaf) -> bool`, or `flj.Leaves`;
+            by default all but vectors, biases, normalisations, embeddings and positions.
+        masks: Weights that are already pruned, which do not count towards the agreement: `"zeros"`,
+            the default, takes the zeros of prunable leaves; None starts without masks; or a pytree
+            of booleans, False for pruned.
+        key: Random key, the same for both halves; `jax.random.key(0)` by default.
         examples_per_chunk: Number of examples at a time in products with the Fisher; None for a
             whole batch.
 
     Returns:
-        Two numbers.
+        A `Trust` of two numbers.
 
     Raises:
-        ValueError: fewer than two batches, a sparsity that prunes nothing, and all that
-            `prune_one_shot` refuses.
-        FloatingPointError: a pruning whose cost by the Fisher is zero or not finite.
+        ValueError: Fewer than two batches, a sparsity that prunes nothing, and everything that
+            `prune_one_shot` rejects.
+        FloatingPointError: A pruning whose cost by the Fisher is zero or not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -83,9 +88,10 @@ def trust(
     """
     if len(batches) < 2:
         raise ValueError(f"batches must be two or more to be halved, got {len(batches)}")
-    number_to_prune(sparsity, 1)  # no target, which would prune either half to another sparsity
+    number_to_prune(sparsity, 1)  # rejects targets: each half would get another sparsity
     check_model(model)
     _labels.require_kind(model.likelihood, "exact")
+    # Prune with each half of the batches.
     halves = batches[::2], batches[1::2]
     results = [
         prune_one_shot(
@@ -101,12 +107,14 @@ def trust(
     ]
     leaves = leaves_of(prunable)
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
+    # Compare the pruned sets.
     before = first_masks(params, groups, masks)
     trees = before, *(result.masks for result in results)
     agreement = _agreement(*[_masks_of(tree, groups) for tree in trees])
     curvatures = [
         _curvature.curvature(model, half, examples_per_chunk=examples_per_chunk) for half in halves
     ]
+    # Compare the costs of each pruning by the Fishers of both halves.
     ratios = []
     for i, result in enumerate(results):
         delta = jax.tree.map(jnp.subtract, _tree.widen(result.params), _tree.widen(params))
@@ -126,7 +134,7 @@ def _masks_of(masks: Any, groups: Groups) -> list[jax.Array]:
 
 
 def _agreement(before: list[jax.Array], one: list[jax.Array], other: list[jax.Array]) -> float:
-    """Of the weights that were free before: how far two prunings agree beyond chance."""
+    """Agreement of two prunings beyond chance, among the weights that were free before."""
     one, other = ([b & ~m for b, m in zip(before, x, strict=True)] for x in (one, other))
     pruned, total = (sum(int(x.sum()) for x in tree) for tree in (one, before))
     if pruned == 0:

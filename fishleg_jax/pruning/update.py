@@ -1,4 +1,4 @@
-"""The mask update that one-shot and gradual pruning share: score, mask, compensate."""
+"""Mask update that one-shot and gradual pruning share: score, mask, compensate."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,14 @@ from fishleg_jax.pruning.scores import obs_saliency
 
 
 class Surgeon(NamedTuple):
-    """The parts of Optimal Brain Surgeon that stay the same over all mask updates.
+    """Parts of Optimal Brain Surgeon that stay the same over all mask updates.
 
     Attributes:
         estimator: Estimate of the inverse Fisher.
-        compensation: Change of the kept weights, one of `flj.compensation` or a function like it.
-        groups: Leaves that are pruned, and which weights share a threshold.
-        adjustable: For every leaf whether a compensation may move it; None for all.
+        compensation: Change of the kept weights, one of `flj.compensation` or a function with the
+            same signature.
+        groups: Leaves that are pruned, and weights that share a threshold.
+        adjustable: Whether a compensation may move each leaf; None for all.
     """
 
     estimator: InverseFisher
@@ -45,14 +46,14 @@ def score(
     """OBS scores of the kept weights.
 
     Args:
-        surgeon: How to prune.
+        surgeon: Estimator, compensation, and the leaves that are pruned.
         state: State of the estimator, prepared for products.
         weights: Weights to score.
-        masks: Masks of the weights that are kept so far.
+        masks: Masks of the weights that are still kept.
         gradient: Gradient of the loss, for first-order scores; None for a gradient of zero.
 
     Returns:
-        A pytree like the weights in float32 or better; scores of pruned weights mean nothing.
+        A pytree like the weights in float32 or better; scores of pruned weights are meaningless.
     """
     free = movable(masks, surgeon.adjustable, surgeon.groups)
     step = None
@@ -86,7 +87,7 @@ def update(
         masks: Masks before.
         scores: Scores of the weights.
         choose: Function `(scores, masks) -> masks` that extends masks.
-        curvature: Loss on the data at hand; None where there is none.
+        curvature: Loss on the data at hand; None without data.
     """
     new_masks = choose(scores, masks)
     delta, info = compensated(

@@ -1,4 +1,4 @@
-"""Which leaves a compensation may move: all of them, or those that a user names."""
+"""Leaves that a compensation may move: all of them, or those that a user names."""
 
 import inspect
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from fishleg_jax import _prunable
 from fishleg_jax.pruning.compensation._independent import may_move
 from fishleg_jax.pruning.masks.groups import Groups
 
-Adjustable = tuple[bool, ...] | None  # for every leaf whether it may move; None for all of them
+Adjustable = tuple[bool, ...] | None  # whether each leaf may move; None for all
 
 
 def decide(params: Any, adjustable: _prunable.LeafSelection) -> Adjustable:
-    """Which leaves may move, decided from the weights.
+    """Decides from the weights which leaves may move.
 
     Args:
-        params: The weights.
-        adjustable: As `prunable`, see `_prunable.select`; None for all leaves.
+        params: Weights.
+        adjustable: Leaves to move, given like `prunable` (see `_prunable.select`); None for all.
     """
     if adjustable is None:
         return None
@@ -26,7 +26,7 @@ def decide(params: Any, adjustable: _prunable.LeafSelection) -> Adjustable:
 
 
 def check_compensation(compensation: Any, adjustable: Any) -> None:
-    """Raises a ValueError where a compensation can't be told which leaves it may move."""
+    """Raises a ValueError if a compensation lacks the keyword `adjustable` that it needs."""
     if adjustable is None:
         return
     try:
@@ -43,12 +43,12 @@ def check_compensation(compensation: Any, adjustable: Any) -> None:
 def compensated(
     compensation: Callable[..., tuple[Any, dict]], adjustable: Adjustable, *arguments: Any
 ) -> tuple[Any, dict]:
-    """The change that a compensation makes, of adjustable leaves only.
+    """Change of the weights that a compensation makes, restricted to adjustable leaves.
 
     Args:
-        compensation: One of `flj.compensation`, or a function like these.
-        adjustable: For every leaf whether it may move; None for all of them.
-        *arguments: Weights, masks of before and after, curvature, estimator and its state.
+        compensation: One of `flj.compensation`, or a function with the same signature.
+        adjustable: Whether each leaf may move; None for all.
+        *arguments: Weights, masks before and after, curvature, estimator and its state.
     """
     if adjustable is None:
         return compensation(*arguments)
@@ -57,10 +57,10 @@ def compensated(
 
 
 def movable(masks: Any, adjustable: Adjustable, groups: Groups) -> Any:
-    """Masks of the weights that an estimate is made of: the kept ones that may move or be pruned.
+    """Masks of the weights that an estimate covers: the kept ones that may move or be pruned.
 
-    Of leaves that do neither the Fisher is of no interest: they stay as they are, and what others
-    do must not count on them.
+    Leaves that do neither need no Fisher: they stay as they are, and corrections of other weights
+    must not rely on them.
     """
     if adjustable is None:
         return masks

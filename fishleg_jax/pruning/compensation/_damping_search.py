@@ -1,4 +1,4 @@
-"""Which damping a stage's solve is made with: the ratio proposes, the measured loss disposes."""
+"""Choice of a solve's damping: the ratio proposes, the measured loss disposes."""
 
 import math
 from collections.abc import Callable
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 
 from fishleg_jax import _tree
 
-FACTOR = 4.0  # between one damping and the next
-POOR = 0.25  # a ratio of a prediction's error, above which the damping may be too small
-SHORT = 0.1  # of the gain that the full step predicts: a difference that counts
+FACTOR = 4.0  # factor between neighbouring dampings
+POOR = 0.25  # ratio of the prediction's error above which the damping may be too small
+SHORT = 0.1  # share of the gain predicted for the full step from which a difference counts
 
 
 class Trial(NamedTuple):
-    """A solve at one damping; arrays under `jit`.
+    """Solve at one damping; arrays under `jit`.
 
     Attributes:
-        raised: the damping over the one that the search began with.
-        x: the solution, where the next solve starts.
-        delta: the best part of the change.
-        loss: what it measures after that change; infinite for NaN.
-        info: what the compensation tells of it.
-        too_long: whether a part of the step is better than all of it by a difference that counts.
-        gain: how far the compensation lowers the quadratic model.
+        raised: Damping relative to the one that the search began with.
+        x: Solution, where the next solve starts.
+        delta: Best part of the change.
+        loss: Loss after that change; infinite for NaN.
+        info: Numbers that the compensation reports.
+        too_long: Whether part of the step is better than the whole by a difference that counts.
+        gain: Amount by which the compensation lowers the quadratic model.
     """
 
     raised: float | jax.Array
@@ -39,22 +39,22 @@ class Trial(NamedTuple):
 def search(
     solve: Callable[[Any, float], Trial], x: Any, *, attempts: int, chosen: bool, lower: bool
 ) -> Trial:
-    """The solve of the lowest loss among a few dampings, from one to its neighbour.
+    """Solves at a few neighbouring dampings and returns the solve with the lowest loss.
 
-    Only differences that count do: otherwise the dampings of stages in which little is at stake
-    would go for a walk with the noise of the examples.
+    Only differences that count decide: otherwise the dampings of stages with little at stake would
+    drift with the noise of the examples.
 
-    Where the step is too long, or the loss was badly predicted, the next one up is tried first,
-    and on where that makes no difference yet; else the next one down; and the other direction
-    where the first was worse.
+    If the step is too long, or the loss was badly predicted, the next higher damping is tried
+    first, and further ones while they make no difference; otherwise the next lower one.  If the
+    first trial was worse, the search turns to the other direction.
 
     Args:
-        solve: `(x, raised) -> Trial`, from a starting point.
-        x: the first starting point.
-        attempts: how many solves are made at most.
-        chosen: whether the program may look for a better damping at all; otherwise it is only
-            raised, and while the step is too long.
-        lower: whether it may go below the one it begins with.
+        solve: Function `(x, raised) -> Trial`, from a starting point.
+        x: First starting point.
+        attempts: Largest number of solves.
+        chosen: Whether to search for a better damping at all; otherwise it is only raised, while
+            the step is too long.
+        lower: Whether to try dampings below the first one.
     """
 
     def too_small(trial: Trial) -> bool:
@@ -68,7 +68,7 @@ def search(
         return best
     for _ in range(attempts - 1):
         trial = solve(last.x, last.raised * (FACTOR if upwards else 1 / FACTOR))
-        # too small a damping promises too much, or nothing that is a number
+        # too small a damping predicts too large a gain, or one that is not finite
         counts = SHORT * min(filter(math.isfinite, (trial.gain, best.gain)), default=0.0)
         if trial.loss < best.loss - counts:
             best, may_turn = trial, False
@@ -77,7 +77,7 @@ def search(
             last = trial
         elif upwards and too_small(trial) and trial.loss <= best.loss + counts:
             last = trial
-        elif may_turn:  # too small a damping for other data does not show in the ratio
+        elif may_turn:  # the ratio does not show a damping too small for other data
             upwards, may_turn, last = not upwards, False, best
         else:
             break
@@ -85,7 +85,7 @@ def search(
 
 
 def search_traced(solve: Callable[[Any, jax.Array], Trial], x: Any, *, attempts: int) -> Trial:
-    """Under `jit`, where there is one batch to measure on: raised while the step is too long."""
+    """Search under `jit`, on one batch: raises the damping while the step is too long."""
     one = jnp.ones((), _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(x))))
     shapes = jax.eval_shape(solve, x, one)
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -1,4 +1,4 @@
-"""The group update: the exact minimiser of the quadratic model over all weights that are kept."""
+"""Group update: the exact minimiser of the quadratic model over all kept weights."""
 
 import math
 from typing import Any
@@ -42,50 +42,50 @@ def group(
     check_step: bool = True,
     fisher: str = "exact",
 ) -> Compensation:
-    """What the kept weights K do about all pruned ones S at once.
+    """Moves the kept weights K to make up for all pruned weights S at once.
 
     `δ_K = F_KK⁻¹ (F_KS w_S − g_K)` with the damped Fisher: the lowest point of the quadratic model
     `gᵀδ + ½ δᵀF_γδ` on the kept support, by conjugate gradients with exact Fisher products on the
     curvature's batches.  They start at the `independent` correction, and are preconditioned by the
     estimate of the inverse Fisher, cut to K.  No matrix is formed.
 
-    Where a part of the step lowers the loss by a tenth more than all of it, the damping was too
-    small for so long a step: a fourfold one is tried, and the solve goes on from where it is.  A
-    damping that was not given is looked for: upwards also where the prediction of the loss was
-    poor, else downwards, and in the other direction where the first is worse; taken is one that
-    gains a tenth more than the quadratic model promises of the solve.  It is only raised where
-    there are no held-out batches, for the curvature's own always like the smaller one.
+    If part of the step lowers the loss by a tenth more than the whole, the damping was too small
+    for so long a step: a fourfold one is tried, and the solve continues from its current point.  A
+    damping that was not given is searched for: upwards also if the loss was poorly predicted, else
+    downwards, and in the other direction if the first trial is worse.  A candidate wins only if it
+    gains a tenth more than the quadratic model predicts for the solve.  Without held-out batches
+    the damping is only raised, as the curvature's own batches always favour the smaller one.
 
     Args:
-        damping: γ of the solve, in units of the Fisher per example; by default found by the loss,
-            from that of the estimate's state.
-        first_order: Whether the gradient takes part, here and in the scores of one-shot pruning;
-            without it g is zero.
-        iterations: of a solve at most; each is a Fisher product over all batches.
-        tolerance: a solve ends at a residual so small, relative to the right side.
-        attempts: how many dampings are tried at most.
-        check_step: whether all, a half, a quarter or nothing of the change of kept weights is
-            made, whichever gives the lowest loss: on held-out batches where `prune_one_shot` has
-            them.  Without it there is one attempt.
-        fisher: `exact` for Fisher products on the curvature's batches; `estimate` for the Fisher of
-            the gradients that the estimate has in memory (`mfac`), cut to K and solved through its
-            m×m system, without iterations.
+        damping: Damping γ of the solve, in units of the Fisher per example; None, the default,
+            searches by the loss, from that of the estimate's state.
+        first_order: Whether to use the gradient, here and in the scores of one-shot pruning; False,
+            the default, takes g as zero.
+        iterations: Largest number of iterations of a solve, 25 by default; each is a Fisher product
+            over all batches.
+        tolerance: Residual at which a solve ends, relative to the right side, 0.001 by default.
+        attempts: Largest number of dampings to try, 3 by default.
+        check_step: Whether to choose between all, a half, a quarter or none of the change of kept
+            weights by the lowest loss, True by default: on held-out batches if `prune_one_shot` has
+            them.  False makes the whole change, in one attempt.
+        fisher: `exact`, the default, for Fisher products on the curvature's batches; `estimate` for
+            the Fisher of the gradients that the estimate holds in memory (`mfac`), cut to K and
+            solved through its m×m system, without iterations.
 
     Returns:
-        A compensation.  Its `info`: `iterations`, the `residual` and the `damping` of the solve
-        that was used; `predicted`, `gᵀδ + ½ δᵀFδ` with the gradient in any case, and the
-        `actual` change of the loss in nats per example; their difference over `½ δᵀF_γδ` is
-        `ratio`, far above one where the model can't be trusted so far out.  `held_out` is the
-        change on held-out batches where there are any, and then `losses` are theirs.  `raised` is
-        how many times the estimate's damping was
-        raised, None where the damping was given; with a check there are the `step` and the
-        `losses` of `STEPS`.  Batches without labels need `check_step=False`; `predicted` and
-        `actual` are then missing, and `ratio` is NaN.  Under `jit` there is none of `predicted`,
-        `actual`, `ratio`, `held_out` and `raised`.
+        A compensation.  Its `info`: `iterations`, `residual` and `damping` of the chosen solve;
+        `predicted`, `gᵀδ + ½ δᵀFδ` always with the gradient, and the `actual` change of the loss in
+        nats per example; their difference over `½ δᵀF_γδ` is `ratio`, far above one where the model
+        can't be trusted so far out.  `held_out` is the change on held-out batches if there are any,
+        and then `losses` are theirs.  `raised` is the factor by which the estimate's damping was
+        raised, None if the damping was given; a check adds the `step` and the `losses` of `STEPS`.
+        Batches without labels need `check_step=False`; `predicted` and `actual` are then missing,
+        and `ratio` is NaN.  Under `jit`, `predicted`, `actual`, `ratio`, `held_out` and `raised`
+        are missing.
 
     Raises:
-        ValueError: an argument out of its range; when called, or by `prune_one_shot` before the
-            fit, no damping to be found, or labels that are needed and missing.
+        ValueError: An argument out of its range; when called, or by `prune_one_shot` before the
+            fit, an estimate without damping if none is given, or missing labels that are needed.
 
     References:
         Yu, Serra, Ramalingam & Zhe, The combinatorial brain surgeon, ICML 2022, section 4;
@@ -138,6 +138,7 @@ def group(
         adjustable: Any | None = None,
     ) -> tuple[Any, dict]:
         check(curvature, estimator, state)
+        # Gradient and Fisher products at these weights.
         lowest = state.damping if damping is None else damping
         params = _tree.widen(params)
         gradient = None if "gradient" in curvature.missing else curvature.gradient(params)
@@ -148,6 +149,7 @@ def group(
                 return jitted(estimator.product)(state, v)
             return curvature.product(params, v)
 
+        # Start at the corrections of single weights.
         zero = jax.tree.map(jnp.zeros_like, params)
         pruned = to_zero(params, zero, new_mask)
         factored = prepared(estimator, state, params)
@@ -155,13 +157,14 @@ def group(
         change = jitted(corrections, estimator)(
             factored, params, support, new_mask, gradient if first_order else None
         )
-        # K: the kept weights that may move
+        # K, the kept weights that may move, and the right side of their system.
         free = may_move(new_mask, adjustable)
         x = apply_mask(change, free)
         kept_gradient = gradient if first_order else zero
         right = jitted(right_side)(fisher_product(pruned), kept_gradient, free)
 
         def solve(x: Any, raised: float) -> Trial:
+            # Solve the damped system on K.
             gamma = jnp.asarray(lowest * raised)
 
             def product(v):
@@ -169,7 +172,7 @@ def group(
 
             if fisher == "estimate":
                 x = jitted(_direct, estimator)(state, free, gamma, right)
-            # from the exact solution there is nothing left to iterate
+            # the exact solution needs no iterations
             solved = conjugate_gradients(
                 product,
                 jitted(precondition, estimator),
@@ -180,16 +183,18 @@ def group(
                 tolerance=tolerance,
             )
             x = solved.x
+            # Choose the share of the step by its loss.
             deltas = [scaled(params, x, new_mask, step) for step in steps]
             i, losses = 0, [0.0]
             if measurable or curvature.check is not None:
                 i, losses = lowest_loss(curvature, params, deltas)
             loss, step = losses[i], pick(steps, i)
             delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
-            # of the quadratic model on K, from no change to its lowest point
+            # gain of the quadratic model on K, from no change to its lowest point
             gain = _tree.dot(right, x) / 2
-            # on the host these are Python's numbers, of whose booleans ~ is always true
+            # on the host these are Python booleans, for which ~ is always true
             too_long = jnp.logical_not(losses[0] - loss <= SHORT * (losses[-1] - loss))
+            # Report; under `jit` without the numbers that need the host.
             info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
             if check_step:
                 info |= {"step": step, "losses": losses}
@@ -203,7 +208,7 @@ def group(
 
         def measured(loss: float, delta: Any, gamma: jax.Array) -> dict:
             info = {}
-            if curvature.check is not None:  # whose the loss then is
+            if curvature.check is not None:  # then `loss` is measured on held-out batches
                 info["held_out"] = loss - float(curvature.check(params))
                 if measurable:
                     loss = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
@@ -212,6 +217,7 @@ def group(
             actual = loss - float(curvature.loss(params))
             return info | _told(gradient, delta, fisher_product(delta), gamma, actual)
 
+        # Search for the damping, by the loss.
         number = attempts if check_step else 1
         traced = is_traced((right, state))
         if traced:
@@ -239,21 +245,21 @@ def _told(gradient: Any, delta: Any, image: Any, gamma: jax.Array, actual: float
 
 
 def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, right: Any) -> Any:
-    """`(F_KK + γ)⁻¹` of the estimate's own gradients, times the right side."""
+    """Product of `(F_KK + γ)⁻¹`, by the estimate's own gradients, with the right side."""
     kept = with_damping(estimator.restrict(state, mask), gamma)
     return estimator.multiply(kept, right, mask)
 
 
 def right_side(image: Any, gradient: Any, mask: Any) -> Any:
-    """`F_KS w_S − g_K` of the image `−F E_S w_S` of pruning S, and of the gradient."""
+    """Right side `F_KS w_S − g_K`, from the image `−F E_S w_S` of pruning S and the gradient."""
     return apply_mask(jax.tree.map(lambda f, g: -f - g, image, gradient), mask)
 
 
 def damped(image: Any, vector: Any, gamma: jax.Array, mask: Any) -> Any:
-    """`F_KK v + γ v` of the image `F v`."""
+    """Damped product `F_KK v + γ v`, from the image `F v`."""
     return apply_mask(jax.tree.map(lambda f, v: f + gamma * v, image, vector), mask)
 
 
 def precondition(estimator: InverseFisher, state: Any, mask: Any, residual: Any) -> Any:
-    """The estimate of the inverse, cut to K, times a residual."""
+    """Product of the estimate of the inverse, cut to K, with a residual."""
     return estimator.multiply(state, residual, mask)

@@ -1,4 +1,4 @@
-"""The kept weights do nothing, or make the sum of single-weight corrections."""
+"""Compensations that change nothing, or add up single-weight corrections."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ from fishleg_jax.pruning._soundness import require_finite_loss
 
 # (params, old_mask, new_mask, curvature, estimator, state) -> (delta, info)
 Compensation = Callable[[Any, Any, Any, Any, Any, Any], tuple[Any, dict[str, Any]]]
-STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step tries
+STEPS = (1.0, 0.5, 0.25, 0.0)  # shares of a change that a check of the step compares
 
 
 def to_zero(params: Any, delta: Any, new_mask: Any) -> Any:
-    """The delta with `-w` for every pruned weight."""
+    """Replaces the change of every pruned weight by `-w`."""
     return jax.tree.map(lambda w, d, m: jnp.where(m, d, -w), params, delta, new_mask)
 
 
 def none() -> Compensation:
-    """The kept weights stay as they are.
+    """Keeps the kept weights as they are.
 
     Returns:
         A compensation.
@@ -59,29 +59,29 @@ def none() -> Compensation:
 def independent(
     scale: float = 1.0, first_order: bool = False, check_step: bool | None = None
 ) -> Compensation:
-    """The corrections of Optimal Brain Surgeon for every pruned weight by itself, added up.
+    """Adds up the Optimal Brain Surgeon corrections of the pruned weights, each taken by itself.
 
-    `δ = −F⁻¹ (1_S ⊙ w / diag F⁻¹)`, and then the pruned set S is put to zero exactly: what
-    WoodFisher, M-FAC and FLS do (Singh & Alistarh 2020, section 4).  With the identity for an
-    inverse it changes no kept weight.
+    `δ = −F⁻¹ (1_S ⊙ w / diag F⁻¹)`, and then the pruned set S is set to zero exactly, as in
+    WoodFisher, M-FAC and FLS (Singh & Alistarh 2020, section 4).  With the identity as the inverse
+    no kept weight changes.
 
     Args:
-        scale: how much of the change of kept weights is made: 1 is Optimal Brain Surgeon, 0
-            Optimal Brain Damage, which leaves them as they are.
-        first_order: Whether the gradient takes part (WoodTaylor), here and in the scores of
-            one-shot pruning: the weights head for
-            `t = w − F⁻¹g`, and `δ = −F⁻¹ (g + 1_S ⊙ t / diag F⁻¹)`.
-        check_step: whether all, a half, a quarter or nothing of the change of kept weights is
-            made, whichever gives the lowest loss, on held-out batches where `prune_one_shot` has
-            them, else on the curvature's; by default where the
-            gradient takes part, without which check it can destroy a model.
+        scale: Share of the change of kept weights, in [0, 1]: 1, the default, is Optimal Brain
+            Surgeon, 0 Optimal Brain Damage, which leaves them as they are.
+        first_order: Whether to use the gradient (WoodTaylor), here and in the scores of one-shot
+            pruning, False by default: the weights head for `t = w − F⁻¹g`, and
+            `δ = −F⁻¹ (g + 1_S ⊙ t / diag F⁻¹)`.
+        check_step: Whether to choose between all, a half, a quarter or none of the change of kept
+            weights by the lowest loss: on held-out batches if `prune_one_shot` has them, else on
+            the curvature's.  None checks if `first_order`, as an unchecked first-order step can
+            destroy a model.
 
     Returns:
-        A compensation.  With a check its `info` has the `step` that was made, a share of `scale`,
-        and the `losses` of all of `STEPS`, in nats per example.
+        A compensation.  With a check its `info` has the chosen `step`, a share of `scale`, and the
+        `losses` of all of `STEPS`, in nats per example.
 
     Raises:
-        ValueError: an argument out of its range; when called, or by `prune_one_shot` before the
+        ValueError: An argument out of its range; when called, or by `prune_one_shot` before the
             fit, batches without labels for a gradient or a check.
 
     Example:
@@ -114,10 +114,12 @@ def independent(
         gradient = curvature.gradient(params) if first_order else None
         correct = jitted(corrections, estimator)
         support = support_of(old_mask, new_mask, adjustable)
+        # Add up the corrections of all pruned weights.
         delta = correct(state, params, support, new_mask, gradient)
         delta = apply_mask(delta, None if adjustable is None else may_move(new_mask, adjustable))
         if not check_step:
             return scaled(params, delta, new_mask, scale), {}
+        # Choose the share of the change with the lowest loss.
         candidates = [scaled(params, delta, new_mask, scale * step) for step in STEPS]
         best, losses = lowest_loss(curvature, params, candidates)
         if isinstance(best, int):
@@ -132,16 +134,16 @@ def independent(
 
 
 def may_move(new_mask: Any, adjustable: Any | None) -> Any:
-    """The kept weights of adjustable leaves; all kept ones where `adjustable` is None."""
+    """Masks of the kept weights in adjustable leaves; of all kept ones if `adjustable` is None."""
     if adjustable is None:
         return new_mask
     return jax.tree.map(lambda m, yes: m if yes else jnp.zeros_like(m), new_mask, adjustable)
 
 
 def support_of(old_mask: Any, new_mask: Any, adjustable: Any | None) -> Any:
-    """The weights of before that a correction is made of: those that go, and those that may move.
+    """Masks of the weights that a correction covers: those to be pruned, and those that may move.
 
-    Other leaves stay as they are, so a correction must not count on them.
+    Other leaves stay as they are, so a correction must not rely on them.
     """
     if adjustable is None:
         return old_mask
@@ -150,7 +152,7 @@ def support_of(old_mask: Any, new_mask: Any, adjustable: Any | None) -> Any:
 
 
 def require_labels(curvature: Curvature | None, gradient: bool, check_step: bool) -> None:
-    """Raises a ValueError where what is asked of a curvature needs labels that are not there."""
+    """Raises a ValueError if a gradient or a check is requested and labels are missing."""
     if curvature is None:
         return
     without = "the targets of the batches are None"
@@ -165,11 +167,10 @@ def require_labels(curvature: Curvature | None, gradient: bool, check_step: bool
 def lowest_loss(
     curvature: Curvature, params: Any, deltas: Sequence[Any]
 ) -> tuple[int | jax.Array, list[float] | jax.Array]:
-    """Which of some changes gives the lowest finite loss, and the losses of all.
+    """Index of the change with the lowest finite loss, and the losses of all changes.
 
-    The last of them where none is finite, which of `STEPS` is the one of no change of kept weights.
-    Losses are those on held-out data where the curvature has any to check on.  Under `jit` they are
-    arrays.
+    If no loss is finite the last index, that of no change of kept weights in `STEPS`.  Losses are
+    those on held-out data if the curvature has any to check on.  Under `jit` they are arrays.
     """
     loss = curvature.check or curvature.loss
     losses = [loss(jax.tree.map(jnp.add, params, d)) for d in deltas]
@@ -184,12 +185,12 @@ def lowest_loss(
 
 
 def pick(values: Sequence[float], index: int | jax.Array) -> float | jax.Array:
-    """One of some numbers; the index may be traced."""
+    """Number at an index, which may be traced."""
     return values[index] if isinstance(index, int) else jnp.asarray(values)[index]
 
 
 def scaled(params: Any, delta: Any, new_mask: Any, scale: float | jax.Array) -> Any:
-    """A share of the change of kept weights, and all of that of pruned ones."""
+    """Share of the change of kept weights, with the whole change of pruned ones."""
     share = jax.tree.map(lambda d: jnp.asarray(scale, d.dtype) * d, delta)
     return to_zero(params, share, new_mask)
 
@@ -202,7 +203,7 @@ def corrections(
     new_mask: Any,
     gradient: Any | None,
 ) -> Any:
-    """The formula of `independent`, over all weights; a gradient of None is none."""
+    """Formula of `independent`, over all weights; a gradient of None counts as zero."""
     state = prepared(estimator, state, params)
     diagonal = estimator.diagonal(state, params, old_mask)
     target = params

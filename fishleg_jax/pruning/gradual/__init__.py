@@ -1,1 +1,1 @@
-"""Gradual pruning: an optax transformation that prunes while training goes on."""
+"""Gradual pruning: an optax transformation that prunes during training."""

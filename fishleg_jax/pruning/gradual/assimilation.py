@@ -1,4 +1,4 @@
-"""When a batch goes into the estimate of the inverse Fisher, and what is refused."""
+"""Assimilation of batches into the estimate of the inverse Fisher, and refusal of invalid ones."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ from fishleg_jax.pruning.gradual.state import GradualState
 def assimilated(
     plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
 ) -> GradualState:
-    """The state with the batch in its estimate, where that is due.
+    """State with the batch assimilated by its estimate, if that is due.
 
     A batch that is not finite, or that would make the estimate so, is refused and counted.
 
     Args:
-        plan: how to prune.
-        seen: what the step sees.
-        state: the state before.
-        wanted: whether weights are going to be scored, from soon on.
+        plan: Choices that all steps share.
+        seen: Data of the step.
+        state: State before.
+        wanted: Whether weights are going to be scored now or soon.
     """
     estimator = plan.estimator
     if estimator.updates == 0 or seen.assimilate is False or seen.batch is None:
@@ -45,10 +45,11 @@ def assimilated(
         sound = axis.everywhere(_finite_numbers(seen.batch), estimator.axis_name)
         sound &= _stays_finite(estimate, new)
         refused = ~sound | (_skipped(new) > _skipped(estimate))
-        # selects of a whole state, all by what hangs on all of it, would take minutes to compile
+        # selects of a whole state, by a condition on all of it, would take minutes to compile
         new = run_if(~sound, lambda _: estimate, new)
         return new, number + sound, jnp.full_like(latest, seen.step), add(failures, refused)
 
+    # Decide whether the batch is due.
     if seen.assimilate is True:
         due = seen.emit
     else:
@@ -56,15 +57,15 @@ def assimilated(
         due = (regular if inside is None else inside) & wanted & seen.emit
         due &= True if seen.assimilate is None else seen.assimilate
     parts = state.estimate, state.assimilated, state.latest, state.failures
-    # where it is known beforehand there is no conditional: XLA for the CPU runs gradients of
-    # convolutions in one far slower
+    # no conditional if `due` is known beforehand: XLA for the CPU runs gradients of convolutions
+    # in one far slower
     parts = run(parts) if due is True else run_if(due, run, parts)
     names = "estimate", "assimilated", "latest", "failures"
     return state._replace(**dict(zip(names, parts, strict=True)))
 
 
 def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
-    """Whether the estimate has seen enough to score by."""
+    """Whether the estimate has seen enough batches to score with."""
     if plan.estimator.updates == 0:
         return jnp.array(True)
     ready = state.assimilated >= (1 if plan.renew is None else plan.renew)
@@ -74,11 +75,10 @@ def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
 def _renewal(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[jax.Array, jax.Array]:
     """Whether a step is one of the last before masks are extended, and the first of these.
 
-    They are before the steps that `mask_every` divides, and before those at which the schedule
-    stops rising.  Where both meet the estimate goes on, so that it is ready for the one that comes
-    first.
+    These precede the steps that `mask_every` divides, and those at which the schedule stops rising.
+    If both overlap the estimate goes on, so that it is ready for the one that comes first.
     """
-    last = seen.step + plan.renew - 1  # of a window that would begin here
+    last = seen.step + plan.renew - 1  # last step of a window that would begin here
     then = asked_of(plan, groups_in(plan, state, seen.params), last, state.asked)
     ending = then.flat & jnp.any(then.counts > state.pruned)
     begins = (last % plan.mask_every == 0) & ~ending
@@ -87,7 +87,7 @@ def _renewal(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[jax.Ar
 
 
 def add(total: jax.Array, more: jax.Array) -> jax.Array:
-    """A sum of counts that stays at the largest number instead of going round."""
+    """Sum of counts that saturates at the largest number instead of wrapping round."""
     return total + jnp.minimum(more.astype(total.dtype), jnp.iinfo(total.dtype).max - total)
 
 
@@ -97,7 +97,7 @@ def _finite_numbers(tree: Any) -> jax.Array:
 
 
 def _stays_finite(old: Any, new: Any) -> jax.Array:
-    """Whether everything that was finite still is; a fresh state may have NaNs of its own."""
+    """Whether all finite entries stay finite; a fresh state may have NaNs of its own."""
     pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     kept = [
         jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
@@ -108,9 +108,9 @@ def _stays_finite(old: Any, new: Any) -> jax.Array:
 
 
 def _skipped(estimate: Any) -> jax.Array:
-    """The number of batches or gradients that an estimate says it has left out.
+    """Number of batches or gradients that an estimate reports as left out.
 
-    A field of the state itself: names further inside may be those of the user's parameters.
+    Reads a field of the state itself: names further inside may be those of the user's parameters.
     """
     holder = estimate.guard if isinstance(estimate, FishLegState) else estimate
     number = getattr(holder, "skipped", None)

@@ -1,4 +1,4 @@
-"""What gradual pruning refuses, before anything is compiled."""
+"""Checks of gradual pruning, before anything is compiled."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.masks.groups import SCOPES
 from fishleg_jax.pruning.one_shot.checks import check_compensation
 
-STEPS = 1, 100, 10_000, 1_000_000  # at which a schedule is looked at
+STEPS = 1, 100, 10_000, 1_000_000  # at which a schedule is checked
 
 
 def check_arguments(
@@ -26,13 +26,14 @@ def check_arguments(
     """Raises a ValueError for an argument of `gradual_prune` that is out of its range.
 
     Args:
-        estimator: see there, as the others are.
-        sparsity: a number, an array or a function.
+        estimator: Estimate of the inverse Fisher.
+        sparsity: Number, array or function of the step.
         scope: `global` or `layer`.
-        compensation: a function.
-        regrow: None, a number or a function.
-        **whole: numbers of steps; None where there is none.
+        compensation: Compensation, a function.
+        regrow: None, a number or a function of the step.
+        **whole: Numbers of steps by argument name; `renew` may be None.
     """
+    # Check types: numbers are checked at once, functions at a few steps.
     check_estimator(estimator)
     if is_number(sparsity):
         number_to_prune(sparsity, 1)
@@ -48,12 +49,14 @@ def check_arguments(
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     check_compensation(compensation)
+    # Check ranges, as far as values are concrete.
     if _is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
     known = is_number(regrow) or (_is_array(regrow) and _concrete(regrow))
     fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or _is_array(regrow)
     if regrow is not None and not fits:
         raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
+    # Check numbers of steps.
     for name, value in whole.items():
         if not (value is None and name == "renew") and not _is_whole(value):
             raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
@@ -68,13 +71,13 @@ def check_arguments(
 
 
 def check_schedule(value: Any, name: str) -> None:
-    """Raises a ValueError for a function of the step that returns no real number, or raises.
+    """Raises a ValueError for a function of the step that raises or does not return a real number.
 
     It is called once with a traced step, as under `jit`; nothing is computed.
 
     Args:
-        value: the function.
-        name: that of the argument.
+        value: Function of the step.
+        name: Name of the argument.
     """
     told = []
     expected = (
@@ -98,13 +101,14 @@ def check_schedule(value: Any, name: str) -> None:
 def check_range(value: Any, name: str) -> None:
     """Raises a ValueError for a function of the step that leaves its range at some of them.
 
-    At steps that are looked at here, none of them traced; a schedule that tends to 1 may get there.
+    It is called at a few concrete steps; a schedule that tends to 1 may reach 1 at the last of
+    them.
     """
     for step in STEPS:
         with jax.ensure_compile_time_eval():
             found = value(jnp.asarray(step, jnp.int32))
         if not _concrete(found):
-            return  # made under jit, of what is not known yet
+            return  # depends on traced values
         found = float(found)
         if not (0 <= found < 1 or (found == 1 and (name == "regrow" or step == STEPS[-1]))):
             interval = "[0, 1]" if name == "regrow" else "[0, 1)"
@@ -115,25 +119,25 @@ def check_range(value: Any, name: str) -> None:
 
 
 def check_optimizer(value: Any, name: str, or_none: str = "") -> None:
-    """Raises a ValueError for what is no transformation of optax."""
+    """Raises a ValueError for anything but an optax transformation."""
     if not hasattr(value, "update"):
         raise ValueError(f"{name} must be an optax transformation{or_none}, got {value!r}")
 
 
 def check_others(leaves: Leaves, axis_name: Any, seed: Any) -> None:
-    """Raises a ValueError for an argument of `gradual_prune` that is of another type."""
+    """Raises a ValueError for an argument of `gradual_prune` of another type."""
     _prunable.check_type(leaves.prunable, "prunable")
     _prunable.check_type(leaves.adjustable, "adjustable")
     if leaves.costs is not None:
         raise ValueError("prunable: costs divide the scores of prune_one_shot only, leave them out")
     axis.check_name(axis_name)
-    traced = _is_array(seed) and not _concrete(seed)  # by optax.inject_hyperparams
+    traced = _is_array(seed) and not _concrete(seed)  # from optax.inject_hyperparams
     if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
 
 
 def check_weights(params: Any) -> None:
-    """Raises a ValueError unless there are weights, all of them, with some to prune."""
+    """Raises a ValueError unless weights are given, unmasked and of floating-point dtypes."""
     if params is None:
         raise ValueError(
             "params must be handed to update, got None: tx.update(grads, state, params, batch=...)"
@@ -144,11 +148,11 @@ def check_weights(params: Any) -> None:
             "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
             "them all: put the pruning outside of it, and say by prunable which leaves to prune"
         )
-    arrays.check_dtypes(params)  # not that they are finite: a step is no place to raise
+    arrays.check_dtypes(params)  # but not whether they are finite: a step must not raise for that
 
 
 def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
-    """Raises a ValueError where a batch is needed and there is none."""
+    """Raises a ValueError if a batch is needed and missing."""
     if batch is None and estimator.updates != 0 and assimilate is not False:
         raise ValueError(
             "batch must be handed to update for its curvature: tx.update(grads, state, params, "
@@ -161,7 +165,7 @@ def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
 
 
 def check_step(assimilate: Any, hold: bool) -> None:
-    """Raises a ValueError for what a step can't be told to do."""
+    """Raises a ValueError for invalid or contradictory flags of a step."""
     traced = isinstance(assimilate, jax.Array) and assimilate.dtype == bool
     if not (assimilate is None or isinstance(assimilate, (bool, np.bool_)) or traced):
         raise ValueError(f"assimilate must be None, True, False or traced, got {assimilate!r}")
@@ -170,7 +174,7 @@ def check_step(assimilate: Any, hold: bool) -> None:
 
 
 def check_sizes(sizes: list[int]) -> None:
-    """Raises a ValueError where more weights share a threshold than can be counted."""
+    """Raises a ValueError if more weights share a threshold than can be counted."""
     if max(sizes) >= 2**31:
         raise ValueError(
             f"prunable: at most 2³¹ - 1 weights can share a threshold, got {max(sizes)}; use "
@@ -190,7 +194,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _no_number(x: Any) -> str | None:
-    """What a function returned, in words, or None where it is a number."""
+    """Description of a value that a function returned; None if it is a number."""
     if is_number(x) or _is_array(x):
         return None
     if isinstance(x, (jax.Array, np.ndarray, np.generic)):

@@ -1,4 +1,4 @@
-"""How many weights a schedule asks to be pruned at a step, under `jit`."""
+"""Number of weights that a schedule requests to prune at a step, under `jit`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,21 +11,21 @@ from fishleg_jax._checks import numbers
 from fishleg_jax.pruning.masks.build import number_to_prune
 
 PARTS = 1_000_000  # a traced sparsity is read to six decimals, which float32 holds
-ROUNDING = 7e-8  # by which equal ones may differ under jit: the last digit of float32 below 1
+ROUNDING = 7e-8  # difference of equal ones under jit: the last digit of float32 below 1
 FAR = 2**30  # a step after the end of any schedule
-AHEAD = 100  # steps before the first weight goes from which curvature is of use
+AHEAD = 100  # steps before the first weight is pruned from which curvature is useful
 
 
 class Asked(NamedTuple):
-    """What a schedule asks for at a step.
+    """Sparsity and counts that a schedule requests at a step.
 
     Attributes:
-        sparsity: as a number; NaN where it is none in [0, 1).
-        counts: how many weights of every group.
-        flat: whether it asks for no more up to the next regular mask update; of an array, whether
-            it stands still, or is the first.
-        soon: whether it asks for anything within the next `AHEAD` steps, or may.
-        final: whether it will never ask for more, as far as is known.
+        sparsity: Requested sparsity; NaN if it is not in [0, 1).
+        counts: Number of weights to prune in every group.
+        flat: Whether the sparsity does not rise up to the next regular mask update; for an array,
+            whether it stays the same, or is the first.
+        soon: Whether any pruning is requested within the next `AHEAD` steps, or may be.
+        final: Whether the sparsity will never rise again, as far as is known.
     """
 
     sparsity: jax.Array  # shape=(), float32
@@ -36,13 +36,13 @@ class Asked(NamedTuple):
 
 
 def floor_share(sparsity: Any, weights: int) -> jax.Array:
-    """`floor(sparsity · weights)` in whole numbers, of a sparsity read to six decimals.
+    """`floor(sparsity · weights)` in whole numbers, for a sparsity read to six decimals.
 
     In floating point 0.95 of 100 may be 94.99999.
 
     Args:
-        sparsity: a scalar in [0, 1), may be traced.
-        weights: how many weights there are, fewer than 2³¹.
+        sparsity: Scalar in [0, 1), may be traced.
+        weights: Number of weights, fewer than 2³¹.
 
     Returns:
         A whole number, int32.
@@ -52,7 +52,7 @@ def floor_share(sparsity: Any, weights: int) -> jax.Array:
         Array(29, dtype=int32)
     """
     parts = _parts(sparsity)
-    # in two digits of a thousand: the product itself has too many for int32
+    # in two digits of base 1000: the product itself overflows int32
     whole, rest = divmod(weights, PARTS)
     high, low = (parts // 1000) * rest, (parts % 1000) * rest
     carry = ((high % 1000) * 1000 + low % PARTS) // PARTS
@@ -62,16 +62,16 @@ def floor_share(sparsity: Any, weights: int) -> jax.Array:
 def asked_at(
     sparsity: Any, sizes: Sequence[int], step: jax.Array, ahead: jax.Array, before: jax.Array
 ) -> Asked:
-    """What a number, an array or a schedule asks for.
+    """Sparsity and counts that a number, an array or a schedule requests at a step.
 
     Args:
-        sparsity: a Python or NumPy number, of which the counts are exact; an array, traced or not;
-            or a function of the step.  If the function has an attribute `final`, a number, the
-            counts of that are exact, too.
-        sizes: how many weights each group has.
-        step: the number of the step, the first is 1.
-        ahead: that of the next regular mask update after it.
-        before: what was asked for at the step before; NaN where there was nothing.
+        sparsity: Python or NumPy number, for exact counts; an array, traced or not; or a function
+            of the step.  If the function has an attribute `final`, a number, the counts of that are
+            exact, too.
+        sizes: Number of weights of each group.
+        step: Number of the step; the first is 1.
+        ahead: Number of the next regular mask update after it.
+        before: Sparsity requested at the step before; NaN if there was none.
     """
     if is_number(sparsity):
         value = jnp.asarray(float(sparsity), jnp.float32)
@@ -79,7 +79,7 @@ def asked_at(
         return Asked(value, _exact(sparsity, sizes), yes, yes, yes)
     if not callable(sparsity):
         value = _sound(sparsity)
-        # the first may be the only one; what rises by less than a millionth may rise yet
+        # the first may be the only one; a rise by less than a millionth may still go on
         flat = (jnp.abs(value - before) <= ROUNDING) | jnp.isnan(before)
         return Asked(value, _floors(value, sizes), flat, jnp.array(True), jnp.array(False))
     value = _sound(sparsity(step))
@@ -100,7 +100,7 @@ def is_number(x: Any) -> bool:
 
 
 def _parts(sparsity: Any) -> jax.Array:
-    """A sparsity in whole millionths; two that are equal may differ by rounding under `jit`."""
+    """Sparsity in whole millionths; two that are equal may differ by rounding under `jit`."""
     parts = jnp.round(jnp.nan_to_num(jnp.asarray(sparsity)) * PARTS).astype(jnp.int32)
     return jnp.clip(parts, 0, PARTS - 1)
 

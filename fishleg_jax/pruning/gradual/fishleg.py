@@ -16,8 +16,8 @@ from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.transform import gradual_prune
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
 
-START = 32  # batches of which FishLeg starts; training goes on meanwhile
-WINDOW = 200  # updates over which its λ is averaged, as the weights move on
+START = 32  # batches from which FishLeg starts, while training goes on
+WINDOW = 200  # updates over which its λ is averaged, as the weights keep moving
 
 
 def fishleg_prune(
@@ -41,95 +41,99 @@ def fishleg_prune(
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes during training by FishLeg: one line at the end of an optax chain.
 
-    At every `aux_every`-th step, and at every one until it is ready, the inverse Fisher is refined
-    on the step's batch: from 100 steps before the first weight goes until the last has gone, as far
-    as the schedule tells.  Once the schedule asks for more zeros than there are, at the next step
-    that `mask_every` divides, the weights are scored where the optimiser would take them, the masks
-    extended, and what the other weights do about it is added to the updates.  A pruned weight is
-    given an update of exactly minus itself, so that after `optax.apply_updates` it is 0.0, and
-    stays it.  Where the schedule stops rising its sparsity is reached at once, whatever the
-    intervals: exactly `floor(sparsity · n)` weights, in decimal.
+    Every `aux_every` steps, and at every step until it is ready, the inverse Fisher is refined on
+    the step's batch: from 100 steps before the first weight is pruned until the last one is, as far
+    as the schedule is known.  Once the schedule asks for more zeros than there are, at the next
+    step divisible by `mask_every`, the weights are scored where the optimiser would take them, the
+    masks are extended, and the compensation is added to the updates.  A pruned weight gets an
+    update of exactly minus itself, so that after `optax.apply_updates` it is 0.0, and stays 0.0.
+    When the schedule stops rising, its sparsity is reached at once, whatever the intervals: exactly
+    `floor(sparsity · n)` weights, in decimal.
 
-    `update(updates, state, params, *, batch, grad=None, assimilate=None, hold=False)` takes, beside
-    what optax hands on:
+    `update(updates, state, params, *, batch, grad=None, assimilate=None, hold=False)` takes,
+    besides the standard arguments of optax:
 
-    - `batch`: `(inputs, targets[, constants])` that the gradient was of.
-    - `grad`: the gradient of the loss, which the last in a chain does not see; first-order
-      compensations and `regrow` use it.  Without it they make one of the batch.
+    - `batch`: `(inputs, targets[, constants])` on which the gradient was taken.
+    - `grad`: Gradient of the loss, which the last transformation of a chain does not see; used by
+      first-order compensations and `regrow`.  None computes it on the batch.
     - `assimilate`: None for the rule above, as a branch within the step.  True or False from Python
-      decides without one, so that a loop can have two compiled steps; XLA for the CPU runs
+      decides without a branch, so that a loop can have two compiled steps; XLA for the CPU runs
       gradients of convolutions in a branch many times slower (jax issue 12868).  A traced boolean
       is a further condition.
-    - `hold`: True, from Python, for a step that does nothing but hold what is pruned: no batch is
-      looked at, and a mask update that was due waits for the next such step without it, which
-      `check` tells.  On the CPU a step with a branch over all weights takes longer even where it is
-      not taken, so that a loop may compile its step twice and hold where nothing is due.  Something
-      is: at the first steps, of which the estimate starts (32 of FishLeg; `estimator.ready` says
-      when it is over), at those that `aux_every` or `mask_every` divides, and at that with which
-      the schedule ends.
-    - `emit`: a boolean, False for a step that is going to be thrown away, at which nothing is
-      learned and no mask changed; `MultiSteps` says so.
+    - `hold`: True, from Python, for a step that only holds pruned weights at zero: it reads no
+      batch, and a mask update that was due waits for the next such step without `hold`, which
+      `check` reports.  On the CPU a step with a branch over all weights takes longer even if the
+      branch is not taken, so a loop may compile its step twice and hold when nothing is due.  Work
+      is due at the first steps, from which the estimate starts (32 for FishLeg; `estimator.ready`
+      says when it is over), at those divisible by `aux_every` or `mask_every`, and at the one with
+      which the schedule ends.
+    - `emit`: Boolean, False for a step that will be discarded, at which the estimate learns nothing
+      and masks stay; `MultiSteps` sets it.
 
-    It must stand last in the chain, which `check(state)` tells.  `optax.contrib.schedule_free`,
-    averages of weights and lookahead keep weights of their own, for which zeros are promised of
-    `apply_masks(params, state)`.  Around it use `MultiSteps` of this library; other wrappers have
-    to hand on extra arguments, and `optax.masked` is replaced by `prunable`.
+    It must stand last in the chain; `check(state)` reports if it does not.
+    `optax.contrib.schedule_free`, averages of weights and lookahead keep weights of their own; only
+    `apply_masks(params, state)` guarantees zeros in these.  Wrap it with `MultiSteps` of this
+    library; other wrappers have to pass extra arguments on, and `prunable` replaces `optax.masked`.
 
     Args:
-        model: the model, in evaluation mode.
-        sparsity: the fraction of the prunable weights that is zero: a number in [0, 1); a function
-            of the step, the first being 1, such as `schedules.cubic` makes; or an array, as by
+        model: Model, in evaluation mode.
+        sparsity: Fraction of the prunable weights that is zero: a number in [0, 1); a function of
+            the step, counted from 1, such as `schedules.cubic` returns; or an array, as by
             `optax.inject_hyperparams(fishleg_prune, static_args=...)`, where all arguments but the
-            sparsity must be static.  What is traced is read to six decimals.  The masks never
-            shrink, so that a lower sparsity than before changes nothing.  An array does not tell
-            what will follow: the first value, and one that stands still for a step, are taken for
-            the end of a rise and pruned to at once, others at the steps that `mask_every` divides.
-            A constant then prunes as a number does, what is changed by hand a step later; a
-            schedule that is injected prunes to its first value, too, and ends a step later.
+            sparsity must be static.  Traced values are read to six decimals.  The masks never
+            shrink, so a lower sparsity than before changes nothing.  An array does not reveal what
+            follows: the first value, and one that stays the same for a step, count as the end of a
+            rise and are pruned to at once, others at the steps divisible by `mask_every`.  A
+            constant then prunes as a number does, and a change by hand takes effect one step later;
+            an injected schedule also prunes to its first value, and ends a step later.
         prunable: Leaves that may be pruned, decided by `init`: regular expressions over key paths;
             a mapping of these to True or False, where the first match decides; a pytree of booleans
             like the weights, or a prefix of it; or a predicate `(name, leaf) -> bool`.  By default
             all but vectors (at most one dimension larger than 1) and leaves with the name of a
-            bias, a normalisation's parameter, an embedding or a position.  `flj.Leaves`
-            adds leaves that a compensation may move (of a frozen backbone those that are trained)
-            and stacked layers, to which FishLeg gives factors of their own (an `estimator` has
-            the argument `stacked` itself).
+            bias, a normalisation's parameter, an embedding or a position.  `flj.Leaves` adds leaves
+            that a compensation may move (the trained ones if the backbone is frozen) and stacked
+            layers, for which FishLeg has separate factors (an `estimator` has the argument
+            `stacked` itself).
         masks: Weights that are pruned from the start: `"zeros"`, the default, takes the zeros of
-            every leaf that is prunable, now or by default (a leaf or layer of zeros only counts as
-            untrained, not as pruned); None starts from no mask; or a pytree of booleans like the
+            every leaf that is prunable, now or by default (an all-zero leaf or layer counts as
+            untrained, not as pruned); None starts without masks; or a pytree of booleans like the
             weights, False for pruned.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
-        damping: γ of the estimate, see `inverse.fishleg`; measured by default.
-        aux_every: between how many steps a batch is assimilated, once the estimate is ready.
-        aux_optimizer: of the auxiliary loss, see `inverse.fishleg`.
-        mask_every: between how many steps masks are extended.
-        compensation: what kept weights do about it, by default `compensation.independent()`.
-            `compensation.group()` solves on the step's one batch, to which it can over-fit: its
-            step is checked on the same batch.
-        estimator: another inverse Fisher; not together with `damping` and `aux_optimizer`, which
-            are then its own affair.
-        renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
-            last so many batches before every step that `mask_every` divides and before the end of
-            the schedule, and of no others; 32 or more here, of which FishLeg starts.
-        regrow: which share of the pruned weights may come back at a mask update: those for which
-            the estimate promises the largest falls of the loss, `½ g² [F⁻¹]_ii`, where these are
-            larger than the scores of as many others that go instead.  They start from 0.0.  A
-            number counts where the sparsity rises; a function of the step wherever it is not 0 at a
-            step that `mask_every` divides.
-        examples_per_chunk: bounds memory: so many examples of a batch are worked on at once.  Not
-            together with `axis_name`.
-        axis_name: inside `shard_map` or `pmap`, the axis over which each device has a batch of its
-            own.  Updates must be the same on all, as with averaged gradients; then masks are.
-        seed: of the random numbers of the estimate.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
+        damping: Damping γ of the estimate, in units of the Fisher per example; None measures it.
+        aux_every: Steps between curvature updates, once the estimate is ready; 200 by default.
+        aux_optimizer: Optimiser of FishLeg's auxiliary loss; None for the default of
+            `inverse.fishleg`.
+        mask_every: Steps between mask updates, 100 by default.
+        compensation: Change of the kept weights that makes up for the pruned ones, one of
+            `flj.compensation`; `independent()` by default.  `group()` solves on the step's one
+            batch, to which it can over-fit: its step is checked on the same batch.
+        estimator: Another estimate of the inverse Fisher; None for FishLeg.  Not together with
+            `damping` and `aux_optimizer`, which are then arguments of the estimator.
+        renew: None for an estimate that is carried on.  Otherwise the number of batches from which
+            it is fitted from scratch before every step divisible by `mask_every` and before the end
+            of the schedule, ignoring all other batches; at least 32 for FishLeg, the number from
+            which it starts.
+        regrow: Share in [0, 1] of the pruned weights that may come back at a mask update; None for
+            none of them.  Those come back for which the estimate predicts the largest falls of the
+            loss, `½ g² [F⁻¹]_ii`, if larger than the scores of as many others that are pruned
+            instead.  They start from 0.0.  A number applies while the sparsity rises; a function of
+            the step whenever it is not 0 at a step divisible by `mask_every`.
+        examples_per_chunk: Number of examples processed at a time, which bounds memory; None for a
+            whole batch.  Not together with `axis_name`.
+        axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
+            outside of these.  Updates must be the same on all devices, as with averaged gradients;
+            then the masks are, too.
+        seed: Seed of the estimate's random numbers, 0 by default.
 
     Returns:
-        A transformation whose state, a `GradualState`, is arrays only.  `masks`, `check` and
-        `apply_masks` find it in the state of a chain.
+        A transformation whose state, a `GradualState`, consists of arrays only.  `masks`, `check`
+        and `apply_masks` find it in the state of a chain.
 
     Raises:
-        ValueError: an argument out of its range, or a function of the step that raises or returns
-            no number, of which one call with a traced step tells; from `init` and `update`,
-            parameters that are missing, masked or no floating-point arrays; no batch.
+        ValueError: An argument out of its range, or a function of the step that raises or does not
+            return a number, as one call with a traced step shows; from `init` and `update`,
+            parameters that are missing, masked or not floating-point arrays; a missing batch.
 
     References:
         Zhu & Gupta, To prune, or not to prune, 2017, for pruning by a schedule; Garcia et al.,
@@ -157,6 +161,7 @@ def fishleg_prune(
         >>> flj.sparsity(params, ".*"), bool(params[0] > 2.5), flj.check(state).ok
         (0.5, True, True)
     """
+    # Reject arguments of FishLeg beside another estimator.
     check_model(model)
     if aux_optimizer is not None:
         _gradual_checks.check_optimizer(aux_optimizer, "aux_optimizer", " or None")
@@ -166,6 +171,7 @@ def fishleg_prune(
                 f"{name} must be None where there is an estimator, to which it can be given; got "
                 f"{value!r}"
             )
+    # Build the FishLeg estimate, with a λ that follows the moving weights.
     if estimator is None:
         if renew is not None and numbers.is_whole(renew, 1) and renew < START:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a gradual pruning is told beforehand, and what it sees at a step."""
+"""Inputs of a gradual pruning: the plan fixed beforehand, and the data of each step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from fishleg_jax.pruning.masks.groups import Groups
 
 
 class GradualPlan(NamedTuple):
-    """What all steps have in common; see `gradual_prune`."""
+    """Choices that all steps share, from the arguments of `gradual_prune`."""
 
     estimator: InverseFisher
     sparsity: Sparsity
@@ -30,17 +30,17 @@ class GradualPlan(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a step sees.
+    """Data that a step sees.
 
     Attributes:
-        step: its number; the first is 1.
-        updates: what the optimiser would add to the parameters.
-        params: the parameters before.
-        batch: None where no curvature is looked at.
-        curvature: the loss on the batch, None without one.
-        assimilate: whether the batch goes into the estimate; None where the counter decides.
-        emit: False where the step is going to be thrown away.
-        hold: whether nothing is done but to hold what is pruned.
+        step: Number of the step; the first is 1.
+        updates: Updates that the optimiser would add to the parameters.
+        params: Parameters before the step.
+        batch: Batch of the step; None if no curvature is needed.
+        curvature: Loss on the batch; None without one.
+        assimilate: Whether the batch goes into the estimate; None lets the step count decide.
+        emit: False if the step will be discarded.
+        hold: Whether the step only holds pruned weights at zero.
     """
 
     step: jax.Array
@@ -54,7 +54,7 @@ class Seen(NamedTuple):
 
 
 def groups_in(plan: GradualPlan, state: GradualState, params: Any) -> Groups:
-    """The leaves that are pruned, as `init` decided them: the keys of `state.weights`."""
+    """Leaves that are pruned, as `init` decided them: the keys of `state.weights`."""
     leaves = _tree.named_leaves(params)
     return Groups(
         tuple(name for name, _ in leaves),
@@ -66,13 +66,13 @@ def groups_in(plan: GradualPlan, state: GradualState, params: Any) -> Groups:
 
 
 def adjustable_in(state: GradualState, params: Any) -> Adjustable:
-    """The leaves that a compensation may move, as `init` decided them."""
+    """Leaves that a compensation may move, as `init` decided them."""
     if state.adjustable is None:
         return None
     return tuple(name in state.adjustable for name, _ in _tree.named_leaves(params))
 
 
 def asked_of(plan: GradualPlan, groups: Groups, step: jax.Array, before: jax.Array) -> Asked:
-    """What a plan asks for at a step; see `asked_at`."""
+    """Sparsity and counts that a plan requests at a step; see `asked_at`."""
     ahead = (step // plan.mask_every + 1) * plan.mask_every
     return asked_at(plan.sparsity, groups.sizes, step, ahead, before)

@@ -1,4 +1,4 @@
-"""Which pruned weights come back: those whose return promises the largest fall of the loss."""
+"""Regrowth: pruned weights come back where that predicts the largest fall of the loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ Regrow = float | jax.Array | Callable[[jax.Array], Any]
 
 
 def share_at(regrow: Regrow | None, step: Any) -> jax.Array | None:
-    """Which share of the pruned weights comes back at a mask update; None for no such thing.
+    """Share of the pruned weights that comes back at a mask update; None without regrowth.
 
-    NaN where it is none in [0, 1].
+    NaN for a share outside [0, 1].
     """
     if regrow is None:
         return None
@@ -28,7 +28,7 @@ def share_at(regrow: Regrow | None, step: Any) -> jax.Array | None:
 
 
 def more_to_come(regrow: Regrow | None, share: jax.Array | None) -> jax.Array:
-    """Whether weights may come back though the sparsity rises no more."""
+    """Whether weights may come back although the sparsity no longer rises."""
     if not callable(regrow):
         return jnp.array(False)
     return (share > 0) | (share_at(regrow, jnp.asarray(FAR)) > 0)
@@ -44,27 +44,27 @@ def revived(
     pruned: jax.Array,
     share: jax.Array,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The pruned weights that may come back at a mask update.
+    """Finds the pruned weights that may come back at a mask update.
 
     A weight that is free to move again lowers the quadratic model by `½ g² [F⁻¹]_ii`, in the units
-    of the OBS score: it can be compared with what the loss rises by where another goes for it.  The
-    inverse is that of the whole matrix, since to the mask's these weights do not belong.
+    of the OBS score, so it compares with the loss increase if another weight is pruned instead.
+    The inverse is that of the whole matrix, since the mask's does not contain these weights.
 
     Args:
-        estimator: the inverse Fisher.
-        estimate: its state.
-        params: the weights, pruned ones 0.
-        curvature: whose gradient is g.
-        masks: of before.
-        groups: Which leaves are pruned, and which weights share a threshold.
-        pruned: how many of each group are, of shape (groups,).
-        share: of those pruned, how many may come back at most.
+        estimator: Estimate of the inverse Fisher.
+        estimate: State of the estimator.
+        params: Weights, pruned ones 0.
+        curvature: Loss whose gradient is g.
+        masks: Masks before.
+        groups: Leaves that are pruned, and weights that share a threshold.
+        pruned: Number of pruned weights of each group, of shape (groups,).
+        share: Largest share of these that may come back, in [0, 1].
 
     Returns:
-        For every leaf which may come back, and what the loss falls by for each weight.
+        For every leaf the weights that may come back, and the fall of the loss for each weight.
 
     Raises:
-        ValueError: no curvature.
+        ValueError: A missing curvature.
     """
     if curvature is None:
         raise ValueError(

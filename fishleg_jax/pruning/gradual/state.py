@@ -1,4 +1,4 @@
-"""The state of a gradual pruning, and how to find and read it in that of an optimiser."""
+"""State of a gradual pruning, and how to find and read it in an optimiser's state."""
 
 from typing import Any, NamedTuple
 
@@ -12,23 +12,24 @@ class GradualState(NamedTuple):
     """State of `gradual_prune` and `fishleg_prune`; arrays only.
 
     Attributes:
-        count: how many steps were made.
-        masks: which weights survive, booleans like the parameters.
-        estimate: the state of the inverse Fisher.
-        key: the data of a random key, which with `count` gives that of every step.
-        assimilated: how many batches the estimate was handed.
-        latest: the step of the last of them; 0 before the first.
-        asked: the sparsity that was asked for at the last step; NaN before the first.
+        count: Number of steps made.
+        masks: Booleans like the parameters, False for pruned.
+        estimate: State of the inverse Fisher.
+        key: Data of a random key, which together with `count` gives the key of every step.
+        assimilated: Number of batches assimilated by the estimate.
+        latest: Step of the last of these batches; 0 before the first.
+        asked: Sparsity requested at the last step; NaN before the first.
         pruned: Number of pruned weights below every threshold: one for all prunable leaves, or one
             for each of them (for each layer of a stacked one).
         weights: Number of weights of every prunable leaf, by its key path; of a stacked leaf, of
             each layer.  The keys are the leaves that `prunable` chose in `init`.
-        adjustable: Keys are the leaves that a compensation may move; None for all of them.
-        violations: how many pruned weights were found not to be 0.0, added up over the steps.
-        failures: how often a batch or a mask update was refused because numbers were not finite,
-            or the curvature of every prunable weight was 0.
-        overdue: how often a mask update was due and not made, since the estimate was not ready,
-            the step one with `hold` or the update refused; 0 again once the masks are as asked.
+        adjustable: Keys are the leaves that a compensation may move; None for all.
+        violations: Number of pruned weights found not to be 0.0, summed over the steps.
+        failures: Number of batches and mask updates refused because numbers were not finite, or the
+            curvature of every prunable weight was 0.
+        overdue: Number of times a due mask update was not made, because the estimate was not ready,
+            the step was one with `hold` or the update was refused; 0 again once the masks have the
+            requested sparsity.
     """
 
     count: jax.Array  # shape=(), int32
@@ -46,22 +47,24 @@ class GradualState(NamedTuple):
     overdue: jax.Array  # shape=(), int32
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns one line, without the entries of arrays."""
         return _text.one_line(self)
 
 
 class Check(NamedTuple):
-    """What `check` returns.
+    """Health of a gradual pruning, as `check` returns it.
 
     Attributes:
-        ok: whether nothing went wrong, and no mask update that was due is still to be made.
-        violations: see `GradualState`.
-        failures: see `GradualState`.
-        overdue: see `GradualState`.
-        sparsity: the fraction of the prunable weights that is pruned.
-        asked: that which the schedule asked for at the last step; more than `sparsity` between two
-            mask updates, which is no fault, and where one is overdue, which is.
-        message: all of this, and what to do about it, in words.
+        ok: Whether nothing went wrong and no mask update is overdue.
+        violations: Number of pruned weights found not to be 0.0, summed over the steps.
+        failures: Number of batches and mask updates refused because numbers were not finite, or the
+            curvature of every prunable weight was 0.
+        overdue: Number of times a due mask update was not made; 0 again once the masks have the
+            requested sparsity.
+        sparsity: Fraction of the prunable weights that is pruned.
+        asked: Sparsity that the schedule requested at the last step.  It exceeds `sparsity` between
+            two mask updates, which is fine, and while one is overdue, which is not.
+        message: All of this, and what to do about it, in words.
     """
 
     ok: bool
@@ -78,15 +81,15 @@ def _is_gradual(node: Any) -> bool:
 
 
 def holds_state(tree: Any) -> bool:
-    """Whether there is the state of a gradual pruning anywhere in a tree."""
+    """Whether a tree contains the state of a gradual pruning."""
     return any(map(_is_gradual, jax.tree.leaves(tree, is_leaf=_is_gradual)))
 
 
 def find_state(state: Any) -> GradualState:
-    """The state of the gradual pruning in that of a chain or of what is wrapped around it.
+    """State of the gradual pruning inside that of a chain or a wrapper.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: There is none, or more than one.
     """
     found = [x for x in jax.tree.leaves(state, is_leaf=_is_gradual) if _is_gradual(x)]
     if len(found) != 1:
@@ -98,16 +101,16 @@ def find_state(state: Any) -> GradualState:
 
 
 def masks(state: Any) -> Any:
-    """The masks of a gradual pruning.
+    """Returns the masks of a gradual pruning.
 
     Args:
-        state: its state, or that of an optimiser with it somewhere inside.
+        state: Its state, or the state of an optimiser that contains it.
 
     Returns:
-        A pytree of booleans like the parameters; False is pruned.
+        A pytree of booleans like the parameters, False for pruned.
 
     Raises:
-        ValueError: there is no gradual pruning in it, or more than one.
+        ValueError: The state contains no gradual pruning, or more than one.
 
     Example:
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
@@ -119,22 +122,22 @@ def masks(state: Any) -> Any:
 
 
 def check(state: Any) -> Check:
-    """Whether all pruned weights were 0.0 whenever looked at, all numbers finite, no mask overdue.
+    """Reports whether pruned weights stayed 0.0, numbers were finite and no mask update is overdue.
 
-    A compiled step can't raise, so it counts: every step counts the pruned weights that it finds
-    not to be 0.0, which the step before had put there.  A mask update that was due and could not be
-    made is told until it is: with a number for a sparsity from the first step on, until the
+    A compiled step can't raise, so it counts: every step counts the pruned weights that are not
+    0.0, where the step before had put a zero.  A mask update that was due and could not be made is
+    reported until it is made: with a number for a sparsity from the first step on, until the
     estimate is ready.
 
     Args:
-        state: of a gradual pruning, or of an optimiser with one somewhere inside; concrete.
+        state: Concrete state of a gradual pruning, or of an optimiser that contains one.
 
     Returns:
-        A `Check`.
+        A `Check`; its `message` says what went wrong and what to do.
 
     Raises:
-        ValueError: there is no gradual pruning in it, or more than one; or it is that of several
-            under `vmap`, or traced.
+        ValueError: The state contains no gradual pruning, or more than one; or it is that of
+            several under `vmap`, or traced.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -148,11 +151,13 @@ def check(state: Any) -> Check:
             "state must be the concrete state of one pruning, got one "
             + ("inside jit or scan" if np.ndim(found.count) == 0 else "of several, under vmap")
         )
+    # Read the counters.
     pruned = int(np.asarray(found.pruned, np.int64).sum())
     weights = sum(int(np.asarray(x, np.int64).sum()) for x in found.weights.values())
     sparsity = pruned / weights
     violations, failures, overdue = map(int, (found.violations, found.failures, found.overdue))
     asked = float(found.asked)
+    # Say what went wrong, and what to do about it.
     parts = []
     if violations:
         parts.append(
@@ -173,6 +178,7 @@ def check(state: Any) -> Check:
             f"{int(found.assimilated)} batches), the step was one with hold=True or the update was "
             "refused; FishLeg needs 32 batches to be ready"
         )
+    # Sum up in one sentence.
     told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
     message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
     if not overdue and asked > sparsity + 1 / weights:

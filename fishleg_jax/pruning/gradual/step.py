@@ -1,4 +1,4 @@
-"""One step of a gradual pruning: curvature of the batch, longer masks, and zeros that are held."""
+"""One step of a gradual pruning: assimilate the batch, extend masks, and hold zeros."""
 
 from typing import Any
 
@@ -23,9 +23,9 @@ from fishleg_jax.pruning.update import Surgeon
 
 
 def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, GradualState]:
-    """The updates that hold pruned weights at 0.0, and the state after the step."""
+    """Updates that hold pruned weights at 0.0, and the state after the step."""
     params, step = seen.params, seen.step
-    # masks that were handed in are not applied yet before the first step
+    # masks that were passed to `init` are not applied before the first step
     violations = jnp.where(state.count > 0, _violations(params, state.masks), 0)
     updates, state = (
         _wide_enough(seen),
@@ -33,12 +33,13 @@ def make_step(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[Any, 
             count=optax.safe_increment(state.count), violations=add(state.violations, violations)
         ),
     )
+    # Compare the requested number of pruned weights with the current one.
     asked = asked_of(plan, groups_in(plan, state, params), step, state.asked)
     more = jnp.any(asked.counts > state.pruned)
     due = more & ((step % plan.mask_every == 0) | asked.flat) & seen.emit
     if not seen.hold:
         updates, state = _worked(plan, seen, state, updates, violations, asked, due)
-    # what was due stays overdue until the masks are as long as asked
+    # a due mask update stays overdue until the masks have the requested sparsity
     short = jnp.any(asked.counts > state.pruned)
     state = state._replace(
         asked=asked.sparsity,
@@ -58,8 +59,9 @@ def _worked(
     asked: Asked,
     due: jax.Array,
 ) -> tuple[Any, GradualState]:
-    """Updates with a compensation in them where one is due, and the state with what was learned."""
+    """Updates, with a compensation if one is due, and the state after assimilating the batch."""
     counts = jnp.maximum(asked.counts, state.pruned)  # masks never shrink
+    # Assimilate the batch while weights are still to be pruned.
     share = share_at(plan.regrow, seen.step)
     nonsense = jnp.array(False) if share is None else jnp.isnan(share)
     share = None if share is None else jnp.nan_to_num(share)
@@ -67,12 +69,13 @@ def _worked(
     finished = asked.final & ~more & ~more_to_come(plan.regrow, share)
     state = assimilated(plan, seen, state, asked.soon & ~finished)
 
-    if callable(plan.regrow):  # by which masks change though the sparsity does not
+    if callable(plan.regrow):  # masks then change at a constant sparsity, too
         regular = seen.step % plan.mask_every == 0
         due |= regular & (share > 0) & jnp.any(state.pruned > 0) & seen.emit
+    # Extend the masks if that is due and the estimate is ready.
     due &= is_ready(plan, state)
     groups = groups_in(plan, state, seen.params)
-    due &= violations >= 0  # always: but it orders the counting before what is written in place
+    due &= violations >= 0  # always true, but orders the counting before writes in place
     updates, masks, refused = run_if(
         due,
         lambda carry: _extended(plan, seen, state, groups, counts, share, *carry[:2]),
@@ -95,25 +98,25 @@ def _extended(
     came: Any,
     old: Any,
 ) -> tuple[Any, Any, jax.Array]:
-    """Updates with the compensation in them, longer masks, and whether these were refused.
+    """Updates with the compensation in them, extended masks, and whether these were refused.
 
-    Where they are refused it is as if no mask update had been due.
+    If they are refused the step is as if no mask update had been due.
     """
     estimator = plan.estimator
     surgeon = Surgeon(estimator, plan.compensation, groups, adjustable_in(state, seen.params))
-    # The weights where the optimiser would take them.
+    # Move the weights where the optimiser would take them.
     updates = _tree.widen(came)
     target = jax.tree.map(jnp.add, _tree.widen(seen.params), updates)
     target = apply_mask(target, old)
-    # Score.
+    # Score the kept weights.
     estimate = prepared(estimator, state.estimate, seen.params)
     scores = update.score(surgeon, estimate, target, old)
     curved = jnp.array(True)
-    if estimator.fisher_diagonal is not None:  # without any, these would be magnitudes
+    if estimator.fisher_diagonal is not None:  # without any, scores would be magnitudes
         curved, _ = some_curvature(estimator, groups.chosen, state.estimate, seen.params, old)
     scores, tree = jax.tree.flatten(scores)
     candidates = jax.tree.leaves(old)
-    # Weights that may come back compete for a place with those that stay.
+    # Let weights that may come back compete with those that stay.
     if plan.regrow is not None:
         backs, gains = revived(
             *(estimator, estimate, seen.params, seen.curvature, old, groups, state.pruned, share)
@@ -125,7 +128,7 @@ def _extended(
     chosen = [i for group in groups.members for i in group]
     sound = curved & jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
 
-    # Mask and compensate; both are refused where numbers are not finite.
+    # Mask and compensate; both are refused if numbers are not finite.
     def choose(scores, _):
         return tree.unflatten(keep_highest(groups, jax.tree.leaves(scores), candidates, counts))
 
@@ -133,19 +136,19 @@ def _extended(
         surgeon, estimate, target, old, tree.unflatten(scores), choose, seen.curvature
     )
     sound &= _tree.all_finite(apply_mask(delta, new_masks))
-    if "losses" in info:  # a check of the step that found none it could take
+    if "losses" in info:  # refused if the check found no acceptable step
         sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
     masks = _tree.keep_where(sound, new_masks, old)
 
     def moved(u, d, p, mask):
         changed = jnp.where(sound, u.astype(d.dtype) + d, u)
-        return jnp.where(mask, changed.astype(u.dtype), -p)  # what comes back does so at 0.0
+        return jnp.where(mask, changed.astype(u.dtype), -p)  # weights come back at 0.0
 
     return jax.tree.map(moved, came, delta, seen.params, old), masks, ~sound
 
 
 def _wide_enough(seen: Seen) -> Any:
-    """The updates in no lower dtype than the weights, or minus a weight might not be one."""
+    """Updates in no lower precision than the weights, to represent minus a weight exactly."""
     return jax.tree.map(
         lambda u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)), seen.updates, seen.params
     )

@@ -10,11 +10,11 @@ from fishleg_jax.model import BatchLike
 
 
 class TrainStateMixin:
-    """Has a `TrainState` of flax hand the batch on to `fishleg_prune`.
+    """Makes a flax `TrainState` pass the batch on to `fishleg_prune`.
 
-    `flax.training.train_state.TrainState` calls the optimiser with gradients and weights alone, so
-    that there is nothing to make a curvature of.  Put this class in front of it; `flax.nnx` needs
-    nothing of the kind, as `nnx.Optimizer.update(model, grads, batch=batch)` hands the batch on.
+    `flax.training.train_state.TrainState` calls the optimiser with gradients and weights alone,
+    which leaves no data for a curvature.  Put this class in front of it; `flax.nnx` does not need
+    it, as `nnx.Optimizer.update(model, grads, batch=batch)` passes the batch on.
 
     Example:
         >>> import dataclasses, jax.numpy as jnp, optax, fishleg_jax as flj
@@ -54,9 +54,9 @@ class TrainStateMixin:
 
         Args:
             grads: Gradients, a pytree like the parameters.
-            batch: BatchLike that they were taken on, `(inputs, targets[, constants])`.
+            batch: Batch that they were taken on, `(inputs, targets[, constants])`.
             extra_args: Further arguments for the `update` of `fishleg_prune`, such as
-                `{"hold": True}`; None for none.
+                `{"hold": True}`; None for no others.
             **kwargs: Fields to replace, such as `batch_stats`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Gradual pruning while training goes on: an optax transformation that stands last in the chain."""
+"""Gradual pruning during training: an optax transformation that stands last in the chain."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -51,34 +51,45 @@ def gradual_prune(
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes during training by Optimal Brain Surgeon, with any estimate of the inverse Fisher.
 
-    As `fishleg_prune`, which says how to use it, but for:
+    Takes the same steps as `fishleg_prune`, where `update` and its extra arguments are described.
 
     Args:
-        estimator: the inverse Fisher: with `inverse.woodfisher` this is gradual WoodFisher, with
-            `inverse.mfac` M-FAC dynamic, with `inverse.identity` gradual magnitude pruning, which
-            needs no batch.
-        sparsity: see `fishleg_prune`.
-        model: whose loss a compensation or `regrow` may want to know; None where they do not.
-        prunable: See `fishleg_prune`.
-        masks: See `fishleg_prune`.
-        scope: see `fishleg_prune`.
-        aux_every: see `fishleg_prune`.
-        mask_every: see `fishleg_prune`.
-        compensation: see `fishleg_prune`.
-        renew: None for an estimate that is carried on.  Else it is made anew from nothing, of the
-            last so many batches before every step that `mask_every` divides and before the end of
-            the schedule, and of no others; without all of them no mask is extended.
-        regrow: see `fishleg_prune`.
-        examples_per_chunk: bounds the memory of what a compensation or `regrow` wants to know of
-            the model; the estimator has an argument of the same name for its own.
-        axis_name: see `fishleg_prune`; the estimate is made of the examples of all devices.
-        seed: see `fishleg_prune`.
+        estimator: Estimate of the inverse Fisher: `inverse.woodfisher` makes this gradual
+            WoodFisher, `inverse.mfac` M-FAC dynamic, `inverse.identity` gradual magnitude pruning,
+            which needs no batch.
+        sparsity: Fraction of the prunable weights that is zero: a number in [0, 1), a function of
+            the step (the first is 1) such as `schedules.cubic` returns, or an array by
+            `optax.inject_hyperparams`.
+        model: Model whose loss a compensation or `regrow` needs; None if neither needs it.
+        prunable: Leaves that may be pruned, decided by `init`: regular expressions over key paths,
+            a mapping of these to booleans, a pytree of booleans, a predicate
+            `(name, leaf) -> bool`, or `flj.Leaves`; by default all but vectors, biases,
+            normalisations, embeddings and positions.
+        masks: Weights that are pruned from the start: `"zeros"`, the default, takes the zeros of
+            prunable leaves; None starts without masks; or a pytree of booleans, False for pruned.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
+        aux_every: Steps between curvature updates, once the estimate is ready; 200 by default.
+        mask_every: Steps between mask updates, 100 by default.
+        compensation: Change of the kept weights that makes up for the pruned ones, one of
+            `flj.compensation`; `independent()` by default.
+        renew: None for an estimate that is carried on.  Otherwise the number of batches from which
+            it is fitted from scratch before every step divisible by `mask_every` and before the end
+            of the schedule, ignoring all other batches; masks are extended only after all of them.
+        regrow: Share in [0, 1] of the pruned weights that may come back at a mask update, a number
+            or a function of the step; None for none of them.
+        examples_per_chunk: Number of examples processed at a time for a compensation or `regrow`,
+            which bounds memory; None for a whole batch.  The estimator has its own argument of the
+            same name.
+        axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
+            outside of these.  The estimate is fitted to the examples of all devices.
+        seed: Seed of the estimate's random numbers, 0 by default.
 
     Returns:
         A transformation whose state is a `GradualState`.
 
     Raises:
-        ValueError: an argument out of its range; from `init`, an estimator of another model.
+        ValueError: An argument out of its range; from `init`, an estimator of another model.
 
     Example:
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
@@ -89,6 +100,7 @@ def gradual_prune(
         Array([[0., 4.],
                [3., 0.]], dtype=float32)
     """
+    # Reject invalid arguments before anything is compiled.
     _chunks.check_chunk(examples_per_chunk, axis_name)
     compensation = _compensation.independent() if compensation is None else compensation
     _gradual_checks.check_arguments(
@@ -111,17 +123,20 @@ def gradual_prune(
     )
 
     def init(params):
+        # Check the weights.
         _gradual_checks.check_weights(params)
         arrays.check_params(params)
         _tree.check_names(_tree.named_leaves(params))
         if model is not None:
             check_same_model(estimator.model, model, params)
+        # Decide which leaves are pruned, and which weights are pruned from the start.
         groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
         _gradual_checks.check_sizes(groups.sizes)
         first = first_masks(params, groups, masks)
         if isinstance(masks, str):
             warn_of_zeros(groups, first)
         moves = _adjustable.decide(params, leaves.adjustable)
+        # Start with counters at zero, placed like the weights.
         state = GradualState(
             count=jnp.zeros((), jnp.int32),
             masks=first,
@@ -139,9 +154,10 @@ def gradual_prune(
         )
         return placement.placement_for(state, params).of(state)
 
-    # compiled here as well, or the conditionals of a step outside of `jit` would be every time
+    # Compiled here as well; outside of `jit` a step's conditionals would be recompiled every time.
     @functools.partial(jax.jit, static_argnames=("known", "hold"))
     def step(updates, state, params, batch, grad, assimilate, emit, known, hold):
+        # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
         if model is not None and batch is not None:
             curvature = _curvature.curvature(model, [batch], examples_per_chunk=examples_per_chunk)
@@ -151,6 +167,7 @@ def gradual_prune(
             batch = axis.gather(batch, axis_name)
         if grad is not None:
             curvature = _curvature.with_gradient(curvature, grad)
+        # Collect everything that the step sees, and make it.
         seen = Seen(
             state.count + 1,
             updates,
@@ -176,6 +193,7 @@ def gradual_prune(
         **extra,
     ):
         del extra
+        # Reject invalid arguments; arrays may be traced, so only types and shapes are checked.
         hold = numbers.check_flag(hold, "hold")
         _gradual_checks.check_step(assimilate, hold)
         known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
@@ -186,7 +204,7 @@ def gradual_prune(
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
-        if batch is not None and not _labels.has_nan(batch[1]):  # which a step has to survive
+        if batch is not None and not _labels.has_nan(batch[1]):  # a step has to survive NaN labels
             check_targets(model or estimator.model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, grad, flag, emit, known, False)

@@ -1,4 +1,4 @@
-"""What stands around an optimiser: a pruning that it does not see, and mini-steps."""
+"""Wrappers of an optimiser: pruning that the optimiser does not see, and mini-steps."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -25,20 +25,20 @@ class PruneState(NamedTuple):
     """State of `prune`.
 
     Attributes:
-        pruning: that of the gradual pruning.
-        inner: that of the optimiser inside.
+        pruning: State of the gradual pruning.
+        inner: State of the inner optimiser.
     """
 
     pruning: GradualState
     inner: Any
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns one line, without the entries of arrays."""
         return _text.one_line(self)
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments of `fishleg_prune`, for type checkers and completion in `prune`."""
+    """Keyword arguments of `fishleg_prune`, for type checkers and completion in `prune`."""
 
     prunable: _prunable.LeafSelection | Leaves
     masks: Any | None
@@ -62,24 +62,26 @@ def prune(
     sparsity: Sparsity,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser with gradual pruning around it, which sees nothing of pruned weights.
+    """Wraps an optimiser in gradual pruning, so that it sees nothing of pruned weights.
 
-    Their gradients are zero where the optimiser clips and takes moments, norms and trust ratios,
-    and what it keeps of them is put to zero, as the last in a chain can't do.  What comes out ends
-    in the same exact zeros.
+    Gradients of pruned weights are zero where the optimiser clips and computes moments, norms and
+    trust ratios, and its state for these weights is reset to zero, which the last transformation of
+    a chain can't do.  The updates end in the same exact zeros.
 
     Args:
-        inner: the optimiser; whatever clips or decays belongs in here.
-        model: see `fishleg_prune`.
-        sparsity: see `fishleg_prune`.
-        **options: those of `fishleg_prune`.
+        inner: Optimiser; clipping and weight decay belong in here.
+        model: Model, in evaluation mode.
+        sparsity: Fraction of the prunable weights that is zero: a number in [0, 1), a function of
+            the step (the first is 1) such as `schedules.cubic` returns, or an array by
+            `optax.inject_hyperparams`.
+        **options: Keyword arguments of `fishleg_prune`.
 
     Returns:
         A transformation whose state is a `PruneState`.  Its `update` takes the same arguments as
-        that of `fishleg_prune`; `grad` is by default the gradient that comes in.
+        that of `fishleg_prune`; `grad` is by default the incoming gradient.
 
     Raises:
-        ValueError: see `fishleg_prune`.
+        ValueError: An argument that `fishleg_prune` rejects, or an invalid optimiser.
 
     Example:
         >>> import jax.numpy as jnp, optax, fishleg_jax as flj
@@ -114,10 +116,12 @@ def prune(
         **extra,
     ):
         if params is not None:
+            # Hide pruned weights from the optimiser.
             kept = apply_mask(updates, state.pruning.masks)
             moved, inner_state = inner.update(kept, state.inner, params, **extra)
         else:
-            moved, inner_state = updates, state.inner  # refused in a moment
+            moved, inner_state = updates, state.inner  # rejected below
+        # Prune, and clear the optimiser's state of newly pruned weights.
         out, pruned = pruning.update(
             moved,
             state.pruning,
@@ -134,7 +138,7 @@ def prune(
 
 
 def _explicit(function: Any) -> inspect.Signature:
-    """The signature of `prune` with those options by name, for help and `inject_hyperparams`."""
+    """Signature of `prune` with these options by name, for help and `inject_hyperparams`."""
     own = inspect.signature(function)
     positional = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     options = inspect.signature(fishleg_prune).parameters.values()
@@ -145,10 +149,10 @@ prune.__signature__ = _explicit(prune)
 
 
 def _cut(state: Any, masks: Any) -> Any:
-    """A state with zeros in what it keeps of pruned weights: moments and the like.
+    """Zeros the entries of pruned weights in an optimiser's state: moments and the like.
 
-    These are the leaves whose path ends in that of a weight, and that have its shape and are
-    floating-point numbers.
+    These are the floating-point leaves whose path ends in that of a weight and which have its
+    shape.
     """
     by_path = dict(jax.tree_util.tree_leaves_with_path(masks))
 
@@ -164,10 +168,10 @@ def _cut(state: Any, masks: Any) -> Any:
 
 
 class MultiSteps(optax.MultiSteps):
-    """`optax.MultiSteps` that has the curvature of a gradual pruning paid for once a step.
+    """`optax.MultiSteps` that computes the curvature of a gradual pruning once a step.
 
-    optax calls the optimiser at every mini-step and throws all but the last away.  This one says
-    which is the last, on whose batch the curvature then is assimilated.
+    optax calls the optimiser at every mini-step and discards all updates but the last.  This class
+    flags the last mini-step, on whose batch the curvature is then assimilated.
     """
 
     def __init__(
@@ -181,16 +185,15 @@ class MultiSteps(optax.MultiSteps):
         """Wraps an optimiser.
 
         Args:
-            opt: The optimiser, with the gradual pruning in it.
+            opt: Optimiser that contains the gradual pruning.
             every_k_schedule: Number of mini-steps in a step; an integer, or a function of the step.
-            use_grad_mean: Whether the gradients of a step's mini-steps are averaged; their sum is
-                taken otherwise.
-            should_skip_update_fn: Decides by the gradients whether a mini-step is left out, see
-                `optax.MultiSteps`; None for all of them.
-            **options: What else `optax.MultiSteps` takes, in its newer versions.
+            use_grad_mean: Whether to average the gradients of a step's mini-steps; False sums them.
+            should_skip_update_fn: Function that decides by the gradients whether to skip a
+                mini-step, as in `optax.MultiSteps`; None skips none.
+            **options: Further arguments of `optax.MultiSteps` in its newer versions.
 
         Raises:
-            ValueError: an argument of another type.
+            ValueError: An argument of another type.
         """
         check_optimizer(opt, "opt")
         if not callable(every_k_schedule):
@@ -198,12 +201,12 @@ class MultiSteps(optax.MultiSteps):
         super().__init__(opt, every_k_schedule, use_grad_mean, should_skip_update_fn, **options)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        """See `optax.MultiSteps.update`."""
+        """Updates like `optax.MultiSteps.update`, with `emit` set at the last mini-step."""
         last = state.mini_step == self._every_k_schedule(state.gradient_step) - 1
         return super().update(updates, state, params, emit=last, **extra)
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
-        """A transformation that hands extra arguments on, as that of optax does not."""
+        """A transformation that passes extra arguments on, unlike that of optax."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
 

@@ -1,7 +1,7 @@
-"""Scores to masks: which weights stay, as a pytree of booleans, exactly as many as asked for.
+"""Builds masks from scores: pytrees of booleans that prune exactly the requested number of weights.
 
-A mask has the parameters' structure and shapes; True keeps.  Leaves that may not be pruned keep the
-masks they had, or are True throughout.
+A mask has the parameters' structure and shapes; True keeps.  Leaves that may not be pruned retain
+their previous masks, or are True throughout.
 """
 
 import math
@@ -23,14 +23,14 @@ def number_to_prune(sparsity: float, weights: int) -> int:
     """`floor(sparsity · weights)` in decimal: 0.29 of 100 is 29, though 0.29 * 100 is 28.999…
 
     Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        weights: how many weights there are.
+        sparsity: Fraction of zeros, in [0, 1).
+        weights: Number of weights.
 
     Returns:
-        How many of them are pruned.
+        Number of weights to prune.
 
     Raises:
-        ValueError: the sparsity is not a number in [0, 1).
+        ValueError: The sparsity is not a number in [0, 1).
 
     Example:
         >>> number_to_prune(0.29, 100)
@@ -49,33 +49,34 @@ def make_masks(
     masks: Any | None = None,
     stacked: _tree.Stacked = None,
 ) -> Any:
-    """Prunes the weights of the lowest scores, `floor(sparsity · n)` of the n prunable ones.
+    """Prunes the weights with the lowest scores, `floor(sparsity · n)` of the n prunable ones.
 
-    Ties are broken by position: of equal scores the first in the tree's order goes first.  Under
-    `jit` nobody can look at scores and masks to refuse them: a negative score then counts by its
-    magnitude, NaN as the highest, and masks of before with too many zeros keep them all.
+    Ties are broken by position: of equal scores the first in the tree's order goes first.  Scores
+    and masks can't be validated under `jit`: there a negative score counts by its magnitude, NaN as
+    the highest, and previous masks with too many zeros keep them all.
 
     Args:
-        scores: a pytree of non-negative numbers, such as `obs_saliency` makes.
-        sparsity: the fraction of prunable weights that are zero, in [0, 1); a number from Python,
-            under `jit`, too.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each leaf.
+        scores: Pytree of non-negative numbers, such as `obs_saliency` returns.
+        sparsity: Fraction of prunable weights that are zero, in [0, 1); a Python number, also under
+            `jit`.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
         prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
             to True or False, where the first match decides; a pytree of booleans like the scores,
-            or a prefix of it; or a predicate `(name, leaf)`, which is asked of the scores here (in
-            `prune_one_shot` and in a chain of the weights).  By default all but vectors and leaves
+            or a prefix of it; or a predicate `(name, leaf)`, called here on the scores (in
+            `prune_one_shot` and in a chain on the weights).  By default all but vectors and leaves
             with the name of a bias, a normalisation's parameter, an embedding or a position.
-        masks: Masks of before.  Pruned weights stay pruned, in leaves that are not prunable too,
-            and those of prunable leaves count.
+        masks: Previous masks; None for none.  Their pruned weights stay pruned, also in leaves that
+            are not prunable, and those of prunable leaves count.
         stacked: Leaves with a leading axis of layers, by regular expressions or a predicate: with
-            `scope="layer"` each layer has a threshold of its own.
+            `scope="layer"` each layer has its own threshold.  None for no such leaves.
 
     Returns:
         A pytree of booleans; False is pruned.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), an unknown scope, nothing prunable, scores that are
-            negative or NaN, fewer zeros asked for than the masks of before have.
+        ValueError: A sparsity outside [0, 1), an unknown scope, nothing prunable, scores that are
+            negative or NaN, a sparsity below that of the previous masks.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -91,7 +92,7 @@ def make_masks(
 
 
 def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
-    """Raises a ValueError where fewer zeros are asked for than there are."""
+    """Raises a ValueError if masks already prune more weights than the sparsity asks for."""
     count = sum(number_to_prune(sparsity, size) for size in groups.sizes)
     if pruned > count:
         raise ValueError(
@@ -101,18 +102,19 @@ def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
 
 
 def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = None) -> Any:
-    """The masks of `make_masks`, of leaves and thresholds that are decided already.
+    """Masks of `make_masks`, for leaves and thresholds that are already decided.
 
     Args:
         groups: Which leaves are pruned, and which weights share a threshold.
         scores: A pytree of non-negative numbers.
         sparsity: Fraction of the prunable weights that are zero afterwards, in [0, 1).
-        masks: Masks of before; None for none.  Nothing comes back: a threshold below which more
-            weights are pruned already than its share keeps them pruned.
+        masks: Previous masks; None for none.  Pruned weights stay pruned, even below a threshold
+            with more of them than its share.
 
     Raises:
-        ValueError: scores that are negative or NaN.
+        ValueError: Scores that are negative or NaN.
     """
+    # Number of weights to prune below every threshold; weights already pruned stay pruned.
     leaves, tree = jax.tree.flatten(scores)
     counts = [number_to_prune(sparsity, size) for size in groups.sizes]
     if masks is None:

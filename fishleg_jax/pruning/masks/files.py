@@ -1,4 +1,4 @@
-"""Masks on disk: one compressed npz file, a bit a weight, leaves by key path."""
+"""Masks on disk: one compressed npz file, one bit a weight, leaves by key path."""
 
 import os
 import zipfile
@@ -14,14 +14,14 @@ from fishleg_jax._devices import placement
 
 
 def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
-    """Writes masks to a file, in whole or not at all.
+    """Writes masks to a file, atomically.
 
     Args:
-        path: the file, written beside and then renamed; an existing one is replaced.
-        masks: a pytree of booleans.
+        path: Path of the file; it is written beside and then renamed, replacing an existing one.
+        masks: Pytree of booleans.
 
     Raises:
-        ValueError: a leaf is of another kind, such as weights.
+        ValueError: A leaf is not boolean, such as weights.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
@@ -52,10 +52,10 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads all arrays of an npz file.
 
     Args:
-        path: the file.
+        path: Path of the file.
 
     Raises:
-        ValueError: there is no such file, it is of another kind, or it is broken.
+        ValueError: The file is missing, of another kind, or broken.
     """
     try:
         with np.load(path) as file:
@@ -68,19 +68,20 @@ def load_masks(path: str | os.PathLike[str], like: Any) -> Any:
     """Reads masks that `save_masks` wrote.
 
     Args:
-        path: the file.
-        like: the parameters, or anything of their structure and shapes.
+        path: Path of the file.
+        like: Parameters, or any pytree of their structure and shapes.
 
     Returns:
-        A pytree of booleans of that structure, spread over devices like the parameters.
+        A pytree of booleans of that structure, sharded like the parameters.
 
     Raises:
-        ValueError: the file is not one of masks, or its leaves or shapes are others.
+        ValueError: The file does not contain masks, or its leaves or shapes differ.
     """
     try:
         arrays = read_npz(path)
     except ValueError as error:
         raise ValueError(f"path: {str(path)!r} is no file of masks: {error}") from None
+    # Check that the file holds masks of these leaves.
     named = _tree.named_leaves(like)
     found = {name.rpartition(":")[0] for name in arrays}
     if set(arrays) != {f"{name}:{part}" for name in found for part in ("bits", "shape")}:
@@ -90,6 +91,7 @@ def load_masks(path: str | os.PathLike[str], like: Any) -> Any:
             f"path: {str(path)!r} holds masks of {', '.join(sorted(found)) or 'nothing'}, "
             f"but the parameters are {', '.join(name for name, _ in named)}"
         )
+    # Unpack the bits leaf by leaf.
     leaves = []
     for name, leaf in named:
         shape = tuple(int(n) for n in arrays[f"{name}:shape"])

@@ -1,7 +1,7 @@
-"""Which leaves are pruned and which weights share a threshold: decided once, and carried.
+"""Leaves that are pruned, and weights that share a threshold: decided once, and carried.
 
-A group is a list of leaves that are ranked together.  Weights of one group share a threshold, but
-for a group of one stacked leaf (L layers along its leading axis), which has a threshold for each.
+A group is a list of leaves that are ranked together.  Weights of one group share a threshold,
+except that a group of one stacked leaf (L layers along its leading axis) has one for each layer.
 """
 
 import functools
@@ -21,13 +21,13 @@ SCOPES = ("global", "layer")
 
 
 class Groups(NamedTuple):
-    """The leaves of one tree that are pruned, and how they are ranked; hashable, no arrays.
+    """Leaves of one tree that are pruned, and how they are ranked; hashable, without arrays.
 
     Attributes:
         names: Key path of every leaf, in the tree's order.
         shapes: Shape of every leaf.
-        reasons: For every leaf why it is left out; None where it is pruned.
-        stacked: For every leaf whether its leading axis is one of layers.
+        reasons: Reason for leaving out each leaf; None if it is pruned.
+        stacked: Whether each leaf's leading axis is one of layers.
         scope: `global` or `layer`.
     """
 
@@ -44,7 +44,7 @@ class Groups(NamedTuple):
 
     @property
     def members(self) -> list[list[int]]:
-        """The positions of the leaves of every group."""
+        """Positions of the leaves of every group."""
         pruned = [i for i, yes in enumerate(self.chosen) if yes]
         return [[i] for i in pruned] if self.scope == "layer" else [pruned]
 
@@ -85,13 +85,13 @@ def make_groups(
     """Decides, from the weights, which leaves are pruned and how.
 
     Args:
-        tree: The weights, any pytree of arrays.
-        prunable: See `_prunable.select`.
+        tree: Weights, any pytree of arrays.
+        prunable: Leaves that may be pruned, in any form of `_prunable.select`.
         scope: `global` or `layer`.
-        stacked: See `_tree.stacked_leaves`.
+        stacked: Leaves with a leading axis of layers, in any form of `_tree.stacked_leaves`.
 
     Raises:
-        ValueError: an unknown scope, a selection that is invalid or empty.
+        ValueError: An unknown scope, a selection that is invalid or empty.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
@@ -122,20 +122,20 @@ def zeros_in(groups: Groups, masks: Any) -> list[jax.Array]:
 
 
 def first_masks(params: Any, groups: Groups, masks: Any, argument: str = "masks") -> Any:
-    """The masks that a pruning starts from.
+    """Masks that a pruning starts from.
 
     Args:
-        params: The weights.
-        groups: Which leaves are pruned.
-        masks: `"zeros"` for the zeros that the weights have, see `_held`; None for none; or a
-            pytree of booleans like the parameters.
+        params: Weights.
+        groups: Leaves that are pruned.
+        masks: `"zeros"` for the zeros of the weights, see `_held`; None for no masks; or a pytree
+            of booleans like the parameters.
         argument: Name of the argument, for error messages.
 
     Returns:
         A pytree of booleans like the parameters, placed like them.
 
     Raises:
-        ValueError: masks of another structure, shape or dtype, another text.
+        ValueError: Masks of another structure, shape or dtype, or another string.
     """
     if masks is None:
         found = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
@@ -181,7 +181,7 @@ def warn_of_zeros(groups: Groups, masks: Any) -> None:
 
 
 def already_pruned(groups: Groups, masks: Any) -> tuple[tuple[str, int], ...]:
-    """Name and number of zeros of the leaves in which masks prune; none under `jit`."""
+    """Name and number of zeros of the leaves in which masks prune; empty under `jit`."""
     leaves = jax.tree.leaves(masks)
     if is_traced(leaves):
         return ()
@@ -194,7 +194,7 @@ def _zeros(masks: list[jax.Array]) -> list[jax.Array]:
 
 
 def _held(params: Any, groups: Groups) -> list[bool]:
-    """Whose zeros are taken for pruned weights: prunable leaves, now or by default.
+    """Whether the zeros of each leaf count as pruned: if it is prunable, now or by default.
 
     A leaf that an earlier call pruned and this one does not keeps its zeros too.  Biases and the
     like do not count, since they often start at zero.
@@ -206,7 +206,7 @@ def _held(params: Any, groups: Groups) -> list[bool]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _non_zero(p: jax.Array, stacked: bool) -> jax.Array:
-    """Where a leaf is not zero; a leaf, or a layer of a stack, of zeros only is not yet trained."""
+    """Masks of the non-zero entries; an all-zero leaf, or layer of a stack, counts as untrained."""
     kept = jnp.asarray(p) != 0
     axes = tuple(range(1 if stacked else 0, kept.ndim))
     return kept | ~jnp.any(kept, axis=axes, keepdims=True)

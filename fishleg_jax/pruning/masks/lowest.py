@@ -1,4 +1,4 @@
-"""The lowest scores of groups of leaves, found by counting.
+"""Finds the lowest scores of groups of leaves by counting.
 
 The threshold is found bit by bit of the floating-point number, by counting the scores below a
 candidate, so that nothing is sorted or gathered.
@@ -25,10 +25,10 @@ def keep_highest(
     """Masks of all leaves without the lowest scores below every threshold.
 
     Args:
-        groups: Which leaves are pruned, and which weights share a threshold.
+        groups: Leaves that are pruned, and weights that share a threshold.
         scores: One array for every leaf.
-        old: Masks of before; what they prune counts as lowest of all.
-        counts: Number of weights to prune below every threshold, those of before included.
+        old: Previous masks; weights that they prune count as lowest of all.
+        counts: Number of weights to prune below every threshold, including those already pruned.
     """
     new, k = list(old), 0
     for group in groups.members:
@@ -50,13 +50,13 @@ def keep_highest(
 def _keep_layers(
     scores: list[jax.Array], old: list[jax.Array], counts: jax.Array
 ) -> list[jax.Array]:
-    """Like `_keep` for a stack of layers, each with a count of its own."""
+    """Keeps the highest like `_keep`, for a stack of layers, each with its own count."""
     return sharding.automatic(jax.vmap(_without_lowest), old, scores, old, counts)
 
 
 @jax.jit
 def _keep(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax.Array]:
-    """Masks without the `count` lowest scores; what is already pruned counts as lowest of all."""
+    """Masks without the `count` lowest scores; weights already pruned count as lowest of all."""
     return sharding.automatic(_without_lowest, old, scores, old, count)
 
 
@@ -68,12 +68,13 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
     def at_most(threshold):
         return sum(_tree.count(r <= threshold) for r in ranks)
 
+    # Find the lowest threshold that prunes enough.
     low, high = jnp.array(-1, dtype), jnp.array(jnp.iinfo(dtype).max - 1, dtype)
     everything = jnp.asarray(sum(r.size for r in ranks), jnp.int32)
     threshold, number = _bisect(at_most, count, low, high, everything)
     kept = [rank > threshold for rank in ranks]
 
-    def with_the_last(_):  # of those at the threshold only the first ones go
+    def with_the_last(_):  # prune only the first of those at the threshold
         at_it = [rank == threshold for rank in ranks]
         spare = sum(map(_tree.count, at_it)) - (number - count)
         gone = _first(at_it, spare)
@@ -83,7 +84,7 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
 
 
 def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
-    """Of what is marked in some leaves the first so many; their end is found by counting, too."""
+    """Marks the first `number` of the marked entries; the end is found by counting, too."""
     places = [_places(x.shape) for x in marked]
     totals = jnp.stack([_tree.count(x) for x in marked])
     wanted = jnp.clip(number - (jnp.cumsum(totals) - totals), 0, totals)
@@ -95,7 +96,7 @@ def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
     def counted(ends):
         return jnp.stack([_tree.count(x) for x in before(ends)])
 
-    # of a leaf all or nothing is wanted, but of one at most: mostly there is nothing to look for
+    # all or none of each leaf is wanted, except for at most one: mostly no search is needed
     high = jnp.where(wanted == 0, 0, jnp.asarray([x.size for x in marked], jnp.uint32))
     low = jnp.where(wanted == totals, high, 0)
     return before(_bisect(counted, wanted, low, high, totals)[0])
@@ -108,19 +109,19 @@ def _bisect(
     high: jax.Array,
     number: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """A whole number in [low, high] up to which there are enough, from the highest bit downwards.
+    """Bisects for a whole number in [low, high] up to which there are enough, from the highest bit.
 
-    One up to which there are exactly so many, else the smallest with more.
+    Finds one up to which there are exactly as many as wanted, else the smallest with more.
 
     Args:
-        counted: how many there are up to a whole number; the larger that is, the more.
-        wanted: how many are enough.
-        low: the lower bound.
-        high: the upper bound, up to which there are enough.
-        number: how many there are up to it.
+        counted: Function that counts entries up to a whole number; it does not decrease.
+        wanted: Number of entries that are enough.
+        low: Lower bound.
+        high: Upper bound, up to which there are enough.
+        number: Number of entries up to the upper bound.
 
     Returns:
-        The whole number, and how many there are up to it.
+        The whole number, and the number of entries up to it.
     """
 
     def halve(found):
@@ -128,7 +129,7 @@ def _bisect(
         middle = low + (high - low) // 2
         there = counted(middle)
         enough = there >= wanted
-        # of several searches one whose bounds have met goes on until the last is over
+        # of several searches, one whose bounds have met goes on until the last is done
         above = jnp.minimum(middle + 1, high)
         low = jnp.where(there == wanted, middle, jnp.where(enough, low, above))
         return low, jnp.where(enough, middle, high), jnp.where(enough, there, number)
@@ -138,7 +139,7 @@ def _bisect(
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:
-    """The position of every entry in the order of memory: less than 2³² in a leaf."""
+    """Position of every entry in memory order: less than 2³² in a leaf."""
     places, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
@@ -147,7 +148,7 @@ def _places(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _rank(score: jax.Array, mask: jax.Array) -> jax.Array:
-    """An integer in the order of a non-negative score: its own bits; −1 for what is pruned."""
+    """Integer in the order of a non-negative score: its own bits; −1 for pruned weights."""
     integer = jnp.int64 if score.dtype == jnp.float64 else jnp.int32
     # the bits of −0.0 are those of a negative number
     return jnp.where(mask, jax.lax.bitcast_convert_type(jnp.abs(score), integer), -1)

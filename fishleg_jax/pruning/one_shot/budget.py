@@ -1,4 +1,4 @@
-"""The lowest sparsity that keeps no more than a budget: by counting, with masks alone."""
+"""Lowest sparsity that keeps no more than a budget, found by counting with masks alone."""
 
 import bisect
 import math
@@ -19,7 +19,7 @@ from fishleg_jax.pruning.targets import Budget
 
 
 def sparsity_of(count: int, weights: int) -> float:
-    """A sparsity that prunes exactly so many of so many weights."""
+    """Sparsity that prunes exactly `count` of `weights` weights."""
     sparsity = count / weights
     while number_to_prune(sparsity, weights) < count:
         sparsity = math.nextafter(sparsity, 1.0)
@@ -27,14 +27,15 @@ def sparsity_of(count: int, weights: int) -> float:
 
 
 def of_weights(at_most: int, sizes: Sequence[int]) -> float:
-    """The lowest sparsity that keeps at most so many weights.
+    """Lowest sparsity that keeps at most a number of weights.
 
     Args:
-        at_most: how many weights.
-        sizes: of the groups that have a threshold each: all leaves for the scope `global`, or one.
+        at_most: Number of weights.
+        sizes: Number of weights below each threshold: one for all leaves under the scope `global`,
+            one for each leaf otherwise.
 
     Raises:
-        ValueError: more are kept at any sparsity.
+        ValueError: More weights are kept at any sparsity.
     """
     total = sum(sizes)
 
@@ -53,10 +54,10 @@ def of_weights(at_most: int, sizes: Sequence[int]) -> float:
 def costs_of(
     budget: Budget, model: Model, params: Any, batch: BatchLike, chosen: Sequence[bool], scope: str
 ) -> Any:
-    """What a weight of each leaf costs in a budget's unit; shapes will do for arrays.
+    """Cost of one weight of each leaf in a budget's unit; shapes can stand in for arrays.
 
     Raises:
-        ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
+        ValueError: Invalid costs; a budget below the cost that remains at any sparsity.
     """
     costs = budget.costs
     if budget.unit == "cost":
@@ -75,7 +76,7 @@ def costs_of(
 
 
 def kept_cost(masks: Any, costs: Any, chosen: Sequence[bool]) -> float:
-    """The cost of the prunable weights that masks keep."""
+    """Cost of the prunable weights that masks keep."""
     total = 0.0
     for mask, cost, yes in zip(jax.tree.leaves(masks), jax.tree.leaves(costs), chosen, strict=True):
         if yes and np.ndim(cost) == 0:
@@ -95,13 +96,13 @@ def within_budget(
     schedule: str,
     initial: float = 0.0,
 ) -> Goal:
-    """Stages to the lowest sparsity that keeps no more than a budget.
+    """Prunes in stages to the lowest sparsity that keeps no more than a budget.
 
-    What that sparsity is depends on the ranking of the weights: every stage finds it out anew, and
-    goes its part of the way that is left, so that the last one ends at it.
+    That sparsity depends on the ranking of the weights: every stage determines it again, and covers
+    its part of the remaining way, so that the last one ends at it.
 
     Raises:
-        ValueError: unsound costs; a budget that is less than what is kept at any sparsity.
+        ValueError: Invalid costs; a budget below the cost that remains at any sparsity.
     """
     groups = plan.surgeon.groups
     chosen, weights = groups.chosen, groups.weights
@@ -113,10 +114,12 @@ def within_budget(
         def keeps(sparsity):
             return kept_cost(choose(plan, scored, sparsity), costs, chosen)
 
+        # Find the final sparsity by the scores of this stage, and go this stage's part of the way.
         final = _lowest(keeps, budget.at_most, before, weights)
         left = stages - len(reports)
         sparsity = stage_sparsities(final, left, schedule=schedule, initial=before)[0]
         point, info = advance(plan, scored, sparsity)
+        # Report the cost, and say why the pruning ends elsewhere than requested.
         kept = kept_cost(point.masks, costs, chosen)
         reached, stopped = kept <= budget.at_most, None
         if final == 0:
@@ -132,7 +135,7 @@ def within_budget(
 
 
 def not_needed(budget: Budget) -> str:
-    """What is told where a budget takes all weights."""
+    """Message for a budget that covers all weights."""
     return (
         "nothing had to be pruned: all prunable weights together are within "
         f"targets.{budget.unit}({budget.at_most:.12g})"
@@ -140,7 +143,7 @@ def not_needed(budget: Budget) -> str:
 
 
 def _lowest(keeps: Callable[[float], float], at_most: float, before: float, weights: int) -> float:
-    """The lowest sparsity from `before` on that keeps at most so much; the highest if none does."""
+    """Lowest sparsity from `before` on that keeps at most the budget; the highest if none does."""
     first = number_to_prune(before, weights)
 
     def sparsity(count):

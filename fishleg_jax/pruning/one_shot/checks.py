@@ -1,4 +1,4 @@
-"""What `prune_one_shot` refuses beyond unsound weights and batches."""
+"""Checks of `prune_one_shot` beyond those of weights and batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from fishleg_jax.pruning.targets import Budget
 
 
 def check_host(*given: Any) -> None:
-    """Raises a ValueError under `jit` and the like, for arguments or what is made of constants."""
+    """Raises a ValueError under `jit` and the like, for traced arguments or traced constants."""
     if is_traced((given, jnp.zeros(()) + 0)):
         raise ValueError(
             "params and batches must be arrays, got tracers: one-shot pruning runs on the host and "
@@ -27,7 +27,7 @@ def check_host(*given: Any) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raises a ValueError unless it is a random key."""
+    """Raises a ValueError for an invalid random key."""
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
     if not typed and not (dtype == np.uint32 and key.ndim == 1):
@@ -35,7 +35,7 @@ def check_key(key: Any) -> None:
 
 
 def check_compensation(compensation: Any) -> None:
-    """Raises a ValueError unless it is what functions of `flj.compensation` return."""
+    """Raises a ValueError for anything but a compensation, such as one of `flj.compensation`."""
     expected = "one of flj.compensation, such as flj.compensation.group()"
     numbers.check_function(compensation, "compensation", 6, expected)
 
@@ -70,7 +70,7 @@ def check_functions(**functions: Any) -> None:
 
 
 def check_per_stage(value: Any, batches: int) -> int:
-    """How many batches a stage sees, or a ValueError."""
+    """Number of batches of a stage, or a ValueError."""
     if value is None:
         return batches
     if not numbers.is_whole(value, 1) or value > batches:
@@ -90,10 +90,10 @@ def check_needs(
     held_out: Sequence[BatchLike] | None,
     first_order: bool,
 ) -> None:
-    """Raises a ValueError where compensation or scores need what the others do not have.
+    """Raises a ValueError if compensation or scores need something that is missing.
 
-    A compensation may have a function `check(curvature, estimator, state)` that says so, which
-    looks at no more than the state's fields, shapes and dtypes.
+    A compensation may have a function `check(curvature, estimator, state)` that raises; it reads
+    only the state's fields, shapes and dtypes.
     """
     curvature = _curvature.curvature(model, batches)
     if held_out is not None:
@@ -110,7 +110,7 @@ def check_needs(
 
 
 def check_state(state: Any | None, estimator: InverseFisher, params: Any, stages: int) -> None:
-    """Raises a ValueError where a fitted state was given that can't be used."""
+    """Raises a ValueError for a fitted state that can't be used."""
     if state is not None and stages > 1:
         raise ValueError(f"state is for a single stage, which needs no other fit; stages={stages}")
     if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
@@ -122,7 +122,7 @@ def check_state(state: Any | None, estimator: InverseFisher, params: Any, stages
 
 
 def _alike(state: Any, expected: Any) -> bool:
-    """Whether two states have one structure and the same shapes."""
+    """Whether two states have the same structure and shapes."""
     if jax.tree.structure(state) != jax.tree.structure(expected):
         return False
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
@@ -130,7 +130,7 @@ def _alike(state: Any, expected: Any) -> bool:
 
 
 def check_model(model: Model, params: Any, batch: BatchLike) -> None:
-    """Raises where a model can't predict a batch, or predicts NaN or infinity."""
+    """Raises if a model can't predict a batch, or predicts NaN or infinity."""
     try:
         outputs = jitted(predict, model)(params, batch)
     except (TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from fishleg_jax.pruning.one_shot.stages import Stages
 
 
 class Data:
-    """The data of a one-shot pruning."""
+    """Batches, constants and curvature of a one-shot pruning."""
 
     def __init__(
         self,
@@ -24,12 +24,12 @@ class Data:
         stages: Stages,
         per_stage: int,
     ):
-        """Remembers the data and how the stages read them.
+        """Stores the data and how the stages read them.
 
         Args:
             model: The model.
             batches: Batches for the curvature.
-            held_out: Batches to check steps on; None for none.
+            held_out: Batches to check steps on; None to check on `batches`.
             stages: How the stages run.
             per_stage: Number of batches of each stage.
         """
@@ -38,7 +38,7 @@ class Data:
         self.curvature_on = partial(
             _curvature.curvature, model, examples_per_chunk=stages.examples_per_chunk
         )
-        self._latest: dict[int, Any] = {}  # constants after so many stages, computed once
+        self._latest: dict[int, Any] = {}  # constants by number of stages done, computed once
 
     def of_stage(self, stage: int, params: Any) -> tuple[Sequence[BatchLike], _curvature.Curvature]:
         """Batches of a stage with constants for the weights at hand, and their curvature."""
@@ -51,7 +51,7 @@ class Data:
         return own, curvature
 
     def constants_after(self, stages: int, params: Any) -> Any | None:
-        """Constants for the weights after so many stages; None without `recalibrate`."""
+        """Constants for the weights after a number of stages; None without `recalibrate`."""
         if stages not in self._latest:
             self._latest.clear()
             self._latest[stages] = self._constants(params, self._seen_in(max(stages - 1, 0)))

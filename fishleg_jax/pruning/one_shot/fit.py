@@ -25,24 +25,24 @@ def fit(
     masks: Any | None = None,
     on_update: Callable[[int, int, Any], None] | None = None,
 ) -> Any:
-    """Fits an inverse Fisher to batches: `estimator.updates` updates, or one pass over them.
+    """Fits an inverse Fisher to batches: `estimator.updates` updates, or one pass over the batches.
 
     Args:
-        estimator: the estimate.
-        params: weights, any pytree of floating-point arrays.
-        batches: batches of training data; equal shapes save compilations.
-        key: a random key.
-        masks: which weights survive; None for all.
-        on_update: called as `on_update(updates done, updates in all, state)` after every update;
-            the next update takes the state's memory, so what is to be kept has to be copied.
+        estimator: Estimate of the inverse Fisher.
+        params: Weights, any pytree of floating-point arrays.
+        batches: Batches of training data; equal shapes save compilations.
+        key: Random key.
+        masks: Pytree of booleans like the weights, False for pruned; None keeps all.
+        on_update: Function `(updates done, updates in all, state)`, called after every update.  The
+            state is donated to the next update; copy anything you want to keep.  None for no calls.
 
     Returns:
-        The estimator's state.
+        State of the estimator.
 
     Raises:
-        ValueError: unsound weights or batches, see `prune_one_shot`; no estimator, no random key;
-            a `predict` that depends on an example's neighbours, where the estimate needs gradients
-            of single examples.
+        ValueError: Invalid weights or batches, under the conditions of `prune_one_shot`; an invalid
+            estimator or random key; a `predict` that depends on an example's neighbours, where the
+            estimate needs gradients of single examples.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -71,10 +71,10 @@ def fitted(
     masks: Any | None,
     on_update: Callable[[int, int, Any], None] | None,
 ) -> Any:
-    """What `fit` returns, of arguments that are checked."""
+    """State that `fit` returns, from arguments that are already checked."""
     total = len(batches) if estimator.updates is None else estimator.updates
-    # a state may be as large as memory allows, so each makes room for the next; compiled, `init`
-    # gives every leaf memory of its own
+    # A state may be as large as memory allows, so each is donated to the next.  Compiled, `init`
+    # gives every leaf memory of its own.
     init, update = compiled(estimator, params)
     state = init(params)
     for i in range(total):

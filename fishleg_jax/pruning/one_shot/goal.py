@@ -1,4 +1,4 @@
-"""From what `prune_one_shot` is asked to reach to what its stages do."""
+"""Translates the sparsity or target of `prune_one_shot` into stages."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from fishleg_jax.pruning.targets import Budget, Limit, Target
 
 
 def sparsity_or_target(asked: float | Target, groups: Groups) -> float | Target:
-    """A number of weights as the sparsity that it is; everything else as it came."""
+    """Converts a number of weights to its sparsity; returns everything else as it came."""
     if not isinstance(asked, Budget) or asked.unit != "weights":
         return asked
     return budget.of_weights(asked.at_most, groups.sizes)
@@ -21,9 +21,9 @@ def sparsity_or_target(asked: float | Target, groups: Groups) -> float | Target:
 def planned(
     goal: float | Target, stages: int, schedule: str | Sequence[float], initial: float = 0.0
 ) -> list[float]:
-    """The sparsities of all stages, as far as they are known beforehand: of a budget none.
+    """Sparsities of all stages, as far as they are known beforehand; not at all for a budget.
 
-    They go on from an initial sparsity, that of the masks of before.
+    They start from an initial sparsity, that of the initial masks.
     """
     if isinstance(schedule, Iterable) and not isinstance(schedule, str):
         return _given(goal, stages, schedule)
@@ -35,7 +35,7 @@ def planned(
 
 
 def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list[float]:
-    """A schedule that is given stage by stage."""
+    """Checks and returns a schedule that is given stage by stage."""
     if isinstance(goal, (Budget, Limit)):
         raise ValueError("schedule must be a name where sparsity is a target, got sparsities")
     final = stage_sparsities(goal, stages)[-1]  # checks both
@@ -63,22 +63,22 @@ def goal_for(
     schedule: str,
     before: int = 0,
 ) -> Goal:
-    """The function that ends each stage on the way to a goal.
+    """Returns the function that ends each stage on the way to a goal.
 
     Args:
-        asked: what the user asked for.
-        goal: the same as a sparsity, or a target that depends on the ranking or on what is lost.
-        plan: how.
-        model: the model.
-        params: the weights that came in.
-        batch: a batch, to count operations.
-        loss: a function of the weights, for a limit that is measured.
-        sparsities: those that are planned.
-        schedule: by which the stages follow each other.
-        before: Number of weights that the masks of before prune.
+        asked: Sparsity or target that the user passed.
+        goal: The same as a sparsity, or a target that depends on the ranking or on the loss.
+        plan: Choices that all stages share.
+        model: Model, to count operations.
+        params: Initial weights.
+        batch: Batch, to count operations.
+        loss: Function of the weights, for a measured limit; None without labels.
+        sparsities: Planned sparsities of the stages.
+        schedule: Growth of the sparsity from stage to stage.
+        before: Number of weights that the initial masks prune.
 
     Raises:
-        ValueError: the goal can't be reached, as far as that is known before any stage.
+        ValueError: The goal is known to be unreachable before any stage.
     """
     if isinstance(goal, Budget):
         initial = budget.sparsity_of(before, plan.surgeon.groups.weights)
@@ -94,7 +94,7 @@ def goal_for(
 
 
 def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Goal:
-    """Stages to sparsities that are known beforehand."""
+    """Ends each stage at a sparsity that is known beforehand."""
 
     def end(scored: Scored, reports: Sequence[dict]) -> Step:
         sparsity = sparsities[len(reports)]

@@ -1,4 +1,4 @@
-"""The highest sparsity that loses no more than a limit: tried, with what is fitted."""
+"""Highest sparsity that loses no more than a limit, found by trying it with the fitted inverse."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from fishleg_jax.pruning.one_shot.budget import sparsity_of
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, Scored, Step, advance
 from fishleg_jax.pruning.targets import Limit
 
-# what is lost at a point, of what the stage tells that led there and what those before told
+# (point, report of the stage that led there, reports of earlier stages) -> loss increase
 Lost = Callable[[Point, dict, Sequence[dict]], float]
 
 
 def _what_is_lost(limit: Limit, loss: Callable[[Any], Any] | None, params: Any) -> Lost:
-    """How far a limit is used up, counted from the weights that came in."""
+    """Function that measures how much of a limit is used up, counted from the initial weights."""
     if limit.unit == "predicted":
         return lambda point, info, reports: sum(x["predicted"] for x in (*reports, info))
     measure = limit.metric
@@ -53,18 +53,18 @@ def within_limit(
     sparsities: Sequence[float],
     before: int = 0,
 ) -> Goal:
-    """Stages until one loses more than a limit; there it is bisected, with what is fitted.
+    """Prunes in stages until one exceeds a limit, then bisects that stage with its fitted inverse.
 
     Args:
-        plan: how.
-        limit: the limit.
-        params: the weights that came in.
-        loss: a function of weights, for a limit in measured nats.
-        sparsities: of the stages, up to the highest.
-        before: Number of weights that the masks of before prune.
+        plan: Choices that all stages share.
+        limit: Highest loss increase or drop of a metric.
+        params: Initial weights.
+        loss: Function of the weights, for a limit in measured nats.
+        sparsities: Sparsities of the stages, up to the highest.
+        before: Number of weights that the initial masks prune.
 
     Raises:
-        ValueError: what is measured is no finite number for the weights that came in.
+        ValueError: The measure is not a finite number for the initial weights.
     """
     weights = plan.surgeon.groups.weights
     lost = _what_is_lost(limit, loss, params)
@@ -75,7 +75,7 @@ def within_limit(
         errors, tried = [], []
 
         def moved(count):
-            """The step to a number of pruned weights, or None if it breaks the limit."""
+            """Step to a number of pruned weights; None if it exceeds the limit."""
             sparsity = sparsity_of(count, weights)
             try:
                 point, info = advance(plan, scored, sparsity)
@@ -92,10 +92,12 @@ def within_limit(
                 return None
             return Step(point, {"sparsity": sparsity, "lost": loses} | info)
 
+        # Try the whole stage first.
         low, high = counts[len(reports) : len(reports) + 2]
         move = moved(high)
         if move is not None:
             return move if high < counts[-1] else move._replace(last=True, stopped=_all(limit))
+        # Bisect between the stage before and this one.
         while high - low > nearest:
             middle = (low + high) // 2
             trial = moved(middle)
@@ -103,7 +105,8 @@ def within_limit(
                 high = middle
             else:
                 low, move = middle, trial
-        if not tried:  # it is not the sparsity
+        # End at the highest sparsity within the limit, or at the point before.
+        if not tried:  # no sparsity gave a finite result
             raise errors[0]
         if move is not None:
             return move._replace(last=True)

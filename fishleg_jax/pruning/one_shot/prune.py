@@ -38,59 +38,61 @@ def prune_one_shot(
 ) -> Result:
     """Prunes a trained model once, by Optimal Brain Surgeon with an estimate of the inverse Fisher.
 
-    It runs on the host, and compiles its parts itself: it can't be called under `jit`.  Weights and
-    batches may be spread over devices; what comes back lies where the weights do.  Under Explicit
-    axes this model may have to name axes, while those of K-FAC, diagonal, WoodFisher and M-FAC may
-    not.
+    Runs on the host and compiles its parts itself, so it can't be called under `jit`.  Weights and
+    batches may be sharded over devices; results are placed like the weights.  Under Explicit axes
+    this model may have to name axes, while those of K-FAC, diagonal, WoodFisher and M-FAC must not.
 
     Args:
-        model: the model; the curvature of the loss that it makes is handed to the compensation.
-        params: its trained weights, any pytree of floating-point arrays.
-        estimator: the inverse Fisher; `inverse.identity()` makes this magnitude pruning.
-        batches: batches of training data for the curvature, never of the data reported on.
-        sparsity: the fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`;
-            or one of `targets`: so many weights, bytes or operations, or as many as a loss or a
-            metric allows.
-        stages: Number of stages, each of which fits the inverse anew at the weights and masks of
-            the stage before; or `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
-        held_out: labelled batches of training data that the curvature does not see, by whose loss
-            steps are checked; the default compensation then has a check, too.
-        scope: `global` for one threshold over all prunable leaves, `layer` for one in each.
+        model: Model; the compensation receives the curvature of its loss.
+        params: Trained weights, any pytree of floating-point arrays.
+        estimator: Estimate of the inverse Fisher; `inverse.identity()` makes this magnitude
+            pruning.
+        batches: Batches of training data for the curvature, never of the data reported on.
+        sparsity: Fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`; or
+            one of `targets`: a number of weights, bytes or operations to keep, or the most that a
+            limit on a loss or a metric allows.
+        stages: Number of stages, 1 by default, each of which refits the inverse at the weights and
+            masks of the stage before; or `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
+        held_out: Labelled batches of training data that the curvature does not see; their loss
+            checks the step of a compensation, also of the default one.  None to check, if at all,
+            on `batches`.
+        scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
+            each.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
             `flj.compensation`; `independent()` by default.  With `first_order=True` in it, scores
             and selection take the gradient into account, too: `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.
-        selection: what betters the masks of the scores, weight for weight, `selection.swaps()` or
-            `selection.qubo()`; None for those masks.
+        selection: Optional refinement of the score-based masks by swapping weights,
+            `selection.swaps()` or `selection.qubo()`; None for the score-based masks.
         prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
             to True or False, where the first match decides; a pytree of booleans like the weights,
-            or a prefix of it; or a predicate `(name, leaf) -> bool`, asked once, of the weights.
+            or a prefix of it; or a predicate `(name, leaf) -> bool`, called once, on the weights.
             By default all but vectors (at most one dimension larger than 1) and leaves with the
             name of a bias, a normalisation's parameter, an embedding or a position; the report
-            lists what was left out and why.  `flj.Leaves` adds leaves that
-            a compensation may move, stacked layers, and costs of weights.
-        masks: Weights that are pruned already and stay so; they count towards the sparsity.
+            lists the leaves left out and why.  `flj.Leaves` adds leaves that a compensation may
+            move, stacked layers, and costs of weights.
+        masks: Weights that are already pruned and stay pruned; they count towards the sparsity.
             `"zeros"`, the default, takes the zeros of every leaf that is prunable, now or by
-            default (a leaf or layer of zeros only counts as untrained, not as pruned); None starts
-            from no mask; or a pytree of booleans like the weights, False for pruned.
-        key: a random key; `jax.random.key(0)` by default.
+            default (an all-zero leaf or layer counts as untrained, not as pruned); None starts
+            without masks; or a pytree of booleans like the weights, False for pruned.
+        key: Random key; `jax.random.key(0)` by default.
 
     Returns:
-        Weights, masks, a report, the estimator's state, and what each stage has to tell.
+        A `Result`: weights, masks, a report, the estimator's state, and the numbers of each stage.
 
     Raises:
-        ValueError: a sparsity outside [0, 1) or below that of the masks of before, NaN or infinity
-            in weights or batches, an empty or mismatched batch, an integer leaf, nothing prunable,
-            an expression that matches nothing, costs that are not positive, a target that no
-            pruning can reach, constants from `recalibrate` that are unlike the batches', a
-            selection of another number of weights than the scores'; batches without labels where
-            the gradient or a check needs them; an estimator of another model, one that waits for
-            more gradients than there are, one that needs single examples where `predict` depends
-            on their neighbours, or one whose Fisher is zero for every prunable weight; an argument
-            of another type; a call under `jit`.
-        FloatingPointError: predictions, losses that are measured, the fitted inverse or the pruned
-            weights are not finite in the first stage, when nothing is pruned yet; a later one ends
-            the pruning instead, as do constants from `recalibrate` that are not finite, see
-            `Result.stopped`.
+        ValueError: A sparsity outside [0, 1) or below that of the initial masks, NaN or infinity in
+            weights or batches, an empty or mismatched batch, an integer leaf, nothing prunable, an
+            expression that matches nothing, costs that are not positive, an unreachable target,
+            constants from `recalibrate` that do not match the batches', a selection that prunes
+            another number of weights than the scores do; batches without labels where the gradient
+            or a check needs them; an estimator of another model, one that waits for more gradients
+            than there are, one that needs single examples where `predict` depends on their
+            neighbours, or one whose Fisher is zero for every prunable weight; an argument of
+            another type; a call under `jit`.
+        FloatingPointError: Predictions, measured losses, the fitted inverse or the pruned weights
+            are not finite in the first stage, when nothing is pruned yet.  Later, this ends the
+            pruning instead, as do constants from `recalibrate` that are not finite; the reason is
+            in `Result.stopped`.
 
     References:
         McGowan et al., Efficient model compression techniques with FishLeg, 2024.
@@ -105,7 +107,7 @@ def prune_one_shot(
         >>> result.masks.tolist()
         [[True, False], [True, False]]
     """
-    # Refuse unsound arguments before anything is compiled.
+    # Reject invalid arguments before anything is compiled.
     run = checked(
         *(model, params, estimator, batches),
         sparsity=sparsity,
@@ -121,7 +123,7 @@ def prune_one_shot(
     point, state, reports, stopped, factor = run.start, None, (), None, 1.0
     for stage in range(run.stages.number):
         try:
-            # Fit: the inverse Fisher at the weights that the stages before have left.
+            # Fit the inverse Fisher at the weights that earlier stages left.
             own, curvature = run.data.of_stage(stage, point.params)
             fitted = run.damped(run.fit(stage, point, own), factor)
             # Score, then mask and compensate as far as the goal goes.
@@ -134,7 +136,7 @@ def prune_one_shot(
                 f"of the stage before, at a sparsity of {reports[-1]['sparsity']:.6g}"
             )
             break
-        # Report, and carry the damping on that the compensation found.
+        # Report, and carry over the damping that the compensation found.
         point, stopped = step.point, step.stopped
         if state is None or step.report is not None:
             state = fitted

@@ -1,4 +1,4 @@
-"""From the arguments of `prune_one_shot`, all of them checked, to one value that its loop reads."""
+"""Turns the arguments of `prune_one_shot`, once checked, into one value that its loop reads."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from fishleg_jax.pruning.update import Surgeon
 
 
 class Run(NamedTuple):
-    """A one-shot pruning whose arguments are sound.
+    """One-shot pruning with valid arguments.
 
     Attributes:
         plan: Choices that all stages share.
@@ -58,12 +58,12 @@ class Run(NamedTuple):
     key: jax.Array
 
     def fit(self, stage: int, point: Point, batches: Sequence[BatchLike]) -> Any:
-        """State of the estimator at a point: fitted to batches, or the one that was given."""
+        """State of the estimator at a point: fitted to batches, or the one given in `Stages`."""
         if self.stages.state is not None:
             return self.stages.state
         surgeon = self.plan.surgeon
         key = self.key if self.stages.number == 1 else jax.random.fold_in(self.key, stage)
-        # an estimate is of the weights that are free; without a mask where that is all of them
+        # The estimate covers the free weights; it needs no mask if all are free.
         all_free = not self.started and surgeon.adjustable is None
         masks = None
         if stage > 0 or not all_free:
@@ -83,10 +83,10 @@ class Run(NamedTuple):
     def result(
         self, point: Point, state: Any, reports: tuple[dict, ...], stopped: str | None
     ) -> Result:
-        """The result if the pruning ends at a point."""
+        """Result of the pruning if it ends at a point."""
         try:
             constants = self.data.constants_after(len(reports), point.params)
-        except FloatingPointError as error:  # which costs none of the weights
+        except FloatingPointError as error:  # the weights are still valid
             constants = None
             stopped = stopped or f"no constants for the weights after stage {len(reports)}: {error}"
         groups = self.plan.surgeon.groups
@@ -113,22 +113,22 @@ def checked(
     masks: Any | None,
     key: jax.Array | None,
 ) -> Run:
-    """The arguments of `prune_one_shot` as a run, once all of them are sound.
+    """Checks the arguments of `prune_one_shot` and returns them as a run.
 
     Raises:
-        ValueError: an argument that `prune_one_shot` refuses.
-        FloatingPointError: predictions or losses of the first weights are not finite.
+        ValueError: An argument that `prune_one_shot` rejects.
+        FloatingPointError: Predictions or losses of the initial weights are not finite.
     """
     stages = stages if isinstance(stages, Stages) else Stages(stages)
     leaves = leaves_of(prunable)
-    # What is given: arrays, model, estimator.
+    # Check arrays, model and estimator.
     checks.check_host(params, batches, held_out, leaves.costs, stages.state, key)
     check_on_host(estimator)
     check_model(model)
     check_same_model(estimator.model, model, (params, batches))
     arrays.check_params(params)
     arrays.check_batches(batches)
-    # Which weights are pruned: leaves, first masks, sparsities.
+    # Decide which weights are pruned: leaves, initial masks, sparsities.
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
     start = begin(params, first_masks(params, groups, masks))
     before = sum(map(int, zeros_in(groups, start.masks)))
@@ -138,7 +138,7 @@ def checked(
     )
     if sparsities and not isinstance(final, Budget):
         check_room(groups, sparsities[-1], before)
-    # How they are chosen and made up for.
+    # Check selection, compensation and costs.
     if selection is not None:
         checks.check_selection(selection, groups, final)
     if compensation is None:
@@ -151,7 +151,7 @@ def checked(
     key = jax.random.key(0) if key is None else key
     checks.check_key(key)
     per_stage = _checked_stages(stages, batches)
-    # Whether estimate, model and data fit each other.
+    # Check that estimate, model and data match.
     plan = Plan(Surgeon(estimator, compensation, groups, moves), leaves.costs, selection)
     _check_data(plan, model, params, batches, held_out, stages, per_stage)
     labelled = checks.have_labels(batches if held_out is None else held_out)
@@ -160,6 +160,7 @@ def checked(
     if plan.measure or plan.first_order or getattr(compensation, "measures_loss", False):
         _soundness.check_losses(data.curvature_on, params, batches, "batches")
         _soundness.check_losses(data.curvature_on, params, held_out or [], "held_out")
+    # Choose the function that ends each stage.
     loss = data.loss if labelled else None
     reach = goal.goal_for(
         *(sparsity, final, plan, model, params, batches[0], loss, sparsities),
@@ -170,7 +171,7 @@ def checked(
 
 
 def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
-    """Number of batches of each stage, once what `Stages` holds is sound."""
+    """Number of batches of each stage, once the fields of `Stages` are checked."""
     check_flag(stages.adapt_damping, "adapt_damping")
     checks.check_functions(
         recalibrate=stages.recalibrate, on_update=stages.on_update, on_stage=stages.on_stage
@@ -193,7 +194,7 @@ def _check_data(
     stages: Stages,
     per_stage: int,
 ) -> None:
-    """Raises where estimate, model and data do not fit each other."""
+    """Raises if estimate, model and data do not match."""
     estimator = plan.surgeon.estimator
     if stages.state is None:
         _soundness.check_enough(estimator, batches, stages.number, per_stage)

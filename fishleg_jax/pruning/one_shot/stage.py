@@ -1,4 +1,4 @@
-"""One stage of a one-shot pruning: scores at a point, and the way from there to a sparsity."""
+"""One stage of a one-shot pruning: scores at a point, and the step from there to a sparsity."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ from fishleg_jax.pruning.update import Surgeon
 
 
 class Plan(NamedTuple):
-    """The choices that all stages share.
+    """Choices that all stages share.
 
     Attributes:
         surgeon: Estimator, compensation, and the leaves that are pruned.
         costs: Cost of each weight, which divides its score; None for equal costs.
-        selection: Refinement of the masks; None for the masks of the scores.
-        measure: Whether to report the change of the loss where the compensation does not.
+        selection: Refinement of the masks; None for the score-based masks.
+        measure: Whether to report the change of the loss if the compensation does not.
     """
 
     surgeon: Surgeon
@@ -46,9 +46,9 @@ class Point(NamedTuple):
     """Weights and masks between two stages.
 
     Attributes:
-        params: the weights.
-        masks: which of them survive.
-        removed: for every leaf the sum of the scores of its pruned weights.
+        params: Weights.
+        masks: Masks of the weights, False for pruned.
+        removed: Sum of the scores of the pruned weights, for every leaf.
     """
 
     params: Any
@@ -57,13 +57,13 @@ class Point(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A point with an inverse Fisher and scores; any sparsity can be tried from here.
+    """Point with an inverse Fisher and scores; any sparsity can be tried from here.
 
     Attributes:
         point: Weights and masks at which the inverse Fisher was fitted.
         state: State of the estimator, prepared for many products.
         curvature: Loss on the stage's data.
-        scores: Scores of the weights that survive at the point.
+        scores: Scores of the weights that are kept at the point.
     """
 
     point: Point
@@ -73,13 +73,13 @@ class Scored(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The end of a stage.
+    """End of a stage.
 
     Attributes:
         point: The next point; the one before if nothing was pruned.
         report: Numbers of the stage, with its `sparsity`; None if nothing was pruned.
         last: Whether the pruning ends here.
-        stopped: Why it ends here, if that is not as asked for.
+        stopped: Reason of an end that was not requested; None otherwise.
     """
 
     point: Point
@@ -88,22 +88,22 @@ class Step(NamedTuple):
     stopped: str | None = None
 
 
-# From a scored point and the reports of the stages before to the end of a stage.
+# (scored point, reports of earlier stages) -> end of a stage
 Goal = Callable[[Scored, Sequence[dict]], Step]
 
 
 def begin(params: Any, masks: Any) -> Point:
-    """The point before the first stage, of weights and the masks that they come with."""
+    """Point before the first stage, from weights and their initial masks."""
     params = placement.like(apply_mask(params, masks), params)
     return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
 
 
 def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Scored:
-    """Scores the surviving weights of a point, with an inverse Fisher that was fitted there.
+    """Scores the kept weights of a point, with an inverse Fisher that was fitted there.
 
     Raises:
-        FloatingPointError: the inverse is not finite.
-        UnsoundCurvature: no prunable weight has a curvature.
+        FloatingPointError: The inverse is not finite.
+        UnsoundCurvature: No prunable weight has a curvature.
     """
     surgeon = plan.surgeon
     check_curvature(surgeon.estimator, surgeon.groups.chosen, state, point.params, point.masks)
@@ -116,7 +116,7 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Scored:
 
 
 def choose(plan: Plan, scored: Scored, sparsity: float) -> Any:
-    """The masks of a sparsity, by the scores at a point: of a higher sparsity a part of these."""
+    """Masks of a sparsity, by the scores at a point; those of a higher sparsity keep a subset."""
     return extend(plan.surgeon.groups, _ranked(plan, scored), sparsity, scored.point.masks)
 
 
@@ -127,7 +127,7 @@ def _ranked(plan: Plan, scored: Scored) -> Any:
 
 
 def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
-    """Prunes on to a sparsity, from a point with an inverse Fisher.
+    """Prunes from a point with an inverse Fisher to a sparsity.
 
     Args:
         plan: Choices that all stages share.
@@ -135,15 +135,15 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
         sparsity: Fraction of the prunable weights that is pruned afterwards.
 
     Returns:
-        The next point, and the numbers that the compensation reports, with the sum of the scores of
-        the pruned weights for `predicted` if the compensation predicts nothing itself.
+        The next point, and the numbers that the compensation reports.  `predicted` is the sum of
+        the scores of the pruned weights if the compensation predicts nothing itself.
 
     Raises:
-        FloatingPointError: the new weights or their loss are not finite.
+        FloatingPointError: The new weights or their loss are not finite.
     """
     point, state, curvature, scores = scored
 
-    # score -> mask -> compensate
+    # Mask by the scores, and compensate.
     def masks_of(_, old):
         masks = choose(plan, scored, sparsity)
         return masks if plan.selection is None else _selected(plan, scored, old, masks)
@@ -154,7 +154,7 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     params = placement.like(jitted(_moved)(point.params, delta, masks), point.params)
     _require_finite(params, "the compensated weights")
 
-    # report
+    # Report the predicted and, if wanted, the measured change of the loss.
     removed = removed_scores(scores, point.masks, masks)
     info = {"predicted": float(sum(jax.tree.leaves(removed)))} | info
     if plan.measure and "actual" not in info:
@@ -184,7 +184,7 @@ def _measured(curvature: Curvature, before: Any, after: Any) -> dict[str, float]
 
 
 def _selected(plan: Plan, scored: Scored, old: Any, masks: Any) -> Any:
-    """The masks of the plan's selection, which has to prune as many weights as the scores do."""
+    """Masks of the plan's selection, which has to prune as many weights as the scores do."""
     point, state, curvature, _ = scored
     groups = plan.surgeon.groups
     leaves, tree = jax.tree.flatten(_ranked(plan, scored))

@@ -1,4 +1,4 @@
-"""How the stages of a one-shot pruning run."""
+"""Number of stages of a one-shot pruning, and how they run."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 class Stages(NamedTuple):
     """Number of stages of `prune_one_shot`, and how they run.
 
-    Each stage fits the inverse Fisher anew, at the weights and masks of the stage before.
+    Each stage refits the inverse Fisher, at the weights and masks of the stage before.
 
     Attributes:
         number: Number of stages, at least 1.
@@ -27,7 +27,7 @@ class Stages(NamedTuple):
             the compensation, which bounds their memory; None for a whole batch.  The estimator has
             an argument of the same name for its own.
         on_update: Function `(updates done, updates in all, state)`, called after every update of a
-            fit; see `fit`.
+            fit.  The state is donated to the next update; copy anything you want to keep.
         on_stage: Function `(result)`, called after every stage with the `Result` so far.
 
     Example:

@@ -1,8 +1,8 @@
-"""Which weights are pruned, once more: the OBS mask takes every weight by itself, these take sets.
+"""Selections: choose pruned weights as a set, where the OBS mask ranks every weight by itself.
 
 A selection is a function `(params, old_masks, new_masks, scores, curvature, estimator, state,
-scope) -> masks` that prunes as many weights as `new_masks`, under the scope `layer` in every leaf,
-none that may not be pruned (their scores are infinite), and all that `old_masks` prunes.
+scope) -> masks` that prunes as many weights as `new_masks` (with the scope `layer` in every leaf)
+and all that `old_masks` prunes, but never those that may not be pruned (their scores are infinite).
 """
 
 from fishleg_jax.pruning.selection._annealing import anneal
@@ -25,5 +25,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion."""
+    """Public names, for completion."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Simulated annealing of the quadratic form, by a library that is kept: dwave-samplers."""
+"""Simulated annealing of the quadratic form, by a maintained library: dwave-samplers."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from fishleg_jax._checks.numbers import check_count
 from fishleg_jax.pruning.selection._objectives import as_floats, qubo_cost
 from fishleg_jax.pruning.selection._swap_search import Found
 
-# of the number of pruned weights, relative to what one weight costs: a hard one freezes the
-# annealing, as every swap passes through another number, and a soft one leaves much to repair
+# penalties on the number of pruned weights, relative to the cost of one weight: a hard one freezes
+# the annealing, as every swap passes through another number, and a soft one leaves much to repair
 PENALTIES = (0.1, 0.3, 0.03, 0.01)
 
 
 def require_sampler() -> Any:
-    """The modules dimod and dwave.samplers, or an ImportError that says how to get them."""
+    """Imports dimod and dwave.samplers, or raises an ImportError that says how to install them."""
     try:
         import dimod
         from dwave import samplers
@@ -45,17 +45,19 @@ def anneal(
     Args:
         linear: c of `qubo_cost`, shape (n,).
         quadratic: H, shape (n, n).
-        pruned: where to compare with, and how many there are to be; booleans of shape (n,).
-        groups: whole numbers of shape (n,); the number is that of every group.  None for one.
-        reads: how often it starts.
-        sweeps: how often in each it goes through the weights.
-        seed: of its random numbers.
+        pruned: Set to compare with, which also gives the number of weights to prune; booleans of
+            shape (n,).
+        groups: Whole numbers of shape (n,); the number is kept in every group.  None for a single
+            group.
+        reads: Number of starts of the annealing, 32 by default.
+        sweeps: Number of passes over the weights in each read, 1000 by default.
+        seed: Seed of the random numbers, 0 by default.
 
     Returns:
         The best of all reads and the start; `swaps` counts the weights that changed places.
 
     Raises:
-        ValueError: shapes that do not fit, no weight at all, reads or sweeps below one.
+        ValueError: Mismatched shapes, an empty array, fewer than one read or sweep.
         ImportError: dwave-samplers is not installed.
 
     References:
@@ -76,6 +78,7 @@ def anneal(
     before = qubo_cost(linear, quadratic, pruned)
     if groups is not None and np.shape(groups) != pruned.shape:
         raise ValueError(f"groups must have shape {pruned.shape}, got {np.shape(groups)}")
+    # Start and number of pruned weights in every group.
     require_sampler()
     start = np.asarray(pruned)
     if not np.isfinite(before) or not np.isfinite(quadratic).all():
@@ -84,6 +87,7 @@ def anneal(
     counts = members @ start
     c, h = np.asarray(linear, float), np.asarray(quadratic, float)
 
+    # Share the reads out among the penalties, repair their ends and take the best.
     found = np.concatenate(
         [
             _reads(c, h, members, counts, start, share, part, sweeps, seed)
@@ -94,6 +98,7 @@ def anneal(
     repaired = [_repaired(x, c, h, members, counts) for x in found]
     costs = [c @ x + x @ h @ x / 2 for x in repaired]
     best = jnp.asarray(repaired[int(np.argmin(costs))])
+    # Keep the start unless the best is lower.
     after = qubo_cost(linear, quadratic, best)
     if not after < before:
         return Found(pruned, before, before, jnp.zeros((), jnp.int32))
@@ -115,9 +120,9 @@ def _reads(
     sweeps: int,
     seed: int,
 ) -> np.ndarray:
-    """Sets that the sampler ends in, of numbers that are near those asked for."""
+    """Sets in which the sampler ends, with numbers of weights near the requested ones."""
     dimod, samplers = require_sampler()
-    # in units of what a weight changes the cost by at the start
+    # in units of the largest change of the cost by one weight at the start
     changes = c + h @ start + np.where(start, -0.5, 0.5) * np.diagonal(h)
     unit = max(float(np.abs(changes).max()), np.finfo(float).tiny)
     # (Σx − k)² = Σ_i (1 − 2k) x_i + Σ_{i≠j} x_i x_j + k², as x² = x
@@ -132,14 +137,14 @@ def _reads(
 
 
 def _members(groups: np.ndarray) -> np.ndarray:
-    """A row of zeros and ones for every group."""
+    """Indicator matrix of the groups: a row of zeros and ones for each."""
     return (np.unique(groups)[:, None] == groups[None]).astype(int)
 
 
 def _repaired(
     x: np.ndarray, c: np.ndarray, h: np.ndarray, members: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """A set with as many of every group as there have to be, by the cheapest single changes."""
+    """Restores the required number of weights in every group, by the cheapest single changes."""
     x = x.copy()
     for inside, count in zip(members.astype(bool), counts, strict=True):
         while (surplus := int(x[inside].sum() - count)) != 0:

@@ -1,4 +1,4 @@
-"""The weights nearest to the threshold of a mask, which a selection is free to choose from."""
+"""Border of a mask: the weights nearest to its threshold, free for a selection to choose from."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ Selection = Callable[[Any, Any, Any, Any, Any, Any, Any, str], Any]
 
 
 class Border(NamedTuple):
-    """Some weights of a pytree: the kept ones of lowest score, and the pruned ones of highest.
+    """Positions of some weights of a pytree: kept ones with low scores, and pruned ones with high.
 
     Attributes:
-        leaves: in which leaf each is, by its number in the tree's order.
-        places: where in the flattened leaf.
-        pruned: whether the mask prunes it.
+        leaves: Number of each weight's leaf, in the tree's order.
+        places: Position in the flattened leaf.
+        pruned: Whether the mask prunes it.
     """
 
     leaves: np.ndarray  # shape=(n,), int32
@@ -29,17 +29,17 @@ class Border(NamedTuple):
 
 
 def find_border(old_masks: Any, new_masks: Any, scores: Any, half: int, scope: str) -> Border:
-    """Up to `half` weights on either side of the threshold, nearest first by ratio to it.
+    """Finds up to `half` weights on either side of the threshold, nearest first by ratio to it.
 
     Args:
-        old_masks: masks before; what they prune is on neither side.
-        new_masks: masks after, of which every threshold is read.
-        scores: those that made them; infinite for weights that may not be pruned.
-        half: how many on each side at most.
-        scope: `global` or `layer`; with the latter every leaf has a threshold of its own.
+        old_masks: Masks before; weights that they prune are on neither side.
+        new_masks: Masks after, from which the thresholds are read.
+        scores: Scores behind these masks; infinite for weights that may not be pruned.
+        half: Largest number of weights on each side.
+        scope: `global` for one threshold, or `layer` for one in every leaf.
 
     Returns:
-        The border; empty where nothing newly pruned or nothing prunable is left.
+        The border; empty if nothing newly pruned or nothing prunable is left.
     """
     trees = map(jax.tree.leaves, (old_masks, new_masks, scores))
     found = _nearest(*trees, half, scope == "layer")
@@ -59,7 +59,7 @@ def _nearest(old: list, new: list, scores: list, half: int, layered: bool) -> li
     ]
     if not layered:
         highest = [jnp.max(jnp.stack(highest))] * len(scores)
-    # a leaf that loses nothing has no weight to swap with
+    # a leaf without newly pruned weights has nothing to swap
     losing = [jnp.isfinite(h) for h in highest]
     above, below = [], []
     for score, mask, gone, threshold, yes in zip(scores, new, lost, highest, losing, strict=True):
@@ -70,7 +70,7 @@ def _nearest(old: list, new: list, scores: list, half: int, layered: bool) -> li
 
 
 def _lowest(values: list, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The lowest numbers of all leaves: first of every leaf, then of those."""
+    """Lowest numbers of all leaves: first of every leaf, then of those."""
     parts = [jax.lax.top_k(-v.reshape(-1), min(count, v.size)) for v in values]
     leaves = [jnp.full(v.shape, i, jnp.int32) for i, (v, _) in enumerate(parts)]
     every = jnp.concatenate([v for v, _ in parts])
@@ -80,7 +80,7 @@ def _lowest(values: list, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def gather(tree: Any, leaves: jax.Array, places: jax.Array) -> jax.Array:
-    """The border's entries of a pytree, as a vector."""
+    """Reads the border's entries of a pytree into a vector."""
     parts = [
         jnp.where(leaves == i, x.reshape(-1)[jnp.minimum(places, x.size - 1)], 0)
         for i, x in enumerate(jax.tree.leaves(tree))
@@ -89,11 +89,11 @@ def gather(tree: Any, leaves: jax.Array, places: jax.Array) -> jax.Array:
 
 
 def spread(like: Any, leaves: jax.Array, places: jax.Array, values: jax.Array) -> Any:
-    """A pytree that is a vector's on the border and zero elsewhere."""
+    """Writes a vector to the border of a pytree that is zero elsewhere."""
     flat, tree = jax.tree.flatten(like)
     parts = []
     for i, x in enumerate(flat):
-        inside = jnp.where(leaves == i, places, x.size)  # beyond the end, which is dropped
+        inside = jnp.where(leaves == i, places, x.size)  # past the end, so dropped
         part = jnp.zeros(x.size, _tree.wide_dtype(x.dtype))
         parts.append(part.at[inside].set(values.astype(part.dtype), mode="drop").reshape(x.shape))
     return tree.unflatten(parts)
@@ -105,22 +105,22 @@ def two_sided(edge: Border) -> bool:
 
 
 def swap_groups(edge: Border, scope: str) -> np.ndarray:
-    """Numbers of what may be swapped: weights of equal ones."""
+    """Group of every border weight; weights of one group may be swapped."""
     return edge.leaves if scope == "layer" else np.zeros_like(edge.leaves)
 
 
 def lost_beyond(old_masks: Any, new_masks: Any, leaves: jax.Array, places: jax.Array) -> Any:
-    """What is newly pruned and not on the border."""
+    """Masks of the weights that are newly pruned and not on the border."""
     lost = jax.tree.map(lambda old, new: old & ~new, old_masks, new_masks)
     return moved(lost, leaves, places, jnp.ones(leaves.shape, bool))
 
 
 def moved(masks: Any, leaves: jax.Array, places: jax.Array, pruned: jax.Array) -> Any:
-    """The masks with those of the border in place."""
+    """Replaces the border's entries of masks."""
     flat, tree = jax.tree.flatten(masks)
     moved = []
     for i, mask in enumerate(flat):
-        inside = jnp.where(leaves == i, places, mask.size)  # beyond the end, which is dropped
+        inside = jnp.where(leaves == i, places, mask.size)  # past the end, so dropped
         changed = mask.reshape(-1).at[inside].set(~pruned, mode="drop")
         moved.append(changed.reshape(mask.shape))
     return tree.unflatten(moved)

@@ -1,4 +1,4 @@
-"""What all selections share: the weights that are free, found before anything is chosen."""
+"""Steps that all selections share: find the free weights before anything is chosen."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,18 +24,18 @@ from fishleg_jax.pruning.selection._conditional import heading
 
 
 class Free(NamedTuple):
-    """The free weights, and all that may be asked about them.
+    """Free weights, and everything that a choice among them may need.
 
     Attributes:
-        edge: which they are.
-        groups: for each a whole number; weights of equal ones may be swapped.
-        params: the weights of the model, in float32 or better.
-        target: the weights that have the scores for their OBS scores, see `heading`.
-        old_masks: the masks before.
-        gone: what is newly pruned and not free.
-        curvature: the loss around `params`; None where nobody needs it.
-        estimator: the inverse Fisher.
-        state: its state.
+        edge: The free weights.
+        groups: Whole number for each; weights with equal numbers may be swapped.
+        params: Weights of the model, in float32 or better.
+        target: Weights whose OBS scores are the given scores, see `heading`.
+        old_masks: Masks before.
+        gone: Weights that are newly pruned and not free.
+        curvature: Loss around `params`; None if it is not needed.
+        estimator: Estimate of the inverse Fisher.
+        state: State of the estimator.
     """
 
     edge: Border
@@ -55,15 +55,16 @@ def choosing(
     *,
     curvature_for: str | None = None,
 ) -> Selection:
-    """A selection of which only the choice among the weights nearest to the threshold is left.
+    """Builds a selection from a choice among the weights nearest to the threshold.
 
     Args:
-        border: how many weights are free, half of them on either side of the threshold.
-        choose: which of the free ones are pruned, booleans; as many as before in every group.
-        curvature_for: what the curvature is needed for, in words; None where it is not.
+        border: Number of free weights, half of them on either side of the threshold.
+        choose: Function from `Free` to booleans, True for the free weights to prune; as many as
+            before in every group.
+        curvature_for: Purpose of the curvature, in words; None if it is not needed.
 
     Raises:
-        ValueError: a border of fewer than two weights.
+        ValueError: A border of fewer than two weights.
     """
     border = check_count(border, "border", least=2)
 
@@ -83,9 +84,11 @@ def choosing(
         if first_order and curvature is None:
             raise ValueError("curvature is needed for the gradient")
         params = _tree.widen(params)
+        # Find the free weights; a one-sided border leaves nothing to swap.
         edge = find_border(old_masks, new_masks, scores, border // 2, scope)
         if not two_sided(edge):
             return new_masks
+        # Weights and scores as the choice needs them.
         gradient = curvature.gradient(params) if first_order else None
         target = jitted(heading, estimator)(state, params, old_masks, scores, gradient)
         gone = jitted(lost_beyond)(old_masks, new_masks, edge.leaves, edge.places)

@@ -1,4 +1,4 @@
-"""Weights and inverse Fisher on a border when the other weights are pruned and made up for."""
+"""Weights and inverse Fisher on a border, once other weights are pruned and compensated."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from fishleg_jax.pruning.selection._border import gather, spread
 def heading(
     estimator: InverseFisher, state: Any, params: Any, masks: Any, scores: Any, gradient: Any | None
 ) -> Any:
-    """The weights that have the scores for their OBS scores: `u² / (2 [F⁻¹]_ii) = score`.
+    """Weights whose OBS scores are the given scores: `u² / (2 [F⁻¹]_ii) = score`.
 
-    They are the weights themselves, `w − F⁻¹g` with a gradient, and with costs these divided by
+    These are the weights themselves, `w − F⁻¹g` with a gradient, and with costs these divided by
     the roots of the costs.
     """
     towards = params
@@ -46,7 +46,7 @@ def conditional(
     iterations: jax.Array,
     tolerance: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weights and inverse Fisher on the border when other weights are pruned and made up for.
+    """Weights and inverse Fisher on the border, once the other weights are pruned and compensated.
 
     With Q the inverse Fisher and S the other weights, the border's B weights become
     `w_B − Q_BS (Q_SS)⁻¹ w_S` and their inverse Fisher `Q_BB − Q_BS (Q_SS)⁻¹ Q_SB`, which is
@@ -54,23 +54,23 @@ def conditional(
     gradients solve with it, and the inverse need not be fitted to the smaller K.
 
     Args:
-        estimator: the inverse Fisher.
-        at_once: how many of the n columns are worked on at a time; memory grows with it.
-        state: of the estimator.
+        estimator: Estimate of the inverse Fisher.
+        at_once: Number of the n columns processed at a time; memory grows with it.
+        state: State of the estimator.
         target: w, a pytree.
-        old_masks: masks that the estimator was fitted to.
+        old_masks: Masks that the estimator was fitted to.
         gone: S, a pytree of booleans.
-        leaves: of the border, see `Border`.
-        places: of the border.
-        iterations: of every solve at most.
-        tolerance: on the residual of a solve, relative to its right side.
+        leaves: Leaf of each border weight, see `Border`.
+        places: Position of each border weight in its leaf.
+        iterations: Largest number of iterations of a solve.
+        tolerance: Residual at which a solve ends, relative to its right side.
 
     Returns:
         The weights, shape (n,), and the inverse Fisher, shape (n, n).
     """
     state = prepared(estimator, state, target)
     q = estimator.diagonal(state, target, old_masks)
-    # a weight outside S is out of the solve, whatever it is divided by
+    # weights outside S do not enter the solve, whatever their scale
     scale = jax.tree.map(lambda d, m: jnp.where(m, 1 / jnp.where(m, d, 1), 0), q, gone)
 
     def solve(right):

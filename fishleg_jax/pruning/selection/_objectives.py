@@ -1,7 +1,7 @@
-"""What a set of pruned weights costs, and what every swap of two weights would change, at once.
+"""Costs of pruned sets, and the changes of a cost under all swaps of two weights at once.
 
-A set is a vector of booleans, True for what is pruned.  An objective is four functions of arrays,
-so that one search serves them all, and the arrays go through `jit` as data.
+A set is a vector of booleans, True for pruned.  An objective is four functions of arrays, so that
+one search serves them all, and the arrays go through `jit` as data.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 
 class Objective(NamedTuple):
-    """A cost of sets with cheap changes under swaps.
+    """Cost of sets with cheap changes under swaps.
 
     Attributes:
-        cost: `(*arrays, pruned) -> scalar`, from nothing.
-        begin: `(*arrays, pruned) -> state`, what is kept up to date from swap to swap.
-        changes: `(state) -> (n, n)`: at `[i, j]` what the cost changes by when i is kept and j
-            pruned in its place.  Only entries of a pruned i and a kept j mean anything.
-        exchange: `(state, i, j) -> state`: after that swap.
+        cost: `(*arrays, pruned) -> scalar`, computed from scratch.
+        begin: `(*arrays, pruned) -> state`, which is kept up to date from swap to swap.
+        changes: `(state) -> (n, n)`: entry `[i, j]` is the change of the cost if i is kept and j
+            pruned in its place.  Only entries of a pruned i and a kept j are valid.
+        exchange: `(state, i, j) -> state` after that swap.
     """
 
     cost: Callable[..., jax.Array]
@@ -29,7 +29,7 @@ class Objective(NamedTuple):
 
 
 def compensated_cost(weights: jax.Array, inverse: jax.Array, pruned: jax.Array) -> jax.Array:
-    """The loss of pruning weights together when the others make up for it: `½ w_Sᵀ(P_SS)⁻¹w_S`.
+    """Loss of pruning weights together when the others make up for it: `½ w_Sᵀ(P_SS)⁻¹w_S`.
 
     Args:
         weights: w, shape (n,).
@@ -41,7 +41,7 @@ def compensated_cost(weights: jax.Array, inverse: jax.Array, pruned: jax.Array) 
         A scalar of the weights' dtype, in nats per example; NaN where P is not positive definite.
 
     Raises:
-        ValueError: shapes that do not fit, no weight at all.
+        ValueError: Mismatched shapes, or an empty array.
 
     References:
         Hassibi & Stork, Second order derivatives for network pruning, 1993, equation 5, for a set;
@@ -66,10 +66,10 @@ def compensated_cost(weights: jax.Array, inverse: jax.Array, pruned: jax.Array) 
 
 
 def qubo_cost(linear: jax.Array, quadratic: jax.Array, pruned: jax.Array) -> jax.Array:
-    """The quadratic form `Σ_i c_i x_i + ½ Σ_ij x_i H_ij x_j` of a set.
+    """Quadratic form `Σ_i c_i x_i + ½ Σ_ij x_i H_ij x_j` of a set.
 
-    With `H_ij = w_i F_ij w_j` it is the loss of pruning weights together when the others do
-    nothing; c is what they have to do with weights that are pruned already, `w_i Σ_j F_ij w_j`.
+    With `H_ij = w_i F_ij w_j` it is the loss of pruning weights together without compensation; c is
+    their interaction with weights that are already pruned, `w_i Σ_j F_ij w_j`.
 
     Args:
         linear: c, shape (n,).
@@ -80,7 +80,7 @@ def qubo_cost(linear: jax.Array, quadratic: jax.Array, pruned: jax.Array) -> jax
         A scalar of the arrays' dtype, in nats per example.
 
     Raises:
-        ValueError: shapes that do not fit, no weight at all.
+        ValueError: Mismatched shapes, or an empty array.
 
     References:
         Yu et al., The combinatorial brain surgeon, ICML 2022.
@@ -98,7 +98,7 @@ def qubo_cost(linear: jax.Array, quadratic: jax.Array, pruned: jax.Array) -> jax
 
 
 def as_floats(x: Any) -> jax.Array:
-    """An array of floating-point numbers of what may be a list, or of whole numbers."""
+    """Converts lists and whole numbers to an array of floating-point numbers."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
@@ -120,12 +120,12 @@ def _check(vector: Any, matrix: Any, pruned: Any, vector_name: str, matrix_name:
 
 
 class _Tableau(NamedTuple):
-    """`[[P, w], [wᵀ, 0]]` after a pivot on every pruned weight, as in a sweep of a regression.
+    """Matrix `[[P, w], [wᵀ, 0]]` after a pivot on every pruned weight, like a regression's sweep.
 
     Attributes:
         matrix: −(P_SS)⁻¹ on the pruned S, P_KK − P_KS(P_SS)⁻¹P_SK on the kept K, and (P_SS)⁻¹P_SK
             between them.
-        vector: (P_SS)⁻¹w_S on S: what holds the weights at zero; on K the compensated weights.
+        vector: (P_SS)⁻¹w_S on S, which holds the weights at zero; on K the compensated weights.
     """
 
     matrix: jax.Array  # shape=(n, n)
@@ -133,7 +133,7 @@ class _Tableau(NamedTuple):
 
 
 def _compensated_begin(weights: jax.Array, inverse: jax.Array, pruned: jax.Array) -> _Tableau:
-    # of unit diagonal, which changes no cost and spares float32 the range of the weights
+    # a unit diagonal changes no cost, and spares float32 the range of the weights
     scale = jax.lax.rsqrt(jnp.diagonal(inverse))
     weights, inverse = scale * weights, scale[:, None] * inverse * scale
     eye = jnp.eye(len(pruned), dtype=inverse.dtype)
@@ -162,7 +162,7 @@ def _compensated_changes(state: _Tableau) -> jax.Array:
     moved = free + across * held / stiffness
     left = softness + across**2 / stiffness
     changes = (moved**2 / left - held**2 / stiffness) / 2
-    # what rounding has left of a positive number no longer tells anything
+    # a positive number reduced to rounding error carries no information
     sound = (stiffness > 0) & (left > jnp.finfo(left.dtype).eps)
     return jnp.where(sound, changes, jnp.inf)
 
@@ -172,7 +172,7 @@ def _compensated_exchange(state: _Tableau, i: jax.Array, j: jax.Array) -> _Table
 
 
 def _pivot(state: _Tableau, k: jax.Array, sign: int) -> _Tableau:
-    """A rank-one update that moves k into the pruned set (sign 1) or out of it (sign −1)."""
+    """Rank-one update that moves k into the pruned set (sign 1) or out of it (sign −1)."""
     row, pivot, value = state.matrix[k], state.matrix[k, k], state.vector[k]
     matrix = state.matrix - jnp.outer(row, row) / pivot
     vector = state.vector - row * value / pivot
@@ -182,7 +182,7 @@ def _pivot(state: _Tableau, k: jax.Array, sign: int) -> _Tableau:
 
 
 class _Slopes(NamedTuple):
-    """What the quadratic form changes by to first order: `c + H x`."""
+    """First-order changes of the quadratic form: `c + H x`."""
 
     quadratic: jax.Array  # shape=(n, n)
     slope: jax.Array  # shape=(n,)

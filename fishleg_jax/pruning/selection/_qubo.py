@@ -1,4 +1,4 @@
-"""The selection that lowers the loss without compensation: a QUBO."""
+"""Selection that lowers the loss without compensation: a QUBO."""
 
 from typing import Any
 
@@ -29,27 +29,29 @@ def qubo(
     """Swaps pruned weights with kept ones while that lowers the loss without compensation.
 
     The set S costs `½ w_Sᵀ F_SS w_S` with the damped Fisher: a quadratic form in binary variables
-    of a given sum, a QUBO.  It is a surrogate: what kept weights will make up for is not in it.
-    Only the weights nearest to the threshold are free; the others that are pruned make linear
-    terms.  One exact Fisher product is made for these, and one for every weight of the border.
+    of a given sum, a QUBO.  It is a surrogate that ignores the later compensation by kept weights.
+    Only the weights nearest to the threshold are free; the other pruned weights add linear terms.
+    Costs one exact Fisher product for these, and one for every weight of the border.
 
     Args:
-        border: how many weights are free, half of them on either side of the threshold.
-        solver: `swaps` for `swap_search`, `annealing` for simulated annealing by dwave-samplers
-            (`pip install fishleg_jax[selection]`).
-        damping: γ; that of the estimate's state by default, zero where it has none.
-        steps: how many swaps at most.
-        reads: how often the annealing starts; the best of all is taken.
-        sweeps: how often in each it goes through the weights.
-        seed: of the annealing.
+        border: Number of free weights, half of them on either side of the threshold, 256 by
+            default.
+        solver: `swaps`, the default, for `swap_search`, `annealing` for simulated annealing by
+            dwave-samplers (`pip install fishleg_jax[selection]`).
+        damping: Damping γ, in units of the Fisher per example; None takes that of the estimate's
+            state, or zero if it has none.
+        steps: Largest number of swaps, 1000 by default, for `swaps`.
+        reads: Number of starts of the annealing, 32 by default; the best result wins.
+        sweeps: Number of passes over the weights in each read, 1000 by default.
+        seed: Seed of the annealing, 0 by default.
 
     Returns:
-        A selection.  The gradient takes no part; with `costs` see `swaps`.  Where numbers are not
-        finite the mask stays as it is.
+        A selection.  It ignores the gradient; with `costs`, of equal scores the dearer weight still
+        goes first, as for `swaps`.  If numbers are not finite the mask stays as it is.
 
     Raises:
-        ValueError: an argument out of its range, an unknown solver.
-        ImportError: the solver is `annealing` and dwave-samplers is not installed.
+        ValueError: An argument out of its range, an unknown solver.
+        ImportError: The solver is `annealing` and dwave-samplers is not installed.
 
     References:
         Yu et al., The combinatorial brain surgeon, ICML 2022.
@@ -85,7 +87,7 @@ def qubo(
 
 
 def _quadratic_form(free: Free, gamma: Any) -> tuple[jax.Array, jax.Array]:
-    """c and H of `qubo_cost` on the border."""
+    """Arrays c and H of `qubo_cost` on the border."""
     params, leaves, places = free.params, free.edge.leaves, free.edge.places
     product = free.curvature.product
     weights = jitted(gather)(free.target, leaves, places)

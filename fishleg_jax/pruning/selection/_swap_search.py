@@ -1,4 +1,4 @@
-"""The best swap of a pruned and a kept weight, again and again, until none lowers the cost."""
+"""Repeats the best swap of a pruned and a kept weight until none lowers the cost."""
 
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ OBJECTIVES = {"compensated": COMPENSATED, "qubo": QUBO}
 
 
 class Found(NamedTuple):
-    """What `swap_search` returns.
+    """Pruned set and its costs, as `swap_search` returns them.
 
     Attributes:
-        pruned: the set, as many as at the start, in every group.
-        before: the cost of the start.
-        after: the cost of the set, never above it.
-        swaps: how many swaps were made.
+        pruned: Pruned set, with as many weights as at the start, in every group.
+        before: Cost of the start.
+        after: Cost of the set, never above `before`.
+        swaps: Number of swaps.
     """
 
     pruned: jax.Array  # shape=(n,), bool
@@ -29,7 +29,7 @@ class Found(NamedTuple):
     swaps: jax.Array  # shape=(), int32
 
     def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
+        """Returns one line, without the entries of arrays."""
         return _text.one_line(self)
 
 
@@ -42,25 +42,26 @@ def swap_search(
     groups: jax.Array | None = None,
     steps: int = 1000,
 ) -> Found:
-    """Lowers the cost of a pruned set by swaps of one pruned with one kept weight.
+    """Lowers the cost of a pruned set by swapping one pruned with one kept weight at a time.
 
     Every step makes the best of all swaps, whose costs follow from rank-one updates in O(n²), and
-    the search ends where none lowers the cost: in a set that no single swap betters, which need not
+    the search ends when none lowers the cost: in a set that no single swap improves, which need not
     be the best of all.
 
     Args:
-        vector: the first argument of `compensated_cost` or `qubo_cost`, shape (n,).
-        matrix: the second, shape (n, n).
-        pruned: where to start, booleans of shape (n,).
-        objective: `compensated` or `qubo`.
-        groups: whole numbers of shape (n,); weights are swapped within a group.  None for one.
-        steps: how many swaps at most.
+        vector: First argument of `compensated_cost` or `qubo_cost`, shape (n,).
+        matrix: Second argument, shape (n, n).
+        pruned: Starting set, booleans of shape (n,).
+        objective: `compensated`, the default, or `qubo`.
+        groups: Whole numbers of shape (n,); weights are swapped within a group.  None for a single
+            group.
+        steps: Largest number of swaps, 1000 by default.
 
     Returns:
-        The set, and its cost before and after.  Where numbers are not finite it is the start.
+        The set, and its cost before and after.  If numbers are not finite it is the start.
 
     Raises:
-        ValueError: an unknown objective, shapes that do not fit, no weight at all, steps below one.
+        ValueError: An unknown objective, mismatched shapes, an empty array, fewer than one step.
 
     References:
         Yu et al., The combinatorial brain surgeon, ICML 2022, whose objective is the
@@ -96,7 +97,7 @@ def _search(
 ) -> Found:
     together = groups[:, None] == groups[None]
     before = objective.cost(vector, matrix, pruned)
-    # below it a change is rounding, and the search could go round in circles
+    # smaller changes are rounding, by which the search could cycle
     noise = 8 * jnp.finfo(matrix.dtype).eps * jnp.abs(before)
 
     def best(state, pruned):
@@ -116,10 +117,11 @@ def _search(
         pruned = pruned.at[i].set(False).at[j].set(True)
         return state, pruned, best(state, pruned), swaps + 1
 
+    # Swap until nothing lowers the cost.
     state = objective.begin(vector, matrix, pruned)
     first = state, pruned, best(state, pruned), jnp.zeros((), jnp.int32)
     _, found, _, swaps = jax.lax.while_loop(unfinished, advance, first)
-    # anew, as what the updates add up to has been rounded many times
+    # recomputed, as the running sum of updates has been rounded many times
     after = objective.cost(vector, matrix, found)
     lower = (after < before) & jnp.isfinite(after) & jnp.isfinite(before)
     return Found(

@@ -1,4 +1,4 @@
-"""The selection that lowers the loss after compensation, by swaps."""
+"""Selection that lowers the loss after compensation, by swaps."""
 
 import jax
 
@@ -20,29 +20,31 @@ def swaps(
 ) -> Selection:
     """Swaps pruned weights with kept ones while that lowers the loss after compensation.
 
-    The set S costs `½ w_Sᵀ(Q_SS)⁻¹w_S` with Q the estimate of the inverse Fisher: what a group
-    update leaves of the loss.  Only the weights nearest to the threshold are free; all others stay
-    as the scores decide, and the pruned ones among them are taken to be compensated for:  weights
-    and inverse on the border are those given that, by conjugate gradients with `multiply`, so that
-    the one thing that is approximated is the Fisher, and a tolerance.  (`group` works with exact
-    Fisher products instead, so that where the estimate is poor its cost need not be lower.)
+    The set S costs `½ w_Sᵀ(Q_SS)⁻¹w_S` with Q the estimate of the inverse Fisher: the increase of
+    the loss that remains after a group update.  Only the weights nearest to the threshold are free;
+    all others stay as the scores decide, and the pruned ones among them count as compensated for:
+    weights and inverse on the border are conditional on that, by conjugate gradients with
+    `multiply`, so that only the Fisher is approximated, and the solve up to a tolerance.  (`group`
+    works with exact Fisher products instead, so its cost need not be lower if the estimate is
+    poor.)
 
     Args:
-        border: how many weights are free, half of them on either side of the threshold.
-        steps: how many swaps at most.
-        iterations: of every solve at most; there are `border` + 1, of `iterations` products
-            with the inverse each, and none with the Fisher.
-        tolerance: a solve ends at a residual so small, relative to its right side.
-        columns_at_once: how many solves run at a time; memory is some ten times as many copies of
-            the weights.
+        border: Number of free weights, half of them on either side of the threshold, 256 by
+            default.
+        steps: Largest number of swaps, 1000 by default.
+        iterations: Largest number of iterations of a solve, 50 by default, each a product with the
+            inverse, none with the Fisher; there are `border` + 1 solves.
+        tolerance: Residual at which a solve ends, relative to its right side, 0.0001 by default.
+        columns_at_once: Number of solves that run at a time, 16 by default; memory is some ten
+            times as many copies of the weights.
 
     Returns:
-        A selection.  With `costs` the weights are those that have the divided scores for their OBS
-        scores, so that of equal scores the dearer weight still goes first.  Where numbers are not
-        finite the mask stays as it is.
+        A selection.  With `costs` it uses weights whose OBS scores are the divided scores, so that
+        of equal scores the dearer weight still goes first.  If numbers are not finite the mask
+        stays as it is.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: An argument out of its range.
 
     References:
         Yu et al., The combinatorial brain surgeon, ICML 2022, the problem before it is
