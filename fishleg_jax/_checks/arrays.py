@@ -39,7 +39,7 @@ def check_dtypes(params: Any) -> None:
         if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
             raise ValueError(
                 f"params: {name!r} must be a floating-point array, got "
-                f"{dtype or type(leaf).__name__}; what is not trained belongs into the batch's "
+                f"{dtype or type(leaf).__name__}; put arrays that are not trained in the batch's "
                 "constants"
             )
 
