@@ -84,5 +84,8 @@ class Likelihood(_Functions):
         return _text.by_maker(self)
 
 
+Likelihood.__module__ = "fishleg_jax.likelihoods"  # where users find it, and pickles look for it
+
+
 def sum_per_example(values: jax.Array) -> jax.Array:
     return values.reshape(values.shape[0], -1).sum(axis=1)

@@ -20,18 +20,21 @@ BARE = dense.classification_batch(KEY)
 
 def results(model, batch):
     """Everything that takes a batch, of one."""
-    pruned = flj.prune_one_shot(model, PARAMS, flj.inverse.diagonal(model), [batch], sparsity=0.5)
-    tx = flj.gradual_prune(flj.inverse.diagonal(model), 0.5, model=model)
-    updates = jax.tree.map(jnp.zeros_like, PARAMS)
     return [
         flj.loss(model, PARAMS, batch),
         flj.losses(model, PARAMS, batch, examples_per_chunk=5),
         flj.fisher_vector_product(model, PARAMS, batch, PARAMS),
         flj.per_example_gradients(model, PARAMS, batch),
         flj.curvature(model, [batch, batch]).gradient(PARAMS),
-        pruned.params,
-        tx.update(updates, tx.init(PARAMS), PARAMS, batch=batch)[0],
     ]
+
+
+def prunings(model, batch):
+    """Weights that are pruned by a batch, at once and in a chain."""
+    pruned = flj.prune_one_shot(model, PARAMS, flj.inverse.diagonal(model), [batch], sparsity=0.5)
+    tx = flj.gradual_prune(flj.inverse.diagonal(model), 0.5, model=model)
+    updates = jax.tree.map(jnp.zeros_like, PARAMS)
+    return [pruned.params, tx.update(updates, tx.init(PARAMS), PARAMS, batch=batch)[0]]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,15 @@ def test_a_named_batch_is_a_bare_one(model, bare, named):
     pairs = zip(results(model, bare), results(model, named), strict=True)
     for one, other in pairs:
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_named_batch_prunes_as_a_bare_one():
+    constants = (*BARE, jnp.float32(2))
+    one, other = (
+        prunings(WITH_CONSTANTS, constants),
+        prunings(WITH_CONSTANTS, flj.Batch(*constants)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_batch_without_targets_has_none():
