@@ -53,7 +53,13 @@ def test_pages_with_code_are_found():
     )
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=by_name(WITH_CODE))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page.name != "README.md"), id=name)
+        for page, name in zip(WITH_CODE, by_name(WITH_CODE), strict=True)
+    ],
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """One after the other, as a reader would paste them; a block may use those above."""
     monkeypatch.chdir(tmp_path)

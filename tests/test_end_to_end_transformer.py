@@ -70,10 +70,8 @@ ESTIMATORS = {
 WEIGHTS = LAYERS * WIDTH * (3 + 1 + 2 + 2) * WIDTH + WIDTH * WORDS
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name != "diagonal")) for name in ESTIMATORS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_one_shot_and_gradual(key, name):
     """The default prunes the kernels and nothing else, and the loss stays finite and sane."""
     params, batch = problem(key)

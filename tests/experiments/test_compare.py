@@ -16,6 +16,8 @@ from experiments.models import training
 from fishleg_jax.pruning.one_shot import goal
 from tests.experiments.test_one_shot import KEYS
 
+pytestmark = pytest.mark.slow
+
 NETWORK = ["--model", "mlp", "--epochs", "1", "--examples", "65", "--gradients", "30"]
 METHODS = ["magnitude", "woodfisher", "mfac"]
 WEIGHTS = 64 * 128 + 128 * 64 + 64 * 10
@@ -127,7 +129,6 @@ def test_woodfisher_and_mfac_prune_alike(finished):
             assert losses["mfac", *rest] == pytest.approx(loss, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_all_methods_see_the_same_images(tmp_path, monkeypatch, capsys):
     seen = {}
 
@@ -186,7 +187,6 @@ def test_other_settings_are_kept_apart(out, capsys):
     assert [f"{row['accuracy']:.2f}" for row in new] == shown.split()[1:3]
 
 
-@pytest.mark.slow
 def test_less_memory_is_another_setting_with_the_same_results(out, monkeypatch):
     plain = {
         row["sparsity_target"]: row
@@ -214,7 +214,6 @@ def test_other_weights_are_other_results(out):
     assert names == ["magnitude"]  # these weights were those of seed 1
 
 
-@pytest.mark.slow
 def test_options_reach_the_pruning(tmp_path, monkeypatch, capsys):
     calls, prune_one_shot = [], flj.prune_one_shot
     monkeypatch.setattr(
@@ -240,7 +239,6 @@ def test_options_reach_the_pruning(tmp_path, monkeypatch, capsys):
     assert "agreement of halves" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_the_group_update_in_stages_of_fresh_images(tmp_path, monkeypatch):
     calls, prune_one_shot = [], flj.prune_one_shot
     monkeypatch.setattr(
@@ -263,7 +261,6 @@ def test_the_group_update_in_stages_of_fresh_images(tmp_path, monkeypatch):
     assert len(np.unique(np.concatenate(images), axis=0)) == 3 * 60 + 40  # none is seen twice
 
 
-@pytest.mark.slow
 def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
     trained, train = [], training.train
     monkeypatch.setattr(
@@ -350,7 +347,6 @@ def test_results_that_are_none_are_left_alone(refuses, text, tmp_path):
     refuses(compare.main, [*NETWORK, "--out", str(tmp_path)], str(path))
 
 
-@pytest.mark.slow
 def test_one_path_passes_through_all_sparsities(tmp_path, capsys):
     options = ["--path", "--stages", "4", "--compensation", "group", "--iterations", "3"]
     assert run(tmp_path, *options, methods=["diagonal"], seeds="0") == 0
@@ -374,7 +370,6 @@ def test_stages_on_a_path(stages):
     assert steps.min() / steps.max() < 4  # log density falls about evenly: 0.69 and 1.61 nats
 
 
-@pytest.mark.slow
 def test_targets_other_than_a_sparsity(tmp_path, capsys):
     options = ["--target", "weights:3000,loss:0.2,accuracy:2,flops:9000", "--held-out", "200"]
     assert run(tmp_path, *options, methods=["diagonal"], seeds="0") == 0
@@ -390,7 +385,6 @@ def test_targets_other_than_a_sparsity(tmp_path, capsys):
     assert len(rows_of(tmp_path)) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("selection", ["swaps", "annealing"])
 def test_a_selection_betters_the_masks(out, selection):
     before = rows_of(out)

@@ -17,6 +17,8 @@ from experiments.imagenet import one_method as imagenet_prune
 from fishleg_jax.pruning import update
 from tests.experiments import small_imagenet as small
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "calibration": 16, "held-out": 8, "gradients": 8, "batch": 8, "solve": 8, "updates": 3,
     "kfac-mean": 2, "iterations": 2, "chunk": 6,
@@ -215,7 +217,6 @@ def test_an_error_of_one_method_is_told_and_leaves_the_others(tmp_path, monkeypa
     assert [row["method"] for row in rows_of(tmp_path)] == ["dense", "magnitude"]
 
 
-@pytest.mark.slow
 def test_bounded_memory_gives_the_same_network(tmp_path):
     arguments = ["--method", "mfac", "--sparsity", "0.75", "--damping", "1", "--solve-damping", "1"]
     assert run(tmp_path, *arguments) == 0
