@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import fishleg_jax as flj
 from experiments.sharding.case import EXAMPLES, GRADIENTS, Case, make_estimator
-from fishleg_jax import fisher
+from fishleg_jax import _curvature
 from fishleg_jax._devices import mesh, placement
 from fishleg_jax.pruning.masks.lowest import _keep
 
@@ -82,7 +82,7 @@ def _gathered(name: str, params: Any, case: Case) -> dict[str, Counter]:
 def product(case: Case) -> Counter:
     """The all-gathers of a Fisher product; every iteration of a group update makes one."""
     place = placement.placement_like(case.params)
-    static = fisher._product_sum, place, case.model, "exact", None
+    static = _curvature._product_sum, place, case.model, "exact", None
     run = functools.partial(placement.placed, *static)
     return compiled(run, case.batch, jax.random.key(2), case.params, case.params)
 

@@ -124,7 +124,7 @@ from experiments.scaling import __main__ as scaling
 from experiments.scaling import operations as scaling_operations
 from experiments.scaling import placement as scaling_placement
 from experiments.sharding import __main__ as sharding
-from fishleg_jax.inverse import base
+from fishleg_jax.inverse import _placed
 from tests.experiments.test_scaling import small
 sharding.make_devices()
 network, told = small(2), {}
@@ -138,7 +138,7 @@ def each(tree):
 told["weights"] = each(params)
 for method in scaling.VARIANTS:
     estimator = scaling.VARIANTS[method](network.model)
-    init, _ = base.compiled(estimator, params)
+    init, _ = _placed.compiled(estimator, params)
     told[method] = each(init(params))
 gradient = scaling_operations.gradient_calls(network.model)
 diagonal = scaling_operations.estimator_calls(scaling.VARIANTS["diagonal"](network.model))
