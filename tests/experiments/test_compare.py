@@ -233,9 +233,8 @@ def test_options_reach_the_pruning(tmp_path, monkeypatch, capsys):
     given = [call for call in calls if "stages" in call and call["stages"].number == 2]
     assert len(given) == 1 and given[0]["compensation"].first_order
     assert given[0]["scope"] == "layer"
-    assert (
-        jax.tree.leaves(given[0]["prunable"].costs) == [1.0, 2.0] * 3
-    )  # a bias adds, a kernel adds too
+    # a bias adds, a kernel adds too
+    assert jax.tree.leaves(given[0]["prunable"].costs) == [1.0, 2.0] * 3
     assert "agreement of halves" in capsys.readouterr().out
 
 
@@ -254,7 +253,8 @@ def test_the_group_update_in_stages_of_fresh_images(tmp_path, monkeypatch):
     expected = {"compensation": "group", "fresh": True, "held_out": 40, "solve_damping": 0.01}
     assert expected.items() <= diagonal["settings"].items()
     assert diagonal["curvature_examples"] == 3 * 60  # 65 are no multiple of 30 gradients
-    (args, given) = next(call for call in calls if call[1]["stages"].number == 3)
+    staged = (call for call in calls if "stages" in call[1])
+    (args, given) = next(call for call in staged if call[1]["stages"].number == 3)
     images = [np.asarray(b[0]).reshape(len(b[0]), -1) for b in [*args[3], *given["held_out"]]]
     assert given["stages"].batches_per_stage * 3 == len(args[3])
     assert sum(map(len, images)) == 3 * 60 + 40
