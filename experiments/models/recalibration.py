@@ -26,7 +26,7 @@ def _statistics(spec: Spec, params: Any, constants: Any, inputs: jax.Array) -> A
 
 
 def recalibrate(spec: Spec) -> Callable[[Any, Sequence[tuple]], Any]:
-    """Makes the function that recomputes batch-norm statistics, for `prune_one_shot(recalibrate=)`.
+    """Makes the function that recomputes batch-norm statistics, for `flj.Stages(recalibrate=)`.
 
     Args:
         spec: a model with batch-norm statistics for constants.

@@ -85,3 +85,12 @@ def check_function(value: Any, name: str, arguments: int, expected: str) -> None
         pass
     if not fits:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def takes_keyword(function: Any, keyword: str) -> bool:
+    """Whether a function takes a keyword; True if its signature is unknown, as of one in C."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return True
+    return any(p.name == keyword or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -284,3 +284,29 @@ def test_a_selection_of_ones_own_is_checked(change, message):
             model, params, flj.inverse.identity(), [(jnp.ones((2, 4)), None)], sparsity=0.6,
             selection=lambda params, old, new, *rest: change(new),
         )  # fmt: skip
+
+
+def test_selections_hear_of_the_gradient_if_they_ask():
+    """One with a keyword `first_order` is given it; one without keeps its eight arguments."""
+    params = {"in": jax.random.normal(jax.random.key(3), (8, 6)), "out": jnp.eye(6)}
+    batch = (jnp.ones((4, 8)), jnp.ones((4, 6)))
+    heard = []
+
+    def asking(params, old, new, scores, curvature, estimator, state, scope, first_order=False):
+        heard.append(first_order)
+        return new
+
+    def silent(params, old, new, scores, curvature, estimator, state, scope):
+        heard.append(None)
+        return new
+
+    for selection in (asking, silent):
+        for first_order in (False, True):
+            compensation = flj.compensation.independent(first_order=first_order, check_step=False)
+            flj.prune_one_shot(
+                *(LINEAR, params, flj.inverse.identity(), [batch]),
+                sparsity=0.5,
+                selection=selection,
+                compensation=compensation,
+            )
+    assert heard == [False, True, None, None]

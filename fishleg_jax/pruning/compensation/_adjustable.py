@@ -1,12 +1,12 @@
 """Leaves that a compensation may move: all of them, or those that a user names."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from fishleg_jax import _prunable
+from fishleg_jax._checks import numbers
 from fishleg_jax.pruning.compensation._independent import may_move
 from fishleg_jax.pruning.masks.groups import Groups
 
@@ -29,11 +29,7 @@ def check_compensation(compensation: Any, adjustable: Any) -> None:
     """Raises a ValueError if a compensation lacks the keyword `adjustable` that it needs."""
     if adjustable is None:
         return
-    try:
-        parameters = inspect.signature(compensation).parameters.values()
-    except ValueError:  # a function written in C may have no signature
-        return
-    if not any(p.name == "adjustable" or p.kind is p.VAR_KEYWORD for p in parameters):
+    if not numbers.takes_keyword(compensation, "adjustable"):
         raise ValueError(
             "adjustable needs a compensation that takes a keyword of this name, as those of "
             f"flj.compensation do, got {_prunable.shortened(compensation)}"

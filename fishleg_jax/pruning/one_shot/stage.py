@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._checks.numbers import takes_keyword
 from fishleg_jax._curvature import Curvature
 from fishleg_jax._devices import placement
 from fishleg_jax._jit import jitted
@@ -192,7 +193,8 @@ def _selected(plan: Plan, scored: Scored, old: Any, masks: Any) -> Any:
         s if yes else jnp.full(s.shape, jnp.inf, s.dtype)
         for s, yes in zip(leaves, groups.chosen, strict=True)
     ]
-    how = {"first_order": True} if plan.first_order else {}
+    gradient = plan.first_order and takes_keyword(plan.selection, "first_order")
+    how = {"first_order": True} if gradient else {}
     selected = plan.selection(
         *(point.params, old, masks, tree.unflatten(barred)),
         *(curvature, plan.surgeon.estimator, state, groups.scope),

@@ -3,6 +3,7 @@
 A selection is a function `(params, old_masks, new_masks, scores, curvature, estimator, state,
 scope) -> masks` that prunes as many weights as `new_masks` (with the scope `layer` in every leaf)
 and all that `old_masks` prunes, but never those that may not be pruned (their scores are infinite).
+One that takes a keyword `first_order` is given True if scores take the gradient into account.
 """
 
 from fishleg_jax.pruning.selection._annealing import anneal

@@ -53,6 +53,7 @@ def choosing(
     border: int,
     choose: Callable[[Free], jax.Array],
     *,
+    with_gradient: bool = False,
     curvature_for: str | None = None,
 ) -> Selection:
     """Builds a selection from a choice among the weights nearest to the threshold.
@@ -61,6 +62,7 @@ def choosing(
         border: Number of free weights, half of them on either side of the threshold.
         choose: Function from `Free` to booleans, True for the free weights to prune; as many as
             before in every group.
+        with_gradient: Whether the gradient takes part if the scores take it into account.
         curvature_for: Purpose of the curvature, in words; None if it is not needed.
 
     Raises:
@@ -81,7 +83,7 @@ def choosing(
     ) -> Any:
         if curvature_for is not None and curvature is None:
             raise ValueError(f"curvature is needed for {curvature_for}")
-        if first_order and curvature is None:
+        if with_gradient and first_order and curvature is None:
             raise ValueError("curvature is needed for the gradient")
         params = _tree.widen(params)
         # Find the free weights; a one-sided border leaves nothing to swap.
@@ -89,7 +91,8 @@ def choosing(
         if not two_sided(edge):
             return new_masks
         # Weights and scores as the choice needs them.
-        gradient = curvature.gradient(params) if first_order else None
+        with_it = with_gradient and first_order
+        gradient = curvature.gradient(params) if with_it else None
         target = jitted(heading, estimator)(state, params, old_masks, scores, gradient)
         gone = jitted(lost_beyond)(old_masks, new_masks, edge.leaves, edge.places)
         groups = swap_groups(edge, scope)

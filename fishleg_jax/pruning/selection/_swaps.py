@@ -80,4 +80,4 @@ def swaps(
         )
         return swap_search(weights, inverse, edge.pruned, groups=free.groups, steps=steps).pruned
 
-    return choosing(border, choose)
+    return choosing(border, choose, with_gradient=True)
