@@ -37,7 +37,7 @@ a collective or a heartbeat, another process has died.  Start all of them again 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `joined` needs."""
-    group = parser.add_argument_group("several processes, see experiments/processes.py")
+    group = parser.add_argument_group("several processes, see experiments/running/processes.py")
     add = group.add_argument
     add("--coordinator", metavar="HOST:PORT|auto", help="where the first process can be reached")
     add("--process-id", type=int, metavar="I", help="which one this is, from 0")

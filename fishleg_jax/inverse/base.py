@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _text
+from fishleg_jax._checks import numbers
+from fishleg_jax._jit import is_traced
 from fishleg_jax.inverse._functions import Product, Update
 from fishleg_jax.model import Model
 
@@ -85,7 +87,7 @@ def check_on_host(estimator: Any) -> None:
     if estimator.axis_name is not None:
         raise ValueError(
             f"estimator has axis_name={estimator.axis_name!r}, which is for updates inside "
-            "shard_map or pmap; leave it out here, where arrays may be spread over devices"
+            "shard_map or pmap; leave it out here, where arrays may be sharded over devices"
         )
 
 
@@ -100,8 +102,9 @@ def with_damping(state: Any, damping: Any) -> Any:
         State with the new damping, in the dtype of the old one.
 
     Raises:
-        ValueError: A state without a damping, such as that of `identity`, or one whose damping is
-            part of the fit, as WoodFisher's in blocks no larger than its number of gradients.
+        ValueError: A damping that is not a positive number, unless it is traced; a state without a
+            damping, such as that of `identity`, or one whose damping is part of the fit, as
+            WoodFisher's in blocks no larger than its number of gradients.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -113,6 +116,9 @@ def with_damping(state: Any, damping: Any) -> Any:
     """
     if getattr(state, "damping", None) is None:
         raise ValueError(f"state must have a damping, got {type(state).__name__}")
+    if not is_traced(damping):
+        array = isinstance(damping, jax.Array) and damping.ndim == 0
+        numbers.check_positive(float(damping) if array else damping, "damping")
     if getattr(state, "fixed_damping", False):
         raise ValueError(
             "state has its damping in square roots since the fit: fit the estimator anew, "

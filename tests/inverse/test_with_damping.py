@@ -49,6 +49,13 @@ def test_a_damping_that_is_part_of_the_fit_is_refused():
         flj.inverse.with_damping(state, 0.3)
 
 
+@pytest.mark.parametrize("damping", [-1.0, 0.0, float("nan"), True, "0.01", None])
+def test_an_invalid_damping_is_refused(damping):
+    state = flj.inverse.diagonal(MODEL, 0.1).init(dense.mlp_params(jax.random.key(0)))
+    with pytest.raises(ValueError, match="damping must be a positive"):
+        flj.inverse.with_damping(state, damping)
+
+
 def test_a_state_without_a_damping_is_refused():
     with pytest.raises(ValueError, match="state must have a damping, got tuple"):
         flj.inverse.with_damping((), 1.0)

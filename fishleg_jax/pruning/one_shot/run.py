@@ -8,7 +8,7 @@ import jax
 from fishleg_jax import _chunks, _prunable
 from fishleg_jax._batch import split_batch
 from fishleg_jax._checks import arrays
-from fishleg_jax._checks.numbers import check_flag
+from fishleg_jax._checks.numbers import check_flag, is_whole
 from fishleg_jax._same_model import check_same_model
 from fishleg_jax.inverse.base import InverseFisher, check_on_host, with_damping
 from fishleg_jax.model import BatchLike, Model, check_all_targets, check_model
@@ -119,7 +119,12 @@ def checked(
         ValueError: An argument that `prune_one_shot` rejects.
         FloatingPointError: Predictions or losses of the initial weights are not finite.
     """
-    stages = stages if isinstance(stages, Stages) else Stages(stages)
+    if not isinstance(stages, Stages):
+        if not is_whole(stages, 1):
+            raise ValueError(
+                f"stages must be an integer of at least 1 or flj.Stages(...), got {stages!r}"
+            )
+        stages = Stages(stages)
     leaves = leaves_of(prunable)
     # Check arrays, model and estimator.
     checks.check_host(params, batches, held_out, leaves.costs, stages.state, key)

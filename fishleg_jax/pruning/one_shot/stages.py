@@ -22,7 +22,8 @@ class Stages(NamedTuple):
             network, replace those in all batches from then on.  A target's loss is measured with
             constants for the weights at hand, from all batches.
         state: Fitted state of the estimator at these weights, which saves the fit of a single
-            stage, as `Result.state`; None to fit one.
+            stage, as `Result.state`; None to fit one.  Used as it is: if leaves are adjustable
+            or weights pruned already, fit it with the masks of what may move, `fit(masks=)`.
         examples_per_chunk: Number of examples at a time in losses, gradients and Fisher products of
             the compensation, which bounds their memory; None for a whole batch.  The estimator has
             an argument of the same name for its own.
