@@ -48,9 +48,10 @@ def with_constants(batches: Sequence[BatchLike], constants: Any | None) -> Seque
     """Replaces the constants of batches; None leaves them unchanged."""
     if constants is None:
         return batches
-    named = [isinstance(batch, Batch) for batch in batches]
-    replaced = [(*batch[:2], constants) for batch in batches]
-    return [Batch(*b) if yes else b for b, yes in zip(replaced, named, strict=True)]
+    return [
+        batch._replace(constants=constants) if isinstance(batch, Batch) else (*batch[:2], constants)
+        for batch in batches
+    ]
 
 
 def number_of_examples(batch: BatchLike) -> int:

@@ -110,7 +110,7 @@ def curvature(
     @functools.cache
     def merged():  # lazy: many compensations never need it
         if len(batches) == 1:
-            return (*batches[0][:2], *constants)
+            return plain(batches[0])
         with jax.ensure_compile_time_eval():
             pairs = [tuple(b[:2]) for b in batches]
             return (*jax.tree.map(lambda *xs: jnp.concatenate(xs), *pairs), *constants)

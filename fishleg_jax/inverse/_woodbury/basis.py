@@ -29,9 +29,7 @@ LOWERED = 1e-4  # factor on the shift per pass, whose own factor is accurate to 
 SMALLEST_RATIO = 1.0  # σ over eps² ‖G Gᵀ‖
 
 
-def orthonormal(
-    rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array, ratio: float = START_RATIO
-) -> jax.Array:
+def orthonormal(rows: Sequence[jax.Array], gram: jax.Array, shift: jax.Array) -> jax.Array:
     """Lower triangular X with `X (G Gᵀ + σI) Xᵀ = I`.
 
     Uses the Cholesky factor of `G Gᵀ + σI` if that is well conditioned once its rows and columns
@@ -44,11 +42,10 @@ def orthonormal(
         rows: Parts of the gradients, (blocks, m, size) each; all blocks together form a gradient.
         gram: Matrix `G Gᵀ`, (m, m).
         shift: Shift σ, of shape ().
-        ratio: First shift of the refinement in units of eps ‖G Gᵀ‖.
     """
     shift = _resolved(gram, shift)
     direct, error = _by_cholesky((gram + shift * jnp.eye(len(gram), dtype=gram.dtype))[None])
-    refine = lambda: _refined(rows, gram, shift, ratio)
+    refine = lambda: _refined(rows, gram, shift, START_RATIO)
     return jax.lax.cond(error[0] <= TRUSTED_ERROR, lambda: direct[0], refine)  # NaN is refined
 
 
