@@ -42,7 +42,7 @@ def conjugate_gradients(
     *,
     iterations: int,
     tolerance: float,
-    on_iteration: Callable[[Solve], None] | None = None,
+    on_iteration: Callable[[Solve], bool | None] | None = None,
 ) -> Solve:
     """Solves `A x = b` for a positive definite A; the quadratic never increases between steps.
 
@@ -58,8 +58,8 @@ def conjugate_gradients(
             that of x and of zero.
         iterations: Maximum number of iterations.
         tolerance: Relative residual `‖b − A x‖ / ‖b‖` at which to stop.
-        on_iteration: Callback `(solve)`, called on the host at the start and after every iteration;
-            not called under `jit`.  None to skip.
+        on_iteration: Callback `(solve)`, called on the host at the start and after every iteration,
+            which ends the solve if it returns True; not called under `jit`.  None to skip.
 
     Returns:
         State at the last sound iterate.
@@ -76,11 +76,11 @@ def conjugate_gradients(
 
     if is_traced(state):
         return jax.lax.while_loop(unfinished, advance, state)
-    tell = on_iteration or (lambda state: None)
-    tell(state)
-    while bool(unfinished(state)):
+    look = on_iteration or (lambda state: False)
+    ended = look(state)
+    while not ended and bool(unfinished(state)):
         state = advance(state)
-        tell(state)
+        ended = look(state)
     return state
 
 

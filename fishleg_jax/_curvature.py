@@ -34,6 +34,8 @@ class Curvature(NamedTuple):
         product: Function `(params, vector) -> tangent`, the undamped Fisher times a vector.
         check: Function like `loss` on held-out data, used to validate steps; None without such
             data.
+        each: Function `(params) -> array` of the losses of all held-out examples, in nats; None
+            without such data.
         missing: Names of the functions that cannot be called: `loss` and `gradient` for unlabelled
             data, `product` for a likelihood without the `fisher` or `sample` it needs.
     """
@@ -42,6 +44,7 @@ class Curvature(NamedTuple):
     gradient: Callable[[Params], Any]
     product: Callable[[Params, Params], Any]
     check: Callable[[Params], jax.Array] | None = None
+    each: Callable[[Params], jax.Array] | None = None
     missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

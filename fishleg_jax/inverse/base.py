@@ -91,6 +91,13 @@ def check_on_host(estimator: Any) -> None:
         )
 
 
+def movable_damping(state: Any) -> bool:
+    """Whether `with_damping` can change the damping of a state."""
+    return getattr(state, "damping", None) is not None and not getattr(
+        state, "fixed_damping", False
+    )
+
+
 def with_damping(state: Any, damping: Any) -> Any:
     """Returns the state of an estimator with another damping.
 

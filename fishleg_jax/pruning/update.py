@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from fishleg_jax._curvature import Curvature
-from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.compensation._adjustable import Adjustable, compensated, movable
 from fishleg_jax.pruning.compensation._independent import Compensation
 from fishleg_jax.pruning.masks.groups import Groups
-from fishleg_jax.pruning.scores import obs_saliency
+from fishleg_jax.pruning.scores import Saliency, scores_by
 
 
 class Surgeon(NamedTuple):
@@ -24,12 +20,14 @@ class Surgeon(NamedTuple):
             same signature.
         groups: Leaves that are pruned, and weights that share a threshold.
         adjustable: Whether a compensation may move each leaf; None for all.
+        saliency: Name of the scores, or a function; `auto` stands for `obs`.
     """
 
     estimator: InverseFisher
     compensation: Compensation
     groups: Groups
     adjustable: Adjustable = None
+    saliency: Saliency = "obs"
 
 
 class MaskUpdate(NamedTuple):
@@ -41,32 +39,30 @@ class MaskUpdate(NamedTuple):
 
 
 def score(
-    surgeon: Surgeon, state: Any, weights: Any, masks: Any, gradient: Any | None = None
+    surgeon: Surgeon,
+    state: Any,
+    weights: Any,
+    masks: Any,
+    gradient: Any | None = None,
+    unprepared: Any | None = None,
 ) -> Any:
-    """OBS scores of the kept weights.
+    """Scores of the kept weights.
 
     Args:
-        surgeon: Estimator, compensation, and the leaves that are pruned.
+        surgeon: How to prune.
         state: State of the estimator, prepared for products.
         weights: Weights to score.
         masks: Masks of the weights that are still kept.
         gradient: Gradient of the loss, for first-order scores; None for a gradient of zero.
+        unprepared: State before its preparation, for the Fisher's diagonal; None if it is `state`.
 
     Returns:
         A pytree like the weights in float32 or better; scores of pruned weights are meaningless.
     """
     free = movable(masks, surgeon.adjustable, surgeon.groups)
-    step = None
-    if gradient is not None:
-        step = jitted(surgeon.estimator.multiply)(state, gradient, free)
-    diagonal = jitted(surgeon.estimator.diagonal)(state, weights, free)
-    return jitted(_scores)(weights, diagonal, free, step)
-
-
-def _scores(weights: Any, diagonal: Any, free: Any, step: Any | None) -> Any:
-    # pruned weights have no curvature, and need no score
-    safe = jax.tree.map(lambda q, m: jnp.where(m, q, 1), diagonal, free)
-    return obs_saliency(weights, safe, step)
+    return scores_by(
+        surgeon.saliency, surgeon.estimator, state, weights, free, gradient, unprepared
+    )
 
 
 def update(

@@ -1,4 +1,4 @@
-"""Choice of a solve's damping: the ratio proposes, the measured loss disposes."""
+"""Choice of a solve's damping by the measured loss."""
 
 import math
 from collections.abc import Callable
@@ -44,9 +44,9 @@ def search(
     Only differences that count decide: otherwise the dampings of stages with little at stake would
     drift with the noise of the examples.
 
-    If the step is too long, or the loss was badly predicted, the next higher damping is tried
-    first, and further ones while they make no difference; otherwise the next lower one.  If the
-    first trial was worse, the search turns to the other direction.
+    With lower dampings to try, the search walks down while the loss falls, and if the first step
+    down was worse, up.  Otherwise it walks up, if the step is too long or the loss was badly
+    predicted, also past dampings that make no difference.
 
     Args:
         solve: Function `(x, raised) -> Trial`, from a starting point.
@@ -62,9 +62,9 @@ def search(
         return trial.too_long or (chosen and not trial.info["ratio"] <= POOR)
 
     best = last = solve(x, 1.0)
-    upwards = too_small(best)
     may_turn = chosen and lower
-    if not upwards and not may_turn:
+    upwards = not may_turn
+    if upwards and not too_small(best):
         return best
     for _ in range(attempts - 1):
         trial = solve(last.x, last.raised * (FACTOR if upwards else 1 / FACTOR))
@@ -72,13 +72,13 @@ def search(
         counts = SHORT * min(filter(math.isfinite, (trial.gain, best.gain)), default=0.0)
         if trial.loss < best.loss - counts:
             best, may_turn = trial, False
-            if upwards and not too_small(best):
+            if upwards and not lower and not too_small(best):
                 break
             last = trial
-        elif upwards and too_small(trial) and trial.loss <= best.loss + counts:
+        elif upwards and not lower and too_small(trial) and trial.loss <= best.loss + counts:
             last = trial
-        elif may_turn:  # the ratio does not show a damping too small for other data
-            upwards, may_turn, last = not upwards, False, best
+        elif may_turn:
+            upwards, may_turn, last = True, False, best
         else:
             break
     return best

@@ -13,6 +13,7 @@ from fishleg_jax._checks import arrays
 from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.costs import weight_costs
 from fishleg_jax.pruning.masks.build import number_to_prune
+from fishleg_jax.pruning.one_shot.choice import decide
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, choose
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.targets import Budget
@@ -111,13 +112,19 @@ def within_budget(
     def end(scored: Scored, reports: Sequence[dict]) -> Step:
         before = reports[-1]["sparsity"] if reports else initial
 
-        def keeps(sparsity):
-            return kept_cost(choose(plan, scored, sparsity), costs, chosen)
+        def aim(scored):
+            """Final sparsity by these scores, and that of this stage."""
+            keeps = lambda sparsity: kept_cost(choose(plan, scored, sparsity), costs, chosen)
+            final = _lowest(keeps, budget.at_most, before, weights)
+            return final, stage_sparsities(final, left, schedule=schedule, initial=before)[0]
 
         # Find the final sparsity by the scores of this stage, and go this stage's part of the way.
-        final = _lowest(keeps, budget.at_most, before, weights)
         left = stages - len(reports)
-        sparsity = stage_sparsities(final, left, schedule=schedule, initial=before)[0]
+        final, sparsity = aim(scored)
+        chosen_scores = decide(plan, scored, sparsity)
+        if chosen_scores is not scored:
+            scored = chosen_scores
+            final, sparsity = aim(scored)
         point, info = advance(plan, scored, sparsity)
         # Report the cost, and say why the pruning ends elsewhere than requested.
         kept = kept_cost(point.masks, costs, chosen)

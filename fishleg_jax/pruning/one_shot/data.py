@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fishleg_jax import _curvature
-from fishleg_jax._batch import BatchLike, with_constants
+from fishleg_jax._batch import BatchLike, plain, with_constants
 from fishleg_jax._checks import arrays
-from fishleg_jax.model import Model
+from fishleg_jax._jit import jitted
+from fishleg_jax.model import Model, losses
 from fishleg_jax.pruning.one_shot.stages import Stages
 
 
@@ -33,6 +35,7 @@ class Data:
             stages: How the stages run.
             per_stage: Number of batches of each stage.
         """
+        self.model, self.examples_per_chunk = model, stages.examples_per_chunk
         self.batches, self.held_out = batches, held_out
         self.recalibrate, self.per_stage = stages.recalibrate, per_stage
         self.curvature_on = partial(
@@ -46,8 +49,11 @@ class Data:
         own = with_constants(self._seen_in(stage), constants)
         curvature = self.curvature_on(own)
         if self.held_out is not None:
-            check = self.curvature_on(with_constants(self.held_out, constants))
-            curvature = curvature._replace(check=check.loss)
+            measured_on = with_constants(self.held_out, constants)
+            curvature = curvature._replace(
+                check=self.curvature_on(measured_on).loss,
+                each=partial(_losses_of, self.model, self.examples_per_chunk, measured_on),
+            )
         return own, curvature
 
     def constants_after(self, stages: int, params: Any) -> Any | None:
@@ -73,3 +79,15 @@ class Data:
         constants = self.recalibrate(params, batches)
         arrays.check_constants(constants, batches[0])
         return constants
+
+
+def _losses_of(
+    model: Model, chunk: int | None, batches: Sequence[BatchLike], params: Any
+) -> jax.Array:
+    """Losses of all examples of some batches."""
+    found = [jitted(_losses, model, chunk)(params, plain(batch)) for batch in batches]
+    return jnp.concatenate(found)
+
+
+def _losses(model: Model, chunk: int | None, params: Any, batch: BatchLike) -> jax.Array:
+    return losses(model, params, batch, examples_per_chunk=chunk)

@@ -6,6 +6,7 @@ from typing import Any
 from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.masks.groups import Groups
 from fishleg_jax.pruning.one_shot import budget, limit
+from fishleg_jax.pruning.one_shot.choice import decide
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance
 from fishleg_jax.pruning.schedules import stage_sparsities
 from fishleg_jax.pruning.targets import Budget, Limit, Target
@@ -98,7 +99,7 @@ def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Goal:
 
     def end(scored: Scored, reports: Sequence[dict]) -> Step:
         sparsity = sparsities[len(reports)]
-        point, info = advance(plan, scored, sparsity)
+        point, info = advance(plan, decide(plan, scored, sparsity), sparsity)
         return Step(point, {"sparsity": sparsity} | info)
 
     return end

@@ -7,6 +7,7 @@ from typing import Any
 from fishleg_jax import _tree
 from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
+from fishleg_jax.pruning.one_shot.choice import decide
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, Scored, Step, advance
 from fishleg_jax.pruning.targets import Limit
 
@@ -92,8 +93,9 @@ def within_limit(
                 return None
             return Step(point, {"sparsity": sparsity, "lost": loses} | info)
 
-        # Try the whole stage first.
+        # Try the whole stage first, by the scores that are best for it.
         low, high = counts[len(reports) : len(reports) + 2]
+        scored = decide(plan, scored, sparsity_of(high, weights))
         move = moved(high)
         if move is not None:
             return move if high < counts[-1] else move._replace(last=True, stopped=_all(limit))

@@ -15,6 +15,7 @@ from fishleg_jax.pruning.one_shot.result import Result
 from fishleg_jax.pruning.one_shot.run import checked
 from fishleg_jax.pruning.one_shot.stage import score
 from fishleg_jax.pruning.one_shot.stages import Stages
+from fishleg_jax.pruning.scores import Saliency
 from fishleg_jax.pruning.selection._border import Selection
 from fishleg_jax.pruning.targets import Target
 
@@ -27,9 +28,10 @@ def prune_one_shot(
     batches: Sequence[BatchLike],
     *,
     sparsity: float | Target,
-    stages: int | Stages = 1,
-    held_out: Sequence[BatchLike] | None = None,
+    stages: int | Stages | None = None,
+    held_out: Sequence[BatchLike] | float | None = 0.2,
     scope: str = "global",
+    saliency: Saliency = "auto",
     compensation: Compensation | None = None,
     selection: Selection | None = None,
     prunable: _prunable.LeafSelection | Leaves = None,
@@ -51,16 +53,27 @@ def prune_one_shot(
         sparsity: Fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`; or
             one of `targets`: a number of weights, bytes or operations to keep, or the most that a
             limit on a loss or a metric allows.
-        stages: Number of stages, 1 by default, each of which refits the inverse at the weights and
-            masks of the stage before; or `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
-        held_out: Labelled batches of training data that the curvature does not see; their loss
-            checks the step of a compensation, also of the default one.  None to check, if at all,
-            on `batches`.
+        stages: Number of stages, each of which refits the inverse at the weights and masks of the
+            stage before; None, the default, for as many as it takes, up to 16; or
+            `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
+        held_out: Labelled batches of training data that the curvature does not see: their loss
+            chooses between scores and dampings, and ends the solves of a compensation.  Or the
+            share of `batches` to set aside for that, 0.2 by default: whole batches where there are
+            enough, else examples of each, and none if there would be fewer than 16 examples, or if
+            `Stages` has a state.  0 or None for none; a compensation then checks on `batches`.
         scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
             each.
+        saliency: Scores, of which the lowest are pruned: `obs`, `½ w² / [F⁻¹]_ii`; `obd`,
+            `½ w² F_ii`; `mixture`, their geometric mean; `magnitude`, `½ w²`; or a function
+            `(params, masks, estimator, state, gradient) -> scores`.  `auto`, the default, tries all
+            of these and OBS scores at a tenth and ten times the damping, each with a cheap
+            compensation, and takes the lowest held-out loss, stage by stage: `obs`, unless another
+            is better by a standard error of the paired difference.  Without held-out data `obs`.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
-            `flj.compensation`; `independent()` by default.  With `first_order=True` in it, scores
-            and selection take the gradient into account, too: `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.
+            `flj.compensation`; by default `group()`, or where that can't be (no Fisher products, no
+            labels to check on, `inverse.identity`) `independent()`.  With `first_order=True` in it,
+            OBS scores and selection take the gradient into account, too:
+            `(w − F⁻¹g)² / (2 [F⁻¹]_ii)`.
         selection: Optional refinement of the score-based masks by swapping weights,
             `selection.swaps()` or `selection.qubo()`; None for the score-based masks.
         prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
@@ -114,18 +127,19 @@ def prune_one_shot(
         stages=stages,
         held_out=held_out,
         scope=scope,
+        saliency=saliency,
         compensation=compensation,
         selection=selection,
         prunable=prunable,
         masks=masks,
         key=key,
     )
-    point, state, reports, stopped, factor = run.start, None, (), None, 1.0
+    point, state, reports, stopped = run.start, None, (), None
     for stage in range(run.stages.number):
         try:
             # Fit the inverse Fisher at the weights that earlier stages left.
             own, curvature = run.data.of_stage(stage, point.params)
-            fitted = run.damped(run.fit(stage, point, own), factor)
+            fitted = run.fit(stage, point, own)
             # Score, then mask and compensate as far as the goal goes.
             step = run.goal(score(run.plan, point, fitted, curvature), reports)
         except FloatingPointError as error:
@@ -136,7 +150,7 @@ def prune_one_shot(
                 f"of the stage before, at a sparsity of {reports[-1]['sparsity']:.6g}"
             )
             break
-        # Report, and carry over the damping that the compensation found.
+        # Report.
         point, stopped = step.point, step.stopped
         if state is None or step.report is not None:
             state = fitted
@@ -146,6 +160,4 @@ def prune_one_shot(
                 run.stages.on_stage(run.result(point, state, reports, stopped))
         if step.last:
             break
-        if run.stages.adapt_damping and step.report.get("raised") is not None:
-            factor *= step.report["raised"]
     return run.result(point, state, reports, stopped)

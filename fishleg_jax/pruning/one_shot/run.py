@@ -8,12 +8,13 @@ import jax
 from fishleg_jax import _chunks, _prunable
 from fishleg_jax._batch import split_batch
 from fishleg_jax._checks import arrays
-from fishleg_jax._checks.numbers import check_flag, is_whole
+from fishleg_jax._checks.numbers import check_count, is_number, is_whole
 from fishleg_jax._same_model import check_same_model
-from fishleg_jax.inverse.base import InverseFisher, check_on_host, with_damping
+from fishleg_jax.inverse.base import InverseFisher, check_on_host
 from fishleg_jax.model import BatchLike, Model, check_all_targets, check_model
 from fishleg_jax.pruning import _soundness
 from fishleg_jax.pruning.compensation import _adjustable
+from fishleg_jax.pruning.compensation._group import group
 from fishleg_jax.pruning.compensation._independent import Compensation, independent
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
 from fishleg_jax.pruning.masks.build import check_room
@@ -27,12 +28,15 @@ from fishleg_jax.pruning.one_shot import checks, goal
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
 from fishleg_jax.pruning.one_shot.data import Data
 from fishleg_jax.pruning.one_shot.fit import fitted
+from fishleg_jax.pruning.one_shot.held_out import check_share, set_aside
 from fishleg_jax.pruning.one_shot.result import Result
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, begin
 from fishleg_jax.pruning.one_shot.stages import Stages
+from fishleg_jax.pruning.one_shot.steps import by_steps
 from fishleg_jax.pruning.report import make_report
+from fishleg_jax.pruning.scores import Saliency, check_saliency
 from fishleg_jax.pruning.selection._border import Selection
-from fishleg_jax.pruning.targets import Budget, Target
+from fishleg_jax.pruning.targets import Budget, Limit, Target
 from fishleg_jax.pruning.update import Surgeon
 
 
@@ -72,14 +76,6 @@ class Run(NamedTuple):
         _soundness.check_ready(surgeon.estimator, state)
         return state
 
-    def damped(self, state: Any, factor: float) -> Any:
-        """The state at a multiple of its damping, for the solve of the compensation at least."""
-        if factor == 1:
-            return state
-        if getattr(state, "fixed_damping", False):
-            return state._replace(damping=state.damping * factor)
-        return with_damping(state, state.damping * factor)
-
     def result(
         self, point: Point, state: Any, reports: tuple[dict, ...], stopped: str | None
     ) -> Result:
@@ -104,9 +100,10 @@ def checked(
     batches: Sequence[BatchLike],
     *,
     sparsity: float | Target,
-    stages: int | Stages,
-    held_out: Sequence[BatchLike] | None,
+    stages: int | Stages | None,
+    held_out: Sequence[BatchLike] | float | None,
     scope: str,
+    saliency: Saliency,
     compensation: Compensation | None,
     selection: Selection | None,
     prunable: _prunable.LeafSelection | Leaves,
@@ -120,35 +117,50 @@ def checked(
         FloatingPointError: Predictions or losses of the initial weights are not finite.
     """
     if not isinstance(stages, Stages):
-        if not is_whole(stages, 1):
+        if stages is not None and not is_whole(stages, 1):
             raise ValueError(
-                f"stages must be an integer of at least 1 or flj.Stages(...), got {stages!r}"
+                f"stages must be an integer of at least 1, None, or flj.Stages(...), got {stages!r}"
             )
         stages = Stages(stages)
     leaves = leaves_of(prunable)
     # Check arrays, model and estimator.
-    checks.check_host(params, batches, held_out, leaves.costs, stages.state, key)
+    check_share(held_out)
+    share, given = held_out, None if is_number(held_out) else held_out
+    checks.check_host(params, batches, given, leaves.costs, stages.state, key)
     check_on_host(estimator)
     check_model(model)
     check_same_model(estimator.model, model, (params, batches))
     arrays.check_params(params)
     arrays.check_batches(batches)
+    check_saliency(saliency, estimator)
+    # Settle what was left open: compensation, held-out data, number of stages.
+    curved = estimator.updates != 0  # `identity` sees no data
+    labelled = checks.have_labels(batches)
+    if compensation is None:
+        solvable = curved and labelled and model.likelihood.fisher is not None
+        compensation = group() if solvable else independent(check_step=given is not None)
+    checks.check_compensation(compensation)
+    held_out = given
+    measures = saliency == "auto" or getattr(compensation, "measures_loss", False)
+    if is_number(share) and share and curved and labelled and measures and stages.state is None:
+        batches, held_out = _set_aside(estimator, batches, share, stages)
+    chooses = stages.number is None and hasattr(compensation, "cheap") and stages.state is None
+    chooses = chooses and curved and labelled and not isinstance(sparsity, (Budget, Limit))
+    chooses = chooses and isinstance(stages.schedule, str)
+    if not chooses:
+        stages = stages._replace(number=_default_number(stages))
     # Decide which weights are pruned: leaves, initial masks, sparsities.
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
     start = begin(params, first_masks(params, groups, masks))
     before = sum(map(int, zeros_in(groups, start.masks)))
     final = goal.sparsity_or_target(sparsity, groups)
-    sparsities = goal.planned(
-        final, stages.number, stages.schedule, sparsity_of(before, groups.weights)
-    )
+    initial = sparsity_of(before, groups.weights)
+    sparsities = goal.planned(final, stages.number or 1, stages.schedule, initial)
     if sparsities and not isinstance(final, Budget):
         check_room(groups, sparsities[-1], before)
     # Check selection, compensation and costs.
     if selection is not None:
         checks.check_selection(selection, groups, final)
-    if compensation is None:
-        compensation = independent(check_step=held_out is not None)
-    checks.check_compensation(compensation)
     moves = _adjustable.decide(params, leaves.adjustable)
     _adjustable.check_compensation(compensation, moves)
     if leaves.costs is not None:
@@ -156,8 +168,10 @@ def checked(
     key = jax.random.key(0) if key is None else key
     checks.check_key(key)
     per_stage = _checked_stages(stages, batches)
+    number = stages.most if chooses else stages.number
+    stages = stages._replace(number=number)
     # Check that estimate, model and data match.
-    plan = Plan(Surgeon(estimator, compensation, groups, moves), leaves.costs, selection)
+    plan = Plan(Surgeon(estimator, compensation, groups, moves, saliency), leaves.costs, selection)
     _check_data(plan, model, params, batches, held_out, stages, per_stage)
     labelled = checks.have_labels(batches if held_out is None else held_out)
     plan = plan._replace(measure=stages.number > 1 and estimator.updates != 0 and labelled)
@@ -167,17 +181,41 @@ def checked(
         _soundness.check_losses(data.curvature_on, params, held_out or [], "held_out")
     # Choose the function that ends each stage.
     loss = data.loss if labelled else None
-    reach = goal.goal_for(
-        *(sparsity, final, plan, model, params, batches[0], loss, sparsities),
-        *(stages.schedule, before),
-    )
+    if chooses:
+        reach = by_steps(plan, final, stages.most, initial)
+    else:
+        reach = goal.goal_for(
+            *(sparsity, final, plan, model, params, batches[0], loss, sparsities),
+            *(stages.schedule, before),
+        )
     started = already_pruned(groups, start.masks)
     return Run(plan, reach, data, stages, start, started, key)
 
 
+def _set_aside(
+    estimator: InverseFisher, batches: Sequence[BatchLike], share: float, stages: Stages
+) -> tuple[Sequence[BatchLike], Sequence[BatchLike] | None]:
+    """Batches for the curvature and for the loss; all for the curvature if a fit needs them."""
+    first, second = set_aside(batches, share)
+    per_stage = len(first) if stages.batches_per_stage is None else stages.batches_per_stage
+    try:
+        checks.check_per_stage(per_stage, len(first))
+        _soundness.check_enough(estimator, first, stages.number or 1, per_stage)
+    except ValueError:
+        return batches, None
+    return first, second
+
+
+def _default_number(stages: Stages) -> Any:
+    """Number of stages: as given, else as many as the schedule has sparsities, else one."""
+    if stages.number is not None:
+        return stages.number
+    return 1 if isinstance(stages.schedule, str) else len(list(stages.schedule))
+
+
 def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
     """Number of batches of each stage, once the fields of `Stages` are checked."""
-    check_flag(stages.adapt_damping, "adapt_damping")
+    check_count(stages.most, "most")
     checks.check_functions(
         recalibrate=stages.recalibrate, on_update=stages.on_update, on_stage=stages.on_stage
     )

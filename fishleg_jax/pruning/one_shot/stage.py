@@ -18,6 +18,7 @@ from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import check_curvature
 from fishleg_jax.pruning.masks.build import extend
 from fishleg_jax.pruning.report import removed_scores
+from fishleg_jax.pruning.scores import Saliency
 from fishleg_jax.pruning.selection._border import Selection
 from fishleg_jax.pruning.update import Surgeon
 
@@ -65,12 +66,16 @@ class Scored(NamedTuple):
         state: State of the estimator, prepared for many products.
         curvature: Loss on the stage's data.
         scores: Scores of the weights that are kept at the point.
+        fitted: State of the estimator before it was prepared.
+        choice: Name of the scores and the losses of those that were tried; None if they were given.
     """
 
     point: Point
     state: Any
     curvature: Curvature
     scores: Any
+    fitted: Any = None
+    choice: dict[str, Any] | None = None
 
 
 class Step(NamedTuple):
@@ -108,12 +113,23 @@ def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Scored:
     """
     surgeon = plan.surgeon
     check_curvature(surgeon.estimator, surgeon.groups.chosen, state, point.params, point.masks)
-    state = prepared(surgeon.estimator, state, point.params)
-    gradient = curvature.gradient(_tree.widen(point.params)) if plan.first_order else None
-    scores = update.score(surgeon, state, point.params, point.masks, gradient)
+    scored = Scored(point, None, curvature, None, state)
+    return rescored(plan, scored, surgeon.saliency, state)
+
+
+def rescored(plan: Plan, scored: Scored, saliency: Saliency, fitted: Any) -> Scored:
+    """The same point with other scores, or with a state at another damping."""
+    surgeon, point = plan.surgeon._replace(saliency=saliency), scored.point
+    gradient = None
+    if plan.first_order:
+        gradient = scored.curvature.gradient(_tree.widen(point.params))
+    state = scored.state
+    if state is None or fitted is not scored.fitted:
+        state = prepared(surgeon.estimator, fitted, point.params)
+    scores = update.score(surgeon, state, point.params, point.masks, gradient, fitted)
     scores = placement.like(scores, point.params)
-    _require_finite(scores, "the diagonal of the inverse Fisher")
-    return Scored(point, state, curvature, scores)
+    _require_finite(scores, "the diagonal of the inverse Fisher, or the scores from it,")
+    return scored._replace(state=state, scores=scores, fitted=fitted)
 
 
 def choose(plan: Plan, scored: Scored, sparsity: float) -> Any:
@@ -142,7 +158,7 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     Raises:
         FloatingPointError: The new weights or their loss are not finite.
     """
-    point, state, curvature, scores = scored
+    point, state, curvature, scores = scored[:4]
 
     # Mask by the scores, and compensate.
     def masks_of(_, old):
@@ -157,7 +173,7 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
 
     # Report the predicted and, if wanted, the measured change of the loss.
     removed = removed_scores(scores, point.masks, masks)
-    info = {"predicted": float(sum(jax.tree.leaves(removed)))} | info
+    info = {"predicted": float(sum(jax.tree.leaves(removed)))} | (scored.choice or {}) | info
     if plan.measure and "actual" not in info:
         info |= _measured(curvature, point.params, params)
     changes = [info.get(name, 0.0) for name in ("actual", "held_out")]

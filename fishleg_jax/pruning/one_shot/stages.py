@@ -10,13 +10,14 @@ class Stages(NamedTuple):
     Each stage refits the inverse Fisher, at the weights and masks of the stage before.
 
     Attributes:
-        number: Number of stages, at least 1.
+        number: Number of stages, at least 1.  None, the default, for as many as it takes, up to
+            `most`: each goes as far in density as the quadratic model predicts the loss.  That
+            needs a sparsity to go to, labels, and a compensation that predicts the loss, as `group`
+            does; a single stage otherwise.
         schedule: Growth of the sparsity from stage to stage: `geometric` in density, `linear` or
             `polynomial` (see `stage_sparsities`), or the sparsities after all stages.
         batches_per_stage: Number of batches whose curvature a stage sees: each takes the next ones,
             in turn; None for all batches in every stage.
-        adapt_damping: Whether a stage starts with the damping that `compensation.group` found in
-            the stage before instead of the estimate's own.
         recalibrate: Function `(params, batches) -> constants`, called with the weights after every
             stage and its batches.  The constants, such as batch-norm statistics of the pruned
             network, replace those in all batches from then on.  A target's loss is measured with
@@ -30,6 +31,7 @@ class Stages(NamedTuple):
         on_update: Function `(updates done, updates in all, state)`, called after every update of a
             fit.  The state is donated to the next update; copy anything you want to keep.
         on_stage: Function `(result)`, called after every stage with the `Result` so far.
+        most: Largest number of stages if they choose themselves, 16 by default.
 
     Example:
         >>> import fishleg_jax as flj
@@ -37,12 +39,12 @@ class Stages(NamedTuple):
         8
     """
 
-    number: int = 1
+    number: int | None = None
     schedule: str | Sequence[float] = "geometric"
     batches_per_stage: int | None = None
-    adapt_damping: bool = True
     recalibrate: Callable[[Any, Sequence[Any]], Any] | None = None
     state: Any | None = None
     examples_per_chunk: int | None = None
     on_update: Callable[[int, int, Any], None] | None = None
     on_stage: Callable[[Any], None] | None = None
+    most: int = 16

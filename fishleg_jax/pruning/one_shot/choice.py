@@ -1,0 +1,98 @@
+"""Choice between scores and dampings, by the loss that a stage would end at."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fishleg_jax import _tree
+from fishleg_jax.inverse.base import movable_damping, with_damping
+from fishleg_jax.pruning.one_shot.stage import Plan, Scored, advance, rescored
+
+DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
+MARGIN = 1.0  # standard errors of the paired difference by which a candidate has to be better
+
+
+class Candidate(NamedTuple):
+    """Scores to try.
+
+    Attributes:
+        saliency: Name of the scores.
+        factor: Damping relative to the estimate's own.
+    """
+
+    saliency: str
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        """Name, with the damping if it is not the estimate's own."""
+        return self.saliency + ("" if self.factor == 1 else f" damping×{self.factor:g}")
+
+
+def candidates(plan: Plan, state: Any) -> list[Candidate]:
+    """Scores that an estimate can give: OBS scores first, those which the others have to beat."""
+    found = [Candidate("obs"), Candidate("magnitude")]
+    if plan.surgeon.estimator.fisher_diagonal is not None:
+        found += [Candidate("obd"), Candidate("mixture")]
+    if movable_damping(state):
+        found += [Candidate("obs", factor) for factor in DAMPINGS]
+    return found
+
+
+def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
+    """Chooses scores for a sparsity, if that was left to the measured loss.
+
+    Every candidate is masked and compensated, cheaply where the compensation offers that, and its
+    losses on held-out examples are compared in pairs.  A candidate replaces the best one so far if
+    it is better by one standard error of the difference.
+
+    Args:
+        plan: Choices that all stages share.
+        scored: Point with OBS scores.
+        sparsity: Fraction of the prunable weights that is pruned afterwards.
+
+    Returns:
+        The point with the scores of the winner; its `choice` names it, with the mean held-out
+        losses of all candidates.  The same point if there is nothing to choose or to measure.
+    """
+    each = scored.curvature.each
+    if plan.surgeon.saliency != "auto" or each is None or plan.surgeon.estimator.updates == 0:
+        return scored
+    cheap = cheaper(plan)
+    best = best_losses = winner = None
+    tried: dict[str, float] = {}
+    for candidate in candidates(plan, scored.fitted):
+        try:
+            state = scored.fitted
+            if candidate.factor != 1:
+                state = with_damping(state, state.damping * candidate.factor)
+            trial = rescored(cheap, scored, candidate.saliency, state)
+            losses = _losses(each, advance(cheap, trial, sparsity)[0].params)
+        except FloatingPointError:  # not a candidate at these weights
+            losses = np.array([np.inf])
+        tried[str(candidate)] = float(losses.mean())
+        if not np.isfinite(losses).all():
+            continue
+        if best is None or _better(losses, best_losses):
+            best, best_losses, winner = trial, losses, candidate
+    if best is None:
+        return scored
+    return best._replace(choice={"saliency": str(winner), "tried": tried})
+
+
+def cheaper(plan: Plan) -> Plan:
+    """The plan with the cheap form of its compensation, and without refined masks."""
+    compensation = plan.surgeon.compensation
+    compensation = getattr(compensation, "cheap", compensation)
+    return plan._replace(surgeon=plan.surgeon._replace(compensation=compensation), selection=None)
+
+
+def _losses(each: Callable[[Any], jax.Array], params: Any) -> np.ndarray:
+    return np.asarray(jax.device_get(each(_tree.widen(params))), np.float64)
+
+
+def _better(losses: np.ndarray, than: np.ndarray) -> bool:
+    difference = than - losses
+    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
+    return bool(difference.mean() > MARGIN * error)
