@@ -82,9 +82,14 @@ def test_sampled_products_and_gradients(x64, key):
     )
     close(product(examples_per_chunk=CHUNK), product())
     rows = functools.partial(
-        flj.per_example_gradients, MODEL, params, (inputs, None), labels="sampled",
-        examples_per_gradient=3, **options,
-    )  # fmt: skip
+        flj.per_example_gradients,
+        MODEL,
+        params,
+        (inputs, None),
+        labels="sampled",
+        examples_per_gradient=3,
+        **options,
+    )
     for chunk in (2, CHUNK):
         close(rows(examples_per_chunk=chunk), rows())
 

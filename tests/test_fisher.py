@@ -34,7 +34,10 @@ def case(name):
     reals = jax.random.normal(jax.random.key(3), (13, 4))
     return {
         "categorical": (
-            dense.categorical_mlp(), params, (inputs, labels), dense.categorical_information
+            dense.categorical_mlp(),
+            params,
+            (inputs, labels),
+            dense.categorical_information,
         ),
         "bernoulli": (
             flj.Model(dense.mlp, flj.likelihoods.bernoulli()),
@@ -54,7 +57,7 @@ def case(name):
             (inputs, reals[:, :2]),
             gaussian_information,
         ),
-    }[name]  # fmt: skip
+    }[name]
 
 
 CASES = ("categorical", "bernoulli", "known", "learned")
@@ -215,8 +218,9 @@ def test_any_pytree(x64, make):
 
     model = flj.Model(predict, flj.likelihoods.categorical())
     inputs = {
-        "left": jax.random.normal(keys[2], (7, 2)), "right": jax.random.normal(keys[3], (7, 3))
-    }  # fmt: skip
+        "left": jax.random.normal(keys[2], (7, 2)),
+        "right": jax.random.normal(keys[3], (7, 3)),
+    }
     found = product_matrix(model, params, (inputs, None), examples_per_chunk=3)
     expected = dense.exact_fisher(model, params, (inputs, None))
     np.testing.assert_allclose(found, expected, atol=1e-10)

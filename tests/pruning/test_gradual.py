@@ -472,10 +472,7 @@ def test_an_estimate_that_is_renewed_is_of_the_last_batches_alone(kind):
     start = at(26, path)
     expected, update = estimator.init(params), jax.jit(estimator.update)
     for i in (27, 28, 29):
-        expected = update(
-            expected, at(i - 1, path),
-            at(i, data), None, at(28, masks),
-        )  # fmt: skip
+        expected = update(expected, at(i - 1, path), at(i, data), None, at(28, masks))
     found = estimator.diagonal(state[1].estimate, start)
     kept = np.asarray(masks["w"][28])
     wanted = estimator.diagonal(expected, start)

@@ -171,13 +171,22 @@ def test_norms_biases_embeddings_and_vectors_are_left_out_by_default():
         "eqx_conv": {"weight": (16, 3, 3, 3), "shift_of_it": (16, 1, 1)},
         "patch_embed": {"kernel": (4, 4, 3, 8)},
         "head": {"kernel": (8, 10), "bias": (10,)},
-        "a": (4, 4), "b": (4, 4),
-    }  # fmt: skip
+        "a": (4, 4),
+        "b": (4, 4),
+    }
     found = by_default(tree)
     assert sorted(name for name, reason in found.items() if reason is None) == [
-        "a", "b", "conv/weight", "eqx_conv/weight", "head/kernel", "layers/attention/kernel",
-        "layers/mlp/w", "layers/up", "layers/w_b", "patch_embed/kernel",
-    ]  # fmt: skip
+        "a",
+        "b",
+        "conv/weight",
+        "eqx_conv/weight",
+        "head/kernel",
+        "layers/attention/kernel",
+        "layers/mlp/w",
+        "layers/up",
+        "layers/w_b",
+        "patch_embed/kernel",
+    ]
     assert found["layers/mlp/b"] == found["conv/bias"] == found["head/bias"] == "bias"
     assert found["layers/up_b"] == found["layers/b2"] == "bias"
     assert found["layers/ln_1/g"] == found["layers/rms_norm/weight"] == "normalisation"

@@ -90,11 +90,9 @@ def test_scale_goes_from_obd_to_obs(x64, key, scale):
     _, estimator = any_inverse(params)
     old, new = everything(params), some(params, key)
     deltas = {
-        s: dense.ravel(
-            flj.compensation.independent(s)(params, old, new, None, estimator, ())[0]
-        )
+        s: dense.ravel(flj.compensation.independent(s)(params, old, new, None, estimator, ())[0])
         for s in (0.0, scale, 1.0)
-    }  # fmt: skip
+    }
     kept = dense.ravel(new).astype(bool)
     assert (deltas[0.0][kept] == 0).all()
     np.testing.assert_allclose(deltas[scale][kept], scale * deltas[1.0][kept], atol=1e-12)

@@ -25,8 +25,10 @@ WEIGHTS = 40
 def problem(seed=0, dtype=jnp.float32):
     """Every weight by itself: pruning w costs w² / 20, exactly."""
     values = np.random.default_rng(seed).normal(size=WEIGHTS)
-    params = {"a": jnp.array(values[:30].reshape(10, 3), dtype),
-              "b": jnp.array(values[30:].reshape(10, 1), dtype)}  # fmt: skip
+    params = {
+        "a": jnp.array(values[:30].reshape(10, 3), dtype),
+        "b": jnp.array(values[30:].reshape(10, 1), dtype),
+    }
     inputs = jnp.eye(10, dtype=dtype)
     return params, [(inputs, MODEL.predict(params, inputs))]
 
@@ -35,7 +37,7 @@ def prune(params, batches, target, estimator=IDENTITY, **options):
     defaults = {"compensation": NONE, "prunable": ".*"}  # a kernel of one output, too
     return flj.prune_one_shot(
         MODEL, params, estimator, batches, sparsity=target, **defaults | options
-    )  # fmt: skip
+    )
 
 
 def pruned(result):
@@ -275,9 +277,15 @@ def test_what_is_predicted_of_the_group_update_adds_up(key):
 
     def at(target):
         return flj.prune_one_shot(
-            model, params, estimator, data[:1], sparsity=target, stages=2, compensation=group,
+            model,
+            params,
+            estimator,
+            data[:1],
+            sparsity=target,
+            stages=2,
+            compensation=group,
             held_out=data[1:],
-        )  # fmt: skip
+        )
 
     result = at(flj.targets.loss_increase(0.02, measured=False, highest=0.9))
     predicted = [s["predicted"] for s in result.stages]
