@@ -83,7 +83,7 @@ def reasons(
     elif callable(selection):
         numbers.check_function(selection, argument, 2, "a predicate (name, leaf)")
         found = [
-            None if _asked(selection, name, leaf, argument) else "the predicate is False"
+            None if _answer(selection, name, leaf, argument) else "the predicate is False"
             for name, leaf in leaves
         ]
         hint = "the predicate was False for all of them"
@@ -150,7 +150,7 @@ def _as_booleans(tree: Any, selection: Any) -> list[bool] | None:
     return [bool(x) for x in jax.tree.leaves(whole)]
 
 
-def _asked(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
+def _answer(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
     try:
         answer = predicate(name, leaf)
         if not _is_boolean(answer):

@@ -39,7 +39,7 @@ def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
         return function(*arguments)
     where = jax.tree.map(lambda x: _in_mesh(x, mesh), like)
     run = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=where)
-    with _mesh.spread_over(_mesh.axes_of(jax.tree.leaves(where), mesh)):
+    with _mesh.parameters_over(_mesh.axes_of(jax.tree.leaves(where), mesh)):
         return run(*arguments)
 
 
@@ -87,9 +87,9 @@ def zeros(shapes: Any) -> Any:
 
     def one(x):
         sharding = getattr(x, "sharding", None)
-        spread = isinstance(sharding, NamedSharding) and _mesh.explicit(sharding.mesh)
+        explicit = isinstance(sharding, NamedSharding) and _mesh.explicit(sharding.mesh)
         empty = jnp.zeros(x.shape, x.dtype)
-        return jax.sharding.reshard(empty, sharding) if spread else empty
+        return jax.sharding.reshard(empty, sharding) if explicit else empty
 
     return jax.tree.map(one, shapes)
 
@@ -242,5 +242,5 @@ def _in_mesh(x: Any, mesh: Any) -> NamedSharding:
     if isinstance(x, NamedSharding):
         return x
     sharding = getattr(jax.typeof(x), "sharding", None)
-    told = sharding is not None and _mesh.explicit(sharding.mesh)
-    return NamedSharding(mesh, sharding.spec if told else PartitionSpec())
+    explicit = sharding is not None and _mesh.explicit(sharding.mesh)
+    return NamedSharding(mesh, sharding.spec if explicit else PartitionSpec())

@@ -220,9 +220,9 @@ def _convolution_flops(equation: Any) -> int:
     options = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     windows = zip(*(equation.params[x] for x in options), strict=True)
     axes = zip(kernel_axes[2:], out_axes[2:], strict=True)
-    for (i, j), (stride, (before, _), holes, spread) in zip(axes, windows, strict=True):
+    for (i, j), (stride, (before, _), holes, dilation) in zip(axes, windows, strict=True):
         starts = stride * np.arange(out.shape[j])[:, None]
-        places = starts + spread * np.arange(kernel[i]) - before
+        places = starts + dilation * np.arange(kernel[i]) - before
         taps *= int((places % holes == 0).sum())
     return 2 * taps
 
