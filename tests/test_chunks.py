@@ -152,7 +152,7 @@ def test_pruning_and_trust():
 
 
 def test_gradual_pruning_takes_a_chunk():
-    with pytest.raises(ValueError, match="axis_name and examples_per_chunk do not go together"):
+    with pytest.raises(ValueError, match="axis_name and examples_per_chunk cannot be combined"):
         flj.fishleg_prune(MODEL, 0.5, examples_per_chunk=2, axis_name="devices")
     with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):
         flj.fishleg_prune(MODEL, 0.5, examples_per_chunk=0)

@@ -240,8 +240,8 @@ def test_products_keep_the_dtype():
     "kwargs, message",
     [
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
-        ({"kind": "sampled"}, "key is needed"),
-        ({"kind": "empirical"}, "targets are None"),
+        ({"kind": "sampled"}, "key must be a random key"),
+        ({"kind": "empirical"}, "targets of None"),
         ({"examples_per_chunk": 0}, "examples_per_chunk must be a whole number of at least 1"),
     ],
 )
@@ -255,8 +255,8 @@ def test_bad_arguments_of_products(kwargs, message):
     "kwargs, message",
     [
         ({"labels": "exact"}, "labels must be 'empirical' or 'sampled', got 'exact'"),
-        ({"labels": "sampled"}, "key is needed"),
-        ({}, "targets are None"),
+        ({"labels": "sampled"}, "key must be a random key"),
+        ({}, "targets of None"),
     ],
 )
 def test_bad_arguments_of_per_example_gradients(kwargs, message):

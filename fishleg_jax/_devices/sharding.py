@@ -20,9 +20,9 @@ from fishleg_jax._devices import mesh as _mesh
 from fishleg_jax._jit import is_traced
 
 UNKNOWN = (
-    "gradients of a convolution, example by example, under a jit whose arrays do not name the "
-    "mesh: where in_shardings or out_shardings shard them, XLA makes wrong numbers; use "
-    "jax.set_mesh, or place the arrays by jax.device_put"
+    "per-example gradients of a convolution under a jit whose arrays do not name the mesh: if "
+    "in_shardings or out_shardings shard them, XLA computes wrong numbers; use jax.set_mesh, or "
+    "place the arrays with jax.device_put"
 )
 
 

@@ -302,7 +302,10 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
         (["--target", "size:3"], "'size:3' is not one of weights, bytes, flops, loss, accuracy"),
         (["--target", "weights:0.5"], "'weights:0.5' is no whole number of weights"),
         (["--target", "weights:12.7"], "'weights:12.7' is no whole number of weights"),
-        (["--target", "weights:2", "--scope", "layer"], "each of 3 leaves keeps a weight"),
+        (
+            ["--target", "weights:2", "--scope", "layer"],
+            "each of 3 leaves keeps at least one weight",
+        ),
         (["--target", "bytes:1"], "--target bytes:1: the target in bytes must be at least 4"),
         (["--target", "loss:0.1", "--sparsity", "0.5"], "--target is instead of --sparsity"),
         (["--first-order", "--selection", "qubo"], "--selection qubo has no gradient, swaps has"),

@@ -147,7 +147,7 @@ def test_bad_arguments_are_refused_at_once(key, name):
         ):
             make(MODEL, cap=0)
     params, (inputs, _) = problem(key)
-    with pytest.raises(ValueError, match="'empirical' needs labels"):
+    with pytest.raises(ValueError, match="must have labels for 'empirical'"):
         flj.fit(make(MODEL, labels="empirical"), params, [(inputs, None)], key=key)
 
 

@@ -55,7 +55,7 @@ def test_first_expression_that_matches_counts():
     "choice, join_bias, message",
     [
         ({"kernels": factors.full}, False, "factors: 'kernels' matches no leaf"),
-        ({"(": factors.full}, False, "factors: '\\(' is no regular expression"),
+        ({"(": factors.full}, False, "factors: '\\(' is not a regular expression"),
         (None, "c/kernel", "join_bias: 'c/kernel' matches no leaf"),
     ],
 )

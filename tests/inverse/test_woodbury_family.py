@@ -428,7 +428,7 @@ def test_bad_arguments_are_refused_at_once(make, message):
 @methods
 def test_bad_batches_are_refused(key, method):
     params, (inputs, labels) = problem(key, 12, jnp.float32)
-    with pytest.raises(ValueError, match="'empirical' needs labels"):
+    with pytest.raises(ValueError, match="must have labels for 'empirical'"):
         fitted(ESTIMATORS[method](12), params, [(inputs, None)])
     with pytest.raises(ValueError, match="must .* divide the batch's 12 examples, got 5"):
         fitted(ESTIMATORS[method](12, examples_per_gradient=5), params, [(inputs, labels)])
@@ -436,7 +436,7 @@ def test_bad_batches_are_refused(key, method):
 
 def test_a_window_must_hold_a_batch(key):
     params, batch = problem(key, 12, jnp.float32)
-    with pytest.raises(ValueError, match="window must hold the 12 gradients of a batch, got 7"):
+    with pytest.raises(ValueError, match="window must be at least 12, .* got 7"):
         fitted(ESTIMATORS["mfac"](7), params, [batch])
 
 

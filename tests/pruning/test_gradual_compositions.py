@@ -325,7 +325,7 @@ def kernels(params):
     ids=["masked", "masked_chain", "partition", "masked_fishleg", "partition_fishleg"],
 )
 def test_masked_and_partition_are_refused_with_what_to_do_instead(tx):
-    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+    with pytest.raises(ValueError, match="choose the leaves to prune by prunable"):
         tx.init(initial())
 
 
@@ -333,7 +333,7 @@ def test_a_state_made_outside_of_masked_does_not_get_past_it_either():
     """As of a checkpoint that was written without it."""
     tx = optax.masked(PRUNING, kernels)
     state = optax.MaskedState(PRUNING.init(initial()))
-    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+    with pytest.raises(ValueError, match="choose the leaves to prune by prunable"):
         tx.update(initial(), state, initial(), batch=at(0, batches()))
 
 

@@ -261,7 +261,9 @@ def test_without_labels_it_solves_the_same_system():
     assert np.isnan(told["ratio"]) and "actual" not in told
     assert told["predicted"] == pytest.approx(without.report.total.predicted)  # that of the scores
     for options in ({}, {"check_step": False, "first_order": True}):
-        with pytest.raises(ValueError, match="batches need labels for (check_step|first_order)"):
+        with pytest.raises(
+            ValueError, match="batches must have labels for (check_step|first_order)"
+        ):
             prune(None, **options)
 
 

@@ -227,7 +227,7 @@ def test_trust_grows_with_the_data(key):
         ({"stages": 0}, "stages must be"),
         ({"stages": flj.Stages(schedule="cosine")}, "schedule must be one of"),
         ({"prunable": flj.Leaves(costs=1.0)}, "costs must have the structure of the parameters"),
-        ({"stages": flj.Stages(2, state=())}, "state is for a single stage"),
+        ({"stages": flj.Stages(2, state=())}, "state must be None for more than one stage"),
     ],
 )
 def test_bad_arguments(key, arguments, message):
@@ -258,7 +258,7 @@ def test_bad_costs_and_scales(key):
     for scale in (-0.1, 1.5, "a", None, True):
         with pytest.raises(ValueError, match="scale must be a number in"):
             flj.compensation.independent(scale)
-    with pytest.raises(ValueError, match="batches must be two or more"):
+    with pytest.raises(ValueError, match="batches must contain at least two"):
         flj.trust(MODEL, params, flj.inverse.identity(), batches[:1], sparsity=0.5)
     with pytest.raises(ValueError, match="curvature is needed"):
         flj.compensation.independent(first_order=True)(

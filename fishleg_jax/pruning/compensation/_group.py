@@ -115,7 +115,7 @@ def group(
         if curvature is None:
             raise ValueError("curvature is needed for the Fisher products of a group update")
         if damping is None and getattr(state, "damping", None) is None:
-            raise ValueError("damping must be given: this estimate of the inverse has none")
+            raise ValueError("damping must be given, because the estimator's state has none")
         if fisher == "estimate" and estimator.product is None:
             raise ValueError(
                 "fisher='estimate' needs an estimate with its gradients in memory, such as "
@@ -123,8 +123,8 @@ def group(
             )
         if fisher == "exact" and "product" in curvature.missing:
             raise ValueError(
-                "group needs Fisher products, and the model's likelihood has fisher=None: give it "
-                "one, or take another compensation"
+                "group needs Fisher products, but the model's likelihood has fisher=None: pass "
+                "one, or use another compensation"
             )
         require_labels(curvature, first_order, check_step)
 

@@ -96,8 +96,8 @@ def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
     count = sum(number_to_prune(sparsity, size) for size in groups.sizes)
     if pruned > count:
         raise ValueError(
-            f"masks already prune {pruned} weights where the sparsity asks for {count}: ask for "
-            "more, or start with masks=None, as zeros that the weights have count as pruned"
+            f"masks already prune {pruned} weights, but the sparsity requests only {count}: use a "
+            "higher one, or pass masks=None, because zeros in the weights count as pruned"
         )
 
 
@@ -132,5 +132,5 @@ def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
     for name, score, yes in zip(names, leaves, chosen, strict=True):
         if yes and not is_traced(score) and not bool(jnp.all(score >= 0)):
             raise ValueError(
-                f"scores must be non-negative numbers, but {name!r} has negative or NaN ones"
+                f"scores must be non-negative numbers, but {name!r} has negative or NaN scores"
             )

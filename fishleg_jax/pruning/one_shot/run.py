@@ -184,7 +184,7 @@ def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
     _chunks.check_chunk(stages.examples_per_chunk)
     if stages.recalibrate is not None and not split_batch(batches[0])[2]:
         raise ValueError(
-            "recalibrate returns constants: batches must be (inputs, targets, constants), got "
+            "recalibrate needs batches with constants, (inputs, targets, constants), got "
             "(inputs, targets)"
         )
     return checks.check_per_stage(stages.batches_per_stage, len(batches))
