@@ -74,9 +74,18 @@ def reasons(
     """
     # one branch per type of selection, each with a hint for the error if it selects no leaf
     leaves = _tree.named_leaves(tree)
+    if getattr(selection, "_fields", ())[:1] == (
+        "prunable",
+    ):  # a pruning would have taken it apart
+        raise ValueError(
+            f"{argument} must be {EXPECTED}, got flj.Leaves, which only prunings take: pass its "
+            f"field, {argument}=leaves.prunable"
+        )
     if selection is None:
         found = default_reasons(leaves, stacked)
         hint = "vectors, biases, normalisations and embeddings are left out unless they are named"
+        if stacked is not None and any(stacked):
+            hint += ", and stacked leaves are judged without their leading axis of layers"
     elif (booleans := _as_booleans(tree, selection, argument)) is not None:
         found = [None if yes else f"not in {argument}" for yes in booleans]
         hint = "every boolean is False"

@@ -204,6 +204,20 @@ def test_a_stacked_leaf_is_judged_without_its_layers():
         by_default(tree, lambda name, w: abs(w) > 1)
     with pytest.raises(ValueError, match="'one' must have at least two dimensions"):
         by_default({"one": (4,)}, "one")
+    # a kernel that is no stack is read as vectors: the error says why there is nothing to prune
+    with pytest.raises(ValueError, match="vectors.* left out .* judged without their leading axis"):
+        flj.make_masks({"kernel": jnp.ones((4, 8))}, 0.5, stacked="kernel")
+
+
+def test_leaves_are_only_for_prunings():
+    params = {"kernel": jnp.ones((4, 8))}
+    leaves = flj.Leaves("kernel")
+    for function in (
+        lambda: flj.make_masks(params, 0.5, prunable=leaves),
+        lambda: flj.sparsity(params, leaves),
+    ):
+        with pytest.raises(ValueError, match="got flj.Leaves, .* prunable=leaves.prunable"):
+            function()
 
 
 def test_every_layer_of_a_stack_has_a_threshold_of_its_own(key):

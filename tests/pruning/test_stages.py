@@ -1,5 +1,7 @@
 """Stages, the gradient's part, the step and its check, costs and trust, on small models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,6 +230,11 @@ def test_trust_grows_with_the_data(key):
         ({"stages": flj.Stages(schedule="cosine")}, "schedule must be one of"),
         ({"prunable": flj.Leaves(costs=1.0)}, "costs must have the structure of the parameters"),
         ({"stages": flj.Stages(2, state=())}, "state must be None for more than one stage"),
+        (
+            {"stages": flj.Stages(state=(), on_update=print)},
+            "on_update must be None if state is given, .* got <built-in function print>",
+        ),
+        ({"stages": flj.Stages(state=(1.0,))}, "state must be a fitted state .* got tuple"),
     ],
 )
 def test_bad_arguments(key, arguments, message):
@@ -236,6 +243,16 @@ def test_bad_arguments(key, arguments, message):
         flj.prune_one_shot(
             MODEL, params, flj.inverse.identity(), batches, **{"sparsity": 0.5} | arguments
         )
+
+
+def test_a_result_is_not_a_state(key):
+    params, batches = problem(key)
+    estimator = flj.inverse.diagonal(MODEL)
+    prune = functools.partial(flj.prune_one_shot, MODEL, params, estimator, batches)
+    result = prune(sparsity=0.5)
+    with pytest.raises(ValueError, match="state must be .*, got a Result: pass result.state"):
+        prune(sparsity=0.6, stages=flj.Stages(state=result))
+    prune(sparsity=0.6, stages=flj.Stages(state=result.state))
 
 
 def test_bad_costs_and_scales(key):

@@ -65,7 +65,8 @@ def make_masks(
             to True or False, where the first match decides; a pytree of booleans like the scores,
             or a prefix of it; or a predicate `(name, leaf)`, called here on the scores (in
             `prune_one_shot` and in a chain on the weights).  By default all but vectors and leaves
-            with the name of a bias, a normalisation's parameter, an embedding or a position.
+            with the name of a bias, a normalisation's parameter, an embedding or a position.  Not
+            `flj.Leaves`, which prunings take.
         masks: Previous masks; None for none.  Their pruned weights stay pruned, also in leaves that
             are not prunable, and those of prunable leaves count.
         stacked: Leaves with a leading axis of layers, by regular expressions or a predicate: with

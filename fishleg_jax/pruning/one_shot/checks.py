@@ -14,6 +14,8 @@ from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model, predict, split_batch
 from fishleg_jax.pruning._soundness import check_ready
 from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.one_shot.result import Result
+from fishleg_jax.pruning.one_shot.stages import Stages
 from fishleg_jax.pruning.targets import Budget
 
 
@@ -107,20 +109,29 @@ def check_needs(
         check(curvature, estimator, jax.eval_shape(estimator.init, params))
 
 
-def check_state(state: Any | None, estimator: InverseFisher, params: Any, stages: int) -> None:
+def check_state(stages: Stages, estimator: InverseFisher, params: Any) -> None:
     """Raises a ValueError for a fitted state that can't be used."""
-    if state is not None and stages > 1:
+    state = stages.state
+    if state is None:
+        return
+    if isinstance(state, Result):
+        raise ValueError("state must be the state of an estimator, got a Result: pass result.state")
+    if stages.on_update is not None:
+        raise ValueError(
+            "on_update must be None if state is given, because nothing is fitted, got "
+            f"{stages.on_update!r}"
+        )
+    if stages.number > 1:
         raise ValueError(
             "state must be None for more than one stage, because each has its own fit, got "
-            f"{stages} stages"
+            f"{stages.number} stages"
         )
-    if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
+    if not _alike(state, jax.eval_shape(estimator.init, params)):
         raise ValueError(
             "state must be a fitted state of this estimator for these params, such as "
             f"Result.state, got {type(state).__name__} of another structure or other shapes"
         )
-    if state is not None:
-        check_ready(estimator, state)
+    check_ready(estimator, state)
 
 
 def _alike(state: Any, expected: Any) -> bool:

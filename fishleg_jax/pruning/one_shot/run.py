@@ -206,7 +206,7 @@ def _check_data(
     if estimator.updates != 0:
         checks.check_model(model, params, batches[0])
         _soundness.check_single_examples(estimator, model, params, batches)
-    checks.check_state(stages.state, estimator, params, stages.number)
+    checks.check_state(stages, estimator, params)
     if held_out is not None:
         arrays.check_batches(held_out, "held_out", like=batches[0])
     check_all_targets(model, params, batches, "batches")
