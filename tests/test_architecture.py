@@ -116,3 +116,14 @@ def test_flax_is_not_imported():
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout
     assert printed.strip() == "[]"
+
+
+def test_the_tree_of_the_architecture_page_is_complete():
+    page = (ROOT.parent / "docs" / "design" / "architecture.md").read_text(encoding="utf-8")
+    library = page.partition("```text\n")[2].partition("\nexperiments/")[0]
+    for path in FILES:
+        if path.parent in (ROOT, ROOT / "inverse", ROOT / "pruning"):
+            shown = path.name if path.name != "__init__.py" else f"{path.parent.name}/"
+        else:  # its line names the folder, and what is in it
+            shown = f"{path.parent.name}/"
+        assert f" {shown}" in library or library.startswith(shown), path

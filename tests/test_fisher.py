@@ -270,7 +270,7 @@ def test_bad_arguments_of_per_example_gradients(kwargs, message):
     [
         (lambda model, batch: (None, batch), "model must be a fishleg_jax.Model, got None"),
         (lambda model, batch: (model, batch[0]), "batch must be a tuple"),
-        (lambda model, batch: (model, (batch[0], batch[1][:-1])), "one number of examples"),
+        (lambda model, batch: (model, (batch[0], batch[1][:-1])), "the same number of examples"),
     ],
 )
 @pytest.mark.parametrize("function", ["product", "gradients"])

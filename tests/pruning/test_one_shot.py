@@ -326,7 +326,7 @@ def test_a_state_of_other_parameters_is_refused():
     estimator = flj.inverse.fishleg(model)
     state = estimator.init(jnp.ones((3, 2)))
     batch = (jnp.ones((4, 5)), None)
-    with pytest.raises(ValueError, match="state must be one of this estimator"):
+    with pytest.raises(ValueError, match="state must be a fitted state of this estimator"):
         flj.prune_one_shot(
             model,
             jnp.ones((5, 2)),

@@ -429,7 +429,7 @@ def test_structures_that_differ_are_told_by_their_key_paths():
     other = other | {f"x{i}": jnp.ones(()) for i in range(5)}
     with pytest.raises(ValueError) as caught:
         flj.apply_masks(params, other)
-    expected = "lacks 'layer_7/kernel' and has 'x0', 'x1', 'x2' and 2 more besides"
+    expected = "lacks 'layer_7/kernel' and has 'x0', 'x1', 'x2' and 2 more in addition"
     assert str(caught.value) == f"masks must have the structure of the parameters, but {expected}"
     with pytest.raises(ValueError, match="built from other containers, with a tuple at the top"):
         flj.apply_masks([jnp.ones(2)], (jnp.ones(2, bool),))
