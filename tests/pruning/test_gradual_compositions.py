@@ -43,8 +43,11 @@ def is_pruned(params, state):
         optax.inject_hyperparams(
             lambda learning_rate: optax.chain(optax.sgd(learning_rate), PRUNING)
         )(optax.linear_schedule(0.02, 0.01, 20)),
+        optax.chain(optax.adamw(0.02), PRUNING),
+        optax.chain(optax.sgd(0.02, momentum=0.9), PRUNING),
+        optax.chain(optax.lion(0.002), PRUNING),
     ],
-    ids=["named_chain", "clip_and_decay", "inject"],
+    ids=["named_chain", "clip_and_decay", "inject", "adamw", "momentum", "lion"],
 )
 def test_within_others(tx):
     params, state, _ = train(tx)
