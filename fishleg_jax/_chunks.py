@@ -63,7 +63,10 @@ def deal(batch: BatchLike, parts: int) -> list[BatchLike]:
 def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) -> None:
     """Raises a ValueError for an empty chunk, or for chunks inside a named axis."""
     if axis_name is not None and examples_per_chunk is not None:
-        raise ValueError("axis_name and examples_per_chunk do not go together: one must be None")
+        raise ValueError(
+            "axis_name and examples_per_chunk cannot be combined: one of them must be None, got "
+            f"{axis_name!r} and {examples_per_chunk!r}"
+        )
     if examples_per_chunk is not None:
         numbers.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")
 

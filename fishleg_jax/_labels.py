@@ -46,7 +46,7 @@ def require(likelihood: Any, names: Sequence[str], what: str) -> None:
     for name in names:
         if getattr(likelihood, name) is None:
             raise ValueError(
-                f"{what}: the model's likelihood has {name}=None; give it that function, as "
+                f"{what}: the model's likelihood has {name}=None; pass that function, "
                 f"likelihoods.Likelihood(..., {name}=...), or use kind or labels 'empirical'"
             )
 
@@ -102,7 +102,7 @@ def one_array(outputs: Any, name: str, dimensions: int = 1) -> jax.Array:
         axes = "(examples, ..., classes)" if dimensions == 2 else "(examples, ...)"
         raise ValueError(
             f"outputs of the model must be one array of shape {axes} for {name}, got "
-            f"{type(outputs).__name__} of shapes {found}"
+            f"{type(outputs).__name__} with shapes {found}"
         )
     return _tree.widen(outputs)
 

@@ -18,8 +18,8 @@ from fishleg_jax._checks import numbers
 LeafSelection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
 
 EXPECTED = (
-    "regular expressions over key paths, a mapping of them to True or False, a pytree of booleans "
-    "like the parameters, a predicate (name, leaf) or None"
+    "regular expressions over key paths, a mapping from them to True or False, a pytree of "
+    "booleans like the parameters, a predicate (name, leaf) or None"
 )
 NORMALISATION = re.compile(
     r"norm(s|ali[sz]ation)?(_?\d+)?(_(final|in|out|pre|post|f|x|y))?$"
@@ -74,16 +74,25 @@ def reasons(
     """
     # one branch per type of selection, each with a hint for the error if it selects no leaf
     leaves = _tree.named_leaves(tree)
+    if getattr(selection, "_fields", ())[:1] == (
+        "prunable",
+    ):  # a pruning would have taken it apart
+        raise ValueError(
+            f"{argument} must be {EXPECTED}, got flj.Leaves, which only prunings take: pass its "
+            f"field, {argument}=leaves.prunable"
+        )
     if selection is None:
         found = default_reasons(leaves, stacked)
         hint = "vectors, biases, normalisations and embeddings are left out unless they are named"
-    elif (booleans := _as_booleans(tree, selection)) is not None:
+        if stacked is not None and any(stacked):
+            hint += ", and stacked leaves are judged without their leading axis of layers"
+    elif (booleans := _as_booleans(tree, selection, argument)) is not None:
         found = [None if yes else f"not in {argument}" for yes in booleans]
         hint = "every boolean is False"
     elif callable(selection):
         numbers.check_function(selection, argument, 2, "a predicate (name, leaf)")
         found = [
-            None if _asked(selection, name, leaf, argument) else "the predicate is False"
+            None if _answer(selection, name, leaf, argument) else "the predicate is False"
             for name, leaf in leaves
         ]
         hint = "the predicate was False for all of them"
@@ -99,7 +108,7 @@ def reasons(
         found = [None if any(row) else f"not in {argument}" for row in rows]
         hint = "no expression was given"
     if all(reason is not None for reason in found):
-        names = ", ".join(name or "(the whole tree)" for name, _ in leaves) or "none at all"
+        names = ", ".join(name or "(the whole tree)" for name, _ in leaves) or "none"
         raise ValueError(f"{argument} selects no leaf: {hint}; the leaves are: {names}")
     return found
 
@@ -137,12 +146,14 @@ def _all_booleans(selection: Any) -> bool:
     return bool(leaves) and all(map(_is_boolean, leaves))
 
 
-def _as_booleans(tree: Any, selection: Any) -> list[bool] | None:
+def _as_booleans(tree: Any, selection: Any, argument: str) -> list[bool] | None:
     """Booleans of a pytree with the parameters' structure or a prefix of it; else None."""
     if not _all_booleans(selection):
         return None
     if _is_boolean(selection) and jax.tree.structure(tree).num_leaves != 1:
-        raise ValueError(f"a single {selection} does not say which leaves: give {EXPECTED}")
+        raise ValueError(
+            f"{argument} must choose among the leaves, got a single {selection}: use {EXPECTED}"
+        )
     try:
         whole = jax.tree.broadcast(selection, tree)
     except (ValueError, TypeError):
@@ -150,7 +161,7 @@ def _as_booleans(tree: Any, selection: Any) -> list[bool] | None:
     return [bool(x) for x in jax.tree.leaves(whole)]
 
 
-def _asked(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
+def _answer(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
     try:
         answer = predicate(name, leaf)
         if not _is_boolean(answer):
@@ -160,8 +171,8 @@ def _asked(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
         return bool(answer)
     except jax.errors.ConcretizationTypeError as error:
         raise ValueError(
-            f"{argument} looks at the values of {name!r}, which are not known under jit: decide "
-            f"beforehand and hand in booleans, one for each leaf"
+            f"{argument} reads the values of {name!r}, which are unknown under jit: decide outside "
+            "of jit and pass booleans, one for each leaf"
         ) from error
 
 
@@ -174,7 +185,7 @@ def _by_mapping(
     for pattern, value in selection.items():
         if not isinstance(pattern, str) or not _is_boolean(value):
             raise ValueError(
-                f"{argument}: a mapping must be of regular expressions to True or False, got "
+                f"{argument}: a mapping must map regular expressions to True or False, got "
                 f"{shortened(pattern)}: {shortened(value)}"
             )
     found = {pattern: _tree.matches(pattern, leaves, argument) for pattern in selection}

@@ -42,8 +42,8 @@ def check_same_model(estimated: Model | None, model: Model, arrays: Any) -> None
             if names[0] == names[1]:
                 names[1] += " with other values inside"
             raise ValueError(
-                f"estimator must be made of the model that is pruned, but its {field} is "
-                f"{names[0]}, and that of the model {names[1]}"
+                f"estimator must be built for the model to prune, but its {field} is {names[0]} "
+                f"and that of the model is {names[1]}"
             )
 
 

@@ -26,7 +26,7 @@ def matches(pattern: str, leaves: list[tuple[str, Any]], argument: str) -> list[
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{argument}: {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{argument}: {pattern!r} is not a regular expression: {error}") from None
     found = [expression.search(name) is not None for name, _ in leaves]
     if not any(found):
         names = ", ".join(name for name, _ in leaves)
@@ -94,9 +94,9 @@ def difference(params: Any, other: Any) -> str:
     lacks = [name for name in one if name not in two]
     more = [name for name in two if name not in one]
     parts = [f"lacks {_first(lacks)}"] if lacks else []
-    parts += [f"has {_first(more)} besides"] if more else []
+    parts += [f"has {_first(more)} in addition"] if more else []
     if not parts:
-        parts = [f"is made of other containers, a {type(other).__name__} at its top"]
+        parts = [f"is built from other containers, with a {type(other).__name__} at the top"]
     return " and ".join(parts)
 
 
@@ -140,13 +140,13 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
         except (TypeError, AttributeError) as error:
             raise ValueError(
                 f"{argument} must be a predicate of a name and a jax.ShapeDtypeStruct, which has "
-                f"no values to look at: {error}"
+                f"no values: {error}"
             ) from error
     else:
         patterns = [stacked] if isinstance(stacked, str) else stacked
         if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
             raise ValueError(
-                f"{argument} must be a regular expression, several of them, a predicate "
+                f"{argument} must be one or several regular expressions, a predicate "
                 f"(name, leaf) or None, got {stacked!r}"
             )
         # a leaf is stacked if any expression matches its name
@@ -155,8 +155,8 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
     for (name, leaf), yes in zip(leaves, found, strict=True):
         if yes and jnp.ndim(leaf) < 2:
             raise ValueError(
-                f"{argument}: {name!r} must have two or more dimensions, the first of layers, got "
-                f"shape {jnp.shape(leaf)}"
+                f"{argument}: {name!r} must have at least two dimensions, the first over layers, "
+                f"got shape {jnp.shape(leaf)}"
             )
     return found
 

@@ -37,9 +37,11 @@ def check_kind(kind: str, batch: BatchLike, key: jax.Array | None) -> None:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     arrays.check_batch_shapes(batch, "batch")
     if kind == "sampled" and key is None:
-        raise ValueError("key is needed to sample labels: kind='sampled', key=jax.random.key(0)")
+        raise ValueError(
+            "key must be a random key for sampled labels, such as jax.random.key(0), got None"
+        )
     if kind == "empirical" and split_batch(batch)[1] is None:
-        raise ValueError("'empirical' needs labels, but the batch's targets are None")
+        raise ValueError("batch must have labels for 'empirical', got targets of None")
 
 
 @mesh.in_mesh_of_params

@@ -62,15 +62,15 @@ def _categorical(ignore: int | None) -> Likelihood:
         classes = logits.shape[-1]
         if ignore is not None and 0 <= ignore < classes:
             raise ValueError(
-                f"ignore must lie outside of the {classes} classes, got {ignore}: give padding a "
-                f"label of its own, such as jnp.where(padding, -100, labels) with ignore=-100"
+                f"ignore must lie outside the {classes} classes, got {ignore}: give padding its "
+                "own label, such as jnp.where(padding, -100, labels) with ignore=-100"
             )
         if labels is None:
             return logits, None, None
         dtype = jnp.result_type(labels)
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.bool_)):
-            raise ValueError(f"targets must be class labels, whole numbers, got dtype {dtype}")
-        _labels.check_shape(labels, logits.shape[:-1], "outputs without their axis of classes")
+            raise ValueError(f"targets must be class labels of an integer type, got dtype {dtype}")
+        _labels.check_shape(labels, logits.shape[:-1], "outputs without the axis of classes")
         labels = jnp.asarray(labels).astype(jnp.promote_types(dtype, jnp.int32))
         ignored = None if ignore is None else labels == ignore
         return logits, labels, ignored
@@ -109,13 +109,13 @@ def _categorical(ignore: int | None) -> Likelihood:
             valid = lambda labels: (labels >= 0) & (labels < classes)
             expected = (
                 f"be labels from 0 to {classes - 1}, for the {classes} classes of the outputs "
-                "(padding is left out by likelihoods.categorical(ignore=-100))"
+                "(to ignore padding, use likelihoods.categorical(ignore=-100))"
             )
         else:
             valid = lambda labels: ((labels >= 0) & (labels < classes)) | (labels == ignore)
             expected = (
                 f"be labels from 0 to {classes - 1}, for the {classes} classes of the outputs, or "
-                f"{ignore} for what is left out"
+                f"{ignore} for those to ignore"
             )
         _labels.check_range(targets, valid, expected)
 

@@ -214,9 +214,9 @@ def losses(
     """
     check_model(model)
     if isinstance(batch, list):
-        raise ValueError("batch must be one tuple (inputs, targets[, constants]), got a list")
+        raise ValueError("batch must be a tuple (inputs, targets[, constants]), got a list")
     if split_batch(batch)[1] is None:
-        raise ValueError("batch has no targets, got None: a loss needs labels")
+        raise ValueError("batch must have labels to compute a loss, got targets of None")
 
     if not _chunks.fits(batch, examples_per_chunk):
         check_targets(model, params, batch)  # inside a chunk the values are traced

@@ -82,9 +82,14 @@ def test_sampled_products_and_gradients(x64, key):
     )
     close(product(examples_per_chunk=CHUNK), product())
     rows = functools.partial(
-        flj.per_example_gradients, MODEL, params, (inputs, None), labels="sampled",
-        examples_per_gradient=3, **options,
-    )  # fmt: skip
+        flj.per_example_gradients,
+        MODEL,
+        params,
+        (inputs, None),
+        labels="sampled",
+        examples_per_gradient=3,
+        **options,
+    )
     for chunk in (2, CHUNK):
         close(rows(examples_per_chunk=chunk), rows())
 
@@ -147,7 +152,7 @@ def test_pruning_and_trust():
 
 
 def test_gradual_pruning_takes_a_chunk():
-    with pytest.raises(ValueError, match="axis_name and examples_per_chunk do not go together"):
+    with pytest.raises(ValueError, match="axis_name and examples_per_chunk cannot be combined"):
         flj.fishleg_prune(MODEL, 0.5, examples_per_chunk=2, axis_name="devices")
     with pytest.raises(ValueError, match="examples_per_chunk must be a whole number of at least 1"):
         flj.fishleg_prune(MODEL, 0.5, examples_per_chunk=0)

@@ -38,9 +38,7 @@ def random_convolution(seed):
         return jnp.asarray(draw.normal(size=placed))
 
     lhs, rhs = (operand(*pair) for pair in zip(shapes, orders, strict=False))
-    convolve = functools.partial(
-        jax.lax.conv_general_dilated, dimension_numbers=numbers, **options
-    )  # fmt: skip
+    convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=numbers, **options)
     return convolve, lhs, rhs
 
 
@@ -147,9 +145,13 @@ def test_fisher_products_under_jit_are_those_of_xla(x64, key, kind):
 
     def predict(params, x):
         x = jax.lax.conv_general_dilated(
-            x, params["depthwise"], (1, 1), "SAME", feature_group_count=4,
+            x,
+            params["depthwise"],
+            (1, 1),
+            "SAME",
+            feature_group_count=4,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        )
         return jnp.tanh(x).mean(axis=(1, 2)) @ params["head"]
 
     keys = jax.random.split(key, 4)

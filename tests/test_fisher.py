@@ -34,7 +34,10 @@ def case(name):
     reals = jax.random.normal(jax.random.key(3), (13, 4))
     return {
         "categorical": (
-            dense.categorical_mlp(), params, (inputs, labels), dense.categorical_information
+            dense.categorical_mlp(),
+            params,
+            (inputs, labels),
+            dense.categorical_information,
         ),
         "bernoulli": (
             flj.Model(dense.mlp, flj.likelihoods.bernoulli()),
@@ -54,7 +57,7 @@ def case(name):
             (inputs, reals[:, :2]),
             gaussian_information,
         ),
-    }[name]  # fmt: skip
+    }[name]
 
 
 CASES = ("categorical", "bernoulli", "known", "learned")
@@ -215,8 +218,9 @@ def test_any_pytree(x64, make):
 
     model = flj.Model(predict, flj.likelihoods.categorical())
     inputs = {
-        "left": jax.random.normal(keys[2], (7, 2)), "right": jax.random.normal(keys[3], (7, 3))
-    }  # fmt: skip
+        "left": jax.random.normal(keys[2], (7, 2)),
+        "right": jax.random.normal(keys[3], (7, 3)),
+    }
     found = product_matrix(model, params, (inputs, None), examples_per_chunk=3)
     expected = dense.exact_fisher(model, params, (inputs, None))
     np.testing.assert_allclose(found, expected, atol=1e-10)
@@ -236,8 +240,8 @@ def test_products_keep_the_dtype():
     "kwargs, message",
     [
         ({"kind": "true"}, "kind must be one of exact, sampled, empirical, got 'true'"),
-        ({"kind": "sampled"}, "key is needed"),
-        ({"kind": "empirical"}, "targets are None"),
+        ({"kind": "sampled"}, "key must be a random key"),
+        ({"kind": "empirical"}, "targets of None"),
         ({"examples_per_chunk": 0}, "examples_per_chunk must be a whole number of at least 1"),
     ],
 )
@@ -251,8 +255,8 @@ def test_bad_arguments_of_products(kwargs, message):
     "kwargs, message",
     [
         ({"labels": "exact"}, "labels must be 'empirical' or 'sampled', got 'exact'"),
-        ({"labels": "sampled"}, "key is needed"),
-        ({}, "targets are None"),
+        ({"labels": "sampled"}, "key must be a random key"),
+        ({}, "targets of None"),
     ],
 )
 def test_bad_arguments_of_per_example_gradients(kwargs, message):
@@ -266,7 +270,7 @@ def test_bad_arguments_of_per_example_gradients(kwargs, message):
     [
         (lambda model, batch: (None, batch), "model must be a fishleg_jax.Model, got None"),
         (lambda model, batch: (model, batch[0]), "batch must be a tuple"),
-        (lambda model, batch: (model, (batch[0], batch[1][:-1])), "one number of examples"),
+        (lambda model, batch: (model, (batch[0], batch[1][:-1])), "the same number of examples"),
     ],
 )
 @pytest.mark.parametrize("function", ["product", "gradients"])

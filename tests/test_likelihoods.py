@@ -301,13 +301,11 @@ def grouped(model):
         ),
         (lambda: grouped(NO_FISHER), "fisher"),
         (
-            lambda: flj.trust(
-                BARE, WEIGHTS, flj.inverse.identity(), [BATCH, BATCH], sparsity=0.5
-            ),
+            lambda: flj.trust(BARE, WEIGHTS, flj.inverse.identity(), [BATCH, BATCH], sparsity=0.5),
             "fisher",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_needs_more_of_a_likelihood_says_so(need, missing):
     with pytest.raises(ValueError, match=f"likelihood has {missing}=None"):
         need()

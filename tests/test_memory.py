@@ -79,8 +79,9 @@ def test_what_does_not_fit_is_refused():
 )
 def test_bad_arguments(arguments, message):
     given = {
-        "estimator": flj.inverse.diagonal(MODEL), "params": jnp.ones(3),
+        "estimator": flj.inverse.diagonal(MODEL),
+        "params": jnp.ones(3),
         "batch": (jnp.ones((2, 3)), None),
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match=message):
         flj.peak_memory(**given | arguments)

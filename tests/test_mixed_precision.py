@@ -150,9 +150,14 @@ def test_one_shot_with_a_group_update(name):
         model = model_of(name, dtype)
         estimator = flj.inverse.fishleg(model, 0.1, start=4, updates=6)
         result = flj.prune_one_shot(
-            model, params, estimator, [batch], sparsity=0.5, held_out=[batch],
+            model,
+            params,
+            estimator,
+            [batch],
+            sparsity=0.5,
+            held_out=[batch],
             compensation=flj.compensation.group(),
-        )  # fmt: skip
+        )
         assert int((~result.masks["kernel"]).sum()) == 6 and result.stopped is None
         assert dtypes_of(result.params) == [jnp.dtype(jnp.float32)] * 2
         losses.append(float(flj.loss(model, result.params, batch)))

@@ -132,7 +132,7 @@ def test_flax_linen():
 def test_the_train_state_of_flax_drops_the_batch_and_is_told_so():
     """The refusal names what the library has instead, and that is there."""
     _, state = linen(train_state.TrainState)
-    with pytest.raises(ValueError, match="batch must be handed to update") as refusal:
+    with pytest.raises(ValueError, match="batch must be passed to update") as refusal:
         state.apply_gradients(grads=state.params)
     named = re.findall(r"flj\.(\w+)", str(refusal.value))
     assert named == ["TrainStateMixin", "MultiSteps"] and all(hasattr(flj, n) for n in named)
@@ -152,7 +152,7 @@ def test_multi_steps_in_a_chain_drop_the_batch_and_are_told_so():
 def test_the_train_state_hands_on_further_arguments_and_replaces_fields():
     _, state = linen(PruningTrainState)
     batch = jax.tree.map(lambda x: x[0], batches())
-    with pytest.raises(ValueError, match="assimilate must be None where hold"):
+    with pytest.raises(ValueError, match="assimilate must be None or False if hold"):
         state.apply_gradients(
             grads=state.params, batch=batch, extra_args={"hold": True, "assimilate": True}
         )

@@ -96,9 +96,12 @@ MODEL = make(1.0)
 OTHER = flj.Model(linear, flj.likelihoods.gaussian())
 UNLIKE = MODEL._replace(likelihood=flj.likelihoods.categorical())
 MAKERS = [
-    flj.inverse.diagonal, flj.inverse.kfac, flj.inverse.mfac, flj.inverse.fishleg,
+    flj.inverse.diagonal,
+    flj.inverse.kfac,
+    flj.inverse.mfac,
+    flj.inverse.fishleg,
     functools.partial(flj.inverse.woodfisher, gradients=4),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("maker", MAKERS)

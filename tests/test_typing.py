@@ -171,10 +171,14 @@ def reported(tmp_path_factory):
     assert not mypy_error and pyright_out, mypy_error + pyright_error
     lines = [re.fullmatch(r"(\w+)\.py:(\d+): (\w+): (.*)", x) for x in mypy_out.splitlines()]
     found = [
-        (Path(x["file"]).stem, x["range"]["start"]["line"] + 1, x["severity"] == "error",
-         x["message"])
+        (
+            Path(x["file"]).stem,
+            x["range"]["start"]["line"] + 1,
+            x["severity"] == "error",
+            x["message"],
+        )
         for x in json.loads(pyright_out)["generalDiagnostics"]
-    ]  # fmt: skip
+    ]
     return {
         "mypy": [(x[1], int(x[2]), x[3] == "error", x[4]) for x in lines if x],
         "pyright": found,

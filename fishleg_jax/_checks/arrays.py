@@ -69,8 +69,8 @@ def check_batches(
         )
     if isinstance(batches, tuple) and (isinstance(batches, Batch) or _looks_like_one(batches)):
         raise ValueError(
-            f"{argument} must be a sequence of batches (inputs, targets[, constants]), got what "
-            "looks like one batch: put it into a list"
+            f"{argument} must be a sequence of batches (inputs, targets[, constants]), got a "
+            f"single batch: put it in a list, {argument}=[batch]"
         )
     if len(batches) == 0:
         raise ValueError(f"{argument} is empty: at least one batch is needed")
@@ -79,8 +79,8 @@ def check_batches(
         _check_batch(batch, f"{argument}[{i}]")
         if _make(batch) != _make(first):
             raise ValueError(
-                f"{argument}[{i}] must be like batches[0] but for the number of examples: "
-                f"{_make(first)}; got {_make(batch)}"
+                f"{argument}[{i}] must match batches[0] in everything but the number of examples: "
+                f"expected {_make(first)}, got {_make(batch)}"
             )
 
 
@@ -113,18 +113,20 @@ def check_batch_shapes(batch: Any, argument: str) -> None:
         )
     leaves = _tree.named_leaves(tuple(batch[:2]))
     if not jax.tree.leaves(batch[0]):
-        raise ValueError(f"{argument} has no inputs")
+        raise ValueError(f"{argument} must have an array in its inputs, got {batch[0]!r}")
     for name, leaf in leaves:
         if np.ndim(leaf) == 0:
-            raise ValueError(f"{argument}: leaf {name!r} has no axis of examples")
+            raise ValueError(
+                f"{argument}: {name!r} must have a leading axis of examples, got {leaf!r}"
+            )
     lengths = {np.shape(leaf)[0] for _, leaf in leaves}
     if len(lengths) > 1:
         raise ValueError(
-            f"{argument}: inputs and targets must have one number of examples, got "
+            f"{argument}: inputs and targets must have the same number of examples, got "
             f"{sorted(lengths)}"
         )
     if lengths == {0}:
-        raise ValueError(f"{argument} is empty: it has no examples")
+        raise ValueError(f"{argument} is empty: at least one example is needed")
 
 
 def check_costs_are_numbers(costs: Any) -> None:
@@ -135,7 +137,9 @@ def check_costs_are_numbers(costs: Any) -> None:
     for name, cost in leaves:
         dtype = getattr(cost, "dtype", None) or np.asarray(cost).dtype
         if not any(jax.numpy.issubdtype(dtype, x) for x in (np.floating, np.integer)):
-            raise ValueError(f"costs: {name!r} must be a number or an array of such, got {cost!r}")
+            raise ValueError(
+                f"costs: {name!r} must be a number or an array of numbers, got {cost!r}"
+            )
 
 
 def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bool = True) -> None:
@@ -159,7 +163,9 @@ def check_costs(params: Any, costs: Any, chosen: Sequence[bool], *, positive: bo
         lowest = np.asarray(cost, float).min(initial=np.inf)
         if prunable and not (_is_finite(cost) and (lowest > 0 or lowest == 0 and not positive)):
             kind = "positive numbers" if positive else "numbers of at least 0"
-            raise ValueError(f"costs: {name!r} is prunable, so its costs must be {kind}")
+            raise ValueError(
+                f"costs: {name!r} is prunable, so its costs must be {kind}, got {lowest:g}"
+            )
 
 
 def check_constants(constants: Any, batch: Any) -> None:
@@ -171,8 +177,8 @@ def check_constants(constants: Any, batch: Any) -> None:
     """
     if _make((*batch[:2], constants)) != _make(batch):
         raise ValueError(
-            f"recalibrate must return constants like those of the batches, "
-            f"{jax.tree.map(np.shape, batch[2])}; got {jax.tree.map(np.shape, constants)}"
+            "recalibrate must return constants with the shapes of the batches', "
+            f"{jax.tree.map(np.shape, batch[2])}, got {jax.tree.map(np.shape, constants)}"
         )
     for name, leaf in _tree.named_leaves(constants):
         if not _is_finite(leaf):

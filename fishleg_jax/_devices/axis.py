@@ -14,7 +14,7 @@ def check_name(axis_name: Any) -> None:
     sound = names and all(isinstance(name, str) and name for name in names)
     if axis_name is not None and not sound:
         raise ValueError(
-            f"axis_name must be the name of an axis, a tuple of such or None, got {axis_name!r}"
+            f"axis_name must be the name of an axis, a tuple of names or None, got {axis_name!r}"
         )
 
 

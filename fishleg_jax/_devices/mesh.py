@@ -69,7 +69,7 @@ def in_mesh_of_params(function: Callable[P, R]) -> Callable[P, R]:
                 with contextlib.suppress(ValueError):  # raised under a jit
                     known_here.enter_context(jax.set_mesh(mesh))
             axes = () if mesh is None else axes_of(known, mesh)
-            known_here.enter_context(spread_over(axes))
+            known_here.enter_context(parameters_over(axes))
             return function(*args, **kwargs)
 
     return run
@@ -83,7 +83,7 @@ _PARAMETER_AXES: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.Co
 
 
 @contextlib.contextmanager
-def spread_over(axes: tuple[str, ...]) -> Iterator[None]:
+def parameters_over(axes: tuple[str, ...]) -> Iterator[None]:
     """Context that sets the axes over which the current parameters are sharded."""
     before = _PARAMETER_AXES.set(axes)
     try:

@@ -20,9 +20,9 @@ from fishleg_jax._devices import mesh as _mesh
 from fishleg_jax._jit import is_traced
 
 UNKNOWN = (
-    "gradients of a convolution, example by example, under a jit whose arrays do not name the "
-    "mesh: where in_shardings or out_shardings shard them, XLA makes wrong numbers; use "
-    "jax.set_mesh, or place the arrays by jax.device_put"
+    "per-example gradients of a convolution under a jit whose arrays do not name the mesh: if "
+    "in_shardings or out_shardings shard them, XLA computes wrong numbers; use jax.set_mesh, or "
+    "place the arrays with jax.device_put"
 )
 
 
@@ -39,7 +39,7 @@ def automatic(function: Callable, like: Any, *arguments: Any) -> Any:
         return function(*arguments)
     where = jax.tree.map(lambda x: _in_mesh(x, mesh), like)
     run = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=where)
-    with _mesh.spread_over(_mesh.axes_of(jax.tree.leaves(where), mesh)):
+    with _mesh.parameters_over(_mesh.axes_of(jax.tree.leaves(where), mesh)):
         return run(*arguments)
 
 
@@ -87,9 +87,9 @@ def zeros(shapes: Any) -> Any:
 
     def one(x):
         sharding = getattr(x, "sharding", None)
-        spread = isinstance(sharding, NamedSharding) and _mesh.explicit(sharding.mesh)
+        explicit = isinstance(sharding, NamedSharding) and _mesh.explicit(sharding.mesh)
         empty = jnp.zeros(x.shape, x.dtype)
-        return jax.sharding.reshard(empty, sharding) if spread else empty
+        return jax.sharding.reshard(empty, sharding) if explicit else empty
 
     return jax.tree.map(one, shapes)
 
@@ -242,5 +242,5 @@ def _in_mesh(x: Any, mesh: Any) -> NamedSharding:
     if isinstance(x, NamedSharding):
         return x
     sharding = getattr(jax.typeof(x), "sharding", None)
-    told = sharding is not None and _mesh.explicit(sharding.mesh)
-    return NamedSharding(mesh, sharding.spec if told else PartitionSpec())
+    explicit = sharding is not None and _mesh.explicit(sharding.mesh)
+    return NamedSharding(mesh, sharding.spec if explicit else PartitionSpec())

@@ -73,7 +73,8 @@ def kfac(
         cap: Size of the largest block of a factor; None for whole factors.
         stacked: Leaves with a leading axis of layers, as from `nn.scan` and `lax.scan`: regular
             expressions over key paths, or a predicate `(name, leaf)`.  Each layer gets its own
-            factors, for the shape without that axis.  None if no leaf is stacked.
+            factors, for the shape without that axis: a leaf of two dimensions is a stack of
+            vectors.  None if no leaf is stacked.
         examples_per_gradient: Number of examples averaged into one gradient.
         examples_per_chunk: Number of examples whose gradients are held at a time, which bounds
             memory; None for the whole batch.

@@ -36,6 +36,6 @@ def check(needed: int, what: str, argument: str, per_unit: int) -> None:
         if largest < 1:
             advice = f"no {argument} fits"
         raise ValueError(
-            f"{what} needs {needed / 1e9:.3g} GB, but {room / 1e9:.3g} GB may be used here "
+            f"{what} needs {needed / 1e9:.3g} GB, but only {room / 1e9:.3g} GB may be used "
             f"({SHARE:.0%} of the memory): {advice}"
         )

@@ -120,8 +120,8 @@ def mfac(
         leaves, finite = rows_of(params, batch, key, mask)
         if len(finite) > window:
             raise ValueError(
-                f"window must hold the {len(finite)} gradients of a batch, got {window}: hand in "
-                "smaller batches, or a larger examples_per_gradient"
+                f"window must be at least {len(finite)}, the number of gradients of a batch, got "
+                f"{window}: pass smaller batches or a larger examples_per_gradient"
             )
         # overwrite the oldest slots, and mask the gradients that stay
         slots = (state.count + jnp.arange(len(finite))) % window

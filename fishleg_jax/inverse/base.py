@@ -128,8 +128,8 @@ def with_damping(state: Any, damping: Any) -> Any:
         numbers.check_positive(float(damping) if array else damping, "damping")
     if getattr(state, "fixed_damping", False):
         raise ValueError(
-            "state has its damping in square roots since the fit: fit the estimator anew, "
-            "with another damping, or use mfac"
+            "state contains square roots for the damping of its fit: fit the estimator again with "
+            "the new damping, or use mfac"
         )
     if getattr(state, "roots", None) is not None:
         state = state._replace(roots=None)

@@ -68,18 +68,18 @@ def check_curvature(
     count, skipped = _seen(state)
     if count and skipped == count:
         raise UnsoundCurvature(
-            f"the model's gradients are not finite: all {count} that the estimate was fitted to "
-            "were NaN or infinite; look at the model's loss and labels"
+            f"the model's gradients are not finite: all {count} gradients of the fit were NaN or "
+            "infinite; check the model's loss and labels"
         )
     if zero:
         raise UnsoundCurvature(
-            "the estimate's Fisher is zero for every prunable weight, so that it would prune by "
-            "magnitude: predict must be in evaluation mode, some labels must not be ignored, and "
+            "the estimate's Fisher is zero for every prunable weight, so scores would be "
+            "magnitudes: predict must run in evaluation mode, some labels must not be ignored, and "
             "the loss must depend on the weights; for magnitude pruning use inverse.identity()"
         )
     raise UnsoundCurvature(
-        "the estimate's Fisher is not finite for any prunable weight; look for NaN and infinity in "
-        "the model's outputs and gradients"
+        "the estimate's Fisher is not finite for any prunable weight; check the model's outputs "
+        "and gradients for NaN and infinity"
     )
 
 
@@ -97,7 +97,7 @@ def check_ready(estimator: InverseFisher, state: Any) -> None:
     came = "" if count is None else f" after {int(count)} {'gradients' if needed else 'batches'}"
     lacks = "more batches" if needed is None else f"{needed} gradients"
     skipped = int(getattr(getattr(state, "guard", None), "skipped", 0))
-    lost = f"; {skipped} batches were left out as NaN or infinite" if skipped else ""
+    lost = f"; {skipped} batches with NaN or infinity were skipped" if skipped else ""
     raise UnsoundCurvature(f"state of the estimator is not ready{came}: it needs {lacks}{lost}")
 
 
@@ -123,8 +123,8 @@ def check_enough(
         if came < needed:
             where = "" if stages == 1 else f" of stage {stage + 1}"
             raise ValueError(
-                f"the batches{where} have {came} gradients, but the estimator waits for {needed}: "
-                f"hand in more examples, or set gradients={came} (inverse.woodfisher)"
+                f"the batches{where} give {came} gradients, but the estimator needs {needed}: pass "
+                f"more examples, or set gradients={came} (inverse.woodfisher)"
             )
 
 
@@ -163,10 +163,10 @@ def check_single_examples(
     moved, varied, size = map(float, jitted(_moved, examples)(together, apart))
     if moved > max(NEIGHBOURS * varied, ROUNDING * coarsest * size):
         raise ValueError(
-            "model.predict must predict every example by itself, but outputs of the first example "
-            f"move by {moved:.2g} with the others of its batch: use evaluation mode, with the "
-            "statistics of batch norm as constants of the batches (examples differ by up to "
-            f"{varied:.2g})"
+            "model.predict must treat every example independently, but outputs of the first "
+            f"example change by {moved:.2g} with the other examples of its batch: use evaluation "
+            "mode, with batch-norm statistics as constants of the batches (examples differ by up "
+            f"to {varied:.2g})"
         )
 
 
@@ -209,8 +209,8 @@ def check_losses(
         loss = float(curvature_on([batch]).loss(wide))
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss on {argument}[{i}] is {loss} before anything is pruned, so that no "
-                "change of it can be measured; look at its labels and the model's outputs"
+                f"the loss on {argument}[{i}] is {loss} before pruning, so its change cannot be "
+                "measured; check the labels and the model's outputs"
             )
 
 
@@ -218,5 +218,5 @@ def require_finite_loss(losses: Sequence[float]) -> None:
     """Raises a FloatingPointError if all losses that a step was to be chosen by are invalid."""
     if not any(map(math.isfinite, losses)):
         raise FloatingPointError(
-            f"the loss of the pruned weights is not finite, whatever the step: {losses}"
+            f"the loss of the pruned weights is not finite for any size of the step: {losses}"
         )

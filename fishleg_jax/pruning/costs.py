@@ -68,9 +68,9 @@ def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = 
         positive costs only: the caller ensures that those of prunable leaves are positive.
 
     Raises:
-        ValueError: An unknown unit; inputs without examples; weights that meet activations in a
-            `while` loop, whose length is unknown before it runs, or in an operation (such as a
-            custom kernel) whose operations cannot be counted.
+        ValueError: An unknown unit; a list of batches; inputs without examples; weights that meet
+            activations in a `while` loop, whose length is unknown before it runs, or in an
+            operation (such as a custom kernel) whose operations cannot be counted.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
@@ -84,6 +84,8 @@ def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = 
     """
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+    if isinstance(batch, list):
+        raise ValueError("batch must be a tuple (inputs, targets[, constants]), got a list")
     if unit == "bytes":
         return jax.tree.map(lambda x: float(jnp.dtype(jnp.result_type(x)).itemsize), params)
     leaves = _tree.named_leaves(params)
@@ -220,9 +222,9 @@ def _convolution_flops(equation: Any) -> int:
     options = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     windows = zip(*(equation.params[x] for x in options), strict=True)
     axes = zip(kernel_axes[2:], out_axes[2:], strict=True)
-    for (i, j), (stride, (before, _), holes, spread) in zip(axes, windows, strict=True):
+    for (i, j), (stride, (before, _), holes, dilation) in zip(axes, windows, strict=True):
         starts = stride * np.arange(out.shape[j])[:, None]
-        places = starts + spread * np.arange(kernel[i]) - before
+        places = starts + dilation * np.arange(kernel[i]) - before
         taps *= int((places % holes == 0).sum())
     return 2 * taps
 

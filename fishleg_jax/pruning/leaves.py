@@ -18,8 +18,9 @@ class Leaves(NamedTuple):
             estimate is then fitted to these and the prunable leaves, and weights elsewhere stay as
             they are, bit for bit.  For a frozen backbone name the leaves that are trained.
         stacked: Leaves with a leading axis of layers, as `lax.scan` over layers needs, by regular
-            expressions or a predicate: with `scope="layer"` each layer has its own threshold.  The
-            estimators `kfac` and `fishleg` take the same argument for their factors.
+            expressions or a predicate: with `scope="layer"` each layer has its own threshold.  A
+            leaf of two dimensions is then a stack of vectors, which are not prunable by default.
+            The estimators `kfac` and `fishleg` take the same argument for their factors.
         costs: Cost of each weight in one-shot pruning, a pytree of positive numbers or arrays such
             as `weight_costs` returns: scores are divided by it, so that of two equal scores the
             dearer weight goes first; None for equal costs.

@@ -87,7 +87,7 @@ def trust(
         1.0
     """
     if len(batches) < 2:
-        raise ValueError(f"batches must be two or more to be halved, got {len(batches)}")
+        raise ValueError(f"batches must contain at least two batches, got {len(batches)}")
     number_to_prune(sparsity, 1)  # rejects targets: each half would get another sparsity
     check_model(model)
     _labels.require_kind(model.likelihood, "exact")
@@ -122,8 +122,8 @@ def trust(
         seen, unseen = float(costs[i]), float(costs[1 - i])
         if not (math.isfinite(unseen) and 0 < seen < math.inf):
             raise FloatingPointError(
-                f"the Fisher of a half of the batches makes the pruning cost {seen}, that of the "
-                f"other {unseen}: they can't be compared"
+                f"pruning costs {seen} by the Fisher of one half of the batches and {unseen} by "
+                "that of the other, so the two cannot be compared"
             )
         ratios.append(unseen / seen)
     return Trust(agreement, sum(ratios) / len(ratios))
@@ -138,7 +138,7 @@ def _agreement(before: list[jax.Array], one: list[jax.Array], other: list[jax.Ar
     one, other = ([b & ~m for b, m in zip(before, x, strict=True)] for x in (one, other))
     pruned, total = (sum(int(x.sum()) for x in tree) for tree in (one, before))
     if pruned == 0:
-        raise ValueError("sparsity prunes no weight, so that there is nothing to agree on")
+        raise ValueError("sparsity must prune at least one weight to measure an agreement")
     both = sum(int(jnp.sum(x & y)) for x, y in zip(one, other, strict=True))
     by_chance = pruned**2 / total
     return (both - by_chance) / (pruned - by_chance)

@@ -20,9 +20,16 @@ from tests.experiments import small_imagenet as small
 pytestmark = pytest.mark.slow
 
 SETTINGS = {
-    "calibration": 16, "held-out": 8, "gradients": 8, "batch": 8, "solve": 8, "updates": 3,
-    "kfac-mean": 2, "iterations": 2, "chunk": 6,
-}  # fmt: skip
+    "calibration": 16,
+    "held-out": 8,
+    "gradients": 8,
+    "batch": 8,
+    "solve": 8,
+    "updates": 3,
+    "kfac-mean": 2,
+    "iterations": 2,
+    "chunk": 6,
+}
 ARGUMENTS = [f"--{name}={value}" for name, value in SETTINGS.items()]
 
 
@@ -103,8 +110,10 @@ def test_no_damping_was_better_than_the_one_chosen_by_what_counts(finished):
     out, _, _ = finished
     told = json.loads((out / "dampings.json").read_text())
     assert {(row["method"], row["kind"]) for row in told} == {
-        ("magnitude", "solve"), ("mfac", "scores"), ("mfac", "solve"),
-    }  # fmt: skip
+        ("magnitude", "solve"),
+        ("mfac", "scores"),
+        ("mfac", "solve"),
+    }
     for row in told:
         lowest = min(row["losses"].values())
         assert row["losses"][f"{row['damping']:.3g}"] * (1 - dampings.COUNTS) <= lowest

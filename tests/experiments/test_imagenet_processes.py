@@ -27,10 +27,19 @@ print(f"read {sum(rows)}", file=sys.stderr)
 sys.exit(code)
 """
 SETTINGS = {
-    "calibration": 16, "held-out": 8, "gradients": 8, "batch": 8, "solve": 8, "kfac-mean": 2,
-    "iterations": 2, "chunk": 6, "method": "kfac", "damping": 1, "solve-damping": 1,
+    "calibration": 16,
+    "held-out": 8,
+    "gradients": 8,
+    "batch": 8,
+    "solve": 8,
+    "kfac-mean": 2,
+    "iterations": 2,
+    "chunk": 6,
+    "method": "kfac",
+    "damping": 1,
+    "solve-damping": 1,
     "sparsity": 0.75,
-}  # fmt: skip
+}
 ARGUMENTS = [f"--{name}={value}" for name, value in SETTINGS.items()]
 
 

@@ -13,10 +13,9 @@ from experiments.running import processes
 from tests import programs
 
 COMPARISON = (
-    "--model", "mlp", "--examples", "31", "--method", "diagonal", "--compensation", "group",
-    "--stages", "2", "--fresh", "--held-out", "9", "--iterations", "3", "--sparsity", "0.9",
-    "--epochs", "1", "--finetune", "1",
-)  # fmt: skip
+    "--model mlp --examples 31 --method diagonal --compensation group --stages 2 --fresh "
+    "--held-out 9 --iterations 3 --sparsity 0.9 --epochs 1 --finetune 1"
+)
 TIMES = ("seconds", "fit_seconds", "prune_seconds", "finetune_seconds")
 MEMORY = ("peak_memory_bytes", "predicted_memory_bytes")
 
@@ -95,7 +94,7 @@ def close(one, two):
 
 
 def complete(number, out):
-    program = ["-m", "experiments.compare", *COMPARISON, "--out", str(out)]
+    program = ["-m", "experiments.compare", *COMPARISON.split(), "--out", str(out)]
     programs.together(program, number, timeout=240, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 

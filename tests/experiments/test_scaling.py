@@ -34,9 +34,7 @@ def test_products_count_as_xla_counts_them():
 
 
 def test_convolutions_count_as_xla_counts_them():
-    image, kernel = (
-        jax.ShapeDtypeStruct(s, "float32") for s in ((2, 8, 8, 3), (3, 3, 3, 4))
-    )  # fmt: skip
+    image, kernel = (jax.ShapeDtypeStruct(s, "float32") for s in ((2, 8, 8, 3), (3, 3, 3, 4)))
 
     def conv(x, k):
         return jax.lax.conv_general_dilated(
@@ -191,13 +189,17 @@ def test_what_takes_minutes_is_compiled_only_when_it_is_asked_for(monkeypatch, u
 def test_a_table_leaves_out_what_was_not_compiled():
     counts = {"trace": 2e9, "dearest": 3e9, "lowered": 1e3}
     row = {
-        "network": "8B", "weights": 10, "examples": 2, "method": "kfac",
+        "network": "8B",
+        "weights": 10,
+        "examples": 2,
+        "method": "kfac",
         "weight_bytes": dict.fromkeys(scaling.DEVICES, 40),
         "state_bytes": dict.fromkeys(scaling.DEVICES, 80),
-        "gradient_flops": {"gradient": counts}, "gradient_compiled_flops": {8: {"gradient": 5e6}},
+        "gradient_flops": {"gradient": counts},
+        "gradient_compiled_flops": {8: {"gradient": 5e6}},
         "flops": {"update": counts, "multiply": counts},
         "compiled_flops": {8: {"multiply": 7e6}},
-    }  # fmt: skip
+    }
     text = scaling_tables.show([row])
     assert "| kfac | 80 | 80 | 80 | 80 | 2.00 |" in text
     assert "|  | gradient | 2 G | 3 G | 1 k | 5 M |" in text

@@ -82,7 +82,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     spread = jax.jit(gradients, in_shardings=(None, rows))
     spread.lower(single.params, jax.tree.map(numpy.asarray, single.batch))
-warned = ["XLA makes wrong numbers" in str(w.message) for w in caught]
+warned = ["XLA computes wrong numbers" in str(w.message) for w in caught]
 with warnings.catch_warnings():
     warnings.simplefilter("error")
     diagonal = flj.inverse.diagonal(single.plain)

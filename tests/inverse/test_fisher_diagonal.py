@@ -107,9 +107,15 @@ CONSTRUCTORS = {
 @functools.cache
 def fishleg(name, join_bias=False, **options):
     return flj.inverse.fishleg(
-        MODEL, 1e-2, factors=CONSTRUCTORS[name], join_bias=join_bias, learn=False, start=8,
-        examples_per_sample=3, **options,
-    )  # fmt: skip
+        MODEL,
+        1e-2,
+        factors=CONSTRUCTORS[name],
+        join_bias=join_bias,
+        learn=False,
+        start=8,
+        examples_per_sample=3,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_bad_arguments_are_refused_at_once(key, name):
         ):
             make(MODEL, cap=0)
     params, (inputs, _) = problem(key)
-    with pytest.raises(ValueError, match="'empirical' needs labels"):
+    with pytest.raises(ValueError, match="must have labels for 'empirical'"):
         flj.fit(make(MODEL, labels="empirical"), params, [(inputs, None)], key=key)
 
 
@@ -157,8 +157,10 @@ def test_a_prepared_state_is_the_same_inverse(x64, key, cap):
     estimator = flj.inverse.kfac(MODEL, DAMPING, cap=cap)
     state = flj.fit(estimator, params, [batch], key=key)
     prepared = jax.jit(estimator.prepare)(state, params)
-    pairs = [[dense.inverse_matrix(estimator, s, params) for s in (state, prepared)],
-             [dense.inverse_diagonal(estimator, s, params) for s in (state, prepared)]]  # fmt: skip
+    pairs = [
+        [dense.inverse_matrix(estimator, s, params) for s in (state, prepared)],
+        [dense.inverse_diagonal(estimator, s, params) for s in (state, prepared)],
+    ]
     for plain, fast in pairs:
         np.testing.assert_allclose(fast, plain, rtol=1e-9, atol=1e-12 * np.abs(plain).max())
 
@@ -167,9 +169,11 @@ def test_a_prepared_state_has_no_decomposition_left_to_do(key):
     params, batch = problem(key)
     estimator = flj.inverse.kfac(MODEL, DAMPING)
     state = flj.fit(estimator, params, [batch], key=key)
-    texts = [str(jax.make_jaxpr(f)(s, params))
-             for s in (state, estimator.prepare(state, params))
-             for f in (estimator.multiply, estimator.diagonal)]  # fmt: skip
+    texts = [
+        str(jax.make_jaxpr(f)(s, params))
+        for s in (state, estimator.prepare(state, params))
+        for f in (estimator.multiply, estimator.diagonal)
+    ]
     assert ["cholesky" in text for text in texts] == [True, True, False, False]
 
 

@@ -175,10 +175,10 @@ def test_a_bias_that_is_not_stacked_is_not_joined():
     "stacked, message",
     [
         ("layers", "stacked: 'layers' matches no leaf; the leaves are: b, k"),
-        ("b", "stacked: 'b' must have two or more dimensions, the first of layers"),
-        (["k", "("], "stacked: '\\(' is no regular expression"),
-        (lambda name, leaf: leaf.ndim == 1, "stacked: 'b' must have two or more dimensions"),
-        (3, "stacked must be a regular expression, several of them, a predicate"),
+        ("b", "stacked: 'b' must have at least two dimensions, the first over layers"),
+        (["k", "("], "stacked: '\\(' is not a regular expression"),
+        (lambda name, leaf: leaf.ndim == 1, "stacked: 'b' must have at least two dimensions"),
+        (3, "stacked must be one or several regular expressions, a predicate"),
     ],
 )
 @pytest.mark.parametrize("make", [flj.inverse.kfac, flj.inverse.fishleg])

@@ -95,9 +95,13 @@ def test_learning_comes_to_rest_at_the_inverse_of_all_examples(x64):
     updates = 1500
     params, batches, fisher = problem(0, (48, 2))
     estimator = fishleg(
-        0.05, factors=factors.full, start=16, updates=updates, window=200,
+        0.05,
+        factors=factors.full,
+        start=16,
+        updates=updates,
+        window=200,
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, updates)),
-    )  # fmt: skip
+    )
     state = run(estimator, params, batches, updates, 0)
     expected = np.linalg.inv(fisher + 0.05 * np.eye(12))
     found = dense.inverse_matrix(estimator, state, params)

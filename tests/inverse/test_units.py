@@ -55,7 +55,7 @@ def test_first_expression_that_matches_counts():
     "choice, join_bias, message",
     [
         ({"kernels": factors.full}, False, "factors: 'kernels' matches no leaf"),
-        ({"(": factors.full}, False, "factors: '\\(' is no regular expression"),
+        ({"(": factors.full}, False, "factors: '\\(' is not a regular expression"),
         (None, "c/kernel", "join_bias: 'c/kernel' matches no leaf"),
     ],
 )
@@ -73,8 +73,9 @@ def test_join_bias_joins_each_kernel_with_its_bias():
     params = two_layers()
     units = by_name(params, join_bias=True)
     assert names_of_members(params, units) == {
-        "a/kernel": ["a/kernel", "a/bias"], "b/kernel": ["b/kernel", "b/bias"]
-    }  # fmt: skip
+        "a/kernel": ["a/kernel", "a/bias"],
+        "b/kernel": ["b/kernel", "b/bias"],
+    }
     assert units["a/kernel"].factor == factors.by_shape((4, 4))
 
 
@@ -82,8 +83,10 @@ def test_join_bias_by_expression():
     params = two_layers()
     units = by_name(params, join_bias="b/kernel")
     assert names_of_members(params, units) == {
-        "a/bias": ["a/bias"], "a/kernel": ["a/kernel"], "b/kernel": ["b/kernel", "b/bias"]
-    }  # fmt: skip
+        "a/bias": ["a/bias"],
+        "a/kernel": ["a/kernel"],
+        "b/kernel": ["b/kernel", "b/bias"],
+    }
 
 
 def test_join_bias_needs_one_bias_beside():
@@ -151,8 +154,11 @@ def test_join_bias_on_flax_nnx():
     params = nnx.state(Network(nnx.Rngs(0)), nnx.Param)
     units = by_name(params, join_bias=True)
     assert {n: len(u.leaves) for n, u in units.items()} == {
-        "first/kernel": 2, "norm/bias": 1, "norm/scale": 1, "second/kernel": 2
-    }  # fmt: skip
+        "first/kernel": 2,
+        "norm/bias": 1,
+        "norm/scale": 1,
+        "second/kernel": 2,
+    }
     assert len(by_name(params, join_bias="^first/kernel$")) == 5
 
 

@@ -45,7 +45,7 @@ def test_a_damping_that_is_part_of_the_fit_is_refused():
     params, batch = dense.mlp_params(key), dense.classification_batch(key)
     estimator = flj.inverse.woodfisher(MODEL, 0.1, gradients=12, block_size=4)
     state = flj.fit(estimator, params, [batch], key=key)
-    with pytest.raises(ValueError, match="state has its damping in square roots"):
+    with pytest.raises(ValueError, match="state contains square roots for the damping"):
         flj.inverse.with_damping(state, 0.3)
 
 

@@ -92,9 +92,14 @@ def run(case: Case, axis_name: Any, average: Callable, data: Any) -> dict[str, A
     """The steps of a device on its batches: what is left of the weights, and the state."""
     schedule = flj.schedules.cubic(SPARSITY, begin=5, end=11)
     pruning = flj.gradual_prune(
-        case.make(axis_name), schedule, model=MODEL, mask_every=2, aux_every=2,
-        axis_name=axis_name, **case.options,
-    )  # fmt: skip
+        case.make(axis_name),
+        schedule,
+        model=MODEL,
+        mask_every=2,
+        aux_every=2,
+        axis_name=axis_name,
+        **case.options,
+    )
     tx = optax.chain(optax.sgd(0.02), pruning)
 
     def step(carry, batch):

@@ -323,6 +323,13 @@ def test_bad_arguments(given, message):
         weight_costs(model, given["params"], (given["inputs"], None), unit=given["unit"])
 
 
+@pytest.mark.parametrize("unit", ["flops", "bytes"])
+def test_a_list_of_batches_is_refused(unit):
+    model = flj.Model(lambda p, x: x @ p["w"], GAUSSIAN)
+    with pytest.raises(ValueError, match="batch must be a tuple .*, got a list"):
+        weight_costs(model, SHAPES["params"], [(SHAPES["inputs"], None)], unit=unit)
+
+
 def test_while_loops_without_weights_are_fine():
     def predict(w, x):
         x = jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: 2 * h, x)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.pruning.gradual.counting import asked_at, floor_share
+from fishleg_jax.pruning.gradual.counting import floor_share, request_at
 from tests.pruning.training import MAGNITUDE
 
 WEIGHTS = [1, 12, 100, 32_360, 269_824, 999_999, 1_000_000, 25_557_032, 2**31 - 1]
@@ -165,8 +165,8 @@ def test_an_array_that_rises_slowly_does_not_stand_still():
 
     @jax.jit
     def step(before, value):
-        asked = asked_at(value, [100], jnp.int32(1), jnp.int32(2), before)
-        return asked.sparsity, asked.flat
+        request = request_at(value, [100], jnp.int32(1), jnp.int32(2), before)
+        return request.sparsity, request.flat
 
     values = 0.9 + 4e-7 * jnp.arange(8)
     _, flat = jax.lax.scan(step, jnp.float32(jnp.nan), jnp.append(values, values[-1]))

@@ -84,7 +84,7 @@ def test_truncated_files(tmp_path, share):
     flj.save_masks(path, masks)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="path: '.*m.npz' is no file of masks"):
+    with pytest.raises(ValueError, match="path: '.*m.npz' is not a file of masks"):
         flj.load_masks(path, masks)
 
 

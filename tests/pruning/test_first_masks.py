@@ -122,7 +122,9 @@ def test_masks_that_are_given_count_and_none_starts_anew(key):
 def test_fewer_zeros_than_there_are_can_not_be_asked_for(key):
     params, batch = problem(key)
     for options in ({}, {"scope": "layer"}, {"stages": 3}):
-        with pytest.raises(ValueError, match="masks already prune 8 weights where .* asks for 6"):
+        with pytest.raises(
+            ValueError, match="masks already prune 8 weights, but .* requests only 6"
+        ):
             flj.prune_one_shot(MODEL, params, MAGNITUDE, [batch], sparsity=0.2, **options)
 
 

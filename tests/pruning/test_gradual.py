@@ -250,7 +250,7 @@ def test_not_last_in_the_chain_is_told():
     _, state, _ = train(tx)
     report = flj.check(state)
     assert not report.ok and report.violations > 0
-    assert "must stand last in the chain" in report.message
+    assert "must be last in the chain" in report.message
     assert report.sparsity == ZEROS / 12
 
 
@@ -307,7 +307,10 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"prunable": 5}, "prunable must be regular expressions over key paths"),
         ({"seed": 1.5}, "seed must be a whole number in .*, got 1.5"),
         ({"seed": 2**70}, "seed must be a whole number in .*, got 1180591620717411303424"),
-        ({"axis_name": 3}, "axis_name must be the name of an axis, a tuple of such or None, got 3"),
+        (
+            {"axis_name": 3},
+            "axis_name must be the name of an axis, a tuple of names or None, got 3",
+        ),
         ({"model": 3}, "model must be a fishleg_jax.Model, got 3"),
         ({"renew": 101}, "renew must be at most mask_every, 100, got 101"),
     ],
@@ -320,11 +323,11 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"renew": 31}, "renew must be at least 32, the batches of which FishLeg starts, got 31"),
-        ({"damping": 0.1, "estimator": DIAGONAL}, "damping must be None where there is an estim"),
+        ({"renew": 31}, "renew must be at least 32, .* got 31"),
+        ({"damping": 0.1, "estimator": DIAGONAL}, "damping must be None if an estim"),
         (
             {"aux_optimizer": optax.sgd(0.1), "estimator": DIAGONAL},
-            "aux_optimizer must be None where there is an estimator",
+            "aux_optimizer must be None if an estimator is given",
         ),
     ],
 )
@@ -338,12 +341,15 @@ def test_what_does_not_go_together(arguments, message):
     [
         ({"batch": 3}, "batch must be a tuple \\(inputs, targets\\) .*, got int"),
         ({"batch": (jnp.ones((4, 4)),)}, "batch must be a tuple .*, got tuple of length 1"),
-        ({"batch": (jnp.ones((4, 4)), jnp.ones((3, 3)))}, "one number of examples, got \\[3, 4\\]"),
+        (
+            {"batch": (jnp.ones((4, 4)), jnp.ones((3, 3)))},
+            "the same number of examples, got \\[3, 4\\]",
+        ),
         ({"assimilate": "yes"}, "assimilate must be None, True, False or traced, got 'yes'"),
         ({"assimilate": 1}, "assimilate must be None, True, False or traced, got 1"),
         (
             {"assimilate": True, "hold": True},
-            "assimilate must be None where hold is True",
+            "assimilate must be None or False if hold is True",
         ),
         ({"grad": 3}, "grad must have the structure of the parameters"),
         ({"grad": {"w": jnp.ones(4), "b": jnp.ones(3)}}, "grad: 'w' must have shape \\(4, 3\\)"),
@@ -390,7 +396,9 @@ def raising(step):
 @pytest.mark.parametrize("name", ["sparsity", "regrow"])
 def test_functions_of_the_step_that_return_no_number(name, function, message):
     """Are told before a step is compiled."""
-    with pytest.raises(ValueError, match=f"^{name}, where it is a function, .*{message}") as caught:
+    with pytest.raises(
+        ValueError, match=f"^{name} must return a number at every step .*{message}"
+    ) as caught:
         flj.gradual_prune(**{"estimator": MAGNITUDE, "sparsity": 0.5} | {name: function})
     assert "\n" not in str(caught.value)
 
@@ -415,7 +423,7 @@ def test_functions_of_the_step_that_return_numbers_of_python_and_numpy():
         ({"w": jnp.ones((2, 2), int)}, "params: 'w' must be a floating-point array"),
         ({"w": jnp.full((2, 2), jnp.nan)}, "params: 'w' has NaN"),
         ({}, "params has no leaves"),
-        (None, "params must be handed to update, got None"),
+        (None, "params must be passed to update, got None"),
     ],
     ids=str,
 )
@@ -426,9 +434,9 @@ def test_bad_weights(params, message):
 
 def test_what_is_not_handed_to_update():
     state = PRUNING.init(PARAMS)
-    with pytest.raises(ValueError, match="params must be handed to update, got None"):
+    with pytest.raises(ValueError, match="params must be passed to update, got None"):
         PRUNING.update(PARAMS, state, batch=BATCH)
-    with pytest.raises(ValueError, match="batch must be handed to update"):
+    with pytest.raises(ValueError, match="batch must be passed to update"):
         PRUNING.update(PARAMS, state, PARAMS)
     checked = flj.gradual_prune(
         MAGNITUDE, 0.5, compensation=flj.compensation.independent(check_step=True)
@@ -472,10 +480,7 @@ def test_an_estimate_that_is_renewed_is_of_the_last_batches_alone(kind):
     start = at(26, path)
     expected, update = estimator.init(params), jax.jit(estimator.update)
     for i in (27, 28, 29):
-        expected = update(
-            expected, at(i - 1, path),
-            at(i, data), None, at(28, masks),
-        )  # fmt: skip
+        expected = update(expected, at(i - 1, path), at(i, data), None, at(28, masks))
     found = estimator.diagonal(state[1].estimate, start)
     kept = np.asarray(masks["w"][28])
     wanted = estimator.diagonal(expected, start)
@@ -512,7 +517,7 @@ def test_a_target_that_was_not_reached_is_told():
     _, state = tx.update(params, state, params, batch=at(0, batches()))
     told = flj.check(state)
     assert (told.sparsity, told.asked) == (0, 0.5)
-    assert not told.ok and "0.5 was asked for and is not reached: 1 times" in told.message
+    assert not told.ok and "requested 0.5 is not reached: 1 times" in told.message
     with pytest.raises(ValueError, match="state must be the concrete state of one pruning"):
         flj.check(jax.tree.map(lambda x: jnp.stack([x, x]), state))
 
@@ -541,15 +546,18 @@ def test_a_mask_update_that_is_overdue_is_told_until_it_is_made():
     assert [t.overdue for t in told] == [0] * 7 + [1] * 4 + [2] * 4 + [3] * 4 + [0] * 21
     assert all(t.ok == (t.overdue == 0) for t in told)
     waiting = told[22]
-    assert waiting.asked > waiting.sparsity + 1 / 12 and "awaits the next mask" in waiting.message
-    assert told[-1].sparsity == ZEROS / 12 and "asked for" not in told[-1].message
+    assert (
+        waiting.asked > waiting.sparsity + 1 / 12
+        and "the next mask update will prune" in waiting.message
+    )
+    assert told[-1].sparsity == ZEROS / 12 and "requested" not in told[-1].message
 
 
 def test_fishleg_that_has_not_seen_its_first_batches_is_told():
     schedule = flj.schedules.cubic(0.7, begin=5, end=20)
     told = checks(flj.fishleg_prune(MODEL, schedule), at(slice(33), batches()))
     assert [t.ok for t in told] == [True] * 19 + [False] * 12 + [True] * 2
-    assert "it has seen 31 batches" in told[30].message and told[31].sparsity == ZEROS / 12
+    assert "(after 31 batches)" in told[30].message and told[31].sparsity == ZEROS / 12
 
 
 @pytest.mark.parametrize("spoiled", [False, True], ids=["too_few_batches", "refused_batches"])
@@ -562,7 +570,7 @@ def test_a_schedule_that_ends_before_the_estimate_is_ready_is_not_ok(spoiled):
     assert told[-1].overdue == len(range(8, 30, 4)) + len(range(30, STEPS + 1))
     assert (told[-1].ok, told[-1].sparsity) == (False, 0) and (told[-1].failures > 0) == spoiled
     seen = 0 if spoiled else STEPS
-    assert f"was not ready (it has seen {seen} batches)" in told[-1].message
+    assert f"was not ready (after {seen} batches)" in told[-1].message
 
 
 def test_holding_where_the_schedule_ends_is_told():

@@ -112,7 +112,7 @@ def test_fishleg_works_on_each_device_with_its_own_examples():
 
 @pytest.mark.parametrize("name", ["", (), 3, ("devices", 3)])
 def test_what_can_be_no_axis_is_refused(name):
-    with pytest.raises(ValueError, match="axis_name must be the name of an axis, a tuple of such"):
+    with pytest.raises(ValueError, match="axis_name must be the name of an axis, a tuple of names"):
         flj.fishleg_prune(MODEL, 0.5, axis_name=name)
 
 

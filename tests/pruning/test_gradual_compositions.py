@@ -43,8 +43,11 @@ def is_pruned(params, state):
         optax.inject_hyperparams(
             lambda learning_rate: optax.chain(optax.sgd(learning_rate), PRUNING)
         )(optax.linear_schedule(0.02, 0.01, 20)),
+        optax.chain(optax.adamw(0.02), PRUNING),
+        optax.chain(optax.sgd(0.02, momentum=0.9), PRUNING),
+        optax.chain(optax.lion(0.002), PRUNING),
     ],
-    ids=["named_chain", "clip_and_decay", "inject"],
+    ids=["named_chain", "clip_and_decay", "inject", "adamw", "momentum", "lion"],
 )
 def test_within_others(tx):
     params, state, _ = train(tx)
@@ -325,7 +328,7 @@ def kernels(params):
     ids=["masked", "masked_chain", "partition", "masked_fishleg", "partition_fishleg"],
 )
 def test_masked_and_partition_are_refused_with_what_to_do_instead(tx):
-    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+    with pytest.raises(ValueError, match="choose the leaves to prune by prunable"):
         tx.init(initial())
 
 
@@ -333,7 +336,7 @@ def test_a_state_made_outside_of_masked_does_not_get_past_it_either():
     """As of a checkpoint that was written without it."""
     tx = optax.masked(PRUNING, kernels)
     state = optax.MaskedState(PRUNING.init(initial()))
-    with pytest.raises(ValueError, match="say by prunable which leaves to prune"):
+    with pytest.raises(ValueError, match="choose the leaves to prune by prunable"):
         tx.update(initial(), state, initial(), batch=at(0, batches()))
 
 

@@ -19,9 +19,7 @@ DIAGONAL = flj.inverse.diagonal(MODEL, 1e-2)  # one for all, that it compiles on
 def prune(key, batches=4, **options):
     params, data = problem(key, batches=batches)
     defaults = {"sparsity": 0.7, "stages": 3, "compensation": GROUP}
-    return params, data, flj.prune_one_shot(
-        MODEL, params, DIAGONAL, data, **defaults | options
-    )  # fmt: skip
+    return params, data, flj.prune_one_shot(MODEL, params, DIAGONAL, data, **defaults | options)
 
 
 def test_every_stage_has_batches_of_its_own(key, monkeypatch):
@@ -42,9 +40,8 @@ def test_held_out_data_decides_on_the_step(key):
     params, data = problem(key)
     held_out = [dense.classification_batch(jax.random.key(7), 30)]
     result = flj.prune_one_shot(
-        MODEL, params, DIAGONAL, data, sparsity=0.7, stages=2,
-        compensation=GROUP, held_out=held_out,
-    )  # fmt: skip
+        MODEL, params, DIAGONAL, data, sparsity=0.7, stages=2, compensation=GROUP, held_out=held_out
+    )
     loss = flj.curvature(MODEL, held_out).loss
     before = float(loss(params))
     for stage in result.stages:

@@ -76,7 +76,7 @@ def test_targets_and_selections_carry_the_decision(target):
 
 def test_a_predicate_of_values_under_jit_is_refused_in_one_sentence():
     tx = flj.gradual_prune(MAGNITUDE, 0.5, prunable=lambda name, w: jnp.max(w) < 5)
-    with pytest.raises(ValueError, match="prunable looks at the values of 'a', .* under jit"):
+    with pytest.raises(ValueError, match="prunable reads the values of 'a', .* under jit"):
         jax.jit(tx.init)(PARAMS)
 
 
@@ -117,15 +117,15 @@ def test_forms_of_a_selection(selection, chosen):
 REFUSED = [
     (lambda name: True, "prunable must be a predicate .name, leaf., got"),
     (lambda name, w: "yes", "prunable must return True or False, got 'yes' for 'hidden/bias'"),
-    ({"hidden": 1.0}, "a mapping must be of regular expressions to True or False, got 'hidden': 1"),
-    ({"hidden": "yes"}, "a mapping must be of regular expressions to True or False"),
+    ({"hidden": 1.0}, "a mapping must map regular expressions to True or False, got 'hidden': 1"),
+    ({"hidden": "yes"}, "a mapping must map regular expressions to True or False"),
     ({"convolution": True}, "prunable: 'convolution' matches no leaf"),
     ({"hidden": False, "out": False}, "prunable selects no leaf: every boolean is False"),
-    (True, "a single True does not say which leaves"),
+    (True, "must choose among the leaves, got a single True"),
     (5, "prunable must be regular expressions over key paths, .* got 5"),
     ([True, False], "prunable must be regular expressions over key paths, .*True, False"),
     (["hidden", 3], "prunable must be regular expressions over key paths"),
-    (jax.tree.map(lambda w: w > 0, TREE), "a mapping must be of regular expressions"),
+    (jax.tree.map(lambda w: w > 0, TREE), "a mapping must map regular expressions"),
 ]
 
 
@@ -171,13 +171,22 @@ def test_norms_biases_embeddings_and_vectors_are_left_out_by_default():
         "eqx_conv": {"weight": (16, 3, 3, 3), "shift_of_it": (16, 1, 1)},
         "patch_embed": {"kernel": (4, 4, 3, 8)},
         "head": {"kernel": (8, 10), "bias": (10,)},
-        "a": (4, 4), "b": (4, 4),
-    }  # fmt: skip
+        "a": (4, 4),
+        "b": (4, 4),
+    }
     found = by_default(tree)
     assert sorted(name for name, reason in found.items() if reason is None) == [
-        "a", "b", "conv/weight", "eqx_conv/weight", "head/kernel", "layers/attention/kernel",
-        "layers/mlp/w", "layers/up", "layers/w_b", "patch_embed/kernel",
-    ]  # fmt: skip
+        "a",
+        "b",
+        "conv/weight",
+        "eqx_conv/weight",
+        "head/kernel",
+        "layers/attention/kernel",
+        "layers/mlp/w",
+        "layers/up",
+        "layers/w_b",
+        "patch_embed/kernel",
+    ]
     assert found["layers/mlp/b"] == found["conv/bias"] == found["head/bias"] == "bias"
     assert found["layers/up_b"] == found["layers/b2"] == "bias"
     assert found["layers/ln_1/g"] == found["layers/rms_norm/weight"] == "normalisation"
@@ -193,8 +202,22 @@ def test_a_stacked_leaf_is_judged_without_its_layers():
         by_default(tree, "head")
     with pytest.raises(ValueError, match="stacked must be a predicate of a name and a jax.Shape"):
         by_default(tree, lambda name, w: abs(w) > 1)
-    with pytest.raises(ValueError, match="'one' must have two or more dimensions"):
+    with pytest.raises(ValueError, match="'one' must have at least two dimensions"):
         by_default({"one": (4,)}, "one")
+    # a kernel that is no stack is read as vectors: the error says why there is nothing to prune
+    with pytest.raises(ValueError, match="vectors.* left out .* judged without their leading axis"):
+        flj.make_masks({"kernel": jnp.ones((4, 8))}, 0.5, stacked="kernel")
+
+
+def test_leaves_are_only_for_prunings():
+    params = {"kernel": jnp.ones((4, 8))}
+    leaves = flj.Leaves("kernel")
+    for function in (
+        lambda: flj.make_masks(params, 0.5, prunable=leaves),
+        lambda: flj.sparsity(params, leaves),
+    ):
+        with pytest.raises(ValueError, match="got flj.Leaves, .* prunable=leaves.prunable"):
+            function()
 
 
 def test_every_layer_of_a_stack_has_a_threshold_of_its_own(key):

@@ -111,5 +111,5 @@ def test_the_gradient_is_of_the_batch_or_handed_in_or_known_to_the_wrapper():
         np.testing.assert_allclose(other, path, rtol=1e-5, atol=1e-6)
         assert report.ok
     without = flj.gradual_prune(MAGNITUDE, 0.5, prunable="w", regrow=0.5)
-    with pytest.raises(ValueError, match="regrow needs the gradient: hand it in"):
+    with pytest.raises(ValueError, match="regrow needs the gradient: pass it"):
         without.update(START, without.init(START), START)

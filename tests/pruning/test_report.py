@@ -11,13 +11,17 @@ import pytest
 import fishleg_jax as flj
 from fishleg_jax.pruning.report import Report, Row, make_report, removed_scores, stage_table
 
-SCORES = {
-    "a": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.ones(3), "c": jnp.array([[5.0, 10.0]])
-}  # fmt: skip
-OLD = {"a": jnp.array([[False, True], [True, True]]), "b": jnp.ones(3, bool),
-       "c": jnp.ones((1, 2), bool)}  # fmt: skip
-NEW = {"a": jnp.array([[False, False], [True, True]]), "b": jnp.zeros(3, bool),
-       "c": jnp.array([[False, True]])}  # fmt: skip
+SCORES = {"a": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.ones(3), "c": jnp.array([[5.0, 10.0]])}
+OLD = {
+    "a": jnp.array([[False, True], [True, True]]),
+    "b": jnp.ones(3, bool),
+    "c": jnp.ones((1, 2), bool),
+}
+NEW = {
+    "a": jnp.array([[False, False], [True, True]]),
+    "b": jnp.zeros(3, bool),
+    "c": jnp.array([[False, True]]),
+}
 CHOSEN = [True, False, True]
 
 
@@ -66,8 +70,10 @@ def test_a_single_stage_has_a_table_where_it_has_something_to_tell(told, tables)
 
 
 def some_report(**changes):
-    stages = ({"sparsity": 0.5, "predicted": jnp.nan, "actual": np.float32(0.25)},
-              {"sparsity": 0.5, "predicted": 1.0, "losses": jnp.arange(2.0)})  # fmt: skip
+    stages = (
+        {"sparsity": 0.5, "predicted": jnp.nan, "actual": np.float32(0.25)},
+        {"sparsity": 0.5, "predicted": 1.0, "losses": jnp.arange(2.0)},
+    )
     left_out = (("a/bias", (3,), "bias"), ("norm/scale", (), "normalisation"))
     left_out += tuple((f"{name}/bias", (2,), "bias") for name in "bcdef")
     arguments = {"stages": stages, "stopped": "NaN at <stage 2>", "left_out": left_out} | changes
@@ -133,9 +139,14 @@ def test_to_dict_is_ready_for_json():
     told = some_report().to_dict()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["rows"][0] == {
-        "name": "a", "shape": [2, 2], "weights": 4, "kept": 2, "sparsity": 0.5, "predicted": 2.0,
+        "name": "a",
+        "shape": [2, 2],
+        "weights": 4,
+        "kept": 2,
+        "sparsity": 0.5,
+        "predicted": 2.0,
         "share": pytest.approx(2 / 7),
-    }  # fmt: skip
+    }
     assert told["stages"][0] == {"sparsity": 0.5, "predicted": None, "actual": 0.25}
     assert told["stages"][1]["losses"] == [0.0, 1.0]
     assert told["stopped"] == "NaN at <stage 2>" and told["total"]["kept"] == 3

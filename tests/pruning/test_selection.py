@@ -99,9 +99,13 @@ def test_changes_are_differences_of_costs_after_any_swaps(x64, objective):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 10**6), st.sampled_from(list(COSTS)), st.integers(0, 9), st.booleans(),
-    st.sampled_from(["float32", "float64"]), st.sampled_from([1e-6, 1e-2]),
-)  # fmt: skip
+    st.integers(0, 10**6),
+    st.sampled_from(list(COSTS)),
+    st.integers(0, 9),
+    st.booleans(),
+    st.sampled_from(["float32", "float64"]),
+    st.sampled_from([1e-6, 1e-2]),
+)
 def test_the_cost_never_rises(seed, objective, count, grouped, dtype, damping):
     with jax.enable_x64(dtype == "float64"):
         rng = np.random.default_rng(seed)

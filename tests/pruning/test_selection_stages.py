@@ -194,9 +194,15 @@ def test_stages_with_a_fitted_inverse_are_exact_and_monotone(key, selection):
     params = dense.mlp_params(key, (3, 8, 3))
     batches = [dense.classification_batch(key, 24)]
     result = flj.prune_one_shot(
-        MODEL, params, WOODFISHER, batches, sparsity=0.7, stages=3,
-        compensation=flj.compensation.group(), selection=selection,
-    )  # fmt: skip
+        MODEL,
+        params,
+        WOODFISHER,
+        batches,
+        sparsity=0.7,
+        stages=3,
+        compensation=flj.compensation.group(),
+        selection=selection,
+    )
     assert flj.sparsity(result.params) == pytest.approx(33 / 48)
     # what is pruned stays pruned, with any selection
     state = flj.fit(WOODFISHER, params, batches, key=key)
@@ -281,9 +287,13 @@ def test_a_selection_of_ones_own_is_checked(change, message):
     params = tree_of(np.random.default_rng(0).normal(size=35).astype(np.float32))
     with pytest.raises(ValueError, match=message):
         flj.prune_one_shot(
-            model, params, flj.inverse.identity(), [(jnp.ones((2, 4)), None)], sparsity=0.6,
+            model,
+            params,
+            flj.inverse.identity(),
+            [(jnp.ones((2, 4)), None)],
+            sparsity=0.6,
             selection=lambda params, old, new, *rest: change(new),
-        )  # fmt: skip
+        )
 
 
 def test_selections_hear_of_the_gradient_if_they_ask():

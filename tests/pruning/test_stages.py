@@ -1,5 +1,7 @@
 """Stages, the gradient's part, the step and its check, costs and trust, on small models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,11 +92,9 @@ def test_scale_goes_from_obd_to_obs(x64, key, scale):
     _, estimator = any_inverse(params)
     old, new = everything(params), some(params, key)
     deltas = {
-        s: dense.ravel(
-            flj.compensation.independent(s)(params, old, new, None, estimator, ())[0]
-        )
+        s: dense.ravel(flj.compensation.independent(s)(params, old, new, None, estimator, ())[0])
         for s in (0.0, scale, 1.0)
-    }  # fmt: skip
+    }
     kept = dense.ravel(new).astype(bool)
     assert (deltas[0.0][kept] == 0).all()
     np.testing.assert_allclose(deltas[scale][kept], scale * deltas[1.0][kept], atol=1e-12)
@@ -229,7 +229,12 @@ def test_trust_grows_with_the_data(key):
         ({"stages": 0}, "stages must be"),
         ({"stages": flj.Stages(schedule="cosine")}, "schedule must be one of"),
         ({"prunable": flj.Leaves(costs=1.0)}, "costs must have the structure of the parameters"),
-        ({"stages": flj.Stages(2, state=())}, "state is for a single stage"),
+        ({"stages": flj.Stages(2, state=())}, "state must be None for more than one stage"),
+        (
+            {"stages": flj.Stages(state=(), on_update=print)},
+            "on_update must be None if state is given, .* got <built-in function print>",
+        ),
+        ({"stages": flj.Stages(state=(1.0,))}, "state must be a fitted state .* got tuple"),
     ],
 )
 def test_bad_arguments(key, arguments, message):
@@ -238,6 +243,16 @@ def test_bad_arguments(key, arguments, message):
         flj.prune_one_shot(
             MODEL, params, flj.inverse.identity(), batches, **{"sparsity": 0.5} | arguments
         )
+
+
+def test_a_result_is_not_a_state(key):
+    params, batches = problem(key)
+    estimator = flj.inverse.diagonal(MODEL)
+    prune = functools.partial(flj.prune_one_shot, MODEL, params, estimator, batches)
+    result = prune(sparsity=0.5)
+    with pytest.raises(ValueError, match="state must be .*, got a Result: pass result.state"):
+        prune(sparsity=0.6, stages=flj.Stages(state=result))
+    prune(sparsity=0.6, stages=flj.Stages(state=result.state))
 
 
 def test_bad_costs_and_scales(key):
@@ -260,7 +275,7 @@ def test_bad_costs_and_scales(key):
     for scale in (-0.1, 1.5, "a", None, True):
         with pytest.raises(ValueError, match="scale must be a number in"):
             flj.compensation.independent(scale)
-    with pytest.raises(ValueError, match="batches must be two or more"):
+    with pytest.raises(ValueError, match="batches must contain at least two"):
         flj.trust(MODEL, params, flj.inverse.identity(), batches[:1], sparsity=0.5)
     with pytest.raises(ValueError, match="curvature is needed"):
         flj.compensation.independent(first_order=True)(

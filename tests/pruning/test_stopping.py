@@ -18,12 +18,13 @@ def broken(function, after):
         return jax.tree.map(lambda x: x * bad, getattr(IDENTITY, function)(state, tree, mask))
 
     return IDENTITY._replace(
-        **{function: call}, init=lambda params: {"fits": jnp.zeros(())},
+        **{function: call},
+        init=lambda params: {"fits": jnp.zeros(())},
         update=lambda state, params, batch, key, mask=None: {
             "fits": sum(jnp.sum(p == 0) for p in jax.tree.leaves(params)) * 1.0
         },
         updates=1,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,11 @@ def test_a_limit_goes_around_sparsities_that_break():
     assert pruned(result) == 25 and result.stopped is None
     with pytest.raises(FloatingPointError, match="the compensated weights"):
         prune(
-            params, batches, target,
+            params,
+            batches,
+            target,
             compensation=lambda p, *others: (jax.tree.map(lambda x: x * jnp.nan, p), {}),
-        )  # fmt: skip
+        )
 
 
 def test_stages_tell_what_was_predicted_and_what_came():

@@ -25,8 +25,10 @@ WEIGHTS = 40
 def problem(seed=0, dtype=jnp.float32):
     """Every weight by itself: pruning w costs w² / 20, exactly."""
     values = np.random.default_rng(seed).normal(size=WEIGHTS)
-    params = {"a": jnp.array(values[:30].reshape(10, 3), dtype),
-              "b": jnp.array(values[30:].reshape(10, 1), dtype)}  # fmt: skip
+    params = {
+        "a": jnp.array(values[:30].reshape(10, 3), dtype),
+        "b": jnp.array(values[30:].reshape(10, 1), dtype),
+    }
     inputs = jnp.eye(10, dtype=dtype)
     return params, [(inputs, MODEL.predict(params, inputs))]
 
@@ -35,7 +37,7 @@ def prune(params, batches, target, estimator=IDENTITY, **options):
     defaults = {"compensation": NONE, "prunable": ".*"}  # a kernel of one output, too
     return flj.prune_one_shot(
         MODEL, params, estimator, batches, sparsity=target, **defaults | options
-    )  # fmt: skip
+    )
 
 
 def pruned(result):
@@ -251,7 +253,7 @@ def test_a_limit_that_is_not_used_up_says_so():
     params, batches = problem()
     result = prune(params, batches, flj.targets.loss_increase(1e6, highest=0.75), stages=2)
     assert pruned(result) == 30
-    assert "not used up at a sparsity of 0.75" in result.stopped
+    assert "not reached at a sparsity of 0.75" in result.stopped
     assert result.report.stopped == result.stopped
 
 
@@ -261,7 +263,7 @@ def test_a_limit_that_nothing_keeps_leaves_the_weights_as_they_are(stages):
     result = prune(params, batches, flj.targets.loss_increase(0.0), stages=stages)
     jax.tree.map(np.testing.assert_array_equal, result.params, params)
     assert pruned(result) == 0 and result.stages == ()
-    assert "nothing was pruned, as already a sparsity of 0.025 loses" in result.stopped
+    assert "nothing was pruned, because even a sparsity of 0.025 loses" in result.stopped
     assert "Stopped: nothing was pruned" in str(result.report)
 
 
@@ -275,9 +277,15 @@ def test_what_is_predicted_of_the_group_update_adds_up(key):
 
     def at(target):
         return flj.prune_one_shot(
-            model, params, estimator, data[:1], sparsity=target, stages=2, compensation=group,
+            model,
+            params,
+            estimator,
+            data[:1],
+            sparsity=target,
+            stages=2,
+            compensation=group,
             held_out=data[1:],
-        )  # fmt: skip
+        )
 
     result = at(flj.targets.loss_increase(0.02, measured=False, highest=0.9))
     predicted = [s["predicted"] for s in result.stages]
@@ -322,7 +330,7 @@ def test_a_metric_that_is_nan_somewhere_breaks_the_limit_there():
         (lambda t: t.bytes(np.str_("9")), "at_most must be a positive finite number"),
         (lambda t: t.bytes(np.complex64(1)), "at_most must be a positive finite number"),
         (lambda t: t.cost(3, None), "costs must be a pytree like the parameters, got None"),
-        (lambda t: t.cost(3, {"a": "x"}), "costs: 'a' must be a number or an array of such"),
+        (lambda t: t.cost(3, {"a": "x"}), "costs: 'a' must be a number or an array of numbers"),
         (lambda t: t.loss_increase(np.str_("9")), "at_most must be a finite number"),
         (lambda t: t.loss_increase(1, measured="no"), "measured must be True or False"),
         (lambda t: t.metric(len, -1), "at_most_drop must be a finite number of at least 0"),

@@ -95,9 +95,9 @@ def test_mini_steps_that_are_none(arguments):
 def test_what_the_wrapper_is_handed():
     tx = wrapped(optax.adam(0.1))
     params = initial()
-    with pytest.raises(ValueError, match="params must be handed to update"):
+    with pytest.raises(ValueError, match="params must be passed to update"):
         tx.update(params, tx.init(params))
-    with pytest.raises(ValueError, match="batch must be handed to update"):
+    with pytest.raises(ValueError, match="batch must be passed to update"):
         tx.update(params, tx.init(params), params)
 
 

@@ -142,8 +142,8 @@ def _biases(leaves: list, paths: list, join_bias: str | bool, stacks: list[bool]
             names = ", ".join(leaves[j][0] for j in beside) or "none"
             raise ValueError(
                 f"join_bias={join_bias!r} matches {name!r}, which needs one bias of shape "
-                f"{expected} beside it{', stacked like it' if stacks[i] else ''}, and for itself; "
-                f"found: {names}"
+                f"{expected} beside it{', stacked like it' if stacks[i] else ''}, that no other "
+                f"kernel joins; found: {names}"
             )
     return pairs
 

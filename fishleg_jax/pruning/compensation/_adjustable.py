@@ -31,8 +31,8 @@ def check_compensation(compensation: Any, adjustable: Any) -> None:
         return
     if not numbers.takes_keyword(compensation, "adjustable"):
         raise ValueError(
-            "adjustable needs a compensation that takes a keyword of this name, as those of "
-            f"flj.compensation do, got {_prunable.shortened(compensation)}"
+            "adjustable needs a compensation with a keyword of that name, such as those in "
+            f"flj.compensation, got {_prunable.shortened(compensation)}"
         )
 
 

@@ -118,8 +118,8 @@ def group(
             )
         if fisher == "exact" and "product" in curvature.missing:
             raise ValueError(
-                "group needs Fisher products, and the model's likelihood has fisher=None: give it "
-                "one, or take another compensation"
+                "group needs Fisher products, but the model's likelihood has fisher=None: pass "
+                "one, or use another compensation"
             )
         require_labels(curvature, first_order, check_step)
 

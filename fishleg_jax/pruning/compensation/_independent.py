@@ -155,12 +155,12 @@ def require_labels(curvature: Curvature | None, gradient: bool, check_step: bool
     """Raises a ValueError if a gradient or a check is requested and labels are missing."""
     if curvature is None:
         return
-    without = "the targets of the batches are None"
     if gradient and "gradient" in curvature.missing:
-        raise ValueError(f"batches need labels for first_order=True, and {without}")
+        raise ValueError("batches must have labels for first_order=True, got targets of None")
     if check_step and curvature.check is None and "loss" in curvature.missing:
         raise ValueError(
-            f"batches need labels for check_step=True, and {without}; check_step=False needs none"
+            "batches must have labels for check_step=True, got targets of None; use "
+            "check_step=False without labels"
         )
 
 

@@ -10,12 +10,18 @@ from fishleg_jax._branch import run_if
 from fishleg_jax._devices import axis
 from fishleg_jax.inverse._fishleg.state import FishLegState
 from fishleg_jax.pruning.compensation._adjustable import movable
-from fishleg_jax.pruning.gradual.plan import GradualPlan, Seen, adjustable_in, asked_of, groups_in
+from fishleg_jax.pruning.gradual.plan import (
+    GradualPlan,
+    StepInputs,
+    adjustable_in,
+    groups_in,
+    request_of,
+)
 from fishleg_jax.pruning.gradual.state import GradualState
 
 
 def assimilated(
-    plan: GradualPlan, seen: Seen, state: GradualState, wanted: jax.Array
+    plan: GradualPlan, inputs: StepInputs, state: GradualState, wanted: jax.Array
 ) -> GradualState:
     """State with the batch assimilated by its estimate, if that is due.
 
@@ -23,39 +29,39 @@ def assimilated(
 
     Args:
         plan: Choices that all steps share.
-        seen: Data of the step.
+        inputs: Data of the step.
         state: State before.
         wanted: Whether weights are going to be scored now or soon.
     """
     estimator = plan.estimator
-    if estimator.updates == 0 or seen.assimilate is False or seen.batch is None:
+    if estimator.updates == 0 or inputs.assimilate is False or inputs.batch is None:
         return state
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), seen.step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), inputs.step)
 
-    groups = groups_in(plan, state, seen.params)
-    free = movable(state.masks, adjustable_in(state, seen.params), groups)
-    inside, first = (None, None) if plan.renew is None else _renewal(plan, seen, state)
+    groups = groups_in(plan, state, inputs.params)
+    free = movable(state.masks, adjustable_in(state, inputs.params), groups)
+    inside, first = (None, None) if plan.renew is None else _renewal(plan, inputs, state)
 
     def run(parts):
         estimate, number, latest, failures = parts
         if plan.renew is not None:
-            estimate = _tree.keep_where(first, estimator.init(seen.params), estimate)
+            estimate = _tree.keep_where(first, estimator.init(inputs.params), estimate)
             number = jnp.where(first, 0, number)
-        new = estimator.update(estimate, seen.params, seen.batch, key, free)
-        sound = axis.everywhere(_finite_numbers(seen.batch), estimator.axis_name)
+        new = estimator.update(estimate, inputs.params, inputs.batch, key, free)
+        sound = axis.everywhere(_finite_numbers(inputs.batch), estimator.axis_name)
         sound &= _stays_finite(estimate, new)
         refused = ~sound | (_skipped(new) > _skipped(estimate))
         # selects of a whole state, by a condition on all of it, would take minutes to compile
         new = run_if(~sound, lambda _: estimate, new)
-        return new, number + sound, jnp.full_like(latest, seen.step), add(failures, refused)
+        return new, number + sound, jnp.full_like(latest, inputs.step), add(failures, refused)
 
     # Decide whether the batch is due.
-    if seen.assimilate is True:
-        due = seen.emit
+    if inputs.assimilate is True:
+        due = inputs.emit
     else:
-        regular = (seen.step % plan.aux_every == 0) | ~is_ready(plan, state)
-        due = (regular if inside is None else inside) & wanted & seen.emit
-        due &= True if seen.assimilate is None else seen.assimilate
+        regular = (inputs.step % plan.aux_every == 0) | ~is_ready(plan, state)
+        due = (regular if inside is None else inside) & wanted & inputs.emit
+        due &= True if inputs.assimilate is None else inputs.assimilate
     parts = state.estimate, state.assimilated, state.latest, state.failures
     # no conditional if `due` is known beforehand: XLA for the CPU runs gradients of convolutions
     # in one far slower
@@ -72,18 +78,20 @@ def is_ready(plan: GradualPlan, state: GradualState) -> jax.Array:
     return ready if plan.estimator.ready is None else ready & plan.estimator.ready(state.estimate)
 
 
-def _renewal(plan: GradualPlan, seen: Seen, state: GradualState) -> tuple[jax.Array, jax.Array]:
+def _renewal(
+    plan: GradualPlan, inputs: StepInputs, state: GradualState
+) -> tuple[jax.Array, jax.Array]:
     """Whether a step is one of the last before masks are extended, and the first of these.
 
     These precede the steps that `mask_every` divides, and those at which the schedule stops rising.
     If both overlap the estimate goes on, so that it is ready for the one that comes first.
     """
-    last = seen.step + plan.renew - 1  # last step of a window that would begin here
-    then = asked_of(plan, groups_in(plan, state, seen.params), last, state.asked)
+    last = inputs.step + plan.renew - 1  # last step of a window that would begin here
+    then = request_of(plan, groups_in(plan, state, inputs.params), last, state.asked)
     ending = then.flat & jnp.any(then.counts > state.pruned)
     begins = (last % plan.mask_every == 0) & ~ending
-    inside = (-seen.step % plan.mask_every < plan.renew) | ending
-    return inside, begins | (seen.step > state.latest + 1)
+    inside = (-inputs.step % plan.mask_every < plan.renew) | ending
+    return inside, begins | (inputs.step > state.latest + 1)
 
 
 def add(total: jax.Array, more: jax.Array) -> jax.Array:

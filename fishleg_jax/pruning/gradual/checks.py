@@ -79,14 +79,14 @@ def check_schedule(value: Any, name: str) -> None:
         value: Function of the step.
         name: Name of the argument.
     """
-    told = []
+    invalid = []
     expected = (
-        f"{name}, where it is a function, must return a number for any step, one that is traced "
-        "under jit as well (jnp.where in place of if)"
+        f"{name} must return a number at every step if it is a function, also for a step traced "
+        "under jit (use jnp.where instead of if)"
     )
     try:
         jax.eval_shape(
-            lambda step: told.append(_no_number(value(step))),
+            lambda step: invalid.append(_no_number(value(step))),
             jax.ShapeDtypeStruct((), jnp.int32),
         )
     except Exception as error:  # whatever a user's function raises
@@ -94,8 +94,8 @@ def check_schedule(value: Any, name: str) -> None:
         raise ValueError(
             f"{expected}, got {value!r}, which raised {type(error).__name__}: {first}"
         ) from error
-    if told[0]:
-        raise ValueError(f"{expected}, got {value!r}, which returned {told[0]}")
+    if invalid[0]:
+        raise ValueError(f"{expected}, got {value!r}, which returned {invalid[0]}")
 
 
 def check_range(value: Any, name: str) -> None:
@@ -129,7 +129,7 @@ def check_others(leaves: Leaves, axis_name: Any, seed: Any) -> None:
     _prunable.check_type(leaves.prunable, "prunable")
     _prunable.check_type(leaves.adjustable, "adjustable")
     if leaves.costs is not None:
-        raise ValueError("prunable: costs divide the scores of prune_one_shot only, leave them out")
+        raise ValueError("prunable: costs apply to prune_one_shot only, got flj.Leaves(costs=...)")
     axis.check_name(axis_name)
     traced = _is_array(seed) and not _concrete(seed)  # from optax.inject_hyperparams
     if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
@@ -140,13 +140,13 @@ def check_weights(params: Any) -> None:
     """Raises a ValueError unless weights are given, unmasked and of floating-point dtypes."""
     if params is None:
         raise ValueError(
-            "params must be handed to update, got None: tx.update(grads, state, params, batch=...)"
+            "params must be passed to update, got None: tx.update(grads, state, params, batch=...)"
         )
     is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
         raise ValueError(
             "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
-            "them all: put the pruning outside of it, and say by prunable which leaves to prune"
+            "all leaves: move the pruning outside of it, and choose the leaves to prune by prunable"
         )
     arrays.check_dtypes(params)  # but not whether they are finite: a step must not raise for that
 
@@ -155,10 +155,9 @@ def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
     """Raises a ValueError if a batch is needed and missing."""
     if batch is None and estimator.updates != 0 and assimilate is not False:
         raise ValueError(
-            "batch must be handed to update for its curvature: tx.update(grads, state, params, "
-            "batch=(inputs, targets)); wrappers that drop extra arguments have to be replaced: "
-            "flax's TrainState by a subclass with flj.TrainStateMixin, optax.MultiSteps by "
-            "flj.MultiSteps"
+            "batch must be passed to update for its curvature: tx.update(grads, state, params, "
+            "batch=(inputs, targets)); replace wrappers that drop extra arguments: flax's "
+            "TrainState by a subclass with flj.TrainStateMixin, optax.MultiSteps by flj.MultiSteps"
         )
     if batch is not None:
         arrays.check_batch_shapes(batch, "batch")
@@ -170,7 +169,7 @@ def check_step(assimilate: Any, hold: bool) -> None:
     if not (assimilate is None or isinstance(assimilate, (bool, np.bool_)) or traced):
         raise ValueError(f"assimilate must be None, True, False or traced, got {assimilate!r}")
     if hold and assimilate is not None and assimilate is not False:
-        raise ValueError(f"assimilate must be None where hold is True, got {assimilate!r}")
+        raise ValueError(f"assimilate must be None or False if hold is True, got {assimilate!r}")
 
 
 def check_sizes(sizes: list[int]) -> None:
@@ -178,7 +177,7 @@ def check_sizes(sizes: list[int]) -> None:
     if max(sizes) >= 2**31:
         raise ValueError(
             f"prunable: at most 2³¹ - 1 weights can share a threshold, got {max(sizes)}; use "
-            'scope="layer", or one pruning for each part of the network'
+            'scope="layer", or a separate pruning for each part of the network'
         )
 
 

@@ -16,7 +16,7 @@ FAR = 2**30  # a step after the end of any schedule
 AHEAD = 100  # steps before the first weight is pruned from which curvature is useful
 
 
-class Asked(NamedTuple):
+class ScheduleRequest(NamedTuple):
     """Sparsity and counts that a schedule requests at a step.
 
     Attributes:
@@ -59,9 +59,9 @@ def floor_share(sparsity: Any, weights: int) -> jax.Array:
     return parts * whole + high // 1000 + low // PARTS + carry
 
 
-def asked_at(
+def request_at(
     sparsity: Any, sizes: Sequence[int], step: jax.Array, ahead: jax.Array, before: jax.Array
-) -> Asked:
+) -> ScheduleRequest:
     """Sparsity and counts that a number, an array or a schedule requests at a step.
 
     Args:
@@ -76,12 +76,14 @@ def asked_at(
     if is_number(sparsity):
         value = jnp.asarray(float(sparsity), jnp.float32)
         yes = jnp.array(True)
-        return Asked(value, _exact(sparsity, sizes), yes, yes, yes)
+        return ScheduleRequest(value, _exact(sparsity, sizes), yes, yes, yes)
     if not callable(sparsity):
         value = _sound(sparsity)
         # the first may be the only one; a rise by less than a millionth may still go on
         flat = (jnp.abs(value - before) <= ROUNDING) | jnp.isnan(before)
-        return Asked(value, _floors(value, sizes), flat, jnp.array(True), jnp.array(False))
+        return ScheduleRequest(
+            value, _floors(value, sizes), flat, jnp.array(True), jnp.array(False)
+        )
     value = _sound(sparsity(step))
     now, after, soon, last = (
         _parts(_sound(x))
@@ -91,7 +93,7 @@ def asked_at(
     final = getattr(sparsity, "final", None)
     if is_number(final):
         counts = jnp.where(now >= _parts(float(final)), _exact(final, sizes), counts)
-    return Asked(value, counts, flat, soon > 0, flat & (now >= last))
+    return ScheduleRequest(value, counts, flat, soon > 0, flat & (now >= last))
 
 
 def is_number(x: Any) -> bool:

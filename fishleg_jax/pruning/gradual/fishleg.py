@@ -168,14 +168,15 @@ def fishleg_prune(
     for name, value in (("damping", damping), ("aux_optimizer", aux_optimizer)):
         if estimator is not None and value is not None:
             raise ValueError(
-                f"{name} must be None where there is an estimator, to which it can be given; got "
-                f"{value!r}"
+                f"{name} must be None if an estimator is given, got {value!r}: pass it to the "
+                "estimator instead"
             )
     # Build the FishLeg estimate, with a λ that follows the moving weights.
     if estimator is None:
         if renew is not None and numbers.is_whole(renew, 1) and renew < START:
             raise ValueError(
-                f"renew must be at least {START}, the batches of which FishLeg starts, got {renew}"
+                f"renew must be at least {START}, the number of batches in FishLeg's start, got "
+                f"{renew}"
             )
         estimator = inverse.fishleg(
             model,

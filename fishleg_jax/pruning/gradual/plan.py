@@ -11,7 +11,7 @@ from fishleg_jax._curvature import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.compensation._adjustable import Adjustable
 from fishleg_jax.pruning.compensation._independent import Compensation
-from fishleg_jax.pruning.gradual.counting import Asked, Sparsity, asked_at
+from fishleg_jax.pruning.gradual.counting import ScheduleRequest, Sparsity, request_at
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.masks.groups import Groups
 
@@ -29,8 +29,8 @@ class GradualPlan(NamedTuple):
     regrow: float | jax.Array | Callable | None
 
 
-class Seen(NamedTuple):
-    """Data that a step sees.
+class StepInputs(NamedTuple):
+    """Inputs of one step.
 
     Attributes:
         step: Number of the step; the first is 1.
@@ -72,7 +72,9 @@ def adjustable_in(state: GradualState, params: Any) -> Adjustable:
     return tuple(name in state.adjustable for name, _ in _tree.named_leaves(params))
 
 
-def asked_of(plan: GradualPlan, groups: Groups, step: jax.Array, before: jax.Array) -> Asked:
-    """Sparsity and counts that a plan requests at a step; see `asked_at`."""
+def request_of(
+    plan: GradualPlan, groups: Groups, step: jax.Array, before: jax.Array
+) -> ScheduleRequest:
+    """Sparsity and counts that a plan requests at a step; see `request_at`."""
     ahead = (step // plan.mask_every + 1) * plan.mask_every
-    return asked_at(plan.sparsity, groups.sizes, step, ahead, before)
+    return request_at(plan.sparsity, groups.sizes, step, ahead, before)

@@ -68,8 +68,8 @@ def revived(
     """
     if curvature is None:
         raise ValueError(
-            "regrow needs the gradient: hand it in, update(..., grad=grad), or give a model and a "
-            "labelled batch"
+            "regrow needs the gradient: pass it to update(..., grad=grad), or pass a model and "
+            "labelled batches"
         )
     gradient = _tree.widen(curvature.gradient(params))
     diagonal = estimator.diagonal(estimate, params)

@@ -94,7 +94,7 @@ def find_state(state: Any) -> GradualState:
     found = [x for x in jax.tree.leaves(state, is_leaf=_is_gradual) if _is_gradual(x)]
     if len(found) != 1:
         raise ValueError(
-            "state must hold the state of one gradual pruning (fishleg_prune, gradual_prune or "
+            "state must contain the state of one gradual pruning (fishleg_prune, gradual_prune or "
             f"prune), found {len(found)} in {type(state).__name__}"
         )
     return found[0]
@@ -148,8 +148,8 @@ def check(state: Any) -> Check:
     found = find_state(state)
     if isinstance(found.count, jax.core.Tracer) or np.ndim(found.count):
         raise ValueError(
-            "state must be the concrete state of one pruning, got one "
-            + ("inside jit or scan" if np.ndim(found.count) == 0 else "of several, under vmap")
+            "state must be the concrete state of one pruning, got "
+            + ("one inside jit or scan" if np.ndim(found.count) == 0 else "several, under vmap")
         )
     # Read the counters.
     pruned = int(np.asarray(found.pruned, np.int64).sum())
@@ -161,26 +161,25 @@ def check(state: Any) -> Check:
     parts = []
     if violations:
         parts.append(
-            f"{violations} times a pruned weight was found not to be 0.0: the pruning must stand "
-            "last in the chain, and weights that others keep (schedule-free, averages, lookahead) "
+            f"{violations} times a pruned weight was found not to be 0.0: the pruning must be "
+            "last in the chain, and copies of the weights (schedule-free, averages, lookahead) "
             "need apply_masks(params, state)"
         )
     if failures:
         parts.append(
             f"{failures} times a batch or a mask update was refused because of NaN, infinity, a "
             "sparsity outside [0, 1), or a curvature that is 0 for every prunable weight (predict "
-            "in training mode, labels outside the classes); where weights are NaN all updates are"
+            "in training mode, labels outside the classes); NaN weights make every update refused"
         )
     if overdue:
         parts.append(
-            f"{asked:.6g} was asked for and is not reached: {overdue} times a mask update was due "
-            "and could not be made, as the estimate was not ready (it has seen "
-            f"{int(found.assimilated)} batches), the step was one with hold=True or the update was "
-            "refused; FishLeg needs 32 batches to be ready"
+            f"the requested {asked:.6g} is not reached: {overdue} times a mask update was due but "
+            f"not made: the estimate was not ready (after {int(found.assimilated)} batches), the "
+            "step had hold=True or the update was refused; FishLeg needs 32 batches to be ready"
         )
     # Sum up in one sentence.
-    told = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
-    message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {told}"
+    health = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
+    message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {health}"
     if not overdue and asked > sparsity + 1 / weights:
-        message += f"; {asked:.6g} was asked for, and awaits the next mask update"
+        message += f"; the next mask update will prune to the requested {asked:.6g}"
     return Check(not parts, violations, failures, overdue, sparsity, asked, message)

@@ -19,7 +19,7 @@ from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning.compensation import _adjustable
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
 from fishleg_jax.pruning.gradual.counting import Sparsity
-from fishleg_jax.pruning.gradual.plan import GradualPlan, Seen
+from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.gradual.step import make_step
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
@@ -167,8 +167,8 @@ def gradual_prune(
             batch = axis.gather(batch, axis_name)
         if grad is not None:
             curvature = _curvature.with_gradient(curvature, grad)
-        # Collect everything that the step sees, and make it.
-        seen = Seen(
+        # Collect the inputs of the step, and make it.
+        inputs = StepInputs(
             state.count + 1,
             updates,
             params,
@@ -178,7 +178,7 @@ def gradual_prune(
             True if emit is None else emit,
             hold,
         )
-        return make_step(plan, seen, state)
+        return make_step(plan, inputs, state)
 
     def update(
         updates,

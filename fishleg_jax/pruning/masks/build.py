@@ -65,7 +65,8 @@ def make_masks(
             to True or False, where the first match decides; a pytree of booleans like the scores,
             or a prefix of it; or a predicate `(name, leaf)`, called here on the scores (in
             `prune_one_shot` and in a chain on the weights).  By default all but vectors and leaves
-            with the name of a bias, a normalisation's parameter, an embedding or a position.
+            with the name of a bias, a normalisation's parameter, an embedding or a position.  Not
+            `flj.Leaves`, which prunings take.
         masks: Previous masks; None for none.  Their pruned weights stay pruned, also in leaves that
             are not prunable, and those of prunable leaves count.
         stacked: Leaves with a leading axis of layers, by regular expressions or a predicate: with
@@ -96,8 +97,8 @@ def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
     count = sum(number_to_prune(sparsity, size) for size in groups.sizes)
     if pruned > count:
         raise ValueError(
-            f"masks already prune {pruned} weights where the sparsity asks for {count}: ask for "
-            "more, or start with masks=None, as zeros that the weights have count as pruned"
+            f"masks already prune {pruned} weights, but the sparsity requests only {count}: use a "
+            "higher one, or pass masks=None, because zeros in the weights count as pruned"
         )
 
 
@@ -132,5 +133,5 @@ def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
     for name, score, yes in zip(names, leaves, chosen, strict=True):
         if yes and not is_traced(score) and not bool(jnp.all(score >= 0)):
             raise ValueError(
-                f"scores must be non-negative numbers, but {name!r} has negative or NaN ones"
+                f"scores must be non-negative numbers, but {name!r} has negative or NaN scores"
             )

@@ -80,12 +80,12 @@ def load_masks(path: str | os.PathLike[str], like: Any) -> Any:
     try:
         arrays = read_npz(path)
     except ValueError as error:
-        raise ValueError(f"path: {str(path)!r} is no file of masks: {error}") from None
+        raise ValueError(f"path: {str(path)!r} is not a file of masks: {error}") from None
     # Check that the file holds masks of these leaves.
     named = _tree.named_leaves(like)
     found = {name.rpartition(":")[0] for name in arrays}
     if set(arrays) != {f"{name}:{part}" for name in found for part in ("bits", "shape")}:
-        raise ValueError(f"path: {str(path)!r} is no file of masks: it holds other arrays")
+        raise ValueError(f"path: {str(path)!r} is not a file of masks: it holds other arrays")
     if found != {name for name, _ in named}:
         raise ValueError(
             f"path: {str(path)!r} holds masks of {', '.join(sorted(found)) or 'nothing'}, "
@@ -102,7 +102,7 @@ def load_masks(path: str | os.PathLike[str], like: Any) -> Any:
             )
         packed, size = arrays[f"{name}:bits"], int(np.prod(shape))
         if packed.size != -(-size // 8):
-            raise ValueError(f"path: in {str(path)!r} the mask of {name!r} is cut short")
+            raise ValueError(f"path: in {str(path)!r} the mask of {name!r} is truncated")
         bits = np.unpackbits(packed, count=size)
         leaves.append(jax.numpy.asarray(bits.astype(bool).reshape(shape)))
     return placement.like(jax.tree.unflatten(jax.tree.structure(like), leaves), like)

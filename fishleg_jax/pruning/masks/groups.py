@@ -174,8 +174,8 @@ def warn_of_zeros(groups: Groups, masks: Any) -> None:
         names = ", ".join(f"{name} ({number:,})" for name, number in found[:8])
         more = f" and {len(found) - 8} more leaves" if len(found) > 8 else ""
         warnings.warn(
-            f"weights that are zero now are held at zero: {names}{more}; pass masks=None if they "
-            "are to be trained",
+            f"weights that are zero now are held at zero: {names}{more}; pass masks=None to train "
+            "them",
             stacklevel=3,
         )
 

@@ -46,8 +46,8 @@ def of_weights(at_most: int, sizes: Sequence[int]) -> float:
 
     if at_most < len(sizes):
         raise ValueError(
-            f"sparsity: with scope='layer' each of {len(sizes)} leaves keeps a weight, so the "
-            f"target must be at least weights({len(sizes)}), got weights({at_most})"
+            f"sparsity: with scope='layer' each of {len(sizes)} leaves keeps at least one weight, "
+            f"so the target must be at least weights({len(sizes)}), got weights({at_most})"
         )
     return sparsity_of(bisect.bisect_left(range(total - 1), True, key=fits), total)
 
@@ -70,7 +70,7 @@ def costs_of(
     least = min(cheapest) if scope == "global" else sum(cheapest)
     if budget.at_most < least:
         raise ValueError(
-            f"sparsity: the target in {budget.unit} must be at least {least:g}, for as much has to "
+            f"sparsity: the target in {budget.unit} must be at least {least:g}, the least that can "
             f"be kept, got {budget.at_most:g}"
         )
     return costs
@@ -133,8 +133,8 @@ def within_budget(
             stopped = not_needed(budget)
         if left == 1 and not reached:
             stopped = (
-                f"the budget of {budget.at_most:g} was not reached: at a sparsity of "
-                f"{sparsity:.6g}, the highest there is, {kept:g} is kept"
+                f"the budget of {budget.at_most:g} was not reached: at the highest possible "
+                f"sparsity, {sparsity:.6g}, {kept:g} is kept"
             )
         return Step(point, {"sparsity": sparsity, "cost": kept} | info, reached, stopped)
 

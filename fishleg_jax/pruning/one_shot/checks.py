@@ -14,6 +14,8 @@ from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model, predict, split_batch
 from fishleg_jax.pruning._soundness import check_ready
 from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.one_shot.result import Result
+from fishleg_jax.pruning.one_shot.stages import Stages
 from fishleg_jax.pruning.targets import Budget
 
 
@@ -44,15 +46,15 @@ def check_selection(selection: Any, groups: Groups, goal: Any) -> None:
     """Raises a ValueError unless a selection is one of `flj.selection` and fits the goal."""
     if isinstance(goal, Budget):
         raise ValueError(
-            f"selection keeps a number of weights, not a budget of {goal.unit}: leave it out, or "
-            "use targets.weights"
+            f"selection must be None for a budget of {goal.unit}, because it swaps weight for "
+            "weight; for a number of weights use targets.weights"
         )
     expected = "one of flj.selection, such as flj.selection.swaps()"
     numbers.check_function(selection, "selection", 8, expected)
     if groups.scope == "layer" and any(groups.stacked):
         raise ValueError(
-            "selection swaps weights within a leaf and does not know its layers: use "
-            'scope="global" or leave out stacked'
+            "selection must be None for stacked leaves with scope='layer', because it swaps "
+            "weights between layers; use scope='global' or remove stacked"
         )
 
 
@@ -98,27 +100,38 @@ def check_needs(
     curvature = _curvature.curvature(model, batches)
     if held_out is not None:
         if not have_labels(held_out):
-            raise ValueError("held_out must have labels to check on, got targets of None")
+            raise ValueError("held_out must have labels to check steps on, got targets of None")
         curvature = curvature._replace(check=_curvature.curvature(model, held_out).loss)
     if first_order and "gradient" in curvature.missing:
-        raise ValueError(
-            "batches need labels for first_order=True, and the targets of the batches are None"
-        )
+        raise ValueError("batches must have labels for first_order=True, got targets of None")
     check = getattr(compensation, "check", None)
     if check is not None:
         check(curvature, estimator, jax.eval_shape(estimator.init, params))
 
 
-def check_state(state: Any | None, estimator: InverseFisher, params: Any, stages: int) -> None:
+def check_state(stages: Stages, estimator: InverseFisher, params: Any) -> None:
     """Raises a ValueError for a fitted state that can't be used."""
-    if state is not None and stages > 1:
-        raise ValueError(f"state is for a single stage, which needs no other fit; stages={stages}")
-    if state is not None and not _alike(state, jax.eval_shape(estimator.init, params)):
+    state = stages.state
+    if state is None:
+        return
+    if isinstance(state, Result):
+        raise ValueError("state must be the state of an estimator, got a Result: pass result.state")
+    if stages.on_update is not None:
         raise ValueError(
-            "state must be one of this estimator for these params; it has other shapes"
+            "on_update must be None if state is given, because nothing is fitted, got "
+            f"{stages.on_update!r}"
         )
-    if state is not None:
-        check_ready(estimator, state)
+    if stages.number > 1:
+        raise ValueError(
+            "state must be None for more than one stage, because each has its own fit, got "
+            f"{stages.number} stages"
+        )
+    if not _alike(state, jax.eval_shape(estimator.init, params)):
+        raise ValueError(
+            "state must be a fitted state of this estimator for these params, such as "
+            f"Result.state, got {type(state).__name__} of another structure or other shapes"
+        )
+    check_ready(estimator, state)
 
 
 def _alike(state: Any, expected: Any) -> bool:

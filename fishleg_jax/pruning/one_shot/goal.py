@@ -38,16 +38,16 @@ def planned(
 def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list[float]:
     """Checks and returns a schedule that is given stage by stage."""
     if isinstance(goal, (Budget, Limit)):
-        raise ValueError("schedule must be a name where sparsity is a target, got sparsities")
+        raise ValueError("schedule must be a name if sparsity is a target, got sparsities")
     final = stage_sparsities(goal, stages)[-1]  # checks both
     try:
         sparsities = [stage_sparsities(s, 1)[0] for s in schedule]
     except ValueError:
-        raise ValueError(f"schedule must be of numbers in [0, 1), got {schedule!r}") from None
+        raise ValueError(f"schedule must contain numbers in [0, 1), got {schedule!r}") from None
     if len(sparsities) != stages or sparsities != sorted(sparsities) or sparsities[-1] != final:
         raise ValueError(
-            f"schedule must be a name, or as many rising sparsities as stages={stages} that end at "
-            f"sparsity={final:g}, got {sparsities}"
+            f"schedule must be a name, or {stages} increasing sparsities, one for each stage, "
+            f"ending at sparsity={final:g}, got {sparsities}"
         )
     return sparsities
 

@@ -23,16 +23,16 @@ def _what_is_lost(limit: Limit, loss: Callable[[Any], Any] | None, params: Any) 
     if limit.unit == "measured":
         if loss is None:
             raise ValueError(
-                "sparsity: loss_increase needs labels to measure the loss, and the targets of the "
-                "batches are None; give held_out batches with labels, or measured=False"
+                "sparsity: loss_increase needs labels to measure the loss, got targets of None; "
+                "pass labelled held_out batches, or measured=False"
             )
         measure = lambda weights: -loss(_tree.widen(weights))
     dense = _number(measure(params))
     if not math.isfinite(dense):
         name = "function" if limit.unit == "metric" else "loss"
         raise ValueError(
-            f"sparsity: the target's {name} must be a finite number for the weights that came in, "
-            f"got {dense}"
+            f"sparsity: the target's {name} must be a finite number for the initial weights, got "
+            f"{dense}"
         )
     return lambda point, info, reports: dense - _number(measure(point.params))
 
@@ -120,13 +120,13 @@ def within_limit(
 
 def _all(limit: Limit) -> str:
     return (
-        f"the limit of {limit.at_most:g} is not used up at a sparsity of {limit.highest:g}, the "
-        "highest that was to be tried; a target with a larger `highest` goes on"
+        f"the limit of {limit.at_most:g} was not reached at a sparsity of {limit.highest:g}, the "
+        "highest allowed; increase `highest` of the target to go on"
     )
 
 
 def _none(limit: Limit, sparsity: float, lost: float) -> str:
     return (
-        f"nothing was pruned, as already a sparsity of {sparsity:.6g} loses {lost:g} where the "
-        f"limit is {limit.at_most:g}"
+        f"nothing was pruned, because even a sparsity of {sparsity:.6g} loses {lost:g}, above the "
+        f"limit of {limit.at_most:g}"
     )

@@ -222,7 +222,7 @@ def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
     _chunks.check_chunk(stages.examples_per_chunk)
     if stages.recalibrate is not None and not split_batch(batches[0])[2]:
         raise ValueError(
-            "recalibrate returns constants: batches must be (inputs, targets, constants), got "
+            "recalibrate needs batches with constants, (inputs, targets, constants), got "
             "(inputs, targets)"
         )
     return checks.check_per_stage(stages.batches_per_stage, len(batches))
@@ -244,7 +244,7 @@ def _check_data(
     if estimator.updates != 0:
         checks.check_model(model, params, batches[0])
         _soundness.check_single_examples(estimator, model, params, batches)
-    checks.check_state(stages.state, estimator, params, stages.number)
+    checks.check_state(stages, estimator, params)
     if held_out is not None:
         arrays.check_batches(held_out, "held_out", like=batches[0])
     check_all_targets(model, params, batches, "batches")

@@ -239,7 +239,7 @@ def _require_finite(tree: Any, what: str) -> None:
     for (name, _), sound in zip(_tree.named_leaves(tree), finite, strict=True):
         if not sound:
             raise FloatingPointError(
-                f"{what} has NaN or infinite values at {name!r}; a larger damping helps"
+                f"{what} has NaN or infinite values at {name!r}; try a larger damping"
             )
 
 

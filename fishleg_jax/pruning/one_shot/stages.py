@@ -29,7 +29,8 @@ class Stages(NamedTuple):
             the compensation, which bounds their memory; None for a whole batch.  The estimator has
             an argument of the same name for its own.
         on_update: Function `(updates done, updates in all, state)`, called after every update of a
-            fit.  The state is donated to the next update; copy anything you want to keep.
+            fit, so None if `state` is given.  The state is donated to the next update; copy
+            anything you want to keep.
         on_stage: Function `(result)`, called after every stage with the `Result` so far.
         most: Largest number of stages if they choose themselves, 16 by default.
 

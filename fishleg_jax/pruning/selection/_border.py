@@ -88,7 +88,7 @@ def gather(tree: Any, leaves: jax.Array, places: jax.Array) -> jax.Array:
     return sum(parts)
 
 
-def spread(like: Any, leaves: jax.Array, places: jax.Array, values: jax.Array) -> Any:
+def scatter(like: Any, leaves: jax.Array, places: jax.Array, values: jax.Array) -> Any:
     """Writes a vector to the border of a pytree that is zero elsewhere."""
     flat, tree = jax.tree.flatten(like)
     parts = []

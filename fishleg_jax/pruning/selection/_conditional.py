@@ -9,7 +9,7 @@ from fishleg_jax._conjugate_gradients import conjugate_gradients
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.pruning.selection._border import gather, spread
+from fishleg_jax.pruning.selection._border import gather, scatter
 
 
 def heading(
@@ -82,7 +82,7 @@ def conditional(
         ).x
 
     def column(unit):
-        e = spread(target, leaves, places, unit)
+        e = scatter(target, leaves, places, unit)
         held = solve(estimator.multiply(state, e, old_masks))
         left = jax.tree.map(jnp.subtract, e, held)
         return gather(estimator.multiply(state, left, old_masks), leaves, places)

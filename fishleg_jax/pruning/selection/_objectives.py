@@ -106,7 +106,7 @@ def as_floats(x: Any) -> jax.Array:
 def _check(vector: Any, matrix: Any, pruned: Any, vector_name: str, matrix_name: str) -> None:
     n = jnp.size(vector)
     if n == 0:
-        raise ValueError(f"{vector_name} must have at least one weight, got none")
+        raise ValueError(f"{vector_name} must have at least one weight, got shape (0,)")
     expected = (
         ("pruned", pruned, (n,)),
         (vector_name, vector, (n,)),

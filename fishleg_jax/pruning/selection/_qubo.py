@@ -9,7 +9,7 @@ import numpy as np
 from fishleg_jax._checks.numbers import check_count, check_not_negative
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning.selection._annealing import anneal, require_sampler
-from fishleg_jax.pruning.selection._border import Selection, gather, spread
+from fishleg_jax.pruning.selection._border import Selection, gather, scatter
 from fishleg_jax.pruning.selection._choice import Free, choosing
 from fishleg_jax.pruning.selection._swap_search import swap_search
 
@@ -96,7 +96,7 @@ def _quadratic_form(free: Free, gamma: Any) -> tuple[jax.Array, jax.Array]:
     # a loop on the host, as XLA for the CPU is slow at convolutions inside its own
     rows = []
     for unit in np.eye(len(leaves), dtype=weights.dtype):
-        image = product(params, jitted(spread)(params, leaves, places, unit))
+        image = product(params, jitted(scatter)(params, leaves, places, unit))
         rows.append(jitted(gather)(image, leaves, places))
     fisher = jnp.stack(rows) + gamma * jnp.eye(len(leaves), dtype=weights.dtype)
     return linear, jnp.outer(weights, weights) * (fisher + fisher.T) / 2
