@@ -136,7 +136,7 @@ def checked(
     # Decide which weights are pruned: leaves, initial masks, sparsities.
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
     start = begin(params, first_masks(params, groups, masks))
-    before = sum(map(int, zeros_in(groups, start.masks)))
+    before = sum(map(int, jax.device_get(zeros_in(groups, start.masks))))
     final = goal.sparsity_or_target(sparsity, groups)
     sparsities = goal.planned(
         final, stages.number, stages.schedule, sparsity_of(before, groups.weights)
