@@ -130,7 +130,8 @@ def checked(
     checks.check_host(params, batches, held_out, leaves.costs, stages.state, key)
     check_on_host(estimator)
     check_model(model)
-    check_same_model(estimator.model, model, (params, batches))
+    if estimator.model is not None:
+        check_same_model(estimator.model, model, (params, batches))
     arrays.check_params(params)
     arrays.check_batches(batches)
     # Decide which weights are pruned: leaves, initial masks, sparsities.
@@ -148,13 +149,16 @@ def checked(
         checks.check_selection(selection, groups, final)
     if compensation is None:
         compensation = independent(check_step=held_out is not None)
-    checks.check_compensation(compensation)
+    else:
+        checks.check_compensation(compensation)
     moves = _adjustable.decide(params, leaves.adjustable)
     _adjustable.check_compensation(compensation, moves)
     if leaves.costs is not None:
         arrays.check_costs(params, leaves.costs, groups.chosen)
-    key = jax.random.key(0) if key is None else key
-    checks.check_key(key)
+    if key is None:
+        key = jax.random.key(0)
+    else:
+        checks.check_key(key)
     per_stage = _checked_stages(stages, batches)
     # Check that estimate, model and data match.
     plan = Plan(Surgeon(estimator, compensation, groups, moves), leaves.costs, selection)
