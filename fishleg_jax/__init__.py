@@ -1,35 +1,44 @@
 """Second-order pruning of neural networks in JAX, with a learned inverse Fisher (FishLeg).
 
-The API consists of pure functions over pytrees; the README has a two-minute tour.
+The API consists of pure functions over pytrees; the README has a two-minute tour.  Every name is
+imported on first use (PEP 562), so that `import fishleg_jax` takes the time of its dependencies.
 """
 
-from fishleg_jax import inverse, likelihoods
-from fishleg_jax._curvature import Curvature, curvature
-from fishleg_jax.fisher import fisher_vector_product
-from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.memory import Memory, peak_memory
-from fishleg_jax.model import Batch, Model, loss, losses
-from fishleg_jax.per_example import per_example_gradients
-from fishleg_jax.pruning import compensation, schedules, selection, targets
-from fishleg_jax.pruning.apply import apply_masks, sparsity
-from fishleg_jax.pruning.costs import weight_costs
-from fishleg_jax.pruning.gradual.fishleg import fishleg_prune
-from fishleg_jax.pruning.gradual.state import Check, GradualState, check, masks
-from fishleg_jax.pruning.gradual.train_state import TrainStateMixin
-from fishleg_jax.pruning.gradual.transform import gradual_prune
-from fishleg_jax.pruning.gradual.wrapper import MultiSteps, PruneState, prune
-from fishleg_jax.pruning.leaves import Leaves
-from fishleg_jax.pruning.masks.build import make_masks
-from fishleg_jax.pruning.masks.files import load_masks, save_masks
-from fishleg_jax.pruning.one_shot.fit import fit
-from fishleg_jax.pruning.one_shot.prune import prune_one_shot
-from fishleg_jax.pruning.one_shot.result import Result
-from fishleg_jax.pruning.one_shot.stages import Stages
-from fishleg_jax.pruning.report import Report
-from fishleg_jax.pruning.schedules import stage_sparsities
-from fishleg_jax.pruning.scores import obs_saliency
-from fishleg_jax.pruning.trust import Trust, trust
-from fishleg_jax.rematerialise import remat
+import importlib
+import typing
+
+# The dependencies load at once, so that a missing one is an error of the import.
+import jax as _jax  # noqa: F401
+import optax as _optax  # noqa: F401
+
+if typing.TYPE_CHECKING:
+    from fishleg_jax import inverse, likelihoods
+    from fishleg_jax._curvature import Curvature, curvature
+    from fishleg_jax.fisher import fisher_vector_product
+    from fishleg_jax.inverse.base import InverseFisher
+    from fishleg_jax.memory import Memory, peak_memory
+    from fishleg_jax.model import Batch, Model, loss, losses
+    from fishleg_jax.per_example import per_example_gradients
+    from fishleg_jax.pruning import compensation, schedules, selection, targets
+    from fishleg_jax.pruning.apply import apply_masks, sparsity
+    from fishleg_jax.pruning.costs import weight_costs
+    from fishleg_jax.pruning.gradual.fishleg import fishleg_prune
+    from fishleg_jax.pruning.gradual.state import Check, GradualState, check, masks
+    from fishleg_jax.pruning.gradual.train_state import TrainStateMixin
+    from fishleg_jax.pruning.gradual.transform import gradual_prune
+    from fishleg_jax.pruning.gradual.wrapper import MultiSteps, PruneState, prune
+    from fishleg_jax.pruning.leaves import Leaves
+    from fishleg_jax.pruning.masks.build import make_masks
+    from fishleg_jax.pruning.masks.files import load_masks, save_masks
+    from fishleg_jax.pruning.one_shot.fit import fit
+    from fishleg_jax.pruning.one_shot.prune import prune_one_shot
+    from fishleg_jax.pruning.one_shot.result import Result
+    from fishleg_jax.pruning.one_shot.stages import Stages
+    from fishleg_jax.pruning.report import Report
+    from fishleg_jax.pruning.schedules import stage_sparsities
+    from fishleg_jax.pruning.scores import obs_saliency
+    from fishleg_jax.pruning.trust import Trust, trust
+    from fishleg_jax.rematerialise import remat
 
 __version__ = "0.1.0"
 
@@ -79,6 +88,75 @@ __all__ = [
     "trust",
     "weight_costs",
 ]
+
+# Public names by home below the package, as in the imports above, and modules as attributes.
+_MODULES = {
+    "compensation": "pruning.compensation",
+    "fisher": "fisher",
+    "inverse": "inverse",
+    "likelihoods": "likelihoods",
+    "memory": "memory",
+    "model": "model",
+    "per_example": "per_example",
+    "pruning": "pruning",
+    "rematerialise": "rematerialise",
+    "schedules": "pruning.schedules",
+    "selection": "pruning.selection",
+    "targets": "pruning.targets",
+}
+_HOMES = {
+    "Batch": "model",
+    "Check": "pruning.gradual.state",
+    "Curvature": "_curvature",
+    "GradualState": "pruning.gradual.state",
+    "InverseFisher": "inverse.base",
+    "Leaves": "pruning.leaves",
+    "Memory": "memory",
+    "Model": "model",
+    "MultiSteps": "pruning.gradual.wrapper",
+    "PruneState": "pruning.gradual.wrapper",
+    "Report": "pruning.report",
+    "Result": "pruning.one_shot.result",
+    "Stages": "pruning.one_shot.stages",
+    "TrainStateMixin": "pruning.gradual.train_state",
+    "Trust": "pruning.trust",
+    "apply_masks": "pruning.apply",
+    "check": "pruning.gradual.state",
+    "curvature": "_curvature",
+    "fisher_vector_product": "fisher",
+    "fishleg_prune": "pruning.gradual.fishleg",
+    "fit": "pruning.one_shot.fit",
+    "gradual_prune": "pruning.gradual.transform",
+    "load_masks": "pruning.masks.files",
+    "loss": "model",
+    "losses": "model",
+    "make_masks": "pruning.masks.build",
+    "masks": "pruning.gradual.state",
+    "obs_saliency": "pruning.scores",
+    "peak_memory": "memory",
+    "per_example_gradients": "per_example",
+    "prune": "pruning.gradual.wrapper",
+    "prune_one_shot": "pruning.one_shot.prune",
+    "remat": "rematerialise",
+    "save_masks": "pruning.masks.files",
+    "sparsity": "pruning.apply",
+    "stage_sparsities": "pruning.schedules",
+    "trust": "pruning.trust",
+    "weight_costs": "pruning.costs",
+}
+
+if not typing.TYPE_CHECKING:  # with it, type checkers would accept every name
+
+    def __getattr__(name: str) -> typing.Any:
+        """Returns a public name or module, imported on first use."""
+        if name in _MODULES:
+            value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        elif name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

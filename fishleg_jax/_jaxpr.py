@@ -2,26 +2,40 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-FUNCTIONS = (Jaxpr, ClosedJaxpr)
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def opened(function: Jaxpr | ClosedJaxpr) -> Jaxpr:
+@functools.cache
+def core() -> ModuleType:
+    """Returns `jax.extend.core`, imported on first use: it loads Pallas, a tenth of JAX's time."""
+    import jax.extend.core
+
+    return jax.extend.core
+
+
+def is_function(x: Any) -> bool:
+    """Whether a parameter of an equation is a traced function."""
+    return isinstance(x, (core().Jaxpr, core().ClosedJaxpr))
+
+
+def opened(function: "Jaxpr | ClosedJaxpr") -> "Jaxpr":
     """Returns a traced function without its constants."""
     return getattr(function, "jaxpr", function)
 
 
-def functions(equation: Any) -> list[Jaxpr | ClosedJaxpr]:
+def functions(equation: Any) -> "list[Jaxpr | ClosedJaxpr]":
     """All traced functions among an equation's parameters, alone or in a tuple."""
     values = [x if isinstance(x, tuple) else (x,) for x in equation.params.values()]
-    return [x for group in values for x in group if isinstance(x, FUNCTIONS)]
+    return [x for group in values for x in group if is_function(x)]
 
 
-def has(function: Jaxpr | ClosedJaxpr, name: str) -> bool:
+def has(function: "Jaxpr | ClosedJaxpr", name: str) -> bool:
     """Whether a traced function, or one that it calls, contains an operation of this name."""
     return any(
         equation.primitive.name == name or any(has(inner, name) for inner in functions(equation))
@@ -55,7 +69,7 @@ def with_replaced(function: Callable, replacement: Replacement) -> Callable:
     return run
 
 
-def _replaces(jaxpr: Jaxpr, replacement: Replacement, in_loop: bool) -> bool:
+def _replaces(jaxpr: "Jaxpr", replacement: Replacement, in_loop: bool) -> bool:
     """Whether any operation of a traced function would be replaced."""
     return any(
         replacement(equation, in_loop) is not None or _is_entered(equation, replacement, in_loop)
@@ -75,7 +89,7 @@ def _is_entered(equation: Any, replacement: Replacement, in_loop: bool) -> bool:
 
 
 def _evaluate(
-    jaxpr: Jaxpr,
+    jaxpr: "Jaxpr",
     consts: Sequence[Any],
     args: Sequence[Any],
     replacement: Replacement,
@@ -83,7 +97,7 @@ def _evaluate(
 ) -> list[Any]:
     """Evaluates a traced function with replacements and returns its results."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]  # noqa: E731
+    read = lambda atom: atom.val if isinstance(atom, core().Literal) else known[atom]  # noqa: E731
     for equation in jaxpr.eqns:
         operands = [read(x) for x in equation.invars]
         replaced = replacement(equation, in_loop)
@@ -92,10 +106,10 @@ def _evaluate(
         else:
             kept = _with_inner_replaced(equation, replacement, in_loop)
             # wrap the operation in a function: how to call it directly differs between JAX versions
-            inputs = [x for x in equation.invars if not isinstance(x, Literal)]
+            inputs = [x for x in equation.invars if not isinstance(x, core().Literal)]
             inputs = list(dict.fromkeys(inputs))
             one = jaxpr.replace(constvars=[], invars=inputs, outvars=kept.outvars, eqns=[kept])
-            results = jaxpr_as_fun(ClosedJaxpr(one, []))(*map(read, inputs))
+            results = core().jaxpr_as_fun(core().ClosedJaxpr(one, []))(*map(read, inputs))
         known.update(zip(equation.outvars, results, strict=True))
     return [read(x) for x in jaxpr.outvars]
 
@@ -108,8 +122,8 @@ def _with_inner_replaced(equation: Any, replacement: Replacement, in_loop: bool)
 
     def inner(x):
         if isinstance(x, tuple):
-            return tuple(map(inner, x)) if any(isinstance(y, FUNCTIONS) for y in x) else x
-        return _rewritten(x, replacement, inside) if isinstance(x, FUNCTIONS) else x
+            return tuple(map(inner, x)) if any(map(is_function, x)) else x
+        return _rewritten(x, replacement, inside) if is_function(x) else x
 
     return equation.replace(params={name: inner(x) for name, x in equation.params.items()})
 
@@ -124,4 +138,4 @@ def _rewritten(function: Any, replacement: Replacement, in_loop: bool) -> Any:
     ]
     run = lambda *args: _evaluate(jaxpr, consts, args, replacement, in_loop)  # noqa: E731
     closed = jax.make_jaxpr(run)(*shapes)
-    return closed if isinstance(function, ClosedJaxpr) else closed.jaxpr
+    return closed if isinstance(function, core().ClosedJaxpr) else closed.jaxpr

@@ -1,4 +1,4 @@
-"""Cache of compiled functions, so that equal calls share a compilation."""
+"""Caches of compiled functions and of result shapes, so that equal calls share a trace."""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -12,7 +12,7 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def jitted(
     function: Callable,
     *static: Hashable,
@@ -30,3 +30,26 @@ def jitted(
     return jax.jit(
         functools.partial(function, *static), donate_argnums=donate, keep_unused=keep_unused
     )
+
+
+def signature(tree: Any) -> Hashable:
+    """Structure of a pytree with shapes, dtypes and shardings: all that a trace depends on."""
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x) for x in leaves]
+    return structure, tuple(shapes)
+
+
+_SHAPES: dict[Hashable, Any] = {}  # result shapes by function and signature, oldest first
+
+
+def shapes_of(compiled: Callable, *arguments: Any) -> Any:
+    """Shapes and dtypes of a result of `jitted`, remembered; `eval_shape` takes a millisecond."""
+    if is_traced(arguments):
+        return compiled.eval_shape(*arguments)
+    set_by_user = jax.sharding.get_abstract_mesh(), jax.config.jax_enable_x64
+    key = compiled, signature(arguments), set_by_user
+    if key not in _SHAPES:
+        _SHAPES[key] = compiled.eval_shape(*arguments)
+        if len(_SHAPES) > 256:
+            _SHAPES.pop(next(iter(_SHAPES)))
+    return _SHAPES[key]

@@ -13,7 +13,7 @@ from fishleg_jax._batch import Batch as Batch
 from fishleg_jax._batch import BatchLike, plain, split_batch
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import mesh
-from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax._jit import is_traced, jitted, shapes_of, signature
 from fishleg_jax.likelihoods import Likelihood
 
 Params = Any
@@ -147,12 +147,10 @@ def check_targets(
         return
     check_model(model)
     known = {} if known is None else known
-    make = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), plain(batch)))
     try:
+        make = signature(plain(batch))
         if make not in known:
-            outputs = _output_shapes(model, params, batch)
-            jax.eval_shape(partial(_labels.losses, model.likelihood), outputs, targets)
-            known[make] = outputs
+            known[make] = _output_shapes(model, params, batch)
         _labels.check_values(model.likelihood, known[make], targets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument} does not fit the model: {error}") from error
@@ -166,14 +164,20 @@ def check_all_targets(model: Model | None, params: Params, batches: Any, argumen
 
 
 def _output_shapes(model: Model, params: Params, batch: BatchLike) -> Any:
-    """Shapes and dtypes of a model's outputs; reuses an earlier trace where it can."""
+    """Shapes and dtypes of a model's outputs, which fit its losses; an earlier trace is reused."""
+    targets = split_batch(batch)[1]
     try:
         hash(model)
+        can_reuse = not is_traced(params)
     except TypeError:
-        return jax.eval_shape(partial(predict, model), params, batch)
-    if is_traced(params):
-        return jax.eval_shape(partial(predict, model), params, batch)
-    return jitted(predict, model).eval_shape(params, batch)
+        can_reuse = False
+    if can_reuse:
+        outputs = shapes_of(jitted(predict, model), params, batch)
+        shapes_of(jitted(_labels.losses, model.likelihood), outputs, targets)
+    else:
+        outputs = jax.eval_shape(partial(predict, model), params, batch)
+        jax.eval_shape(partial(_labels.losses, model.likelihood), outputs, targets)
+    return outputs
 
 
 def check_model(model: Any) -> None:

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from fishleg_jax._checks import numbers
+from fishleg_jax._jaxpr import core
 from fishleg_jax.model import Model
+
+if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr
 
 CALLS = ("jit", "pjit")  # a network that is compiled as a whole is cut inside
 
@@ -64,10 +67,10 @@ def _remat(model: Model, segments: int) -> Model:
     return model._replace(predict=predict)
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], segments: int) -> list[Any]:
+def _run(jaxpr: "Jaxpr", consts: Sequence[Any], args: Sequence[Any], segments: int) -> list[Any]:
     """Evaluates a traced function segment by segment and returns its results."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    read = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]  # noqa: E731
+    read = lambda atom: atom.val if isinstance(atom, core().Literal) else known[atom]  # noqa: E731
     # a single call, as from `jax.jit`: enter it
     if len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in CALLS:
         (call,) = jaxpr.eqns
@@ -87,13 +90,13 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], segments: int
         operands = _variables(x for equation in part for x in equation.invars)
         operands = [x for x in operands if x not in written]
         body = jaxpr.replace(constvars=[], invars=operands, outvars=results, eqns=part)
-        segment = jax.checkpoint(jaxpr_as_fun(ClosedJaxpr(body, [])))
+        segment = jax.checkpoint(core().jaxpr_as_fun(core().ClosedJaxpr(body, [])))
         known.update(zip(results, segment(*map(read, operands)), strict=True))
     return [read(x) for x in jaxpr.outvars]
 
 
 def _variables(atoms: Iterable[Any]) -> dict[Any, None]:
-    return dict.fromkeys(x for x in atoms if not isinstance(x, Literal))
+    return dict.fromkeys(x for x in atoms if not isinstance(x, core().Literal))
 
 
 def _cut(equations: Sequence[Any], segments: int) -> list[list[Any]]:

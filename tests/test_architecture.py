@@ -111,7 +111,10 @@ def test_nothing_escapes_the_formatter(folder):
 
 
 def test_flax_is_not_imported():
-    program = "import sys, fishleg_jax; print([m for m in sys.modules if m.startswith('flax')])"
+    program = (
+        "import sys\nfrom fishleg_jax import *\n"
+        "print([m for m in sys.modules if m.startswith('flax')])"
+    )
     printed = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout

@@ -1,5 +1,6 @@
 """The package itself: what it needs, what it ships, what it documents."""
 
+import ast
 import doctest
 import importlib.resources
 import inspect
@@ -26,19 +27,51 @@ NOT_NEEDED = (
 
 
 def test_import_needs_jax_and_optax_only():
-    code = "import sys, fishleg_jax; print(*sorted(m.partition('.')[0] for m in sys.modules))"
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    modules = set(run.stdout.split())
+    modules = {name.partition(".")[0] for name in modules_after("from fishleg_jax import *")}
     assert {"jax", "optax", "fishleg_jax"} <= modules
     assert not modules & set(NOT_NEEDED)
+
+
+def modules_after(statement):
+    """Names of the modules that a fresh process has loaded after a statement."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_import_loads_no_room_and_no_name_loads_pallas():
+    alone = modules_after("import fishleg_jax")
+    assert {name for name in alone if name.startswith("fishleg_jax")} == {"fishleg_jax"}
+    assert {"jax", "optax"} <= alone  # a missing dependency shows at once
+    everything = modules_after("from fishleg_jax import *")
+    assert "fishleg_jax.pruning.gradual.wrapper" in everything
+    assert not {name for name in everything if "pallas" in name}
+
+
+def test_names_come_from_where_type_checkers_see_them():
+    tree = ast.parse(inspect.getsource(flj))
+    seen = {
+        alias.name: ".".join([*node.module.split(".")[1:]])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("fishleg_jax")
+        for alias in node.names
+    }
+    assert sorted(seen) == flj.__all__
+    for name, home in seen.items():
+        if name in flj._HOMES:
+            assert flj._HOMES[name] == home
+        else:
+            assert flj._MODULES[name] == f"{home}.{name}".lstrip(".")
+    assert set(flj._HOMES) <= set(seen)
+    with pytest.raises(AttributeError, match="module 'fishleg_jax' has no attribute 'prun'"):
+        flj.prun  # noqa: B018
 
 
 def test_import_neither_computes_nor_changes_settings():
     """No device is looked for and no flag of jax is set, which is for the user's program to do."""
     code = (
         "import jax; before = dict(jax.config.values)\n"
-        "import fishleg_jax\n"
+        "from fishleg_jax import *\n"
         "assert dict(jax.config.values) == before\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends\n"

@@ -76,7 +76,10 @@ def check_batches(
         raise ValueError(f"{argument} is empty: at least one batch is needed")
     first = batches[0] if like is None else like
     for i, batch in enumerate(batches):
-        _check_batch(batch, f"{argument}[{i}]")
+        check_batch_shapes(batch, f"{argument}[{i}]")
+        for name, leaf in _tree.named_leaves(tuple(batch)):
+            if not _is_finite(leaf):
+                raise ValueError(f"{argument}[{i}]: leaf {name!r} has NaN or infinite values")
         if _make(batch) != _make(first):
             raise ValueError(
                 f"{argument}[{i}] must match batches[0] in everything but the number of examples: "
@@ -94,13 +97,6 @@ def _make(batch: Any) -> tuple:
     shapes = [tuple(np.shape(x)[1:]) for x in jax.tree.leaves((inputs, targets))]
     shapes += [tuple(np.shape(x)) for x in jax.tree.leaves(constants)]
     return str(jax.tree.structure((inputs, targets, *constants))), shapes
-
-
-def _check_batch(batch: Any, argument: str) -> None:
-    check_batch_shapes(batch, argument)
-    for name, leaf in _tree.named_leaves(tuple(batch)):
-        if not _is_finite(leaf):
-            raise ValueError(f"{argument}: leaf {name!r} has NaN or infinite values")
 
 
 def check_batch_shapes(batch: Any, argument: str) -> None:

@@ -8,7 +8,7 @@ import jax
 
 from fishleg_jax._devices import mesh, sharding
 from fishleg_jax._devices import placement as _placement
-from fishleg_jax._jit import jitted
+from fishleg_jax._jit import jitted, shapes_of
 from fishleg_jax.inverse.base import InverseFisher
 
 
@@ -73,7 +73,7 @@ def spread(estimator: InverseFisher, *, model_outside: bool = False) -> InverseF
 
 def placement_of(estimator: InverseFisher, params: Any) -> _placement.Placement:
     """Sharding of an estimator's state for these parameters."""
-    return _placement.placement_for(jax.eval_shape(estimator.init, params), params)
+    return _placement.placement_for(shapes_of(jitted(estimator.init), params), params)
 
 
 def compiled(estimator: InverseFisher, params: Any) -> tuple[Callable, Callable]:

@@ -3,16 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fishleg_jax import _tree
-from fishleg_jax._jaxpr import functions, opened
+from fishleg_jax._jaxpr import core, functions, opened
 from fishleg_jax.model import BatchLike, Model, Params, predict, split_batch
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr, Jaxpr
 
 UNITS = ("flops", "bytes")
 
@@ -110,14 +112,14 @@ def _total_flops(
     return _walk(traced(params, inputs, constants), origins)[1], shapes[0][0]
 
 
-def _walk(function: Jaxpr | ClosedJaxpr, operands: list[Origin]) -> tuple[list[Origin], Counter]:
+def _walk(function: "Jaxpr | ClosedJaxpr", operands: list[Origin]) -> tuple[list[Origin], Counter]:
     """Origins of the results of a traced function, and its charges for each leaf."""
     jaxpr = opened(function)
     known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, Counter())
     known.update(zip(jaxpr.invars, operands, strict=True))
 
     def read(atom):
-        return Counter() if isinstance(atom, Literal) else known[atom]
+        return Counter() if isinstance(atom, core().Literal) else known[atom]
 
     charges = Counter()
     for equation in jaxpr.eqns:
@@ -149,7 +151,7 @@ def _equation(equation: Any, operands: list[Origin]) -> tuple[list[Origin], Coun
     return [None] * len(equation.outvars), charges
 
 
-def _called(equation: Any) -> Jaxpr | None:
+def _called(equation: Any) -> "Jaxpr | None":
     """Finds the one function that an equation (`jit`, `checkpoint`, `custom_jvp`…) just calls."""
     inner = functions(equation)
     if len(inner) != 1:
@@ -233,7 +235,7 @@ def _names(leaves: Counter) -> str:
     return ", ".join(repr(name) for name in leaves)
 
 
-def _settle(body: Jaxpr, constants: list, carry: list, slices: Sequence = ()) -> list[Origin]:
+def _settle(body: "Jaxpr", constants: list, carry: list, slices: Sequence = ()) -> list[Origin]:
     """Origins of a loop's carry that hold in every step: each step only adds to them."""
     while True:
         after = _walk(body, [*constants, *carry, *slices])[0]

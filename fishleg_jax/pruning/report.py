@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._jit import jitted
 from fishleg_jax.pruning._tables import html_table, paragraph, text_table
 
 # columns of the table of stages; the first two are known for every stage
@@ -238,6 +239,10 @@ def removed_scores(scores: Any, old_masks: Any, masks: Any) -> Any:
     )
 
 
+def _kept(masks: Any) -> list[jax.Array]:
+    return [_tree.count(mask) for mask in jax.tree.leaves(masks)]
+
+
 def make_report(
     removed: Any,
     masks: Any,
@@ -258,14 +263,8 @@ def make_report(
         left_out: Name, shape and reason of every leaf that is not prunable.
         started: Name and number of zeros of every leaf in which the initial masks prune.
     """
-    kept = jax.tree.map(jnp.sum, masks)
-    parts = zip(
-        _tree.named_leaves(masks),
-        jax.tree.leaves(kept),
-        jax.tree.leaves(removed),
-        chosen,
-        strict=True,
-    )
+    kept, lost = jax.device_get((jitted(_kept)(masks), jax.tree.leaves(removed)))
+    parts = zip(_tree.named_leaves(masks), kept, lost, chosen, strict=True)
     numbers = [
         (name, mask.shape, mask.size, int(count), float(loss))
         for (name, mask), count, loss, yes in parts

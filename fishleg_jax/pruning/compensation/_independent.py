@@ -118,7 +118,7 @@ def independent(
         delta = correct(state, params, support, new_mask, gradient)
         delta = apply_mask(delta, None if adjustable is None else may_move(new_mask, adjustable))
         if not check_step:
-            return scaled(params, delta, new_mask, scale), {}
+            return jitted(scaled)(params, delta, new_mask, scale), {}
         # Choose the share of the change with the lowest loss.
         candidates = [scaled(params, delta, new_mask, scale * step) for step in STEPS]
         best, losses = lowest_loss(curvature, params, candidates)

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fishleg_jax import _prunable, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import placement
-from fishleg_jax._jit import is_traced
+from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.pruning.masks.groups import Groups, check_masks, make_groups, zeros_in
 from fishleg_jax.pruning.masks.lowest import keep_highest
 
@@ -123,15 +124,22 @@ def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = Non
     old = jax.tree.leaves(masks)
     _check_scores(scores, leaves, groups.chosen)
     before = zeros_in(groups, masks)
-    largest = jnp.maximum if is_traced(before) else lambda count, there: max(count, int(there))
-    counts = [largest(*pair) for pair in zip(counts, before, strict=True)]
+    largest = jnp.maximum if is_traced(before) else max
+    before = before if is_traced(before) else map(int, jax.device_get(before))
+    counts = list(map(largest, counts, before))
     return placement.like(tree.unflatten(keep_highest(groups, leaves, old, counts)), scores)
 
 
 def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
-    names = [name for name, _ in _tree.named_leaves(scores)]
-    for name, score, yes in zip(names, leaves, chosen, strict=True):
-        if yes and not is_traced(score) and not bool(jnp.all(score >= 0)):
-            raise ValueError(
-                f"scores must be non-negative numbers, but {name!r} has negative or NaN scores"
-            )
+    if is_traced(leaves):
+        return
+    valid = np.asarray(jitted(_not_negative)(leaves)) | ~np.array(chosen, bool)
+    if not valid.all():
+        name, _ = _tree.named_leaves(scores)[valid.argmin()]
+        raise ValueError(
+            f"scores must be non-negative numbers, but {name!r} has negative or NaN scores"
+        )
+
+
+def _not_negative(leaves: list) -> jax.Array:
+    return jnp.stack([jnp.all(leaf >= 0) for leaf in leaves])

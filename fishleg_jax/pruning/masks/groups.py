@@ -4,7 +4,6 @@ A group is a list of leaves that are ranked together.  Weights of one group shar
 except that a group of one stacked leaf (L layers along its leading axis) has one for each layer.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -109,7 +108,10 @@ def make_groups(
 
 def zeros_in(groups: Groups, masks: Any) -> list[jax.Array]:
     """Number of pruned weights below every threshold, int32; jit-compatible."""
-    leaves = jax.tree.leaves(masks)
+    return jitted(_zeros_below, groups)(jax.tree.leaves(masks))
+
+
+def _zeros_below(groups: Groups, leaves: list[jax.Array]) -> list[jax.Array]:
     counts = []
     for group in groups.members:
         layers = groups.layers(group)
@@ -145,11 +147,7 @@ def first_masks(params: Any, groups: Groups, masks: Any, argument: str = "masks"
                 f"{argument} must be 'zeros', None or a pytree of booleans, got {masks!r}"
             )
         leaves, tree = jax.tree.flatten(params)
-        held = _held(params, groups)
-        found = tree.unflatten(
-            _non_zero(p, groups.stacked[i]) if held[i] else jnp.ones(p.shape, bool)
-            for i, p in enumerate(leaves)
-        )
+        found = tree.unflatten(jitted(_non_zeros, _held(params, groups), groups.stacked)(leaves))
     else:
         check_masks(params, masks, argument)
         found = jax.tree.map(lambda m: jnp.array(m, bool), masks)
@@ -190,10 +188,10 @@ def already_pruned(groups: Groups, masks: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _zeros(masks: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.sum(~mask) for mask in masks]
+    return [_tree.count(~mask) for mask in masks]
 
 
-def _held(params: Any, groups: Groups) -> list[bool]:
+def _held(params: Any, groups: Groups) -> tuple[bool, ...]:
     """Whether the zeros of each leaf count as pruned: if it is prunable, now or by default.
 
     A leaf that an earlier call pruned and this one does not keeps its zeros too.  Biases and the
@@ -201,12 +199,17 @@ def _held(params: Any, groups: Groups) -> list[bool]:
     """
     leaves = _tree.named_leaves(params)
     by_default = _prunable.default_reasons(leaves, groups.stacked)
-    return [yes or reason is None for yes, reason in zip(groups.chosen, by_default, strict=True)]
+    pairs = zip(groups.chosen, by_default, strict=True)
+    return tuple(yes or reason is None for yes, reason in pairs)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _non_zero(p: jax.Array, stacked: bool) -> jax.Array:
+def _non_zeros(
+    held: Sequence[bool], stacked: Sequence[bool], leaves: list[jax.Array]
+) -> list[jax.Array]:
     """Masks of the non-zero entries; an all-zero leaf, or layer of a stack, counts as untrained."""
-    kept = jnp.asarray(p) != 0
-    axes = tuple(range(1 if stacked else 0, kept.ndim))
-    return kept | ~jnp.any(kept, axis=axes, keepdims=True)
+    masks = []
+    for p, zeros_count, layered in zip(leaves, held, stacked, strict=True):
+        kept = p != 0 if zeros_count else jnp.ones(p.shape, bool)
+        axes = tuple(range(1 if layered else 0, kept.ndim))
+        masks.append(kept | ~jnp.any(kept, axis=axes, keepdims=True))
+    return masks

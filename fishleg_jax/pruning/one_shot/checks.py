@@ -21,7 +21,7 @@ from fishleg_jax.pruning.targets import Budget
 
 def check_host(*given: Any) -> None:
     """Raises a ValueError under `jit` and the like, for traced arguments or traced constants."""
-    if is_traced((given, jnp.zeros(()) + 0)):
+    if is_traced((given, jnp.negative(0.0))):
         raise ValueError(
             "params and batches must be arrays, got tracers: one-shot pruning runs on the host and "
             "compiles its parts itself; call it outside of jax.jit, grad and vmap"
@@ -97,14 +97,16 @@ def check_needs(
     A compensation may have a function `check(curvature, estimator, state)` that raises; it reads
     only the state's fields, shapes and dtypes.
     """
+    if held_out is not None and not have_labels(held_out):
+        raise ValueError("held_out must have labels to check steps on, got targets of None")
+    check = getattr(compensation, "check", None)
+    if check is None and not first_order:
+        return
     curvature = _curvature.curvature(model, batches)
     if held_out is not None:
-        if not have_labels(held_out):
-            raise ValueError("held_out must have labels to check steps on, got targets of None")
         curvature = curvature._replace(check=_curvature.curvature(model, held_out).loss)
     if first_order and "gradient" in curvature.missing:
         raise ValueError("batches must have labels for first_order=True, got targets of None")
-    check = getattr(compensation, "check", None)
     if check is not None:
         check(curvature, estimator, jax.eval_shape(estimator.init, params))
 

@@ -129,7 +129,8 @@ def checked(
     checks.check_host(params, batches, given, leaves.costs, stages.state, key)
     check_on_host(estimator)
     check_model(model)
-    check_same_model(estimator.model, model, (params, batches))
+    if estimator.model is not None:
+        check_same_model(estimator.model, model, (params, batches))
     arrays.check_params(params)
     arrays.check_batches(batches)
     check_saliency(saliency, estimator)
@@ -139,7 +140,8 @@ def checked(
     if compensation is None:
         solvable = curved and labelled and model.likelihood.fisher is not None
         compensation = group() if solvable else independent(check_step=given is not None)
-    checks.check_compensation(compensation)
+    else:
+        checks.check_compensation(compensation)
     held_out = given
     measures = saliency == "auto" or getattr(compensation, "measures_loss", False)
     if is_number(share) and share and curved and labelled and measures and stages.state is None:
@@ -152,7 +154,7 @@ def checked(
     # Decide which weights are pruned: leaves, initial masks, sparsities.
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
     start = begin(params, first_masks(params, groups, masks))
-    before = sum(map(int, zeros_in(groups, start.masks)))
+    before = sum(map(int, jax.device_get(zeros_in(groups, start.masks))))
     final = goal.sparsity_or_target(sparsity, groups)
     initial = sparsity_of(before, groups.weights)
     sparsities = goal.planned(final, stages.number or 1, stages.schedule, initial)
@@ -165,8 +167,10 @@ def checked(
     _adjustable.check_compensation(compensation, moves)
     if leaves.costs is not None:
         arrays.check_costs(params, leaves.costs, groups.chosen)
-    key = jax.random.key(0) if key is None else key
-    checks.check_key(key)
+    if key is None:
+        key = jax.random.key(0)
+    else:
+        checks.check_key(key)
     per_stage = _checked_stages(stages, batches)
     number = stages.most if chooses else stages.number
     stages = stages._replace(number=number)

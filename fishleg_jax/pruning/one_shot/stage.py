@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fishleg_jax import _tree
 from fishleg_jax._checks.numbers import takes_keyword
@@ -100,8 +101,12 @@ Goal = Callable[[Scored, Sequence[dict]], Step]
 
 def begin(params: Any, masks: Any) -> Point:
     """Point before the first stage, from weights and their initial masks."""
-    params = placement.like(apply_mask(params, masks), params)
-    return Point(params, masks, jax.tree.map(lambda _: jnp.zeros(()), params))
+    kept, removed = jitted(_begun)(params, masks)
+    return Point(placement.like(kept, params), masks, removed)
+
+
+def _begun(params: Any, masks: Any) -> tuple[Any, Any]:
+    return apply_mask(params, masks), jax.tree.map(lambda _: jnp.zeros(()), params)
 
 
 def score(plan: Plan, point: Point, state: Any, curvature: Curvature) -> Scored:
@@ -172,20 +177,26 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     _require_finite(params, "the compensated weights")
 
     # Report the predicted and, if wanted, the measured change of the loss.
-    removed = removed_scores(scores, point.masks, masks)
-    info = {"predicted": float(sum(jax.tree.leaves(removed)))} | (scored.choice or {}) | info
+    predicted, removed = jitted(_removed)(scores, point.masks, masks, point.removed)
+    info = {"predicted": float(predicted)} | (scored.choice or {}) | info
     if plan.measure and "actual" not in info:
         info |= _measured(curvature, point.params, params)
     changes = [info.get(name, 0.0) for name in ("actual", "held_out")]
     if not all(map(math.isfinite, changes)):
         raise FloatingPointError("the loss of the pruned weights is not finite")
-    return Point(params, masks, jax.tree.map(jnp.add, point.removed, removed)), info
+    return Point(params, masks, removed), info
 
 
 def _moved(params: Any, delta: Any, masks: Any) -> Any:
     """Weights after a change, of the dtypes they had, with exact zeros where masks prune."""
     moved = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, delta)
     return apply_mask(moved, masks)
+
+
+def _removed(scores: Any, old: Any, new: Any, before: Any) -> tuple[jax.Array, Any]:
+    """Sum of the scores of the newly pruned weights, and its parts added to those before."""
+    removed = removed_scores(scores, old, new)
+    return sum(jax.tree.leaves(removed)), jax.tree.map(jnp.add, before, removed)
 
 
 def _measured(curvature: Curvature, before: Any, after: Any) -> dict[str, float]:
@@ -235,13 +246,13 @@ def _check_selected(old: Any, given: Any, selected: Any, chosen: list[bool], sco
 
 
 def _require_finite(tree: Any, what: str) -> None:
-    finite = jax.device_get(jitted(_finite)(tree))
-    for (name, _), sound in zip(_tree.named_leaves(tree), finite, strict=True):
-        if not sound:
-            raise FloatingPointError(
-                f"{what} has NaN or infinite values at {name!r}; try a larger damping"
-            )
+    finite = np.asarray(jitted(_finite)(tree))
+    if not finite.all():
+        name, _ = _tree.named_leaves(tree)[finite.argmin()]
+        raise FloatingPointError(
+            f"{what} has NaN or infinite values at {name!r}; try a larger damping"
+        )
 
 
-def _finite(tree: Any) -> list[jax.Array]:
-    return [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+def _finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
