@@ -36,7 +36,7 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.pruning.one_shot.stages import Stages
     from fishleg_jax.pruning.report import Report
     from fishleg_jax.pruning.schedules import stage_sparsities
-    from fishleg_jax.pruning.scores import obs_saliency
+    from fishleg_jax.pruning.scores import obd_saliency, obs_saliency
     from fishleg_jax.pruning.trust import Trust, trust
     from fishleg_jax.rematerialise import remat
 
@@ -73,6 +73,7 @@ __all__ = [
     "losses",
     "make_masks",
     "masks",
+    "obd_saliency",
     "obs_saliency",
     "peak_memory",
     "per_example_gradients",
@@ -132,6 +133,7 @@ _HOMES = {
     "losses": "model",
     "make_masks": "pruning.masks.build",
     "masks": "pruning.gradual.state",
+    "obd_saliency": "pruning.scores",
     "obs_saliency": "pruning.scores",
     "peak_memory": "memory",
     "per_example_gradients": "per_example",

@@ -153,7 +153,6 @@ def _group_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "solve_damping": args.solve_damping,
         "iterations": args.iterations or ITERATIONS,
-        "adapt_damping": not (args.solve_damping or args.fixed_damping) and args.stages > 1,
     }
 
 

@@ -91,7 +91,6 @@ def prune(
         settings["stages"],
         schedule=args.schedule if path is None else path,
         batches_per_stage=per_stage,
-        adapt_damping=bool(settings.get("adapt_damping")),
         recalibrate=recalibration.recalibrate(spec) if "recalibrate" in settings else None,
         examples_per_chunk=args.examples_per_chunk,
     )

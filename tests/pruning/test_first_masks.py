@@ -56,7 +56,15 @@ def test_zeros_of_before_stay_and_the_rest_is_the_surgeon_on_the_kept_weights(
     expected[kept] = np.where(gone, 0, weights[kept] + delta)
 
     result = flj.prune_one_shot(
-        MODEL, params, estimates()[name], [batch], sparsity=0.5, prunable=prunable
+        MODEL,
+        params,
+        estimates()[name],
+        [batch],
+        sparsity=0.5,
+        prunable=prunable,
+        stages=1,
+        held_out=None,
+        compensation=flj.compensation.independent(),
     )
     np.testing.assert_array_equal(dense.ravel(result.masks), new)
     np.testing.assert_allclose(dense.ravel(result.params), expected, atol=1e-9)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import fishleg_jax as flj
 from fishleg_jax._conjugate_gradients import conjugate_gradients
+from fishleg_jax.pruning.compensation import _group_solve
 from tests import dense
 
 DAMPING = 0.03
@@ -271,20 +272,69 @@ def test_what_it_needs_of_an_estimate_is_asked_before_the_fit():
     estimator = flj.inverse.identity()._replace(update=None, updates=1)
     batches = [(jnp.ones((2, 3)), None)]
     model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-    for options, message in (
-        ({}, "damping must be given"),
-        ({"damping": 0.1, "fisher": "estimate"}, "an estimate with its gradients in memory"),
-    ):
-        group = flj.compensation.group(check_step=False, **options)
-        with pytest.raises(ValueError, match=message):
-            flj.prune_one_shot(
-                model, jnp.ones((3, 2)), estimator, batches, sparsity=0.5, compensation=group
-            )
+    group = flj.compensation.group(check_step=False, damping=0.1, fisher="estimate")
+    with pytest.raises(ValueError, match="an estimate with its gradients in memory"):
+        flj.prune_one_shot(
+            model, jnp.ones((3, 2)), estimator, batches, sparsity=0.5, compensation=group
+        )
 
 
-def test_no_damping_anywhere_is_refused(x64):
-    with pytest.raises(ValueError, match="damping must be given"):
-        compensated(flj.compensation.group(), seed=0)
+def test_the_first_damping_does_not_depend_on_the_estimate(x64):
+    """It is a fifth of the Fisher's mean diagonal, exactly so for a diagonal Fisher."""
+    diagonal = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.array([0.5, 2.0])}
+    params = jax.tree.map(jnp.ones_like, diagonal)
+    kept = {"a": jnp.array([[True, False, True], [True, True, False]]), "b": jnp.array([True] * 2)}
+    signs = _group_solve.random_signs(params, kept)
+    image = jax.tree.map(jnp.multiply, diagonal, signs)
+    found = _group_solve.mean_diagonal(signs, image, kept)
+    w, k = dense.ravel(diagonal), dense.ravel(kept).astype(bool)
+    assert float(found) == pytest.approx(w[k].mean(), rel=1e-12)
+    assert set(np.abs(dense.ravel(signs))[k]) == {1.0} and not dense.ravel(signs)[~k].any()
+
+
+@pytest.mark.parametrize("name", ["kfac", "diagonal"])
+def test_a_solve_ends_where_the_held_out_loss_does(key, name):
+    """Its loss is the lowest of those noted, and never above that of the corrections."""
+    params = dense.mlp_params(key, (3, 12, 3))
+    batches = [dense.classification_batch(k, 24) for k in jax.random.split(key, 3)]
+    model = dense.categorical_mlp()
+    estimator = getattr(flj.inverse, name)(model)
+    state = flj.fit(estimator, params, batches[:2], key=key)
+    losses = []
+
+    def check(weights):
+        losses.append(float(flj.loss(model, weights, batches[2])))
+        return losses[-1]
+
+    curvature = flj.curvature(model, batches[:2])._replace(check=check)
+    old = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    new = flj.make_masks(jax.tree.map(jnp.abs, params), 0.6)
+    group = flj.compensation.group(damping=1e-4, iterations=12, tolerance=1e-9)
+    delta, info = group(params, old, new, curvature, estimator, state)
+    looks = losses[: losses.index(min(losses)) + 1]
+    assert info["losses"][0] <= looks[0] + 1e-6
+    found = float(flj.loss(model, jax.tree.map(jnp.add, params, delta), batches[2]))
+    assert found == pytest.approx(min(info["losses"]), rel=1e-6)
+    assert info["products"] >= info["iterations"]
+
+
+def test_work_is_stated_beforehand_and_limited(key, caplog):
+    params = dense.mlp_params(key, (3, 12, 3))
+    batches = [dense.classification_batch(key, 24)]
+    model = dense.categorical_mlp()
+    estimator = flj.inverse.diagonal(model)
+    state = flj.fit(estimator, params, batches, key=key)
+    old = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    new = flj.make_masks(jax.tree.map(jnp.abs, params), 0.6)
+    arguments = (params, old, new, flj.curvature(model, batches), estimator, state)
+    with caplog.at_level("INFO", logger="fishleg_jax"):
+        _, free = flj.compensation.group(tolerance=1e-9)(*arguments)
+        _, limited = flj.compensation.group(tolerance=1e-9, seconds=1e-9)(*arguments)
+    assert "at most 78 Fisher products, about" in caplog.text
+    assert free["iterations"] > 0 and free["products"] <= 78 + 3
+    assert limited["iterations"] == 0
+    with pytest.raises(ValueError, match="seconds must be"):
+        flj.compensation.group(seconds=0)
 
 
 @pytest.mark.parametrize("block_size", MFAC)

@@ -265,7 +265,6 @@ def no(*_):
         ({"stages": flj.Stages(on_update=lambda: None)}, "on_update must be a function"),
         ({"estimator": flj.inverse.kfac}, "estimator must be an InverseFisher"),
         ({"key": 3}, "key must be a random key, such as jax.random.key\\(0\\), got 3"),
-        ({"stages": flj.Stages(adapt_damping=1)}, "adapt_damping must be True or False"),
         (
             {"prunable": flj.Leaves(costs=jax.tree.map(str, PARAMS))},
             "costs: .* must be a number or an array of numbers",

@@ -61,6 +61,7 @@ def test_stages_after_the_first_see_constants_of_the_weights_before_them(case):
         params,
         train,
         compensation=spy,
+        saliency="obs",
         held_out=held_out,
         stages=flj.Stages(3, batches_per_stage=1, recalibrate=recalibrate),
     )

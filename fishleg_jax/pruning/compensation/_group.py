@@ -45,7 +45,7 @@ def group(
 
     Args:
         damping: Damping γ of the solve, in units of the Fisher per example; None, the default,
-            searches by the loss.
+            searches by the loss, with `fisher="estimate"` from that of the estimate.
         first_order: Whether to use the gradient, here and in the scores of one-shot pruning; False,
             the default, takes g as zero.
         iterations: Largest number of iterations of a solve, 25 by default; each is a Fisher product
@@ -64,14 +64,14 @@ def group(
 
     Returns:
         A compensation.  Its `info`: `iterations`, `residual` and `damping` of the chosen solve;
-        `products`, Fisher products made, and `budget`, the seconds expected beforehand;
+        `products`, the number of Fisher products made;
         `predicted`, `gᵀδ + ½ δᵀFδ` always with the gradient, and the `actual` change of the loss in
         nats per example; their difference over `½ δᵀF_γδ` is `ratio`, far above one where the model
         can't be trusted so far out.  `held_out` is the change on held-out batches if there are any,
         and then `losses` are theirs.  A check adds the `step` and the `losses` of `STEPS`.
         Batches without labels need `check_step=False`; `predicted` and `actual` are then missing,
-        and `ratio` is NaN.  Under `jit`, `predicted`, `actual`, `ratio`, `held_out`, `products` and
-        `budget` are missing.
+        and `ratio` is NaN.  Under `jit`, `predicted`, `actual`, `ratio`, `held_out` and `products`
+        are missing.
 
     Raises:
         ValueError: An argument out of its range; when called, or by `prune_one_shot` before the

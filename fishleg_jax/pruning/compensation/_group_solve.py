@@ -87,13 +87,14 @@ def solve_group(
     # The first damping, and a statement of the work beforehand.
     number = settings.attempts if settings.check_step else 1
     first, begin = settings.damping, time.perf_counter()
+    if first is None and not exact:
+        first = state.damping
     if first is None:
         signs = jitted(random_signs)(params, free)
         if not traced:
             jax.block_until_ready((right, signs))
         begin = time.perf_counter()
         first = jitted(mean_diagonal)(signs, fisher_product(signs), free) * RELATIVE_DAMPING
-    budget = None
     if not traced and exact and settings.damping is None:
         jax.block_until_ready(first)
         most = number * (settings.iterations + 1)
@@ -124,8 +125,11 @@ def solve_group(
             late = time.perf_counter() > deadline
             if not judged or int(now.iterations) % EVERY:
                 return late
+            return noted(now) or late
+
+        def noted(now: Solve) -> bool:
             moved = jax.tree.map(jnp.add, params, scaled(params, now.x, new_mask, 1.0))
-            return best.noted(now, float(curvature.check(moved))) or late
+            return best.noted(now, float(curvature.check(moved)))
 
         solved = conjugate_gradients(
             product,
@@ -138,6 +142,8 @@ def solve_group(
             on_iteration=look,
         )
         if judged:
+            if int(solved.iterations) % EVERY:
+                noted(solved)
             solved = best.solve or solved
         x = solved.x
         # Choose the share of the step by its loss.
@@ -179,7 +185,7 @@ def solve_group(
     lower = curvature.check is not None
     found = search(solve, x, attempts=number, chosen=settings.damping is None, lower=lower)
     require_finite_loss(found.info.get("losses", [found.loss]))
-    return found.delta, found.info | {"products": products, "budget": budget}
+    return found.delta, found.info | {"products": products}
 
 
 class Best:

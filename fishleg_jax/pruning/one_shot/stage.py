@@ -213,7 +213,7 @@ def _measured(curvature: Curvature, before: Any, after: Any) -> dict[str, float]
 
 def _selected(plan: Plan, scored: Scored, old: Any, masks: Any) -> Any:
     """Masks of the plan's selection, which has to prune as many weights as the scores do."""
-    point, state, curvature, _ = scored
+    point, state, curvature = scored[:3]
     groups = plan.surgeon.groups
     leaves, tree = jax.tree.flatten(_ranked(plan, scored))
     barred = [

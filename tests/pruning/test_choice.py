@@ -1,0 +1,226 @@
+"""Scores by name, held-out data that are set aside, and choices by the measured loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fishleg_jax as flj
+from fishleg_jax.pruning.one_shot import choice, steps
+from fishleg_jax.pruning.one_shot.held_out import FEWEST, set_aside
+from fishleg_jax.pruning.scores import scores_by
+from tests import dense
+
+MODEL = dense.categorical_mlp()
+
+
+def linear_problem(key, examples=200):
+    """A linear model with correlated inputs, at the minimum of its loss."""
+    keys = jax.random.split(key, 4)
+    mixed = jax.random.normal(keys[0], (6, 6)) + 2 * jnp.eye(6)
+    inputs = jax.random.normal(keys[1], (examples, 6)) @ mixed
+    weights = jax.random.normal(keys[2], (6, 2))
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    labels = inputs @ weights + jax.random.normal(keys[3], (examples, 2))
+    best = jnp.linalg.lstsq(inputs, labels)[0]
+    batches = [(inputs[i : i + 20], labels[i : i + 20]) for i in range(0, examples, 20)]
+    return model, best, batches
+
+
+@pytest.mark.parametrize("name", ["kfac", "diagonal", "fishleg", "mfac"])
+def test_scores_by_name_are_their_formulas(x64, key, name):
+    params = dense.mlp_params(key, (3, 4, 3), jnp.float64)
+    batch = dense.classification_batch(key, 48, dtype=jnp.float64)
+    options = {"window": 48} if name == "mfac" else {}
+    estimator = getattr(flj.inverse, name)(MODEL, damping=0.1, **options)
+    state = flj.fit(estimator, params, [batch], key=key)
+    everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    found = {
+        s: dense.ravel(scores_by(s, estimator, state, params, everything))
+        for s in ("obs", "obd", "mixture", "magnitude", "auto")
+    }
+    w = dense.ravel(params)
+    fisher = dense.ravel(estimator.fisher_diagonal(state, params))
+    inverse = dense.ravel(estimator.diagonal(state, params))
+    np.testing.assert_allclose(found["obs"], w**2 / inverse / 2, rtol=1e-12)
+    np.testing.assert_allclose(found["obd"], w**2 * np.maximum(fisher, 0) / 2, rtol=1e-12)
+    np.testing.assert_allclose(found["mixture"], np.sqrt(found["obs"] * found["obd"]), rtol=1e-12)
+    np.testing.assert_allclose(found["magnitude"], w**2 / 2, rtol=1e-12)
+    np.testing.assert_array_equal(found["auto"], found["obs"])
+
+
+@pytest.mark.parametrize("saliency", ["obs", "obd", "mixture", "magnitude"])
+def test_one_shot_prunes_the_lowest_scores(key, saliency):
+    model, weights, batches = linear_problem(key)
+    estimator = flj.inverse.diagonal(model, 0.1)
+    state = flj.fit(estimator, weights, batches, key=key)
+    everything = jnp.ones(weights.shape, bool)
+    expected = flj.make_masks(scores_by(saliency, estimator, state, weights, everything), 0.5)
+    result = flj.prune_one_shot(
+        model, weights, estimator, batches, sparsity=0.5, saliency=saliency, held_out=None, stages=1
+    )
+    np.testing.assert_array_equal(result.masks, expected)
+    assert "tried" not in result.stages[0]
+
+
+def test_scores_may_be_a_function(key):
+    model, weights, batches = linear_problem(key)
+    seen = []
+
+    def saliency(params, masks, estimator, state, gradient):
+        seen.append((masks.shape, gradient))
+        return jnp.arange(params.size, dtype=jnp.float32).reshape(params.shape)
+
+    result = flj.prune_one_shot(
+        model, weights, flj.inverse.diagonal(model), batches, sparsity=0.5, saliency=saliency
+    )
+    np.testing.assert_array_equal(result.masks.ravel(), np.arange(12) >= 6)
+    assert seen[0] == ((6, 2), None)
+
+
+def test_auto_takes_the_scores_with_the_lowest_held_out_loss(key):
+    """With an estimate whose inverse is nonsense and whose Fisher is right, OBD wins."""
+    model, weights, batches = linear_problem(key)
+    good = flj.inverse.diagonal(model, 1e-3)
+    exact = jnp.mean(jnp.concatenate([b[0] for b in batches]) ** 2, axis=0)[:, None]
+
+    def upside_down(state, params, mask=None):
+        return (weights * exact) ** 2  # the most important weights get the lowest OBS scores
+
+    estimator = good._replace(diagonal=upside_down)
+    options = {"sparsity": 0.5, "stages": 1, "compensation": flj.compensation.none()}
+    result = flj.prune_one_shot(model, weights, estimator, batches, **options)
+    (stage,) = result.stages
+    tried = stage["tried"]
+    assert set(tried) == {"obs", "magnitude", "obd", "mixture", "obs damping×0.1", "obs damping×10"}
+    assert stage["saliency"] in ("obd", "magnitude", "mixture")
+    assert tried[stage["saliency"]] < tried["obs"]
+    # the same masks as with that saliency by itself, on the data that the curvature saw
+    again = flj.prune_one_shot(
+        model, weights, estimator, batches, saliency=stage["saliency"], **options
+    )
+    np.testing.assert_array_equal(again.masks, result.masks)
+
+
+def test_auto_stays_with_obs_if_nothing_is_better():
+    losses = np.linspace(1.0, 3.0, 50)
+    assert not choice._better(losses, losses)
+    assert not choice._better(losses + 0.1 * np.cos(np.arange(50)), losses)  # noise around zero
+    assert choice._better(losses - 0.1, losses)
+    assert not choice._better(losses + 0.1, losses)
+    assert not choice._better(losses[:1] - 0.1, losses[:1])  # one example says nothing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"held_out": None}, {"held_out": 0}, {"saliency": "obs"}, {"stages": flj.Stages(state=1)}],
+)
+def test_nothing_is_tried_without_held_out_data_or_with_scores_that_are_given(key, options):
+    model, weights, batches = linear_problem(key)
+    estimator = flj.inverse.diagonal(model, 0.1)
+    if "stages" in options:
+        state = flj.fit(estimator, weights, batches, key=key)
+        options = {"stages": flj.Stages(state=state)}
+    result = flj.prune_one_shot(model, weights, estimator, batches, sparsity=0.5, **options)
+    assert "tried" not in result.stages[0]
+
+
+def test_magnitude_pruning_stays_what_it_is(key):
+    """The identity has nothing to choose: the same masks, and no weight moves."""
+    params = dense.mlp_params(key, (3, 6, 3))
+    batches = [dense.classification_batch(key, 60)]
+    result = flj.prune_one_shot(MODEL, params, flj.inverse.identity(), batches, sparsity=0.5)
+    expected = flj.apply_masks(params, result.masks)
+    jax.tree.map(np.testing.assert_array_equal, result.params, expected)
+    assert len(result.stages) == 1 and "tried" not in result.stages[0]
+
+
+@given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=12), share=st.floats(0.0, 0.9))
+def test_examples_set_aside_are_disjoint_and_about_as_many_as_asked(sizes, share):
+    ends = np.cumsum(sizes)
+    batches = [(np.arange(e - n, e), np.arange(e - n, e)) for e, n in zip(ends, sizes, strict=True)]
+    first, second = set_aside(batches, share)
+    seen = np.concatenate([b[0] for b in first])
+    if second is None:
+        np.testing.assert_array_equal(seen, np.arange(ends[-1]))
+        return
+    held = np.concatenate([b[0] for b in second])
+    np.testing.assert_array_equal(np.sort(np.concatenate([seen, held])), np.arange(ends[-1]))
+    assert len(held) >= FEWEST
+    for inputs, targets in (*first, *second):
+        np.testing.assert_array_equal(inputs, targets)
+        assert len(inputs)
+
+
+def test_one_batch_is_divided_in_multiples_of_eight():
+    inputs, constants = np.arange(100.0), {"mean": np.ones(3)}
+    (first,), (second,) = set_aside([(inputs, inputs, constants)], 0.2)
+    assert (len(first[0]), len(second[0])) == (84, 16)
+    assert second[2] is constants
+    assert set_aside([(inputs, inputs)], 0.05)[1] is None  # too few
+
+
+def test_stages_that_choose_themselves_end_at_the_sparsity(key):
+    model, weights, batches = linear_problem(key)
+    estimator = flj.inverse.diagonal(model, 1e-3)
+    # on a quadratic loss the prediction is right, so that one stage goes all the way
+    quadratic = flj.prune_one_shot(model, weights, estimator, batches, sparsity=0.75)
+    assert [s["sparsity"] for s in quadratic.stages] == [0.75]
+    # tanh units far from their linear range need more of them
+    params = jax.tree.map(lambda p: 3 * p, dense.mlp_params(key, (3, 40, 3)))
+    inputs = jax.random.normal(key, (400, 3))
+    labels = jax.random.categorical(key, 3 * dense.mlp(params, inputs))
+    batches = [(inputs[i : i + 40], labels[i : i + 40]) for i in range(0, 400, 40)]
+    result = flj.prune_one_shot(
+        MODEL,
+        params,
+        flj.inverse.diagonal(MODEL),
+        batches,
+        sparsity=0.9,
+        stages=flj.Stages(most=5),
+    )
+    found = [s["sparsity"] for s in result.stages]
+    assert 1 < len(found) <= 5 and found == sorted(found) and found[-1] == 0.9
+    assert flj.sparsity(result.params) == int(0.9 * 240) / 240
+    for stage in result.stages:
+        assert stage["growth"] == steps.growth_of(stage, 0.0) or stage["growth"] > 0
+
+
+@given(predicted=st.floats(-1, 10), actual=st.floats(-1, 10), noise=st.floats(0, 1))
+def test_a_stage_grows_as_its_prediction_allows(predicted, actual, noise):
+    growth = steps.growth_of({"predicted": predicted, "actual": actual}, noise)
+    assert steps.SHRINK <= growth <= steps.GROW
+    if actual <= predicted:
+        assert growth == steps.GROW
+    # a worse error never lengthens the next stage, nor does a less noisy loss
+    worse = steps.growth_of({"predicted": predicted, "actual": actual + 1}, noise)
+    surer = steps.growth_of({"predicted": predicted, "actual": actual}, noise / 2)
+    assert worse <= growth and surer <= growth
+    assert steps.growth_of({"predicted": predicted, "actual": float("nan")}, noise) == steps.SHRINK
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"saliency": "obx"}, "saliency must be one of auto, obs, obd, mixture, magnitude"),
+        ({"saliency": 3}, "saliency must be one of auto.* or a function"),
+        ({"held_out": 1.0}, r"held_out must be batches or a share in \[0, 1\), got 1.0"),
+        ({"held_out": -0.1}, r"held_out must be batches or a share"),
+        ({"stages": flj.Stages(most=0)}, "most must be"),
+    ],
+)
+def test_bad_arguments_are_named(key, options, text):
+    model, weights, batches = linear_problem(key)
+    with pytest.raises(ValueError, match=text):
+        flj.prune_one_shot(
+            model, weights, flj.inverse.diagonal(model), batches, sparsity=0.5, **options
+        )
+
+
+def test_obd_needs_the_diagonal_of_the_fisher(key):
+    model, weights, batches = linear_problem(key)
+    estimator = flj.inverse.diagonal(model)._replace(fisher_diagonal=None)
+    with pytest.raises(ValueError, match="saliency='obd' needs an estimator with"):
+        flj.prune_one_shot(model, weights, estimator, batches, sparsity=0.5, saliency="obd")
