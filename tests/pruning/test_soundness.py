@@ -250,7 +250,8 @@ def test_a_loss_that_is_not_finite_on_held_out_batches_is_refused_before_the_fit
 
 def test_a_loss_that_nobody_measures_may_be_what_it_will():
     params, (x, y) = problem()
-    result = prune(NAN, params, ALL["diagonal"](NAN), (x, y.at[3].set(-1e4)))
+    options = {"compensation": flj.compensation.independent(), "saliency": "obs"}
+    result = prune(NAN, params, ALL["diagonal"](NAN), (x, y.at[3].set(-1e4)), **options)
     assert result.stopped is None and "actual" not in result.stages[0]
 
 

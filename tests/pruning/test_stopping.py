@@ -29,7 +29,10 @@ def broken(function, after):
 
 @pytest.mark.parametrize(
     "function, what",
-    [("diagonal", "the diagonal of the inverse Fisher"), ("multiply", "the compensated weights")],
+    [
+        ("diagonal", "the diagonal of the inverse Fisher, or the scores from it,"),
+        ("multiply", "the compensated weights"),
+    ],
 )
 def test_a_stage_that_breaks_leaves_the_weights_of_the_one_before(function, what):
     params, batches = problem()

@@ -157,7 +157,9 @@ def checked(
     before = sum(map(int, jax.device_get(zeros_in(groups, start.masks))))
     final = goal.sparsity_or_target(sparsity, groups)
     initial = sparsity_of(before, groups.weights)
-    sparsities = goal.planned(final, stages.number or 1, stages.schedule, initial)
+    sparsities = goal.planned(
+        final, 1 if stages.number is None else stages.number, stages.schedule, initial
+    )
     if sparsities and not isinstance(final, Budget):
         check_room(groups, sparsities[-1], before)
     # Check selection, compensation and costs.
@@ -211,10 +213,11 @@ def _set_aside(
 
 
 def _default_number(stages: Stages) -> Any:
-    """Number of stages: as given, else as many as the schedule has sparsities, else one."""
+    """Number of stages: as given, or as many as the schedule has sparsities, or one."""
     if stages.number is not None:
         return stages.number
-    return 1 if isinstance(stages.schedule, str) else len(list(stages.schedule))
+    schedule = stages.schedule
+    return len(schedule) if isinstance(schedule, Sequence) and not isinstance(schedule, str) else 1
 
 
 def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
