@@ -152,7 +152,7 @@ def fishleg(model, kind, chunk=None, **options):
     # Adam would make steps of the rounding of gradients that are zero
     options = {"optimizer": optax.sgd(1e-2)} | options
     return flj.inverse.fishleg(
-        model, 0.1, kind=kind, start=4, updates=8, samples=2, examples_per_sample=3,
+        model, 0.1, kind=kind, learn=True, start=4, updates=8, samples=2, examples_per_sample=3,
         examples_per_chunk=chunk, **options,
     )  # fmt: skip
 
@@ -162,6 +162,9 @@ ESTIMATORS = {
     "exact in chunks": lambda m: fishleg(m, "exact", 2),
     "sampled in chunks": lambda m: fishleg(m, "sampled", 2),
     "empirical": lambda m: fishleg(m, "empirical", probe="gradient"),
+    "closed form": lambda m: flj.inverse.fishleg(m),
+    "closed form in chunks": lambda m: flj.inverse.fishleg(m, examples_per_chunk=2),
+    "closed form, empirical": lambda m: flj.inverse.fishleg(m, kind="empirical"),
     "kfac": lambda m: flj.inverse.kfac(m),
     "kfac in chunks": lambda m: flj.inverse.kfac(m, examples_per_chunk=2),
     "diagonal": lambda m: flj.inverse.diagonal(m),

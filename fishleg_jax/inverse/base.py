@@ -50,6 +50,8 @@ class InverseFisher(NamedTuple):
         examples_per_gradient: Number of examples averaged into one gradient; with 1, `predict` must
             not depend on an example's neighbours in the batch.  None if the estimator uses whole
             batches.
+        examples: Number of examples that a one-shot fit without `updates` sees at least: it cycles
+            through batches that have fewer.  None for one pass over the batches.
     """
 
     init: Callable[[Any], Any]
@@ -66,6 +68,7 @@ class InverseFisher(NamedTuple):
     fisher_diagonal: Callable[..., Any] | None = None
     gradients: int | None = None
     examples_per_gradient: int | None = None
+    examples: int | None = None
 
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""

@@ -67,7 +67,12 @@ def test_two_devices_are_as_one_with_the_whole_batch(options):
 def test_fishleg_on_two_devices_estimates_the_fisher_of_all():
     """Whose batches together have inputs of which each alone has half the directions."""
     estimator = flj.inverse.fishleg(
-        MODEL, damping=0.05, start=64, axis_name="devices", factors=flj.inverse.factors.full
+        MODEL,
+        damping=0.05,
+        learn=True,
+        start=64,
+        axis_name="devices",
+        factors=flj.inverse.factors.full,
     )
     # each device's examples are multiples of two unit vectors
     scales = jnp.array([1.0, 0.5, 2.0, 1.5])

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from fishleg_jax import _tree
+from fishleg_jax._batch import number_of_examples
 from fishleg_jax._checks import arrays
 from fishleg_jax._devices import mesh
 from fishleg_jax.inverse._placed import compiled
@@ -26,6 +27,8 @@ def fit(
     on_update: Callable[[int, int, Any], None] | None = None,
 ) -> Any:
     """Fits an inverse Fisher to batches: `estimator.updates` updates, or one pass over the batches.
+
+    Without `updates`, batches with fewer examples than `estimator.examples` are passed again.
 
     Args:
         estimator: Estimate of the inverse Fisher.
@@ -72,7 +75,7 @@ def fitted(
     on_update: Callable[[int, int, Any], None] | None,
 ) -> Any:
     """State that `fit` returns, from arguments that are already checked."""
-    total = len(batches) if estimator.updates is None else estimator.updates
+    total = number_of_updates(estimator, batches)
     # A state may be as large as memory allows, so each is donated to the next.  Compiled, `init`
     # gives every leaf memory of its own.
     init, update = compiled(estimator, params)
@@ -82,3 +85,15 @@ def fitted(
         if on_update is not None:
             on_update(i + 1, total, state)
     return state
+
+
+def number_of_updates(estimator: InverseFisher, batches: Sequence[BatchLike]) -> int:
+    """Number of updates of a fit to batches."""
+    if estimator.updates is not None:
+        return estimator.updates
+    sizes = [number_of_examples(batch) for batch in batches]
+    total, seen = len(batches), sum(sizes)
+    while estimator.examples is not None and 0 < seen < estimator.examples:
+        seen += sizes[total % len(sizes)]
+        total += 1
+    return total
