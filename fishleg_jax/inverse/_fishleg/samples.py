@@ -49,16 +49,17 @@ def rows(
 ) -> Any:
     """Fisher samples of groups of consecutive examples, along a leading axis of every leaf.
 
-    A sample is the score of labels drawn from the model, summed over the group and divided by the
-    root of its size, so that its covariance is the Fisher.  One forward pass gives labels and
-    score.  With `axis_name` these are the samples of the device's own examples.
+    A sample is the gradient of random signs times a root of the Fisher in output space, or, for
+    likelihoods that have none and for the sampled Fisher, the score of labels drawn from the model;
+    summed over the group and divided by the root of its size, so that its covariance is the Fisher.
+    With `axis_name` these are the samples of the device's own examples.
 
     Args:
         model: Model to differentiate.
         params: Weights, in float32 or better.
         batch: Data.
         key: Random key.
-        kind: Fisher; `empirical` uses the batch's own labels, with random signs within a group.
+        kind: Fisher to sample; `empirical` uses the batch's own labels, with random signs.
         size: Number of examples in a group, which divides the batch.
         examples_per_chunk: Number of examples processed at a time; None for the whole batch.
         axis_name: Axis of devices, or None.
@@ -80,11 +81,15 @@ def rows(
             part = inputs, None, *constants
             outputs, pull_back = jax.vjp(lambda p: predict(model, p, part), params)
             weights = jnp.full((size,), size**-0.5, jnp.result_type(*jax.tree.leaves(params)))
-            if kind == "empirical":
-                weights = weights * jax.random.rademacher(key, weights.shape, weights.dtype)
+            if kind == "exact" and model.likelihood.root is not None:
+                score = _labels.noise(model.likelihood, key, outputs, labels)
+                score = jax.tree.map(lambda x: x * size**-0.5, score)
             else:
-                labels = _labels.sample(model.likelihood, key, outputs, labels)
-            score = fisher.output_gradient(model, outputs, labels, weights)
+                if kind == "empirical":
+                    weights = weights * jax.random.rademacher(key, weights.shape, weights.dtype)
+                else:
+                    labels = _labels.sample(model.likelihood, key, outputs, labels)
+                score = fisher.output_gradient(model, outputs, labels, weights)
             return pull_back(jax.tree.map(lambda c, o: c.astype(o.dtype), score, outputs))[0]
 
         if _chunks.fits(batch, examples_per_chunk):
