@@ -73,8 +73,8 @@ def fishleg(
     Args:
         model: Model whose Fisher is inverted.
         damping: Damping γ in units of the Fisher per example (nats per squared weight).  None for
-            half of a typical entry of the Fisher's diagonal, as measured: the geometric mean over
-            weights of the mean entry in their leaf, over leaves of two or more dimensions.
+            a tenth of a typical entry of the Fisher's diagonal, as measured: the geometric mean
+            over weights of the mean entry in their leaf, over leaves of two or more dimensions.
         factors: Structure of Q for each leaf: a constructor from `fishleg_jax.inverse.factors`, or
             a mapping of regular expressions over key paths to constructors, the first match
             deciding.  Other leaves use `factors.by_shape`.
@@ -117,7 +117,9 @@ def fishleg(
 
     Returns:
         An `InverseFisher` whose state is a `FishLegState`.  Batches may differ in size and are
-        weighted by their number of examples.
+        weighted by their number of examples; those of one fit should be alike (shuffled), since
+        frames lag behind.  In closed form, unless `samples` is given, `predict` must not depend on
+        an example's neighbours in the batch.
 
     Raises:
         ValueError: An argument out of range; from `init`, an expression that matches no leaf, or a
