@@ -52,6 +52,9 @@ class InverseFisher(NamedTuple):
             batches.
         examples: Number of examples that a one-shot fit without `updates` sees at least: it cycles
             through batches that have fewer.  None for one pass over the batches.
+        carry: Function `(state) -> state` that discounts what a state has seen to a quarter, so
+            that a quarter of a fit at other weights or masks counts for half.  None if states are
+            not carried on.
     """
 
     init: Callable[[Any], Any]
@@ -69,6 +72,7 @@ class InverseFisher(NamedTuple):
     gradients: int | None = None
     examples_per_gradient: int | None = None
     examples: int | None = None
+    carry: Callable[[Any], Any] | None = None
 
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""

@@ -312,6 +312,7 @@ def test_preconditioning_is_a_warm_up_of_so_many_steps(x64, key):
         model,
         DAMPING,
         factors=factors.full,
+        learn=True,
         start=8,
         optimizer=optax.sgd(1e-3),
     )

@@ -118,6 +118,25 @@ def test_a_changed_damping_stays_as_a_factor():
     assert float(states[0].damping) == pytest.approx(4 * RELATIVE_DAMPING, rel=0.3)
 
 
+def test_a_carried_state_is_refined_in_a_quarter_of_a_fit():
+    """Half of it is of the new weights; and the state that was carried is still there."""
+    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+    sign = jax.random.rademacher(jax.random.key(0), (512, 6), jnp.float32)
+    cut = lambda x: [(x[i : i + 64], None) for i in range(0, 512, 64)]  # noqa: E731
+    estimator, params = flj.inverse.fishleg(model), jnp.zeros((6, 2))
+    key, calls = jax.random.key(1), []
+    old = flj.fit(estimator, params, cut(sign), key=key)
+    new = flj.fit(
+        estimator, params, cut(2 * sign), key=key, state=old, on_update=lambda *a: calls.append(a)
+    )
+    assert len(calls) == 2 and int(old.count) == 8 and int(new.count) == 4
+    trace = [float(estimator.fisher_diagonal(s, params).mean()) for s in (old, new)]
+    assert trace == pytest.approx([1, 2.5], rel=1e-4)  # signs have no noise
+    assert float(new.damping) == pytest.approx(2.5 * RELATIVE_DAMPING, rel=1e-4)
+    with pytest.raises(ValueError, match="carries no state on"):
+        flj.fit(flj.inverse.kfac(model), params, cut(sign), key=key, state=old)
+
+
 @pytest.mark.parametrize("least, samples", [(4, 4), (8, 2), (9, 1)])
 @pytest.mark.parametrize("most", [None, 16])
 def test_a_batch_gives_as_many_samples_as_have_enough_examples(least, samples, most):

@@ -298,6 +298,11 @@ def fishleg(
             unit.unpack(unit.each(undamped, state.frames[unit.name]), out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def carry(state):
+        count = -(-state.count // 4)
+        seen = state.seen * (count / jnp.maximum(state.count, 1)).astype(state.seen.dtype)
+        return state._replace(count=count, seen=seen, framed=jnp.copy(count))  # donated apart
+
     return spread(
         InverseFisher(
             init,
@@ -309,6 +314,7 @@ def fishleg(
             updates=updates,
             examples_per_gradient=1 if by_rows else None,
             examples=LEAST,
+            carry=None if learn else carry,
             ready=lambda state: state.count >= start,
             axis_name=axis_name,
         ),
