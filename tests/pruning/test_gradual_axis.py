@@ -102,7 +102,9 @@ def test_fishleg_works_on_each_device_with_its_own_examples():
         seen.append(args[1].shape[0])
         return MODEL.predict(*args)
 
-    pruning = flj.fishleg_prune(MODEL._replace(predict=predict), 0.5, axis_name="devices")
+    pruning = flj.fishleg_prune(
+        MODEL._replace(predict=predict), 0.5, axis_name="devices", aux_optimizer=optax.sgd(0.1)
+    )
     inputs, targets = jax.tree.map(lambda x: x[0], batches())
     half = len(inputs) // 2
     batch = jax.tree.map(lambda x: x.reshape(2, half, *x.shape[1:]), (inputs, targets))
