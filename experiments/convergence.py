@@ -29,6 +29,7 @@ from experiments.report import plots, tables
 from experiments.running import arguments, files, network_arguments
 
 PROBES = 8
+START = 64  # updates in closed form
 COLUMNS = {
     "model": "{model}",
     "weights": "{weights:,}",
@@ -108,13 +109,12 @@ def converge(case: cases.Case, seed: int) -> tuple[dict, list[float]]:
         An object for `convergence.json`, and the smoothed auxiliary loss after every update that
         learned.  `seconds` includes the compilation.
     """
-    estimator = flj.inverse.fishleg(case.spec.model)
-    begin_learning = flj.inverse.fishleg(case.spec.model, learn=False).updates
+    estimator = flj.inverse.fishleg(case.spec.model, learn=True, start=START)
     losses, started = [], []
 
     def watch(state):
         losses.append(jnp.copy(state.auxiliary_loss))  # the next update takes the state's memory
-        if len(losses) == begin_learning:
+        if len(losses) == START:
             started.append(jax.tree.map(jnp.copy, state))
 
     begin = time.perf_counter()

@@ -41,6 +41,24 @@ def fisher(likelihood: Any, outputs: Any, targets: Any, tangent: Any) -> Any:
     return likelihood.fisher(outputs, tangent)
 
 
+def noise(likelihood: Any, key: jax.Array, outputs: Any, targets: Any) -> Any:
+    """Random cotangent of the outputs whose covariance is the Fisher in output space.
+
+    Random signs times a root of that Fisher.  Like a score of sampled labels it has mean zero and
+    is independent between examples, but its square hardly varies.
+    """
+    leaves, tree = jax.tree.flatten(outputs)
+    signs = tree.unflatten(
+        [
+            jax.random.rademacher(k, x.shape, _tree.wide_dtype(x.dtype))
+            for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+        ]
+    )
+    if likelihood.takes_targets:
+        return likelihood.root(outputs, signs, targets)
+    return likelihood.root(outputs, signs)
+
+
 def require(likelihood: Any, names: Sequence[str], what: str) -> None:
     """Raises a ValueError if a likelihood lacks any of the named functions."""
     for name in names:

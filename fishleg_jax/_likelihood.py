@@ -19,6 +19,7 @@ class _Functions(NamedTuple):
     fisher: Callable[..., Outputs] | None = None
     check_targets: Callable[[Outputs, Any], None] | None = None
     takes_targets: bool = False
+    root: Callable[..., Outputs] | None = None
 
 
 class Likelihood(_Functions):
@@ -39,6 +40,10 @@ class Likelihood(_Functions):
         takes_targets: Whether `sample` and `fisher` take a third argument, the batch's targets or
             None, which marks outputs to exclude (padding).  A sample then has the structure and
             shapes of the targets and marks the same outputs.  Default False.
+        root: Function `(outputs, tangent) -> cotangent` that multiplies a tangent, of the structure
+            of the outputs, by a matrix R with `R Rᵀ` the Fisher in output space; it takes targets
+            if `takes_targets`.  Random signs times R are far less heavy-tailed than the scores of
+            sampled labels where outputs are nearly certain.  None to sample labels instead.
 
     Raises:
         ValueError: A field that is not a function, or a flag that is not a boolean.
@@ -61,11 +66,14 @@ class Likelihood(_Functions):
         fisher: Callable[..., Outputs] | None = None,
         check_targets: Callable[[Outputs, Any], None] | None = None,
         takes_targets: bool = False,
+        root: Callable[..., Outputs] | None = None,
     ) -> "Likelihood":
         """Returns the likelihood, or raises a ValueError."""
-        fields = negative_log_likelihood, sample, fisher, check_targets, takes_targets
+        fields = negative_log_likelihood, sample, fisher, check_targets, takes_targets, root
         self = super().__new__(cls, *fields)
-        for name, value in zip(self._fields[:-1], self, strict=False):
+        for name, value in zip(self._fields, self, strict=True):
+            if name == "takes_targets":
+                continue
             optional = name != "negative_log_likelihood"
             if not callable(value) and not (optional and value is None):
                 raise ValueError(

@@ -101,6 +101,16 @@ def _categorical(ignore: int | None) -> Likelihood:
             product = jnp.where(ignored[..., None], 0, product)
         return product.astype(jnp.result_type(tangent))
 
+    def root(logits, tangent, targets=None):
+        logits, _, ignored = read(logits, targets if ignore is not None else None)
+        # (diag(√p) - p √pᵀ) v, as R Rᵀ = diag(p) - ppᵀ
+        p = jax.nn.softmax(logits)
+        v = jnp.sqrt(p) * tangent
+        product = v - p * v.sum(axis=-1, keepdims=True)
+        if ignored is not None:
+            product = jnp.where(ignored[..., None], 0, product)
+        return product.astype(jnp.result_type(tangent))
+
     def check_targets(outputs, targets):
         # shapes and dtypes first, then the range of the values
         jax.eval_shape(read, outputs, targets)
@@ -119,7 +129,8 @@ def _categorical(ignore: int | None) -> Likelihood:
             )
         _labels.check_range(targets, valid, expected)
 
-    return Likelihood(negative_log_likelihood, sample, fisher, check_targets, ignore is not None)
+    takes_targets = ignore is not None
+    return Likelihood(negative_log_likelihood, sample, fisher, check_targets, takes_targets, root)
 
 
 def bernoulli() -> Likelihood:
@@ -162,11 +173,15 @@ def _bernoulli() -> Likelihood:
         p = jax.nn.sigmoid(read(logits))
         return (p * (1 - p) * tangent).astype(jnp.result_type(tangent))
 
+    def root(logits, tangent):
+        p = jax.nn.sigmoid(read(logits))
+        return (jnp.sqrt(p * (1 - p)) * tangent).astype(jnp.result_type(tangent))
+
     def check_targets(outputs, targets):
         _labels.check_real(targets, jax.eval_shape(read, outputs).shape)
         _labels.check_range(targets, lambda t: (t >= 0) & (t <= 1), "lie in [0, 1]")
 
-    return Likelihood(negative_log_likelihood, sample, fisher, check_targets)
+    return Likelihood(negative_log_likelihood, sample, fisher, check_targets, root=root)
 
 
 def gaussian(scale: float | None = 1.0) -> Likelihood:
@@ -229,12 +244,16 @@ def _gaussian(scale: float | None) -> Likelihood:
         (product,) = pull_back((v_mean * jnp.exp(-2 * log_scale), 2 * v_scale))
         return product
 
+    def root(outputs, tangent):
+        return tangent / scale
+
     def check_targets(outputs, targets):
         mean, _ = jax.eval_shape(broadcast, outputs)
         _labels.check_real(targets, mean.shape)
         _labels.check_range(targets, np.isfinite, "be finite")
 
-    return Likelihood(negative_log_likelihood, sample, fisher, check_targets)
+    known = None if scale is None else root
+    return Likelihood(negative_log_likelihood, sample, fisher, check_targets, root=known)
 
 
 __all__ = ["Likelihood", "bernoulli", "categorical", "gaussian"]

@@ -18,10 +18,14 @@ UPDATES = 6
 # with fewer samples in the start eigenvectors would not be unique; Adam would make a step out of
 # the rounding of a gradient that is zero, as along the sum of logits
 fishleg = functools.partial(
-    flj.inverse.fishleg, start=4, updates=UPDATES, optimizer=optax.sgd(1e-2)
+    flj.inverse.fishleg, learn=True, start=4, updates=UPDATES, optimizer=optax.sgd(1e-2)
 )
 ESTIMATORS = {
-    "fishleg": fishleg,
+    "fishleg": flj.inverse.fishleg,
+    "fishleg, groups, sampled": functools.partial(
+        flj.inverse.fishleg, kind="sampled", examples_per_sample=2
+    ),
+    "fishleg, learning": fishleg,
     "fishleg, sampled, probe": functools.partial(fishleg, kind="sampled", probe="gradient"),
     "woodfisher": functools.partial(flj.inverse.woodfisher, gradients=100, block_size=5),
     "mfac": functools.partial(flj.inverse.mfac, window=100),

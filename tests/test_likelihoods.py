@@ -325,3 +325,24 @@ def test_outputs_of_another_make_are_refused(likelihood, message):
         flj.losses(model, WEIGHTS, BATCH)
     with pytest.raises(ValueError, match=r"must be a pair \(mean, log_scale\)"):
         flj.losses(flj.Model(predict, likelihoods.gaussian(None)), WEIGHTS, BATCH)
+
+
+@pytest.mark.parametrize(
+    "likelihood, outputs, targets",
+    [
+        (likelihoods.categorical(), LOGITS, None),
+        (likelihoods.categorical(ignore=-1), LOGITS, np.array([[2, -1]])),
+        (likelihoods.bernoulli(), MEANS, None),
+        (likelihoods.gaussian(0.5), MEANS, None),
+    ],
+)
+def test_the_root_squared_is_the_fisher(x64, likelihood, outputs, targets):
+    outputs = jnp.asarray(outputs, jnp.float64)
+    given = () if targets is None else (jnp.asarray(targets),)
+    basis = jnp.eye(outputs.size).reshape(-1, *outputs.shape)
+
+    def matrix(function):  # columns
+        return np.stack([function(outputs, e, *given).reshape(-1) for e in basis], axis=1)
+
+    root = matrix(likelihood.root)
+    np.testing.assert_allclose(root @ root.T, matrix(likelihood.fisher), atol=1e-12)

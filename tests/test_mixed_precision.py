@@ -1,6 +1,7 @@
 """Outputs of another dtype than the weights: bfloat16, float16, and float64 of float32 weights."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,9 @@ def test_an_update_of_fishleg_takes_them(name, dtype):
     with jax.enable_x64(double):
         params, model = weights(), model_of(name, DTYPES[dtype])
         batch = batch_of(name, jnp.float64 if double else None)
-        for kind, chunk in [(kind, chunk) for kind in KINDS for chunk in (None, 5)]:
+        for kind, chunk, learn in itertools.product(KINDS, (None, 5), (True, False)):
             estimator = flj.inverse.fishleg(
-                model, 0.1, kind=kind, start=2, updates=4, examples_per_chunk=chunk
+                model, 0.1, kind=kind, learn=learn, start=2, updates=4, examples_per_chunk=chunk
             )
             state = jax.eval_shape(estimator.init, params)
             new = jax.eval_shape(estimator.update, state, params, batch, jax.random.key(0))
@@ -148,7 +149,7 @@ def test_one_shot_with_a_group_update(name):
     losses = []
     for dtype in (jnp.bfloat16, jnp.float32):
         model = model_of(name, dtype)
-        estimator = flj.inverse.fishleg(model, 0.1, start=4, updates=6)
+        estimator = flj.inverse.fishleg(model, 0.1, learn=True, start=4, updates=6)
         result = flj.prune_one_shot(
             model,
             params,
@@ -183,7 +184,9 @@ def test_a_chain_prunes_them(name):
 
 
 def test_peak_memory_takes_them():
-    estimator = flj.inverse.fishleg(model_of("categorical", jnp.bfloat16), 0.1, start=2, updates=4)
+    estimator = flj.inverse.fishleg(
+        model_of("categorical", jnp.bfloat16), 0.1, learn=True, start=2, updates=4
+    )
     found = flj.peak_memory(estimator, weights(), batch_of("categorical"))
     assert found.state > 0 and found.peak >= found.state
 
@@ -210,7 +213,7 @@ def test_weights_of_several_dtypes_keep_theirs(x64):
     params = {"kernel": jnp.ones((2, 3), jnp.float32), "bias": jnp.ones(3, jnp.float64)}
     model = flj.Model(lambda p, x: x @ p["kernel"] + p["bias"], LIKELIHOODS["categorical"])
     batch = jnp.ones((4, 2), jnp.float32), jnp.zeros(4, int)
-    estimator = flj.inverse.fishleg(model, 0.1, start=2, updates=4)
+    estimator = flj.inverse.fishleg(model, 0.1, learn=True, start=2, updates=4)
     state = jax.eval_shape(estimator.init, params)
     new = jax.eval_shape(estimator.update, state, params, batch, jax.random.key(0))
     assert [x.dtype for x in jax.tree.leaves(new)] == [x.dtype for x in jax.tree.leaves(state)]

@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.auxiliary_step --case mlpnet --repeats 50
 
 The gradient step is the jitted loss with its gradient, without an optimizer.  The auxiliary step
-is the jitted `update` of the estimator with its defaults, Fisher product and λ update in one, after
+is the jitted `update` of the estimator that learns, Fisher product and λ update in one, after
 a whole fit, whose relative residual stands beside it.  The two alternate, and medians are compared.
 Weights are those of the shared folder, and random ones where it has none.
 """
@@ -46,7 +46,9 @@ def measure(case: cases.Case, *, repeats: int, updates: int | None) -> dict:
         The medians in milliseconds, their ratio, and the residual of the fit.
     """
     model = case.spec.model
-    estimator = flj.inverse.fishleg(model, **({} if updates is None else {"updates": updates}))
+    estimator = flj.inverse.fishleg(
+        model, learn=True, **({} if updates is None else {"updates": updates})
+    )
     key = jax.random.key(0)
     state = fit(estimator, case.params, case.batches, key=key, name=case.spec.name)
     gradient = jax.jit(lambda params, batch: jax.value_and_grad(flj.loss, 1)(model, params, batch))

@@ -39,7 +39,7 @@ ESTIMATORS = {
     "woodfisher": variant("woodfisher", damping=0.1, gradients=96, block_size=16),
     "mfac": variant("mfac", damping=0.1, window=24, block_size="leaf", examples_per_gradient=4),
     "mfac_all": variant("mfac", damping=0.1, window=24, examples_per_gradient=4),
-    "fishleg": variant("fishleg", damping=0.1, start=4, updates=6, cap=16),
+    "fishleg": variant("fishleg", damping=0.1, learn=True, start=4, updates=6, cap=16),
 }
 
 

@@ -50,6 +50,11 @@ class InverseFisher(NamedTuple):
         examples_per_gradient: Number of examples averaged into one gradient; with 1, `predict` must
             not depend on an example's neighbours in the batch.  None if the estimator uses whole
             batches.
+        examples: Number of examples that a one-shot fit without `updates` sees at least: it cycles
+            through batches that have fewer.  None for one pass over the batches.
+        carry: Function `(state) -> state` that discounts what a state has seen to a quarter, so
+            that a quarter of a fit at other weights or masks counts for half.  None if states are
+            not carried on.
     """
 
     init: Callable[[Any], Any]
@@ -66,6 +71,8 @@ class InverseFisher(NamedTuple):
     fisher_diagonal: Callable[..., Any] | None = None
     gradients: int | None = None
     examples_per_gradient: int | None = None
+    examples: int | None = None
+    carry: Callable[[Any], Any] | None = None
 
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""

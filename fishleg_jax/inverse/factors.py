@@ -12,7 +12,7 @@ a block-diagonal matrix `R_k`, with a diagonal `E` in the middle and a diagonal 
   et al. 2018), and D if `sandwich`;
 - `block_diagonal`, `full`: one axis, the flattened leaf, with `R = V (Λ + γ)^-½ C`.
 
-`V`, `Λ` (the *frame*) are eigenvectors and eigenvalues of gradient second moments, set once from
+`V`, `Λ` (the *frame*) are eigenvectors and eigenvalues of gradient second moments, set from
 data; the damping γ enters at every use, so that a changed damping takes effect at once.  `C` is
 lower triangular with a diagonal `exp(·)`, `D` and `E / E_start` are `exp(·)`.  The learned numbers
 (the *coordinates*) start at zero and are relative: a step of 0.01 changes Q by about one per cent
@@ -66,7 +66,7 @@ class Factor(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Part of Q that is set once from data; None for axes without a matrix.
+    """Part of Q that is set from data; None for axes without a matrix.
 
     Attributes:
         vectors: Eigenvectors V of each axis, in columns, of shape (blocks, size, size).
@@ -84,7 +84,7 @@ class Frame(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """Learned λ of one leaf, initially zero; None for parts that are not learned.
+    """Learned λ of one leaf, initially zero; None for parts that are not learned, or for all.
 
     Attributes:
         triangles: Matrices C of each axis, of shape (blocks, size, size): entries of C below the
@@ -93,7 +93,7 @@ class Coordinates(NamedTuple):
         log_sandwich: Logarithm of D, of shape `axes`.
     """
 
-    triangles: tuple[jax.Array | None, ...]
+    triangles: tuple[jax.Array | None, ...] | None
     log_spectrum: jax.Array | None
     log_sandwich: jax.Array | None
 

@@ -16,19 +16,21 @@ import fishleg_jax as flj
 from fishleg_jax.inverse import factors
 from tests import dense
 
-fishleg = functools.partial(flj.inverse.fishleg, damping=0.1, start=4, updates=6)
+fishleg = functools.partial(flj.inverse.fishleg, damping=0.1)
+learner = functools.partial(fishleg, learn=True, start=4, updates=6)
 
 ROWS = {
     "identity": lambda model: flj.inverse.identity(),
     "fishleg": fishleg,
+    "fishleg, learning": learner,
     "fishleg, diagonal, automatic damping": functools.partial(
         fishleg, damping=None, factors=factors.diagonal
     ),
     "fishleg, kronecker, small blocks": functools.partial(
-        fishleg, factors={"^b/kernel": factors.convolution, "kernel": factors.kronecker}, cap=2
+        learner, factors={"^b/kernel": factors.convolution, "kernel": factors.kronecker}, cap=2
     ),
     "fishleg, block_diagonal, joined bias": functools.partial(
-        fishleg, factors=factors.block_diagonal, cap=5, join_bias="^d/kernel"
+        learner, factors=factors.block_diagonal, cap=5, join_bias="^d/kernel"
     ),
     "fishleg, full": functools.partial(fishleg, factors=factors.full),
     "woodfisher": lambda model: flj.inverse.woodfisher(model, 0.1, gradients=60),
@@ -43,7 +45,7 @@ ROWS = {
     "diagonal": lambda model: flj.inverse.diagonal(model, 0.1),
 }
 # what takes long to compile goes by few rows
-FEW_ROWS = ("identity", "fishleg", "woodfisher, blocks", "mfac")
+FEW_ROWS = ("identity", "fishleg", "fishleg, learning", "woodfisher, blocks", "mfac")
 DTYPE_ROWS = [
     ("identity", "bfloat16"),
     ("identity", "float64"),
@@ -137,6 +139,7 @@ def test_an_update_keeps_dtypes_with_64_bits(row):
     "row",
     [
         pytest.param("fishleg", marks=pytest.mark.slow),
+        pytest.param("fishleg, learning", marks=pytest.mark.slow),
         pytest.param("woodfisher, blocks", marks=pytest.mark.slow),
         "identity",
         "mfac",

@@ -111,8 +111,6 @@ def fishleg(name, join_bias=False, **options):
         1e-2,
         factors=CONSTRUCTORS[name],
         join_bias=join_bias,
-        learn=False,
-        start=8,
         examples_per_sample=3,
         **options,
     )
@@ -139,9 +137,7 @@ def test_that_of_fishleg_is_of_the_matrix_it_starts_from(x64, name, join_bias):
 
 def test_that_of_a_full_factor_is_near_the_true_one(x64):
     """Every error is one that the mean of 1,600 samples of three examples makes."""
-    estimator = flj.inverse.fishleg(
-        MODEL, 1e-2, factors=factors.full, learn=False, start=400, examples_per_sample=3
-    )
+    estimator = flj.inverse.fishleg(MODEL, 1e-2, factors=factors.full, examples_per_sample=3)
     for seed in range(3):
         params, _, batch = problem(seed)
         state = dense.run(estimator, params, batch, 400, jax.random.key(seed))

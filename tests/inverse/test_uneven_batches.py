@@ -63,14 +63,14 @@ def run(estimator, params, batches, updates, seed):
 
 @pytest.mark.parametrize("sizes", [(129,), (64, 64, 1), (96, 2), (1,) * 5], ids=str)
 def test_automatic_damping_is_that_of_all_examples(x64, sizes):
-    """Half the RMS of the pooled Fisher's diagonal; also where no batch has two examples."""
+    """Of the pooled Fisher's diagonal; also where no batch has two examples."""
     updates = 900
-    estimator = fishleg(start=updates, learn=False)
+    estimator = fishleg()
     errors = []
     for seed in range(3):
         params, batches, fisher = problem(seed, sizes)
         state = run(estimator, params, batches, updates, seed)
-        expected = RELATIVE_DAMPING * np.sqrt(np.mean(np.diag(fisher) ** 2))
+        expected = RELATIVE_DAMPING * np.mean(np.diag(fisher))
         errors.append(float(state.damping) / expected - 1)
     assert np.abs(errors).max() < 0.1, errors
     assert abs(np.mean(errors)) < 0.05, errors
@@ -80,7 +80,7 @@ def test_automatic_damping_is_that_of_all_examples(x64, sizes):
 @pytest.mark.parametrize("factor", ["full", "diagonal"])
 def test_the_start_is_that_of_all_examples(x64, sizes, factor):
     """The diagonal of the inverse against dense algebra, from moments and from a spectrum."""
-    estimator = fishleg(0.05, factors=getattr(factors, factor), start=600, learn=False)
+    estimator = fishleg(0.05, factors=getattr(factors, factor))
     for seed in range(2):
         params, batches, fisher = problem(seed, sizes)
         state = run(estimator, params, batches, 600, seed)
@@ -97,6 +97,7 @@ def test_learning_comes_to_rest_at_the_inverse_of_all_examples(x64):
     estimator = fishleg(
         0.05,
         factors=factors.full,
+        learn=True,
         start=16,
         updates=updates,
         window=200,
@@ -115,16 +116,17 @@ def test_learning_comes_to_rest_at_the_inverse_of_all_examples(x64):
 def test_a_batch_of_few_examples_moves_means_by_its_examples(x64):
     """One example after three batches of 64 has a share of one in 193, in each phase."""
     params, batches, _ = problem(0, (64, 1))
-    estimator = fishleg(start=8, factors=factors.diagonal, window=1)
+    estimator = fishleg(factors=factors.diagonal)
     for before in (3, 7):
         state = run(estimator, params, batches[:1], before, 0)
         after = update_of(estimator)(state, params, batches[1], jax.random.key(9))
         assert after.count == state.count + 1
-        assert after.seen.examples == 64 * before + 1
-        old, new = state.squares[""], after.squares[""]
+        assert after.seen == 64 * before + 1
+        old, new = state.frames[""].spectrum, after.frames[""].spectrum
         lone = old + (64 * before + 1) * (new - old)  # of the last sample alone, so not negative
         assert (lone > -1e-9).all() and np.abs(new - old).max() > 0
     # in learning the running average goes by a share, too: by all of it with a batch like others
+    estimator = fishleg(learn=True, start=8, factors=factors.diagonal, window=1)
     state = run(estimator, params, batches[:1], 12, 0)
     moved = {}
     for k, batch in enumerate(batches):
@@ -140,7 +142,7 @@ def test_which_weight_is_pruned_does_not_hang_on_the_batches(x64):
     model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
     inputs = jnp.zeros((65, 2)).at[:64, 0].set(1.0).at[64, 1].set(4.0)
     params = jnp.array([[1.0], [1.2]])  # F = diag(64, 16) / 65
-    estimator = flj.inverse.fishleg(model, 0.02, start=8, updates=60)
+    estimator = flj.inverse.fishleg(model, 0.02)
     batches = [(inputs[:64], None), (inputs[64:], None)]
     for cut in (batches, [(inputs, None)]):
         result = flj.prune_one_shot(

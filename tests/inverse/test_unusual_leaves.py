@@ -16,9 +16,10 @@ from tests import dense
 
 pytestmark = pytest.mark.slow
 
-fishleg = functools.partial(flj.inverse.fishleg, start=2, updates=4)
+fishleg = functools.partial(flj.inverse.fishleg, learn=True, start=2, updates=4)
 ESTIMATORS = {
-    "fishleg": fishleg,
+    "fishleg": flj.inverse.fishleg,
+    "fishleg, learning": fishleg,
     "fishleg, full": functools.partial(fishleg, factors=factors.full),
     "fishleg, block_diagonal": functools.partial(
         fishleg, damping=0.1, factors=factors.block_diagonal, cap=5

@@ -46,7 +46,7 @@ def sample(key, outputs):
     return outputs + jnp.where(jnp.sin(1e3 * outputs) > 0, 1.0, -1.0)
 
 
-MODEL = flj.Model(predict, flj.likelihoods.gaussian()._replace(sample=sample))
+MODEL = flj.Model(predict, flj.likelihoods.gaussian()._replace(sample=sample, root=None))
 GROUP = {"compensation": flj.compensation.group()}
 INDEPENDENT = {"compensation": flj.compensation.independent(check_step=True, first_order=True)}
 REGROW = {"regrow": 0.3}

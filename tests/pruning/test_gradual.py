@@ -279,7 +279,10 @@ def test_fishleg_is_carried_on_and_refined():
 def test_fishleg_refines_until_the_last_weight_has_gone():
     schedule = flj.schedules.cubic(0.7, begin=40, end=100)
     tx = optax.chain(
-        optax.adam(0.01), flj.fishleg_prune(MODEL, schedule, aux_every=4, mask_every=10)
+        optax.adam(0.01),
+        flj.fishleg_prune(
+            MODEL, schedule, aux_every=4, mask_every=10, aux_optimizer=optax.adam(1e-2)
+        ),
     )
     data = jax.tree.map(lambda x: jnp.tile(x, (3, 1, 1)), batches())
     _, state, (_, masks) = train(tx, data=data)

@@ -67,7 +67,12 @@ def test_two_devices_are_as_one_with_the_whole_batch(options):
 def test_fishleg_on_two_devices_estimates_the_fisher_of_all():
     """Whose batches together have inputs of which each alone has half the directions."""
     estimator = flj.inverse.fishleg(
-        MODEL, damping=0.05, start=64, axis_name="devices", factors=flj.inverse.factors.full
+        MODEL,
+        damping=0.05,
+        learn=True,
+        start=64,
+        axis_name="devices",
+        factors=flj.inverse.factors.full,
     )
     # each device's examples are multiples of two unit vectors
     scales = jnp.array([1.0, 0.5, 2.0, 1.5])
@@ -97,7 +102,9 @@ def test_fishleg_works_on_each_device_with_its_own_examples():
         seen.append(args[1].shape[0])
         return MODEL.predict(*args)
 
-    pruning = flj.fishleg_prune(MODEL._replace(predict=predict), 0.5, axis_name="devices")
+    pruning = flj.fishleg_prune(
+        MODEL._replace(predict=predict), 0.5, axis_name="devices", aux_optimizer=optax.sgd(0.1)
+    )
     inputs, targets = jax.tree.map(lambda x: x[0], batches())
     half = len(inputs) // 2
     batch = jax.tree.map(lambda x: x.reshape(2, half, *x.shape[1:]), (inputs, targets))

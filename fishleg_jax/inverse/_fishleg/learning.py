@@ -71,7 +71,7 @@ def learn(
     uz, zfz = _unit_dots(units, u, z), _unit_dots(units, z, fgz)
     total_uz, total_zfz = (sum(map(jnp.sum, dots.values())) for dots in (uz, zfz))
     loss = 0.5 * total_zfz - total_uz
-    seen = state.seen.examples + examples
+    seen = state.seen + examples
     size = examples * (state.count + 1).astype(seen.dtype) / seen  # 1 for batches of equal size
     share = jnp.minimum(size, 1.0)
     relative = jnp.sqrt(_tree.dot(residual, residual) / _tree.dot(u, u))
@@ -123,7 +123,7 @@ def learn(
     fresh = _tree.keep_where(active, optimizer.init(state.coordinates), state.optimizer)
     return state._replace(
         count=state.count + active,
-        seen=state.seen._replace(examples=jnp.where(active, seen, state.seen.examples)),
+        seen=jnp.where(active, seen, state.seen),
         coordinates=_tree.keep_where(trusted, moved, back),
         average=average,
         optimizer=_tree.keep_where(trusted, optimizer_state, fresh),

@@ -1,5 +1,6 @@
 """Probes, Fisher samples and Fisher products of a batch."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -7,8 +8,96 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _chunks, _convolutions, _labels, _tree, fisher
-from fishleg_jax._devices import axis, sharding
-from fishleg_jax.model import Model, loss, split_batch
+from fishleg_jax._devices import axis, mesh, sharding
+from fishleg_jax.model import Model, loss, predict, split_batch
+
+ROW_NUMBERS = 2**26  # numbers in the gradients of single examples or groups held at a time
+PARTS = 4  # samples of a batch on a mesh, or in whose small groups a gradient does not fit
+
+
+def group_size(params: Any, examples: int, least: int, examples_per_chunk: int | None) -> int:
+    """Number of examples in each of the groups whose gradients are held together.
+
+    The smallest from `least` on that divides the batch, so that all of these gradients fit into
+    `ROW_NUMBERS`, or are no more than `PARTS`.  Single examples give the most samples; their sums
+    over groups have the same covariance, with less information unless gradients are heavy-tailed.
+    """
+    weights = max(sum(x.size for x in jax.tree.leaves(params)), 1)
+    most = max(ROW_NUMBERS // weights, PARTS)
+    chunk = examples if examples_per_chunk is None else examples_per_chunk
+    sizes = [n for n in range(1, examples + 1) if examples % n == 0]
+    return next(
+        (n for n in sizes if examples <= n * most and min(least, examples) <= n <= chunk), 1
+    )
+
+
+def on_mesh(params: Any, batch: Any) -> bool:
+    """Whether arrays are, or may be, sharded over devices, where single examples are costly."""
+    known = mesh.explicit_mesh((params, batch)) or mesh.automatic_mesh((params, batch))
+    return known is not None or (mesh.is_unknown() and jax.device_count() > 1)
+
+
+def rows(
+    model: Model,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    kind: str,
+    size: int,
+    examples_per_chunk: int | None,
+    axis_name: str | None,
+) -> Any:
+    """Fisher samples of groups of consecutive examples, along a leading axis of every leaf.
+
+    A sample is the gradient of random signs times a root of the Fisher in output space, or, for
+    likelihoods that have none and for the sampled Fisher, the score of labels drawn from the model;
+    summed over the group and divided by the root of its size, so that its covariance is the Fisher.
+    With `axis_name` these are the samples of the device's own examples.
+
+    Args:
+        model: Model to differentiate.
+        params: Weights, in float32 or better.
+        batch: Data.
+        key: Random key.
+        kind: Fisher to sample; `empirical` uses the batch's own labels, with random signs.
+        size: Number of examples in a group, which divides the batch.
+        examples_per_chunk: Number of examples processed at a time; None for the whole batch.
+        axis_name: Axis of devices, or None.
+    """
+    if axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        params = axis.varying(params, axis_name)
+    inputs, targets, constants = split_batch(batch)
+    # the batch's own labels mark the outputs to exclude
+    own = targets if kind == "empirical" or model.likelihood.takes_targets else None
+    groups = _chunks.number_of_examples(batch) // size
+    grouped = jax.tree.map(lambda x: x.reshape(groups, size, *x.shape[1:]), (inputs, own))
+
+    def gradients(shared, groups):
+        params, constants = shared
+
+        def gradient(group):
+            (inputs, labels), key = group
+            part = inputs, None, *constants
+            outputs, pull_back = jax.vjp(lambda p: predict(model, p, part), params)
+            weights = jnp.full((size,), size**-0.5, jnp.result_type(*jax.tree.leaves(params)))
+            if kind == "exact" and model.likelihood.root is not None:
+                score = _labels.noise(model.likelihood, key, outputs, labels)
+                score = jax.tree.map(lambda x: x * size**-0.5, score)
+            else:
+                if kind == "empirical":
+                    weights = weights * jax.random.rademacher(key, weights.shape, weights.dtype)
+                else:
+                    labels = _labels.sample(model.likelihood, key, outputs, labels)
+                score = fisher.output_gradient(model, outputs, labels, weights)
+            return pull_back(jax.tree.map(lambda c, o: c.astype(o.dtype), score, outputs))[0]
+
+        if _chunks.fits(batch, examples_per_chunk):
+            return jax.vmap(gradient)(groups)
+        return jax.lax.map(gradient, groups, batch_size=max(examples_per_chunk // size, 1))
+
+    fast = functools.partial(_convolutions.in_fast_groups, gradients)
+    return fast((params, constants), (grouped, jax.random.split(key, groups)))
 
 
 def pull(
@@ -25,11 +114,11 @@ def pull(
 ) -> list[list[jax.Array]]:
     """Returns a Fisher sample per part of the batch during the start, then the Fisher times z.
 
-    Both take one vjp.  The loop over parts is unrolled: under `vmap` the weights' gradients of
-    convolutions take twice as long on the CPU.  With `axis_name` a part spans all devices.  There
-    are at most `cut[0]` parts, of at least `cut[1]` examples each.
+    Both take one vjp; without z there are samples only.  The loop over parts is unrolled: under
+    `vmap` the weights' gradients of convolutions take twice as long on the CPU.  With `axis_name` a
+    part spans all devices.  There are at most `cut[0]` parts, of at least `cut[1]` examples each.
     """
-    devices = 1
+    devices, leaves = 1, jax.tree.leaves(params)
     if axis_name is not None:
         devices = jax.lax.axis_size(axis_name)
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -42,7 +131,7 @@ def pull(
         # scores of sampled labels have mean zero and are independent between examples, so that
         # their sum over a batch has the batch's summed Fisher for its covariance; those of the
         # data's labels need random signs for that
-        weights = jnp.ones(_chunks.number_of_examples(part), jax.tree.leaves(z)[0].dtype)
+        weights = jnp.ones(_chunks.number_of_examples(part), jnp.result_type(*leaves))
         if kind == "empirical":
             weights = jax.random.rademacher(part_key, weights.shape, weights.dtype)
         elif draws:
@@ -56,11 +145,12 @@ def pull(
             if own is not None:
                 none = lambda: jax.tree.map(lambda x, d: x.astype(d.dtype), own, drawn)  # noqa: E731
             # after the start the exact Fisher uses labels only to exclude outputs
-            targets = jax.lax.cond(starting | (kind == "sampled"), draw, none)
+            targets = jax.lax.cond(jnp.asarray(starting) | (kind == "sampled"), draw, none)
         return inputs, (targets, axis.varying(weights, axis_name)), *constants
 
     # z has the widest of the leaves' dtypes: cast it back
-    z = jax.tree.map(lambda x, p: x.astype(p.dtype), z, params)
+    if z is not None:
+        z = jax.tree.map(lambda x, p: x.astype(p.dtype), z, params)
 
     def of_chunk(chunk, chunk_key):
         inputs, (targets, weights), constants = split_batch(chunk)
@@ -68,16 +158,17 @@ def pull(
         if draws:
             targets = _labels.sample(model.likelihood, chunk_key, outputs, targets)
         score = fisher.output_gradient(model, outputs, targets, weights)
+        if z is None:
+            return vjp(score)
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
         return vjp(_tree.keep_where(starting, score, product))
 
     # deal the batch into parts, and pull back one cotangent for each
-    whole = _chunks.number_of_examples(batch)
     most, least = cut
-    parts = _chunks.deal(batch, max(min(most, whole // least), 1))
+    parts = _chunks.deal(batch, max(min(most, _chunks.number_of_examples(batch) // least), 1))
     draws = kind != "empirical" and _chunks.fits(parts[0], examples_per_chunk)
     examples = devices * _chunks.number_of_examples(parts[0])
-    scale = jnp.where(starting, examples**-0.5, 1 / examples)
+    scale = jnp.where(jnp.asarray(starting), examples**-0.5, 1 / examples)
     pulled = [
         [
             x * scale.astype(x.dtype)

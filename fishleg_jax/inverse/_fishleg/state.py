@@ -13,33 +13,19 @@ from fishleg_jax.inverse._kronecker import algebra
 from fishleg_jax.inverse._kronecker.units import Unit
 
 
-class Seen(NamedTuple):
-    """Numbers of examples that weight all running means.
-
-    Attributes:
-        examples: Number of examples in all assimilated batches.
-        half: Number of examples in the current half of the start.
-        pairs: Sum over pairs of different Fisher samples of the products of their numbers of
-            examples, which weights the measured damping.
-    """
-
-    examples: jax.Array  # shape=(), float
-    half: jax.Array  # shape=(), float
-    pairs: jax.Array  # shape=(), float
-
-
 class FishLegState(NamedTuple):
     """State of `fishleg`.  Dictionaries are keyed by unit: the key path of a leaf.
 
     Attributes:
         count: Number of batches assimilated, which determines the phase.
-        seen: Numbers of examples in these batches, which weight running means.
-        damping: Damping γ; may be changed at any time after the start.
-        squares: Mean squares of Fisher samples (the Fisher's diagonal) of the leaves on which the
-            damping is measured; empty if the damping is given.
+        seen: Number of examples in these batches, which weights running means.
+        framed: Number of batches behind the current frames.
+        damping: Damping γ; may be changed at any time.  If it is measured, a change stays as a
+            factor.
+        measured: Damping as measured; 1 before, and if it is given.
         moments: Second moments that determine the frames.
         frames: Eigenvectors and eigenvalues set from data.
-        coordinates: Current iterate of λ.
+        coordinates: Current iterate of λ; empty where nothing is learned.
         average: Running average of λ, used by `multiply` and `diagonal`.
         optimizer: State of the auxiliary optimiser.
         guard: State of the guard against divergence.
@@ -49,9 +35,10 @@ class FishLegState(NamedTuple):
     """
 
     count: jax.Array  # shape=(), int32
-    seen: Seen
+    seen: jax.Array  # shape=(), float
+    framed: jax.Array  # shape=(), int32
     damping: jax.Array  # shape=(), float
-    squares: dict[str, jax.Array]
+    measured: jax.Array  # shape=(), float
     moments: dict[str, tuple[jax.Array, ...]]
     frames: dict[str, _factors.Frame]
     coordinates: dict[str, _factors.Coordinates]

@@ -107,16 +107,20 @@ def _roots(
         return [frame.vectors[k] for k in factor.dense_axes]
 
     def root(axis):
+        scale = jax.lax.rsqrt(frame.values[axis] + axis_damping(factor, axis, damping))
+        if coordinates.triangles is None:
+            return frame.vectors[axis] * scale[:, None, :]
         triangle = coordinates.triangles[axis]
         log_diagonal = jnp.diagonal(triangle, axis1=1, axis2=2)
         lower = jnp.tril(triangle, -1) + jax.vmap(jnp.diag)(jnp.exp(log_diagonal))
-        scale = jax.lax.rsqrt(frame.values[axis] + axis_damping(factor, axis, damping))
         return jnp.matmul(frame.vectors[axis] * scale[:, None, :], lower, precision=HIGHEST)
 
     return [root(k) for k in factor.dense_axes]
 
 
 def _spectrum(frame: Frame, coordinates: Coordinates, damping: jax.Array) -> jax.Array:
+    if coordinates.log_spectrum is None:
+        return 1 / (frame.spectrum + damping)
     return jnp.exp(coordinates.log_spectrum) / (frame.spectrum + damping)
 
 

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax._devices import sharding
-from fishleg_jax.inverse._kronecker.algebra import HIGHEST, other_axis, pad, rotate, to_blocks
+from fishleg_jax.inverse._kronecker.algebra import (
+    HIGHEST,
+    apply,
+    other_axis,
+    pad,
+    rotate,
+    to_blocks,
+)
 from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 
@@ -31,6 +38,9 @@ def empty_frame(factor: Factor, dtype: jnp.dtype) -> Frame:
         ),
         spectrum=jnp.zeros(factor.padded, dtype) if factor.spectrum else None,
     )
+
+
+NOT_LEARNED = Coordinates(triangles=None, log_spectrum=None, log_sandwich=None)
 
 
 def zero_coordinates(factor: Factor, dtype: jnp.dtype) -> Coordinates:
@@ -73,6 +83,30 @@ def moments_of(factor: Factor, sample: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(second(k) for k in factor.dense_axes)
 
 
+def mean_moments(factor: Factor, samples: jax.Array) -> tuple[jax.Array, ...]:
+    """Mean of `moments_of` over samples along a leading axis, in one product per dense axis."""
+    padded = jax.vmap(partial(pad, factor))(samples.reshape(-1, *factor.axes))
+
+    def second(axis):
+        def product(x):
+            unfolded = jnp.moveaxis(x, axis + 1, 0)
+            unfolded = unfolded.reshape(factor.blocks[axis], factor.block_size(axis), -1)
+            return jnp.matmul(unfolded, unfolded.mT, precision=HIGHEST)
+
+        other = other_axis(padded.shape[1:], axis)
+        if other is None:
+            return product(padded)
+        return sharding.local(product, (padded,), (other + 1,), None)
+
+    return tuple(second(k) / len(samples) for k in factor.dense_axes)
+
+
+def mean_spectrum(factor: Factor, frame: Frame, samples: jax.Array) -> jax.Array:
+    """Mean squares of Fisher samples, along a leading axis, in the frame's eigenvectors."""
+    rotated = jax.vmap(partial(rotate, factor, frame))(samples.reshape(-1, *factor.axes))
+    return jnp.mean(rotated**2, axis=0)
+
+
 def spectrum_of(factor: Factor, frame: Frame, sample: jax.Array) -> jax.Array | None:
     """Squares of a Fisher sample in the frame's eigenvectors, or None without a spectrum."""
     if not factor.spectrum:
@@ -107,6 +141,21 @@ def decompose(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> F
         if factor.triangles:
             values[axis] = jnp.maximum(eigenvalues, 0)  # rounding leaves small negative ones
     return frame._replace(vectors=tuple(vectors), values=tuple(values))
+
+
+def turn(factor: Factor, frame: Frame, moments: tuple[jax.Array, ...]) -> Frame:
+    """Frame of newer moments, with the old spectrum moved into its eigenvectors.
+
+    The spectrum becomes the diagonal there of the Fisher that the old frame represents.
+    """
+    new = decompose(factor, frame, moments)
+    if not factor.spectrum:
+        return new
+    turns = [
+        jnp.matmul(new.vectors[k].mT, frame.vectors[k], precision=HIGHEST) ** 2
+        for k in factor.dense_axes
+    ]
+    return new._replace(spectrum=apply(factor, turns, frame.spectrum))
 
 
 def rescale(factor: Factor, coordinates: Coordinates, log_scale: jax.Array) -> Coordinates:

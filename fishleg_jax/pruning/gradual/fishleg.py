@@ -17,7 +17,7 @@ from fishleg_jax.pruning.gradual.transform import gradual_prune
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
 
 START = 32  # batches from which FishLeg starts, while training goes on
-WINDOW = 200  # updates over which its λ is averaged, as the weights keep moving
+WINDOW = 200  # updates over which a learned λ is averaged, as the weights keep moving
 
 
 def fishleg_prune(
@@ -171,7 +171,7 @@ def fishleg_prune(
                 f"{name} must be None if an estimator is given, got {value!r}: pass it to the "
                 "estimator instead"
             )
-    # Build the FishLeg estimate, with a λ that follows the moving weights.
+    # Build the FishLeg estimate, which follows the moving weights: in closed form, or by learning.
     if estimator is None:
         if renew is not None and numbers.is_whole(renew, 1) and renew < START:
             raise ValueError(
@@ -182,8 +182,9 @@ def fishleg_prune(
             model,
             damping,
             optimizer=aux_optimizer,
+            learn=aux_optimizer is not None,
             start=START,
-            window=WINDOW,
+            window=START if aux_optimizer is None else WINDOW,
             probe="sign",
             stacked=leaves_of(prunable).stacked,
             examples_per_chunk=examples_per_chunk,

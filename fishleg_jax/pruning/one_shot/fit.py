@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._batch import number_of_examples
 from fishleg_jax._checks import arrays
 from fishleg_jax._devices import mesh
 from fishleg_jax.inverse._placed import compiled
@@ -24,8 +26,11 @@ def fit(
     key: jax.Array,
     masks: Any | None = None,
     on_update: Callable[[int, int, Any], None] | None = None,
+    state: Any | None = None,
 ) -> Any:
     """Fits an inverse Fisher to batches: `estimator.updates` updates, or one pass over the batches.
+
+    Without `updates`, batches with fewer examples than `estimator.examples` are passed again.
 
     Args:
         estimator: Estimate of the inverse Fisher.
@@ -35,14 +40,17 @@ def fit(
         masks: Pytree of booleans like the weights, False for pruned; None keeps all.
         on_update: Function `(updates done, updates in all, state)`, called after every update.  The
             state is donated to the next update; copy anything you want to keep.  None for no calls.
+        state: State of the estimator at other weights or masks to carry on from, in a quarter of
+            the updates of a fit, on the first batches.  None for a fit from scratch.
 
     Returns:
         State of the estimator.
 
     Raises:
-        ValueError: Invalid weights or batches, under the conditions of `prune_one_shot`; an invalid
-            estimator or random key; a `predict` that depends on an example's neighbours, where the
-            estimate needs gradients of single examples.
+        ValueError: A state where the estimator does not carry states on; invalid weights or
+            batches, under the conditions of `prune_one_shot`; an invalid estimator or random key; a
+            `predict` that depends on an example's neighbours, where the estimate needs gradients of
+            single examples.
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
@@ -55,12 +63,14 @@ def fit(
     arrays.check_batches(batches)
     check_key(key)
     check_functions(on_update=on_update)
+    if state is not None and estimator.carry is None:
+        raise ValueError(f"state must be None for {estimator}, which carries no state on")
     if masks is not None:
         _tree.check_same(params, masks, "masks")
     check_all_targets(estimator.model, params, batches, "batches")
     if estimator.model is not None:
         _soundness.check_single_examples(estimator, estimator.model, params, batches)
-    return fitted(estimator, params, batches, key, masks, on_update)
+    return fitted(estimator, params, batches, key, masks, on_update, state)
 
 
 def fitted(
@@ -70,15 +80,32 @@ def fitted(
     key: jax.Array,
     masks: Any | None,
     on_update: Callable[[int, int, Any], None] | None,
+    state: Any | None = None,
 ) -> Any:
     """State that `fit` returns, from arguments that are already checked."""
-    total = len(batches) if estimator.updates is None else estimator.updates
+    total = number_of_updates(estimator, batches)
     # A state may be as large as memory allows, so each is donated to the next.  Compiled, `init`
     # gives every leaf memory of its own.
     init, update = compiled(estimator, params)
-    state = init(params)
+    if state is None:
+        state = init(params)
+    else:
+        total = -(-total // 4)
+        state = estimator.carry(jax.tree.map(jnp.copy, state))
     for i in range(total):
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
         if on_update is not None:
             on_update(i + 1, total, state)
     return state
+
+
+def number_of_updates(estimator: InverseFisher, batches: Sequence[BatchLike]) -> int:
+    """Number of updates of a fit to batches."""
+    if estimator.updates is not None:
+        return estimator.updates
+    sizes = [number_of_examples(batch) for batch in batches]
+    total, seen = len(batches), sum(sizes)
+    while estimator.examples is not None and 0 < seen < estimator.examples:
+        seen += sizes[total % len(sizes)]
+        total += 1
+    return total
