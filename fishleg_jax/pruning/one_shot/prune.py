@@ -139,7 +139,7 @@ def prune_one_shot(
         try:
             # Fit the inverse Fisher at the weights that earlier stages left.
             own, curvature = run.data.of_stage(stage, point.params)
-            fitted = run.fit(stage, point, own)
+            fitted = run.fit(stage, point, own, state)
             # Score, then mask and compensate as far as the goal goes.
             step = run.goal(score(run.plan, point, fitted, curvature), reports)
         except FloatingPointError as error:

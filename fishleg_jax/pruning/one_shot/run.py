@@ -61,8 +61,11 @@ class Run(NamedTuple):
     started: tuple[tuple[str, int], ...]
     key: jax.Array
 
-    def fit(self, stage: int, point: Point, batches: Sequence[BatchLike]) -> Any:
-        """State of the estimator at a point: fitted to batches, or the one given in `Stages`."""
+    def fit(self, stage: int, point: Point, batches: Sequence[BatchLike], before: Any) -> Any:
+        """State of the estimator at a point: fitted to batches, or the one given in `Stages`.
+
+        An estimator that can carries the state of the stage before on.
+        """
         if self.stages.state is not None:
             return self.stages.state
         surgeon = self.plan.surgeon
@@ -72,7 +75,10 @@ class Run(NamedTuple):
         masks = None
         if stage > 0 or not all_free:
             masks = _adjustable.movable(point.masks, surgeon.adjustable, surgeon.groups)
-        state = fitted(surgeon.estimator, point.params, batches, key, masks, self.stages.on_update)
+        earlier = before if stage > 0 and surgeon.estimator.carry is not None else None
+        state = fitted(
+            surgeon.estimator, point.params, batches, key, masks, self.stages.on_update, earlier
+        )
         _soundness.check_ready(surgeon.estimator, state)
         return state
 
