@@ -84,6 +84,7 @@ def test_second_moments_are_those_of_what_the_layers_multiply(key):
     np.testing.assert_allclose(moments[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_layers_have_moments_each_and_time_is_summed(key):
     module = networks.ScannedTransformer(vocabulary=5, width=8)
     spec = tiny(module, (4,), input_dtype=jnp.int32)
@@ -259,6 +260,7 @@ def command(out, *more):
     return ["--quick", "--networks", "tiny", *numbers, "--out", str(out), *more]
 
 
+@pytest.mark.slow
 def test_an_arena_is_fought_shown_and_not_fought_again(arena_of_one, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = command("out", "--methods", "magnitude,fishleg,wanda")
@@ -303,6 +305,7 @@ def test_a_method_that_fails_does_not_end_the_others(arena_of_one, tmp_path, mon
     assert "failed: tiny, one_shot, kfac, seed 0: damping" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_shared_fit_gives_what_a_call_of_its_own_gives(arena_of_one, tmp_path):
     network = networks.load("tiny", train_in=tmp_path)
     both = list(one_shot.prune("kfac", network, [0.5, 0.8], examples=64, seed=0))
@@ -330,5 +333,5 @@ def test_networks_are_small_and_have_layers_to_prune(name, key):
     spec = networks.NETWORKS[name]
     params, _ = jax.eval_shape(spec.init, key)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert 10_000 < weights < 300_000
+    assert 5_000 < weights < 300_000
     assert (networks.stacked(spec) is not None) == (name == "transformer")
