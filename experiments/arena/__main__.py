@@ -211,11 +211,12 @@ def run(args: argparse.Namespace, name: str, runner: Runner) -> None:
                     for made in _made(args, network, mode, method, number, missing):
                         row = _row(args.out, network, identity, fields, *made)
                         runner.keep(row)
-                        print(
-                            f"{title}, {100 * row['sparsity_target']:g} %: loss above dense "
-                            f"{row['above_dense']:.4g}, {row['seconds']:.1f} s",
-                            flush=True,
-                        )
+                        print(f"{title}: {_line(row)}", flush=True)
+
+
+def _line(row: dict) -> str:
+    above = "not finite" if row["above_dense"] is None else f"{row['above_dense']:.4g} above dense"
+    return f"{100 * row['sparsity_target']:g} %, loss {above}, {row['seconds']:.1f} s"
 
 
 def _row(
@@ -236,7 +237,7 @@ def _row(
     path = Path("losses") / f"{stem}.npy"
     files.write(out / path, lambda beside: np.save(beside, losses))
     loss = float(losses.mean())
-    return {
+    row = {
         **identity,
         "sparsity_target": target,
         "sparsity": flj.sparsity(params, network.spec.prunable),
@@ -247,6 +248,7 @@ def _row(
         **further,
         "losses": str(path),
     }
+    return files.without_nan(row)
 
 
 def show(rows: Sequence[dict]) -> str:
@@ -257,8 +259,9 @@ def show(rows: Sequence[dict]) -> str:
     """
 
     def median(values: Sequence[float | None]) -> str:
-        sound = [float("nan") if value is None else value for value in values]
-        return f"{statistics.median(sound):.3g}" if sound else "–"
+        # a loss that is not finite is the worst
+        numbers = [float("inf") if value is None else value for value in values]
+        return f"{statistics.median(numbers):.3g}" if numbers else "–"
 
     def seconds(own: Sequence[dict]) -> str:
         # of a sparsity whose fit others share, or of each
@@ -280,6 +283,16 @@ def show(rows: Sequence[dict]) -> str:
     return "\n\n".join(shown)
 
 
+def _cuts(args: argparse.Namespace) -> str:
+    """What `--quick` leaves out of the whole arena."""
+    cuts = [
+        f"{name.replace('_', ' ')} {getattr(args, name)} instead of {whole}"
+        for name, whole in FULL.items()
+        if getattr(args, name) != whole
+    ]
+    return f"quick: {'; '.join(cuts)}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -290,6 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 1 if a method failed somewhere.
     """
     args = _parse(argv)
+    if args.quick:
+        print(_cuts(args), flush=True)
     runner = Runner(args.out / "results.json")
     for name in args.networks:
         run(args, name, runner)

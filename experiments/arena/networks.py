@@ -191,7 +191,8 @@ NETWORKS = {
         _make("lenet", LeNet(), "mnist", _IMAGE, 3),
         MODELS["cnn"],
         MODELS["resnet20"],
-        # on larger images a gradient of depthwise convolutions takes XLA's CPU a second
+        # digits, as XLA for the CPU is slow at gradients of depthwise convolutions: four epochs of
+        # CIFAR-10 were not over after nine minutes
         _make("separable", Separable(), "digits", (8, 8, 1), 60, train_batch=64),
         _make(
             "autoencoder",
