@@ -95,8 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="fewer seeds, sparsities, examples and steps: all networks and methods in under an "
-        "hour on two cores",
+        help="fewer seeds, sparsities, examples and steps, for all networks and methods",
     )
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
     option("--out", Path, Path("results/arena"))
