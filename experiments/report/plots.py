@@ -252,6 +252,8 @@ def loss_above_dense(path: Path, results: Sequence[dict]) -> Path:
         hidden = []
         for method in methods:
             mine = [row for row in own if row["method"] == method]
+            if not mine:
+                continue
             targets = sorted({row["sparsity_target"] for row in mine})
             middle = [
                 statistics.median(select(mine, "above_dense", sparsity_target=target))
@@ -268,11 +270,12 @@ def loss_above_dense(path: Path, results: Sequence[dict]) -> Path:
                 "markersize": 3,
             }
             percent = [100 * target for target in targets]
-            (drawn[method],) = axes.plot(percent, middle, label=method, **style)
+            (line,) = axes.plot(percent, middle, **style)
+            drawn.setdefault(method, line)
         axes.set_yscale("symlog", linthresh=1e-2)
         axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("sparsity, %")
         _tidy(axes)
-    figure.supxlabel("sparsity, %")
     figure.supylabel("test loss above dense, nats")
     figure.legend(
         drawn.values(),
