@@ -65,7 +65,7 @@ def as_batch(inputs: Any, targets: Any, constants: Any) -> tuple:
     return (inputs, targets, constants) if constants else (inputs, targets)
 
 
-def _spec(
+def make_spec(
     name: str,
     module: nn.Module,
     dataset: str,
@@ -82,6 +82,25 @@ def _spec(
     checkpoint: str | None = None,
     mean: Callable[[Any], Any] | None = None,
 ) -> Spec:
+    """Makes a `Spec` whose model applies the network in evaluation mode.
+
+    Args:
+        name: its name.
+        module: the flax linen network.
+        dataset: the name of the data set, see `experiments.data.datasets.load`.
+        input_shape: the shape of one example.
+        epochs: number of epochs of training.
+        train_batch: examples in a training step.
+        examples: training examples for the curvature.
+        batch: examples in a batch of the curvature.
+        learning_rate: the largest one, of AdamW.
+        likelihood: of the outputs; None for `categorical`.
+        input_dtype: the type of the inputs.
+        prunable: see `Spec`.
+        checkpoint: see `Spec`.
+        mean: see `Spec`.
+    """
+
     def predict(params, inputs, constants=None):
         statistics = {"batch_stats": constants} if constants else {}
         return module.apply({"params": params, **statistics}, inputs)
@@ -112,7 +131,7 @@ _FACES = (2000, 1000, 500, 30, 500, 1000, 2000, 625)
 MODELS = {
     spec.name: spec
     for spec in (
-        _spec(
+        make_spec(
             "cnn",
             networks.Cnn(),
             "digits",
@@ -122,7 +141,7 @@ MODELS = {
             examples=1280,
             batch=128,
         ),
-        _spec(
+        make_spec(
             "mlp",
             networks.Mlp((128, 64, 10)),
             "digits",
@@ -132,7 +151,7 @@ MODELS = {
             examples=1280,
             batch=128,
         ),
-        _spec(
+        make_spec(
             "mlpnet",
             networks.Mlp((40, 20, 10), use_bias=False),
             "mnist",
@@ -143,7 +162,7 @@ MODELS = {
             batch=1000,
             checkpoint="data/checkpoints/mlpnet_mnist.npz",
         ),
-        _spec(
+        make_spec(
             "resnet20",
             networks.ResNet20(),
             "cifar10",
@@ -155,7 +174,7 @@ MODELS = {
             batch=128,
             checkpoint="data/checkpoints/resnet20_cifar10.npz",
         ),
-        _spec(
+        make_spec(
             "autoencoder",
             networks.Mlp(_AUTOENCODER, linear=3),
             "mnist_raw",
@@ -168,7 +187,7 @@ MODELS = {
             batch=100,
             mean=jax.nn.sigmoid,
         ),
-        _spec(
+        make_spec(
             "faces",
             networks.Mlp(_FACES, linear=3),
             "faces",
@@ -181,7 +200,7 @@ MODELS = {
             batch=100,
             mean=lambda outputs: outputs,
         ),
-        _spec(
+        make_spec(
             "transformer",
             networks.Transformer(),
             "tinyshakespeare",

@@ -9,7 +9,7 @@ NORMAL = 1.96  # standard errors to either side, for 95 %
 
 
 class Difference(NamedTuple):
-    """A mean difference in percent, and its 95 % interval."""
+    """A mean difference, in percent or in nats, and its 95 % interval."""
 
     mean: float
     low: float
@@ -39,4 +39,34 @@ def difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
     differences = 100 * (np.asarray(ours, float) - np.asarray(theirs, float))
     mean = differences.mean()
     error = NORMAL * differences.std(ddof=1) / np.sqrt(len(differences))
+    return Difference(float(mean), float(mean - error), float(mean + error))
+
+
+def loss_difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Difference:
+    """By how much the loss of one method is higher than another's, over examples and seeds.
+
+    Args:
+        ours: losses example by example, `(seeds, examples)`.
+        theirs: those of the other method, for the same seeds and examples.
+
+    Returns:
+        The mean of the differences in nats, and 1.96 standard errors to either side: of the
+        examples, whose differences are averaged over seeds, and, where there are several, of the
+        seeds, whose differences are averaged over examples.
+
+    Raises:
+        ValueError: the shapes differ, or there are fewer than two examples.
+    """
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[1] < 2:
+        raise ValueError(
+            "two arrays (seeds, examples) with two or more examples are needed, got shapes "
+            f"{ours.shape} and {theirs.shape}"
+        )
+    differences = ours - theirs
+    seeds, examples = differences.shape
+    variance = differences.mean(axis=0).var(ddof=1) / examples
+    if seeds > 1:
+        variance += differences.mean(axis=1).var(ddof=1) / seeds
+    mean, error = differences.mean(), NORMAL * np.sqrt(variance)
     return Difference(float(mean), float(mean - error), float(mean + error))

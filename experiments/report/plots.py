@@ -228,3 +228,66 @@ def against_weights(path: Path, rows: Sequence[dict]) -> Path:
         _tidy(axes)
     panels[0].legend(frameon=False)
     return _save(figure, path)
+
+
+def loss_above_dense(path: Path, results: Sequence[dict]) -> Path:
+    """Draws the loss above that of the dense network against sparsity, a panel for each network.
+
+    Lines are medians over seeds.  The axis is logarithmic but near zero, where losses below that
+    of the dense network have their place.
+
+    Args:
+        path: the png file.
+        results: the objects of the `results.json` of `experiments.arena`, of one mode.
+
+    Returns:
+        `path`.
+    """
+    names = list(dict.fromkeys(row["model"] for row in results))
+    methods = list(dict.fromkeys(row["method"] for row in results))
+    figure, panels = _panels(len(names), below=0.6)
+    drawn = {}
+    for axes, name in zip(panels, names, strict=True):
+        own = [row for row in results if row["model"] == name and row["above_dense"] is not None]
+        hidden = []
+        for method in methods:
+            mine = [row for row in own if row["method"] == method]
+            if not mine:
+                continue
+            targets = sorted({row["sparsity_target"] for row in mine})
+            middle = [
+                statistics.median(select(mine, "above_dense", sparsity_target=target))
+                for target in targets
+            ]
+            # woodfisher and mfac are one estimate: a line that would hide another is dashed
+            hiding = any(_same(middle, other) for other in hidden)
+            hidden.append(middle)
+            style = {
+                "color": f"C{methods.index(method)}",
+                "linestyle": (0, (3, 3)) if hiding else "-",
+                "linewidth": 2 if method == "fishleg" else 1,
+                "marker": "o",
+                "markersize": 3,
+            }
+            percent = [100 * target for target in targets]
+            (line,) = axes.plot(percent, middle, **style)
+            drawn.setdefault(method, line)
+        axes.set_yscale("symlog", linthresh=1e-2)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("sparsity, %")
+        _tidy(axes)
+    figure.supylabel("test loss above dense, nats")
+    figure.legend(
+        drawn.values(),
+        drawn.keys(),
+        loc="outside lower center",
+        ncols=min(4, len(drawn)),
+        frameon=False,
+    )
+    return _save(figure, path)
+
+
+def _same(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(
+        abs(a - b) <= 0.01 * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True)
+    )
