@@ -36,6 +36,7 @@ class Curvature(NamedTuple):
             data.
         each: Function `(params) -> array` of the losses of all held-out examples, in nats; None
             without such data.
+        part: The same on a part of the data, for choices that may be rough; None for all of them.
         missing: Names of the functions that cannot be called: `loss` and `gradient` for unlabelled
             data, `product` for a likelihood without the `fisher` or `sample` it needs.
     """
@@ -45,6 +46,7 @@ class Curvature(NamedTuple):
     product: Callable[[Params, Params], Any]
     check: Callable[[Params], jax.Array] | None = None
     each: Callable[[Params], jax.Array] | None = None
+    part: "Curvature | None" = None
     missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -43,9 +43,9 @@ def candidates(plan: Plan, state: Any) -> list[Candidate]:
 def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
     """Chooses scores for a sparsity, if that was left to the measured loss.
 
-    Every candidate is masked and compensated, cheaply where the compensation offers that, and its
-    losses on held-out examples are compared in pairs.  A candidate replaces the best one so far if
-    it is better by one standard error of the difference.
+    Every candidate is masked and compensated, cheaply where the compensation offers that and on a
+    quarter of the stage's batches.  Losses on held-out examples are compared in pairs: a candidate
+    replaces the best one so far if it is better by one standard error of the difference.
 
     Args:
         plan: Choices that all stages share.
@@ -56,7 +56,8 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
         The point with the scores of the winner; its `choice` names it, with the mean held-out
         losses of all candidates.  The same point if there is nothing to choose or to measure.
     """
-    each = scored.curvature.each
+    curvature = scored.curvature
+    each = curvature.each
     if plan.surgeon.saliency != "auto" or each is None or plan.surgeon.estimator.updates == 0:
         return scored
     cheap = cheaper(plan)
@@ -67,7 +68,7 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
             state = scored.fitted
             if candidate.factor != 1:
                 state = with_damping(state, state.damping * candidate.factor)
-            trial = rescored(cheap, scored, candidate.saliency, state)
+            trial = rescored(cheap, in_part(scored), candidate.saliency, state)
             losses = _losses(each, advance(cheap, trial, sparsity)[0].params)
         except FloatingPointError:  # not a candidate at these weights
             losses = np.array([np.inf])
@@ -78,7 +79,13 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
             best, best_losses, winner = trial, losses, candidate
     if best is None:
         return scored
-    return best._replace(choice={"saliency": str(winner), "tried": tried})
+    choice = {"saliency": str(winner), "tried": tried}
+    return best._replace(curvature=curvature, choice=choice)
+
+
+def in_part(scored: Scored) -> Scored:
+    """The point with the curvature on a part of the stage's data, if there is one."""
+    return scored._replace(curvature=scored.curvature.part or scored.curvature)
 
 
 def cheaper(plan: Plan) -> Plan:

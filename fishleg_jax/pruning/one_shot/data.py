@@ -14,6 +14,8 @@ from fishleg_jax._jit import jitted
 from fishleg_jax.model import Model, losses
 from fishleg_jax.pruning.one_shot.stages import Stages
 
+PART = 4  # of so many batches one serves to choose between scores
+
 
 class Data:
     """Batches, constants and curvature of a one-shot pruning."""
@@ -50,10 +52,12 @@ class Data:
         curvature = self.curvature_on(own)
         if self.held_out is not None:
             measured_on = with_constants(self.held_out, constants)
-            curvature = curvature._replace(
-                check=self.curvature_on(measured_on).loss,
-                each=partial(_losses_of, self.model, self.examples_per_chunk, measured_on),
-            )
+            checks = {
+                "check": self.curvature_on(measured_on).loss,
+                "each": partial(_losses_of, self.model, self.examples_per_chunk, measured_on),
+            }
+            part = self.curvature_on(own[::PART])._replace(**checks)
+            curvature = curvature._replace(part=part, **checks)
         return own, curvature
 
     def constants_after(self, stages: int, params: Any) -> Any | None:

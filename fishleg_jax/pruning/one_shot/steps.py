@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fishleg_jax import _tree
-from fishleg_jax.pruning.one_shot.choice import cheaper, decide
+from fishleg_jax.pruning.one_shot.choice import cheaper, decide, in_part
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, rescored
 
 TRUST = 0.5  # error of the predicted rise of the loss that is allowed, relative to the prediction
@@ -48,9 +48,9 @@ def by_steps(plan: Plan, final: float, most: int, initial: float = 0.0) -> Goal:
             length = max(way / 2, least)
 
         # Cut the length while the quadratic model fails.
-        trial, cheap = scored, cheaper(plan)
+        trial, cheap = in_part(scored), cheaper(plan)
         if reports and "saliency" in reports[-1]:
-            trial = _as_before(cheap, scored, reports[-1]["saliency"])
+            trial = _as_before(cheap, trial, reports[-1]["saliency"])
         for _ in range(TRIALS):
             if length <= least * (1 + 1e-9):
                 break
