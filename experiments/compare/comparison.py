@@ -140,6 +140,7 @@ def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
         "fresh": True if args.fresh and staged else None,
         "held_out": args.held_out if informed else None,
         "augment": True if args.augment and informed else None,
+        "saliency": args.saliency if args.saliency != "obs" and informed else None,
         "recalibrate": True if args.recalibrate and staged else None,
         "selection": args.selection if selecting else None,
         "border": args.border if selecting else None,

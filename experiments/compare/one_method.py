@@ -98,6 +98,7 @@ def prune(
         "held_out": _held_out(method, job, dense, settings, seed),
         "selection": choices.selection(settings, seed),
         "scope": settings["scope"],
+        "saliency": settings.get("saliency", "obs"),
         "prunable": flj.Leaves(spec.prunable, costs=job.costs),
         "key": key,
     }

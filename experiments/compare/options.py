@@ -115,13 +115,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--solve-damping",
         type=arguments.positive,
         metavar="X",
-        help="of the solves of --compensation group; default: that of the estimate",
+        help="of the solves of --compensation group; default: chosen by the loss",
     )
     add("--iterations", type=arguments.at_least(1), help="of a solve; default: 25")
     add(
-        "--fixed-damping",
-        action="store_true",
-        help="group starts every stage with the same damping, instead of adapting the method's own",
+        "--saliency",
+        choices=("obs", "obd", "mixture", "magnitude", "auto"),
+        default="obs",
+        help="scores of the weights; auto chooses by the loss of --held-out images",
     )
     add(
         "--augment",
@@ -184,7 +185,7 @@ def check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
     args.scale = 1.0 if args.scale is None else args.scale
     part = comparison.make_comparison(args, spec, split).part
     if args.compensation != "group":
-        for name in ("fixed_damping", "solve_damping", "iterations"):
+        for name in ("solve_damping", "iterations"):
             if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} is for --compensation group")
     if args.compensation == "group" and args.scale != 1:

@@ -297,7 +297,6 @@ def test_training_on_holds_the_masks_and_resumes(out, monkeypatch, capsys):
     [
         (["--finetune-rate", "0.1"], "--finetune-rate is that of --finetune EPOCHS"),
         (["--finetune", "0"], "'0' is not a whole number of at least 1"),
-        (["--fixed-damping"], "--fixed-damping is for --compensation group"),
         (["--iterations", "3"], "--iterations is for --compensation group"),
         (["--target", "size:3"], "'size:3' is not one of weights, bytes, flops, loss, accuracy"),
         (["--target", "weights:0.5"], "'weights:0.5' is no whole number of weights"),
