@@ -194,7 +194,10 @@ def test_estimates_leave_padding_out(x64, name, key):
     for model, batch in zip((PADDED, SILENCED), batches, strict=True):
         estimator = ESTIMATORS[name](model)
         updates = estimator.updates or 1
-        states.append(dense.run(estimator, params, batch, updates, key))
+        state = dense.run(estimator, params, batch, updates, key)
+        if "closed form" in name:  # which measures neither
+            state = state._replace(auxiliary_loss=0.0, relative_residual=0.0)
+        states.append(state)
     numbers = [dense.ravel(jax.tree.map(jnp.asarray, state)) for state in states]
     np.testing.assert_allclose(*numbers, atol=1e-9)
     assert np.isfinite(numbers[0]).all()

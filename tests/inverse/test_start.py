@@ -43,11 +43,11 @@ def test_one_pass_gives_the_fisher_of_all_batches(x64, factor):
     model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
     root = jax.random.normal(jax.random.key(0), (6, 6), jnp.float64)
     inputs = jnp.tile(6**0.5 * root, (90, 1))  # whose second moment is that of the rows
-    inputs = jax.random.permutation(jax.random.key(2), inputs).reshape(6, 90, 6)
+    inputs = jax.random.permutation(jax.random.key(2), inputs).reshape(9, 60, 6)
     estimator = flj.inverse.fishleg(model, 0.1, factors=factor)
     params = jnp.ones((6, 2))
     state = flj.fit(estimator, params, [(x, None) for x in inputs], key=jax.random.key(1))
-    assert int(state.count) == 6 and float(state.seen) == 540
+    assert int(state.count) == 9 and float(state.seen) == 540
     fisher = np.kron(np.asarray(root.T @ root), np.eye(2))
     expected = np.linalg.inv(fisher + 0.1 * np.eye(12))
     if factor is factors.diagonal:  # random signs have no noise of their own

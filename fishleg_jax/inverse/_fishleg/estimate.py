@@ -99,8 +99,8 @@ def fishleg(
             closed form.  None for 1, and with `learn` for 64.
         samples: Number of Fisher samples in each batch, one for each of equal parts, which take a
             pass each (fewer if it does not divide the batch).  None, the default, for gradients of
-            single examples, or of the smallest groups for which they fit into memory; and for 4
-            parts with `learn`, or with arrays sharded over devices.
+            single examples, or of the smallest groups that leave at most 64 samples, and for which
+            they fit into memory; and for 4 parts with `learn`, or with arrays sharded over devices.
         examples_per_sample: Minimum number of examples behind a Fisher sample.  None for 1, and for
             32 with `learn`, because small parts slow down the products of dense networks.
         updates: Number of updates of a one-shot fit, which cycles through its batches.  None for

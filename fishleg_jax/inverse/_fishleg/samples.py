@@ -12,18 +12,20 @@ from fishleg_jax._devices import axis, mesh, sharding
 from fishleg_jax.model import Model, loss, predict, split_batch
 
 ROW_NUMBERS = 2**26  # numbers in the gradients of single examples or groups held at a time
+SAMPLES = 64  # of a batch at most: more examples are added up, which keeps what they say
 PARTS = 4  # samples of a batch on a mesh, or in whose small groups a gradient does not fit
 
 
 def group_size(params: Any, examples: int, least: int, examples_per_chunk: int | None) -> int:
     """Number of examples in each of the groups whose gradients are held together.
 
-    The smallest from `least` on that divides the batch, so that all of these gradients fit into
-    `ROW_NUMBERS`, or are no more than `PARTS`.  Single examples give the most samples; their sums
-    over groups have the same covariance, with less information unless gradients are heavy-tailed.
+    The smallest from `least` on that divides the batch, so that there are at most `SAMPLES`, which
+    bounds the products with frames, and all of these gradients fit into `ROW_NUMBERS`, or are no
+    more than `PARTS`.  Single examples give the most samples; their sums over groups have the same
+    covariance, with hardly less information where gradients are heavy-tailed.
     """
     weights = max(sum(x.size for x in jax.tree.leaves(params)), 1)
-    most = max(ROW_NUMBERS // weights, PARTS)
+    most = min(max(ROW_NUMBERS // weights, PARTS), SAMPLES)
     chunk = examples if examples_per_chunk is None else examples_per_chunk
     sizes = [n for n in range(1, examples + 1) if examples % n == 0]
     return next(

@@ -15,7 +15,6 @@ from fishleg_jax.inverse._kronecker import frames as _frames
 from fishleg_jax.inverse._kronecker.units import Unit
 
 RELATIVE_DAMPING = 0.1  # default damping, relative to the typical entry of the Fisher's diagonal
-FRAMING = 32  # samples of a batch that determine eigenvectors where the spectrum is free
 REFRESHES = 4  # of the frames in each window of batches, once that is full
 
 
@@ -37,8 +36,7 @@ def assimilate_samples(
     of the same samples in the frames, which are the eigenvalues of factors that learn them.  Frames
     are made of the moments at the first batch, whenever the number of batches has doubled, and four
     times in a window once that is full; the eigenvalues move along.  Moments along an axis are sums
-    over all other axes, so that up to `FRAMING` samples of a batch determine the frames of factors
-    that learn their eigenvalues, and squares of the same samples are hardly biased.  The
+    over all other axes, so that squares of the samples behind the frames are hardly biased.  The
     eigenvalues of other factors are part of their frames, which are made anew with every batch.
 
     Averages weight a batch by its examples, and by at least 1/window of a mean batch.  A batch with
@@ -71,24 +69,13 @@ def assimilate_samples(
         rows = jax.vmap(unit.pack)(samples)
         return rows if unit.stack is None else rows.swapaxes(0, 1)  # layers first
 
-    def averaged(unit, old, function, *arguments, rows):
-        new = unit.each(partial(function, unit.factor), *arguments, rows)
+    def averaged(unit, old, function, *arguments):
+        new = unit.each(partial(function, unit.factor), *arguments, rows_of(unit))
         return move(old, axis.mean(new, axis_name), weight)
-
-    def framing(unit):
-        rows = rows_of(unit)
-        if not unit.factor.spectrum:
-            return rows
-        layers = unit.stack is not None
-        step = -(-rows.shape[layers] // FRAMING)
-        return rows[:, ::step] if layers else rows[::step]
 
     def assimilate(carry):
         moments, frames = carry
-        moments = {
-            u.name: averaged(u, moments[u.name], _frames.mean_moments, rows=framing(u))
-            for u in units
-        }
+        moments = {u.name: averaged(u, moments[u.name], _frames.mean_moments) for u in units}
 
         def turned(chosen):
             return {
@@ -106,7 +93,7 @@ def assimilate_samples(
         frames = frames | run_if(due & usable, lambda _: turned(turning), old) | turned(others)
         for u in spectral:
             frame = frames[u.name]
-            spectrum = averaged(u, frame.spectrum, _frames.mean_spectrum, frame, rows=rows_of(u))
+            spectrum = averaged(u, frame.spectrum, _frames.mean_spectrum, frame)
             frames[u.name] = frame._replace(spectrum=spectrum)
         return moments, frames
 
