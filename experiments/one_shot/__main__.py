@@ -40,8 +40,9 @@ def prune(
 ) -> list[dict]:
     """Prunes a network with one method to every sparsity.
 
-    One fit serves all sparsities; `seconds` is the time of that fit (with its compilation) plus
-    that of pruning to the sparsity at hand, without the evaluation.
+    With a compensation that is named, one fit serves all sparsities in a single stage; `seconds` is
+    then the time of that fit (with its compilation) plus that of pruning to the sparsity at hand,
+    without the evaluation.
 
     Args:
         method: see `make_estimator`.
@@ -60,7 +61,10 @@ def prune(
     )
     magnitude = method == "magnitude"
     compensation = "none" if magnitude else args.compensation
-    compensate = getattr(flj.compensation, compensation)()
+    chosen = compensation == "default"  # scores, compensation and stages are the library's choice
+    options = {"stages": flj.Stages(examples_per_chunk=args.examples_per_chunk)}
+    if not chosen:
+        options["compensation"] = getattr(flj.compensation, compensation)()
     if magnitude:
         batches = batches[:1]  # the engine asks for data, the identity does not look at them
     key = jax.random.key(seed)
@@ -73,12 +77,15 @@ def prune(
     )
     begin = time.perf_counter()
     predicted = flj.peak_memory(estimator, dense.params, batches[0]).peak
-    with memory.watch() as peak:
-        state = fit(estimator, dense.params, batches, key=key, name=method)
-        measured = peak()
-    fit_seconds = time.perf_counter() - begin
-    if not magnitude:
-        print(memory.told(method, predicted, measured))
+    state, fit_seconds = None, 0.0
+    if not chosen:
+        with memory.watch() as peak:
+            state = fit(estimator, dense.params, batches, key=key, name=method)
+            measured = peak()
+        fit_seconds = time.perf_counter() - begin
+        options["stages"] = options["stages"]._replace(state=state)
+        if not magnitude:
+            print(memory.told(method, predicted, measured))
     settings = {
         "scope": args.scope,
         "compensation": compensation,
@@ -86,7 +93,6 @@ def prune(
         "batch_size": 0 if magnitude else len(batches[0][0]),
         "prunable": results.prunable(spec),
         **({} if magnitude else arguments.memory_settings(args)),
-        **results.measured(state),
     }
     rows = []
     for target in tqdm(args.sparsity, desc=f"pruning, {method}", disable=None):
@@ -98,10 +104,9 @@ def prune(
             batches,
             sparsity=target,
             scope=args.scope,
-            compensation=compensate,
             prunable=spec.prunable,
             key=key,
-            stages=flj.Stages(state=state, examples_per_chunk=args.examples_per_chunk),
+            **options,
         )
         jax.block_until_ready(result.params)
         seconds = fit_seconds + time.perf_counter() - begin
@@ -111,7 +116,12 @@ def prune(
                 spec,
                 dense,
                 split,
-                settings=settings,
+                settings={
+                    **settings,
+                    **results.measured(result.state),
+                    "stages": len(result.stages),
+                    "saliency": [stage.get("saliency", "obs") for stage in result.stages],
+                },
                 method=method,
                 sparsity_target=target,
                 seconds=seconds,
@@ -154,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "Prune a trained network in one shot and compare methods.",
         methods=NAMES,
         default=("fishleg", "magnitude"),
+        compensations=("default", "independent", "group", "none"),
     )
     add = parser.add_argument
     add("--damping", type=arguments.positive, help="default: the library's")

@@ -196,7 +196,7 @@ def pruning_parser(
         add("--sparsity", type=sparsity, default=0.9, help="default: 0.9")
         add("--seed", type=seed, default=0, help="default: 0")
     add("--scope", choices=["global", "layer"], default="global", help="of the threshold")
-    add("--compensation", choices=compensations, default="independent")
+    add("--compensation", choices=compensations, default=compensations[0])
     if limited:
         add("--examples", type=at_least(1), help="training images that the curvature may see")
     else:
