@@ -36,7 +36,7 @@ def fishleg_prune(
     estimator: InverseFisher | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
-    saliency: Saliency = "obs",
+    saliency: Saliency = "auto",
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,

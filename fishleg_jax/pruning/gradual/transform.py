@@ -47,7 +47,7 @@ def gradual_prune(
     compensation: _compensation.Compensation | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
-    saliency: Saliency = "obs",
+    saliency: Saliency = "auto",
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
