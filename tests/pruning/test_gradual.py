@@ -96,7 +96,11 @@ def one_update(compensation, sparsity=0.6, estimator=dense.STATED, params=None, 
     """Weights after a step of the optimiser with a mask update in it, and the masks."""
     params = initial(jnp.float64) if params is None else params
     tx = flj.gradual_prune(
-        estimator, sparsity, model=model, compensation=compensation, prunable="w"
+        *(estimator, sparsity),
+        model=model,
+        compensation=compensation,
+        prunable="w",
+        saliency="obs",
     )
     state = tx.init(params)
     state = state._replace(estimate=spd(15))

@@ -15,6 +15,7 @@ from fishleg_jax.pruning.gradual import checks as _gradual_checks
 from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.transform import gradual_prune
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
+from fishleg_jax.pruning.scores import Saliency
 
 START = 32  # batches from which FishLeg starts, while training goes on
 WINDOW = 200  # updates over which a learned λ is averaged, as the weights keep moving
@@ -35,6 +36,7 @@ def fishleg_prune(
     estimator: InverseFisher | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
+    saliency: Saliency = "auto",
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
@@ -119,6 +121,15 @@ def fishleg_prune(
             loss, `½ g² [F⁻¹]_ii`, if larger than the scores of as many others that are pruned
             instead.  They start from 0.0.  A number applies while the sparsity rises; a function of
             the step whenever it is not 0 at a step divisible by `mask_every`.
+        saliency: Scores of the weights: `magnitude`, half the square of a weight; `obd`, that times
+            the Fisher's diagonal; `obs`, divided by the diagonal of the inverse; `mixture`, the
+            geometric mean of both; or a function `(params, masks, estimator, state, gradient) ->
+            scores`, jit-compatible, with the state prepared for products and a gradient of None.
+            `auto` chooses at every mask update: magnitude, the others, and `obs` at 10 and 100
+            times the damping are masked, each with and without the compensation, and the lowest
+            loss on the step's batch wins.  Magnitude without compensation comes first, and each
+            candidate has to be better than the best before it by two standard errors of the
+            difference.  The state's `chosen` counts who won.  Without labels it stands for `obs`.
         examples_per_chunk: Number of examples processed at a time, which bounds memory; None for a
             whole batch.  Not together with `axis_name`.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
@@ -202,6 +213,7 @@ def fishleg_prune(
         compensation=compensation,
         renew=renew,
         regrow=regrow,
+        saliency=saliency,
         examples_per_chunk=examples_per_chunk,
         axis_name=axis_name,
         seed=seed,

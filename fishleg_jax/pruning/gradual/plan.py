@@ -14,6 +14,7 @@ from fishleg_jax.pruning.compensation._independent import Compensation
 from fishleg_jax.pruning.gradual.counting import ScheduleRequest, Sparsity, request_at
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.scores import Saliency
 
 
 class GradualPlan(NamedTuple):
@@ -27,6 +28,7 @@ class GradualPlan(NamedTuple):
     mask_every: int | jax.Array
     renew: int | jax.Array | None
     regrow: float | jax.Array | Callable | None
+    saliency: Saliency = "obs"
 
 
 class StepInputs(NamedTuple):
@@ -41,6 +43,9 @@ class StepInputs(NamedTuple):
         assimilate: Whether the batch goes into the estimate; None lets the step count decide.
         emit: False if the step will be discarded.
         hold: Whether the step only holds pruned weights at zero.
+        each: Function `(params) -> losses` of this device's examples; None without labels, or if
+            nothing is chosen by the loss.
+        axis_name: Named axis of devices, each with its own examples; None for one device.
     """
 
     step: jax.Array
@@ -51,6 +56,8 @@ class StepInputs(NamedTuple):
     assimilate: bool | jax.Array | None
     emit: bool | jax.Array
     hold: bool
+    each: Callable[[Any], jax.Array] | None = None
+    axis_name: str | None = None
 
 
 def groups_in(plan: GradualPlan, state: GradualState, params: Any) -> Groups:

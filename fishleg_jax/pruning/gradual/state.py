@@ -30,6 +30,8 @@ class GradualState(NamedTuple):
         overdue: Number of times a due mask update was not made, because the estimate was not ready,
             the step was one with `hold` or the update was refused; 0 again once the masks have the
             requested sparsity.
+        chosen: Number of mask updates that each candidate won, by its name; None unless
+            `saliency` is `auto`.
     """
 
     count: jax.Array  # shape=(), int32
@@ -45,6 +47,7 @@ class GradualState(NamedTuple):
     violations: jax.Array  # shape=(), int32
     failures: jax.Array  # shape=(), int32
     overdue: jax.Array  # shape=(), int32
+    chosen: dict[str, jax.Array] | None = None  # shape=(), int32
 
     def __repr__(self) -> str:
         """Returns one line, without the entries of arrays."""

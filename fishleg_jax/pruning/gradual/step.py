@@ -9,23 +9,26 @@ import optax
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._tree import apply_mask
-from fishleg_jax.inverse._placed import prepared
-from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import some_curvature
 from fishleg_jax.pruning.gradual.assimilation import add, assimilated, is_ready
+from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import ScheduleRequest
+from fishleg_jax.pruning.gradual.extension import (
+    FALLBACK,
+    MaskSite,
+    by_loss,
+    chosen_by_loss,
+    masked_by,
+)
 from fishleg_jax.pruning.gradual.plan import (
     GradualPlan,
     StepInputs,
-    adjustable_in,
     groups_in,
     request_of,
 )
-from fishleg_jax.pruning.gradual.regrowth import more_to_come, revived, share_at
+from fishleg_jax.pruning.gradual.regrowth import more_to_come, share_at
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.masks.groups import Groups
-from fishleg_jax.pruning.masks.lowest import keep_highest
-from fishleg_jax.pruning.update import Surgeon
 
 
 def make_step(
@@ -84,13 +87,14 @@ def _worked(
     due &= is_ready(plan, state)
     groups = groups_in(plan, state, inputs.params)
     due &= violations >= 0  # always true, but orders the counting before writes in place
-    updates, masks, refused = run_if(
+    updates, masks, refused, won = run_if(
         due,
         lambda carry: _extended(plan, inputs, state, groups, counts, share, *carry[:2]),
-        (updates, state.masks, jnp.array(False)),
+        (updates, state.masks, jnp.array(False), state.chosen),
     )
     return updates, state._replace(
         masks=masks,
+        chosen=won,
         pruned=jnp.where(due & ~refused, counts, state.pruned),
         failures=add(state.failures, refused | nonsense),
     )
@@ -105,63 +109,40 @@ def _extended(
     share: jax.Array | None,
     came: Any,
     old: Any,
-) -> tuple[Any, Any, jax.Array]:
-    """Updates with the compensation in them, extended masks, and whether these were refused.
+) -> tuple[Any, Any, jax.Array, dict[str, jax.Array] | None]:
+    """Updates with the compensation in them, extended masks, whether refused, and the winners.
 
-    If they are refused the step is as if no mask update had been due.
+    If the masks are refused the step is as if no mask update had been due.
     """
-    estimator = plan.estimator
-    surgeon = Surgeon(estimator, plan.compensation, groups, adjustable_in(state, inputs.params))
     # Move the weights where the optimiser would take them.
-    updates = _tree.widen(came)
-    target = jax.tree.map(jnp.add, _tree.widen(inputs.params), updates)
+    target = jax.tree.map(jnp.add, _tree.widen(inputs.params), _tree.widen(came))
     target = apply_mask(target, old)
-    # Score the kept weights.
-    estimate = prepared(estimator, state.estimate, inputs.params)
-    scores = update.score(surgeon, estimate, target, old)
     curved = jnp.array(True)
-    if estimator.fisher_diagonal is not None:  # without any, scores would be magnitudes
-        curved, _ = some_curvature(estimator, groups.chosen, state.estimate, inputs.params, old)
-    scores, tree = jax.tree.flatten(scores)
-    candidates = jax.tree.leaves(old)
-    # Let weights that may come back compete with those that stay.
-    if plan.regrow is not None:
-        backs, gains = revived(
-            *(
-                estimator,
-                estimate,
-                inputs.params,
-                inputs.curvature,
-                old,
-                groups,
-                state.pruned,
-                share,
-            )
+    if plan.estimator.fisher_diagonal is not None:  # without any, scores would be magnitudes
+        curved, _ = some_curvature(
+            plan.estimator, groups.chosen, state.estimate, inputs.params, old
         )
-        scores = [
-            jnp.where(m, s, gain) for m, s, gain in zip(candidates, scores, gains, strict=True)
-        ]
-        candidates = [m | back for m, back in zip(candidates, backs, strict=True)]
-    chosen = [i for group in groups.members for i in group]
-    sound = curved & jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
-
-    # Mask and compensate; both are refused if numbers are not finite.
-    def choose(scores, _):
-        return tree.unflatten(keep_highest(groups, jax.tree.leaves(scores), candidates, counts))
-
-    new_masks, delta, info = update.update(
-        surgeon, estimate, target, old, tree.unflatten(scores), choose, inputs.curvature
-    )
-    sound &= _tree.all_finite(apply_mask(delta, new_masks))
-    if "losses" in info:  # refused if the check found no acceptable step
-        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
+    # Score, mask and compensate, by the scores asked for or by those with the lowest loss.
+    site = MaskSite(plan, inputs, state, groups, counts, share, target, old)
+    won = state.chosen
+    if by_loss(plan, inputs):
+        choice = chosen_by_loss(site)
+        new_masks, delta, sound = choice.masks, choice.delta, curved & choice.sound
+        won = {
+            str(candidate): add(state.chosen[str(candidate)], sound & (choice.index == i))
+            for i, candidate in enumerate(candidates(plan.estimator, state.estimate))
+        }
+    else:
+        name = FALLBACK if plan.saliency == "auto" else plan.saliency
+        new_masks, delta, sound = masked_by(site, name)
+        sound &= curved
     masks = _tree.keep_where(sound, new_masks, old)
 
     def moved(u, d, p, mask):
         changed = jnp.where(sound, u.astype(d.dtype) + d, u)
         return jnp.where(mask, changed.astype(u.dtype), -p)  # weights come back at 0.0
 
-    return jax.tree.map(moved, came, delta, inputs.params, old), masks, ~sound
+    return jax.tree.map(moved, came, delta, inputs.params, old), masks, ~sound, won
 
 
 def _wide_enough(inputs: StepInputs) -> Any:

@@ -14,10 +14,11 @@ from fishleg_jax._checks import arrays, numbers
 from fishleg_jax._devices import axis, placement
 from fishleg_jax._same_model import check_same_model
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Model, check_model, check_targets
+from fishleg_jax.model import Model, check_model, check_targets, losses
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning.compensation import _adjustable
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
+from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs
 from fishleg_jax.pruning.gradual.state import GradualState
@@ -30,6 +31,7 @@ from fishleg_jax.pruning.masks.groups import (
     warn_of_zeros,
     zeros_in,
 )
+from fishleg_jax.pruning.scores import Saliency, check_saliency
 
 
 def gradual_prune(
@@ -45,6 +47,7 @@ def gradual_prune(
     compensation: _compensation.Compensation | None = None,
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
+    saliency: Saliency = "auto",
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
@@ -78,6 +81,9 @@ def gradual_prune(
             of the schedule, ignoring all other batches; masks are extended only after all of them.
         regrow: Share in [0, 1] of the pruned weights that may come back at a mask update, a number
             or a function of the step; None for none of them.
+        saliency: Scores of the weights: `magnitude`, `obd`, `obs`, `mixture`, a function
+            `(params, masks, estimator, state, gradient) -> scores`, or `auto`, which chooses at
+            every mask update by the loss on its batch, as `fishleg_prune` describes.
         examples_per_chunk: Number of examples processed at a time for a compensation or `regrow`,
             which bounds memory; None for a whole batch.  The estimator has its own argument of the
             same name.
@@ -118,8 +124,9 @@ def gradual_prune(
     leaves = leaves_of(prunable)
     _gradual_checks.check_others(leaves, axis_name, seed)
     _adjustable.check_compensation(compensation, leaves.adjustable)
+    check_saliency(saliency, estimator)
     plan = GradualPlan(
-        estimator, sparsity, compensation, scope, aux_every, mask_every, renew, regrow
+        *(estimator, sparsity, compensation, scope, aux_every, mask_every, renew, regrow, saliency)
     )
 
     def init(params):
@@ -152,11 +159,19 @@ def gradual_prune(
             failures=jnp.zeros((), jnp.int32),
             overdue=jnp.zeros((), jnp.int32),
         )
+        if saliency == "auto":
+            names = map(str, candidates(estimator, state.estimate))
+            state = state._replace(chosen={name: jnp.zeros((), jnp.int32) for name in names})
         return placement.placement_for(state, params).of(state)
 
     # Compiled here as well; outside of `jit` a step's conditionals would be recompiled every time.
     @functools.partial(jax.jit, static_argnames=("known", "hold"))
     def step(updates, state, params, batch, grad, assimilate, emit, known, hold):
+        # Losses example by example, if they decide on scores.
+        each = None
+        judge = model or estimator.model
+        if saliency == "auto" and judge is not None and batch is not None and batch[1] is not None:
+            each = functools.partial(_losses, judge, batch, examples_per_chunk, axis_name)
         # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
         if model is not None and batch is not None:
@@ -177,6 +192,8 @@ def gradual_prune(
             assimilate if known is None else known,
             True if emit is None else emit,
             hold,
+            each,
+            axis_name,
         )
         return make_step(plan, inputs, state)
 
@@ -210,6 +227,14 @@ def gradual_prune(
         return step(updates, state, params, batch, grad, flag, emit, known, False)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _losses(
+    model: Model, batch: Any, examples_per_chunk: int | None, axis_name: str | None, params: Any
+) -> jax.Array:
+    """Losses of the examples of this device, in nats."""
+    params = axis.varying(params, axis_name)
+    return losses(model, params, batch, examples_per_chunk=examples_per_chunk)
 
 
 def _sizes(groups: Groups) -> dict[str, jax.Array]:

@@ -19,6 +19,7 @@ from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.fishleg import fishleg_prune
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.leaves import Leaves
+from fishleg_jax.pruning.scores import Saliency
 
 
 class PruneState(NamedTuple):
@@ -51,6 +52,7 @@ class Options(TypedDict, total=False):
     estimator: InverseFisher | None
     renew: int | None
     regrow: float | Callable[[jax.Array], Any] | None
+    saliency: Saliency
     examples_per_chunk: int | None
     axis_name: str | None
     seed: int

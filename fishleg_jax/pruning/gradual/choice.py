@@ -1,0 +1,143 @@
+"""Choice between scores, dampings and a compensation at a mask update, by the step's loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree
+from fishleg_jax._devices import axis
+from fishleg_jax.inverse.base import InverseFisher, movable_damping
+
+DAMPINGS = (10.0, 100.0)  # multiples of the estimate's own damping that are tried
+MARGIN = 2.0  # standard errors of the paired difference by which a candidate has to be better
+
+
+class Candidate(NamedTuple):
+    """Scores to try, and whether to compensate for the pruned weights.
+
+    Attributes:
+        saliency: Name of the scores.
+        factor: Damping relative to the estimate's own.
+        compensated: Whether the compensation changes the kept weights.
+    """
+
+    saliency: str
+    factor: float = 1.0
+    compensated: bool = False
+
+    def __str__(self) -> str:
+        """Name, with the damping if it is not the estimate's own."""
+        damping = "" if self.factor == 1 else f" damping×{self.factor:g}"
+        return self.saliency + damping + (" compensated" if self.compensated else "")
+
+
+class Attempt(NamedTuple):
+    """New masks, the changes of the weights with and without compensation, and their soundness.
+
+    Attributes:
+        masks: Extended masks.
+        deltas: Changes of the weights without and with a compensation, stacked.
+        sound: Whether the numbers of each are finite, of shape (2,).
+    """
+
+    masks: Any
+    deltas: Any
+    sound: jax.Array
+
+
+class Choice(NamedTuple):
+    """The winner of a mask update.
+
+    Attributes:
+        masks: Its masks.
+        delta: Its change of the weights.
+        sound: Whether any candidate had finite numbers and a finite loss.
+        index: Its place among `candidates`.
+    """
+
+    masks: Any
+    delta: Any
+    sound: jax.Array
+    index: jax.Array
+
+
+def scores_to_try(estimator: InverseFisher, estimate: Any) -> list[tuple[str, float]]:
+    """Scores and relative dampings that an estimate can give, the safest first."""
+    found = [("magnitude", 1.0)]
+    if estimator.updates == 0:
+        return found
+    if estimator.fisher_diagonal is not None:
+        found += [("mixture", 1.0), ("obd", 1.0)]
+    if movable_damping(estimate):
+        found += [("obs", factor) for factor in reversed(DAMPINGS)]
+    return [*found, ("obs", 1.0)]
+
+
+def candidates(estimator: InverseFisher, estimate: Any) -> list[Candidate]:
+    """Candidates in the order in which they are compared, magnitude alone first."""
+    return [
+        Candidate(*scores, compensated)
+        for scores in scores_to_try(estimator, estimate)
+        for compensated in (False, True)
+    ]
+
+
+def lowest(
+    attempt: Callable[[jax.Array], Attempt],
+    number: int,
+    each: Callable[[Any], jax.Array],
+    target: Any,
+    old: Any,
+    axis_name: str | None,
+) -> Choice:
+    """Compares candidates one after the other by their losses on the step's examples.
+
+    A candidate replaces the best one so far if its mean loss is lower by `MARGIN` standard errors
+    of the difference, example by example.  A loss that is not finite never wins.
+
+    Args:
+        attempt: Function of the index of scores that returns an `Attempt`.
+        number: Number of scores.
+        each: Function `(params) -> losses` of the step's examples, those of this device.
+        target: Weights before the mask update.
+        old: Masks before.
+        axis_name: Named axis of devices, each with its own examples; None for one device.
+    """
+    shape = jax.eval_shape(each, target)
+    start = (
+        old,
+        jax.tree.map(jnp.zeros_like, target),
+        axis.varying(jnp.full(shape.shape, jnp.inf, shape.dtype), axis_name),
+        jnp.array(-1, jnp.int32),
+    )
+
+    def compare(best, index):
+        tried = attempt(index)
+
+        def challenge(best, challenger):
+            delta, sound, compensated = challenger
+            losses = each(jax.tree.map(jnp.add, target, delta))
+            sound &= axis.everywhere(jnp.all(jnp.isfinite(losses)), axis_name)
+            first = best[3] < 0
+            wins = sound & (first | _better(losses, best[2], axis_name))
+            new = tried.masks, delta, losses, (2 * index + compensated).astype(jnp.int32)
+            return _tree.keep_where(wins, new, best), None
+
+        flags = jnp.arange(2)
+        return jax.lax.scan(challenge, best, (tried.deltas, tried.sound, flags))[0], None
+
+    (masks, delta, _, index), _ = jax.lax.scan(compare, start, jnp.arange(number))
+    return Choice(masks, delta, index >= 0, jnp.maximum(index, 0))
+
+
+def _better(losses: jax.Array, than: jax.Array, axis_name: str | None) -> jax.Array:
+    """Whether the mean loss is lower by `MARGIN` standard errors of the paired difference."""
+    difference = jnp.where(jnp.isfinite(than), than - losses, 0)
+    number = difference.size * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    mean = axis.mean(difference.mean(), axis_name)
+    variance = axis.mean(((difference - mean) ** 2).mean(), axis_name)
+    if number < 2:
+        return jnp.zeros((), bool) & (mean > 0)  # one example shows nothing
+    return mean > MARGIN * jnp.sqrt(variance / (number - 1))

@@ -1,0 +1,155 @@
+"""Extension of the masks at a mask update: score, mask, compensate, for one or several scores."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fishleg_jax import _tree, inverse
+from fishleg_jax._tree import apply_mask
+from fishleg_jax.inverse._placed import prepared
+from fishleg_jax.inverse.base import movable_damping, with_damping
+from fishleg_jax.pruning import update
+from fishleg_jax.pruning.compensation._adjustable import compensated
+from fishleg_jax.pruning.compensation._independent import to_zero
+from fishleg_jax.pruning.gradual import choice
+from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs, adjustable_in
+from fishleg_jax.pruning.gradual.regrowth import revived
+from fishleg_jax.pruning.gradual.state import GradualState
+from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.lowest import keep_highest
+from fishleg_jax.pruning.scores import Saliency
+from fishleg_jax.pruning.update import Surgeon
+
+FALLBACK = "obs"  # scores of `auto` where there are no labels to measure a loss with
+
+
+class MaskSite(NamedTuple):
+    """Point at which masks are extended.
+
+    Attributes:
+        plan: Choices that all steps share.
+        inputs: Data of the step.
+        state: State before, with the step's batch assimilated if that was due.
+        groups: Leaves that are pruned, and weights that share a threshold.
+        counts: Number of weights to prune below every threshold.
+        share: Largest share of the pruned weights that may come back; None without regrowth.
+        target: Weights where the optimiser would take them, in float32 or better.
+        old: Masks before.
+    """
+
+    plan: GradualPlan
+    inputs: StepInputs
+    state: GradualState
+    groups: Groups
+    counts: jax.Array
+    share: jax.Array | None
+    target: Any
+    old: Any
+
+
+def by_loss(plan: GradualPlan, inputs: StepInputs) -> bool:
+    """Whether the measured loss decides, which takes labels and something to choose between."""
+    return plan.saliency == "auto" and inputs.each is not None and plan.estimator.updates != 0
+
+
+def masked_by(site: MaskSite, saliency: Saliency) -> tuple[Any, Any, jax.Array]:
+    """New masks, the change of the weights, and whether all numbers are finite."""
+    estimate = prepared(site.plan.estimator, site.state.estimate, site.inputs.params)
+    scores, free = _scored(site, saliency, site.state.estimate, estimate)
+    return _masked(site, scores, free, estimate)
+
+
+def chosen_by_loss(site: MaskSite) -> choice.Choice:
+    """Masks and change with the lowest loss on the step's batch; see `choice.lowest`."""
+    estimator, raw = site.plan.estimator, site.state.estimate
+    scores = choice.scores_to_try(estimator, raw)
+    names = list(dict.fromkeys(name for name, _ in scores))
+    which = jnp.asarray([names.index(name) for name, _ in scores])
+    factors = jnp.asarray([factor for _, factor in scores], jnp.float32)
+    full = site.plan.compensation
+    cheap = getattr(full, "cheap", full)
+    quick = site._replace(plan=site.plan._replace(compensation=cheap))
+
+    def estimates(index):
+        damped = raw
+        if movable_damping(raw):
+            damped = with_damping(raw, raw.damping * factors[index])
+        return damped, prepared(estimator, damped, site.inputs.params)
+
+    def attempt(index):
+        # one branch for every name, whatever the damping
+        branches = [lambda pair, name=name: _scored(site, name, *pair) for name in names]
+        pair = estimates(index)
+        scores, free = jax.lax.switch(which[index], branches, pair)
+        masks, delta, sound = _masked(quick, scores, free, pair[1])
+        bare = to_zero(site.target, jax.tree.map(jnp.zeros_like, delta), masks)
+        deltas = jax.tree.map(lambda *x: jnp.stack(x), bare, delta)
+        return choice.Attempt(masks, deltas, jnp.stack([_finite(site, scores), sound]))
+
+    best = choice.lowest(
+        attempt, len(scores), site.inputs.each, site.target, site.old, site.inputs.axis_name
+    )
+    if cheap is full:
+        return best
+    # Replace the cheap compensation of the winner by the one that was asked for.
+    delta, sound = _compensated(site, best.masks, estimates(best.index // 2)[1])
+    use = sound & (best.index % 2 == 1)
+    return best._replace(delta=_tree.keep_where(use, delta, best.delta))
+
+
+def _scored(
+    site: MaskSite, saliency: Saliency, raw: Any, estimate: Any
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Scores of all leaves, and masks of the weights that may be kept."""
+    surgeon = _surgeon(site)._replace(saliency=saliency)
+    scores = update.score(surgeon, estimate, site.target, site.old, unprepared=raw)
+    scores, free = jax.tree.leaves(scores), jax.tree.leaves(site.old)
+    if site.plan.regrow is None:
+        return scores, free
+    # Let weights that may come back compete with those that stay, in the same units.
+    ones = saliency == "magnitude"
+    backs, gains = revived(
+        inverse.identity() if ones else site.plan.estimator,
+        () if ones else estimate,
+        site.inputs.params,
+        site.inputs.curvature,
+        site.old,
+        site.groups,
+        site.state.pruned,
+        site.share,
+    )
+    scores = [jnp.where(m, s, gain) for m, s, gain in zip(free, scores, gains, strict=True)]
+    return scores, [m | back for m, back in zip(free, backs, strict=True)]
+
+
+def _masked(
+    site: MaskSite, scores: list[jax.Array], free: list[jax.Array], estimate: Any
+) -> tuple[Any, Any, jax.Array]:
+    masks = keep_highest(site.groups, scores, free, site.counts)
+    masks = jax.tree.structure(site.old).unflatten(masks)
+    delta, sound = _compensated(site, masks, estimate)
+    return masks, delta, sound & _finite(site, scores)
+
+
+def _compensated(site: MaskSite, masks: Any, estimate: Any) -> tuple[Any, jax.Array]:
+    surgeon = _surgeon(site)
+    delta, info = compensated(
+        surgeon.compensation,
+        surgeon.adjustable,
+        *(site.target, site.old, masks, site.inputs.curvature, surgeon.estimator, estimate),
+    )
+    sound = _tree.all_finite(apply_mask(delta, masks))
+    if "losses" in info:  # refused if the check found no acceptable step
+        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
+    return delta, sound
+
+
+def _finite(site: MaskSite, scores: list[jax.Array]) -> jax.Array:
+    chosen = [i for group in site.groups.members for i in group]
+    return jnp.stack([jnp.all(jnp.isfinite(scores[i])) for i in chosen]).all()
+
+
+def _surgeon(site: MaskSite) -> Surgeon:
+    adjustable = adjustable_in(site.state, site.inputs.params)
+    return Surgeon(site.plan.estimator, site.plan.compensation, site.groups, adjustable)
