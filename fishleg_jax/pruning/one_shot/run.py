@@ -223,7 +223,11 @@ def _default_number(stages: Stages) -> Any:
     if stages.number is not None:
         return stages.number
     schedule = stages.schedule
-    return len(schedule) if isinstance(schedule, Sequence) and not isinstance(schedule, str) else 1
+    return (
+        max(len(schedule), 1)
+        if isinstance(schedule, Sequence) and not isinstance(schedule, str)
+        else 1
+    )
 
 
 def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
