@@ -64,15 +64,19 @@ def test_two_devices_are_as_one_with_the_whole_batch(options):
     assert zeros({"w": masks[0]})[-1] == ZEROS
 
 
-def test_fishleg_on_two_devices_estimates_the_fisher_of_all():
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"samples": 2}, {"learn": True, "start": 64}],
+    ids=["closed form", "parts", "learned"],
+)
+def test_fishleg_on_two_devices_estimates_the_fisher_of_all(options):
     """Whose batches together have inputs of which each alone has half the directions."""
     estimator = flj.inverse.fishleg(
         MODEL,
         damping=0.05,
-        learn=True,
-        start=64,
         axis_name="devices",
         factors=flj.inverse.factors.full,
+        **options,
     )
     # each device's examples are multiples of two unit vectors
     scales = jnp.array([1.0, 0.5, 2.0, 1.5])
