@@ -75,6 +75,8 @@ def summary(value: Any) -> str:
         return _array(value)
     if callable(value):
         return "" if _is_closure(value) else _name(value)
+    if type(value) is dict and value and not jax.tree.leaves(value):
+        return "{0 arrays}"  # such as coordinates where nothing is learned
     leaves = [x for x in jax.tree.leaves(value) if _is_array(x)]
     if leaves:
         numbers = sum(int(np.prod(x.shape, dtype=np.int64)) for x in leaves)

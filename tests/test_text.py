@@ -77,4 +77,5 @@ def test_arrays_that_cannot_be_read():
     state.count.delete()
     assert repr(state).startswith("DiagonalState(count=float32[], skipped=0, ")
     assert _text.summary(jax.random.key(0)) == "key<fry>[]"
+    assert _text.summary({"a": None, "b": (None, ())}) == "{0 arrays}"
     assert _text.summary("x" * 1000) == repr("x" * (_text.LONGEST - 3) + "...")

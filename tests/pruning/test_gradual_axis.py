@@ -64,15 +64,19 @@ def test_two_devices_are_as_one_with_the_whole_batch(options):
     assert zeros({"w": masks[0]})[-1] == ZEROS
 
 
-def test_fishleg_on_two_devices_estimates_the_fisher_of_all():
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"samples": 2}, {"learn": True, "start": 64}],
+    ids=["closed form", "parts", "learned"],
+)
+def test_fishleg_on_two_devices_estimates_the_fisher_of_all(options):
     """Whose batches together have inputs of which each alone has half the directions."""
     estimator = flj.inverse.fishleg(
         MODEL,
         damping=0.05,
-        learn=True,
-        start=64,
         axis_name="devices",
         factors=flj.inverse.factors.full,
+        **options,
     )
     # each device's examples are multiples of two unit vectors
     scales = jnp.array([1.0, 0.5, 2.0, 1.5])
@@ -95,7 +99,27 @@ def test_fishleg_on_two_devices_estimates_the_fisher_of_all():
     np.testing.assert_allclose(found, jnp.tile(expected[:, None], 3), rtol=0.2)
 
 
-def test_fishleg_works_on_each_device_with_its_own_examples():
+def test_in_closed_form_each_example_is_processed_on_one_device():
+    seen = []
+
+    def predict(params, x):
+        jax.debug.callback(lambda x: seen.append(tuple(x.ravel().tolist())), x)
+        return MODEL.predict(params, x)
+
+    pruning = flj.fishleg_prune(MODEL._replace(predict=predict), 0.5, axis_name="devices")
+    batch = jax.tree.map(lambda x: x[0].reshape(2, -1, *x.shape[2:]), batches())
+
+    def step(batch):
+        zero = jax.tree.map(jnp.zeros_like, initial())
+        return pruning.update(zero, pruning.init(initial()), initial(), batch=batch)[1]
+
+    assert jax.vmap(step, axis_name="devices")(batch).assimilated.tolist() == [1, 1]
+    jax.effects_barrier()
+    rows = batch[0].reshape(-1, batch[0].shape[-1]).tolist()
+    assert sorted(seen) == sorted(map(tuple, rows))
+
+
+def test_fishleg_learns_on_each_device_from_its_own_examples():
     seen = []
 
     def predict(*args):

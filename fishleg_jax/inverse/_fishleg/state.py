@@ -4,12 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fishleg_jax import _text
 from fishleg_jax._devices import sharding
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._fishleg import guard as _guard
 from fishleg_jax.inverse._kronecker import algebra
+from fishleg_jax.inverse._kronecker import frames as _frames
 from fishleg_jax.inverse._kronecker.units import Unit
 
 
@@ -51,6 +53,45 @@ class FishLegState(NamedTuple):
     def __repr__(self) -> str:
         """Returns a one-line summary without array entries."""
         return _text.one_line(self)
+
+
+def empty_state(
+    units: tuple[Unit, ...],
+    damping: float | None,
+    dtype: jnp.dtype,
+    optimizer: optax.GradientTransformation | None,
+) -> FishLegState:
+    """Returns the state before any data, for which Q is `I/γ`.
+
+    Args:
+        units: Leaves and their factors.
+        damping: Damping γ; None if it will be measured, which starts at 1.
+        dtype: Data type of the statistics.
+        optimizer: Optimiser of the auxiliary loss; None if nothing is learned.
+    """
+    learned = optimizer is not None
+    coordinates = _frames.zero_coordinates if learned else lambda *_: _frames.NOT_LEARNED
+    zero, frames, moments = (
+        {u.name: u.repeated(empty(u.factor, dtype)) for u in units}
+        for empty in (coordinates, _frames.empty_frame, _frames.zero_moments)
+    )
+    nothing = jnp.full((2,), jnp.nan, dtype)
+    return FishLegState(
+        count=jnp.zeros((), jnp.int32),
+        seen=jnp.zeros((), dtype),
+        framed=jnp.array(0, jnp.int32),
+        damping=jnp.asarray(1.0 if damping is None else damping, dtype),
+        measured=jnp.array(1.0, dtype),
+        moments=moments,
+        frames=frames,
+        coordinates=zero,
+        average=jax.tree.map(jnp.copy, zero),
+        optimizer=optimizer.init(zero) if learned else (),
+        guard=_guard.init(dtype),
+        # two separate arrays: a state with aliased leaves cannot be donated
+        auxiliary_loss=nothing[0],
+        relative_residual=nothing[1],
+    )
 
 
 def multiply_leaves(
