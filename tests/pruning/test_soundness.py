@@ -59,10 +59,10 @@ def prune(model, params, estimator, batch, sparsity=0.5, **options):
 # examples that depend on their neighbours
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [*MAKERS, "fishleg"])
 def test_batch_statistics_are_refused_where_single_examples_are_needed(name):
     params, batch = problem()
-    estimator = MAKERS[name](TRAINING)
+    estimator = ALL[name](TRAINING)
     with pytest.raises(ValueError, match="model.predict must treat every example independently"):
         prune(TRAINING, params, estimator, batch)
     with pytest.raises(ValueError, match="evaluation mode"):
@@ -70,10 +70,10 @@ def test_batch_statistics_are_refused_where_single_examples_are_needed(name):
 
 
 def test_batch_statistics_are_no_matter_to_estimates_of_whole_batches():
-    """FishLeg needs no single examples, and gradients may be of whole batches."""
+    """FishLeg's samples and other gradients may be of whole batches."""
     params, batch = problem()
     for estimator in (
-        ALL["fishleg"](TRAINING),
+        ALL["fishleg"](TRAINING, samples=1),
         flj.inverse.diagonal(TRAINING, examples_per_gradient=12),
     ):
         masks = prune(TRAINING, params, estimator, batch).masks

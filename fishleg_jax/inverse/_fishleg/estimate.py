@@ -264,7 +264,8 @@ def fishleg(
         return apply_mask(tree.unflatten(out), mask)
 
     def carry(state):
-        count = -(-state.count // 4)
+        # a state that was ready is so again after one update
+        count = jnp.maximum(-(-state.count // 4), jnp.minimum(state.count, start - 1))
         seen = state.seen * (count / jnp.maximum(state.count, 1)).astype(state.seen.dtype)
         return state._replace(count=count, seen=seen, framed=jnp.copy(count))  # donated apart
 

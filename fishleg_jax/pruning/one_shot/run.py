@@ -222,12 +222,8 @@ def _default_number(stages: Stages) -> Any:
     """Number of stages: as given, or as many as the schedule has sparsities, or one."""
     if stages.number is not None:
         return stages.number
-    schedule = stages.schedule
-    return (
-        max(len(schedule), 1)
-        if isinstance(schedule, Sequence) and not isinstance(schedule, str)
-        else 1
-    )
+    several = isinstance(stages.schedule, Sequence) and not isinstance(stages.schedule, str)
+    return max(len(stages.schedule), 1) if several else 1
 
 
 def _checked_stages(stages: Stages, batches: Sequence[BatchLike]) -> int:
