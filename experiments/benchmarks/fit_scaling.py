@@ -100,7 +100,7 @@ def measure(layers: int, units: int, cap: int | None, batch: int, repeats: int) 
         repeats: number of timed updates of each kind.
     """
     model = flj.Model(predict, flj.likelihoods.gaussian())
-    estimator = flj.inverse.fishleg(model, cap=cap, start=START)
+    estimator = flj.inverse.fishleg(model, cap=cap, learn=True, start=START)
     keys = jax.random.split(jax.random.key(0), layers)
     params = [jax.random.normal(k, (units, units)) / math.sqrt(units) for k in keys]
     data = jax.random.normal(jax.random.key(1), (batch, units)), None

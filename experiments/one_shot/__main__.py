@@ -119,7 +119,7 @@ def prune(
                 settings={
                     **settings,
                     **results.measured(result.state),
-                    "stages": len(result.stages),
+                    "stages_taken": len(result.stages),
                     "saliency": [stage.get("saliency", "obs") for stage in result.stages],
                 },
                 method=method,
