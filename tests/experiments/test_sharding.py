@@ -44,13 +44,16 @@ def functions(case):
         path = folder + "/masks.npz"
         flj.save_masks(path, jax.tree.map(lambda p: p > 0, case.params))
         yield flj.load_masks(path, case.params)
-    learned = flj.inverse.fishleg(
-        case.model, 0.1, start=2, updates=3, cap=16, examples_per_chunk=24
-    )
-    state = flj.fit(learned, case.params, [case.batch], key=jax.random.key(0))
-    yield learned.diagonal(state, case.params)
+    how = {"cap": 16, "examples_per_chunk": 24}
+    learned = {"learn": True, "start": 2, "updates": 3}
+    # on a mesh by default, on one device on request: a sample of each of four parts
+    closed = {"samples": None if case.params["one"].sharding.num_devices > 1 else 4, "updates": 2}
+    for phases in (learned, closed):
+        estimator = flj.inverse.fishleg(case.model, 0.1, **how, **phases)
+        state = flj.fit(estimator, case.params, [case.batch], key=jax.random.key(0))
+        yield estimator.diagonal(state, case.params)
 expected = list(functions(sharding.make_case()))
-runs = ("auto", "full", 7), ("explicit", "mixed", 6), ("explicit", "full", 2)
+runs = ("auto", "full", 8), ("explicit", "mixed", 8), ("explicit", "full", 2)
 for kind, layout, number in runs:
     mesh = sharding.make_mesh(kind)
     # the last time none is set: that of the weights is used
@@ -122,7 +125,7 @@ def test_eight_devices_are_as_one(told, index):
 
 def test_functions_give_what_they_give_on_one_device_and_where_the_weights_are(told):
     rows = told[len(CASES) : -3]
-    assert len(rows) == 7 + 6 + 2
+    assert len(rows) == 8 + 8 + 2
     for placed, *differences in rows:
         assert placed
         assert max(differences) < 1e-9

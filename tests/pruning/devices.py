@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import fishleg_jax as flj
@@ -114,7 +115,10 @@ def run(case: Case, axis_name: Any, average: Callable, data: Any) -> dict[str, A
 
 
 def on_one(case: Case) -> dict[str, Any]:
-    return jax.jit(lambda data: run(case, None, lambda grads: grads, data))(batches())
+    # a mesh of one device, or FishLeg has to assume that `jit` shards its arrays over all of them
+    mesh = jax.make_mesh((1,), ("one",), (AxisType.Auto,), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda data: run(case, None, lambda grads: grads, data))(batches())
 
 
 def in_shard_map(case: Case, name: str | tuple[str, str] = AXIS) -> dict[str, Any]:

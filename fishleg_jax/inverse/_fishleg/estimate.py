@@ -174,7 +174,7 @@ def fishleg(
             return jax.tree.leaves(apply_mask(tree.unflatten(leaves), mask))
 
         # Fisher samples of single examples, or of small groups of them
-        if by_rows and not on_mesh(params, batch):
+        if by_rows and not on_mesh(params, batch, axis_name):
             size = group_size(params, examples, least, examples_per_chunk)
             source = model, params, batch, label_key, kind, size, examples_per_chunk, axis_name
             stacked_samples = masked(jax.tree.leaves(rows(*source)))
@@ -263,9 +263,8 @@ def fishleg(
             unit.unpack(unit.each(undamped, state.frames[unit.name]), out)
         return apply_mask(tree.unflatten(out), mask)
 
-    def carry(state):
-        # a state that was ready is so again after one update
-        count = jnp.maximum(-(-state.count // 4), jnp.minimum(state.count, start - 1))
+    def carry(state):  # at a quarter of its weight, but as ready as it was
+        count = jnp.maximum(-(-state.count // 4), jnp.minimum(state.count, start))
         seen = state.seen * (count / jnp.maximum(state.count, 1)).astype(state.seen.dtype)
         return state._replace(count=count, seen=seen, framed=jnp.copy(count))  # donated apart
 

@@ -33,10 +33,14 @@ def group_size(params: Any, examples: int, least: int, examples_per_chunk: int |
     )
 
 
-def on_mesh(params: Any, batch: Any) -> bool:
-    """Whether arrays are, or may be, sharded over devices, where single examples are costly."""
+def on_mesh(params: Any, batch: Any, axis_name: str | None) -> bool:
+    """Whether arrays are, or may be, sharded over devices, where single examples are costly.
+
+    With `axis_name`, where each device has its own arrays, only if a mesh says so.
+    """
     known = mesh.explicit_mesh((params, batch)) or mesh.automatic_mesh((params, batch))
-    return known is not None or (mesh.is_unknown() and jax.device_count() > 1)
+    maybe = axis_name is None and mesh.is_unknown() and jax.device_count() > 1
+    return known is not None or maybe
 
 
 def rows(
@@ -83,6 +87,7 @@ def rows(
             part = inputs, None, *constants
             outputs, pull_back = jax.vjp(lambda p: predict(model, p, part), params)
             weights = jnp.full((size,), size**-0.5, jnp.result_type(*jax.tree.leaves(params)))
+            weights = axis.varying(weights, axis_name)
             if kind == "exact" and model.likelihood.root is not None:
                 score = _labels.noise(model.likelihood, key, outputs, labels)
                 score = jax.tree.map(lambda x: x * size**-0.5, score)

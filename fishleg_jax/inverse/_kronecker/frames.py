@@ -85,7 +85,7 @@ def moments_of(factor: Factor, sample: jax.Array) -> tuple[jax.Array, ...]:
 
 def mean_moments(factor: Factor, samples: jax.Array) -> tuple[jax.Array, ...]:
     """Mean of `moments_of` over samples along a leading axis, in one product per dense axis."""
-    padded = jax.vmap(partial(pad, factor))(samples.reshape(-1, *factor.axes))
+    padded = jax.vmap(partial(pad, factor))(samples.reshape(len(samples), *factor.axes))
 
     def second(axis):
         def product(x):
@@ -103,7 +103,7 @@ def mean_moments(factor: Factor, samples: jax.Array) -> tuple[jax.Array, ...]:
 
 def mean_spectrum(factor: Factor, frame: Frame, samples: jax.Array) -> jax.Array:
     """Mean squares of Fisher samples, along a leading axis, in the frame's eigenvectors."""
-    rotated = jax.vmap(partial(rotate, factor, frame))(samples.reshape(-1, *factor.axes))
+    rotated = jax.vmap(partial(rotate, factor, frame))(samples.reshape(len(samples), *factor.axes))
     return jnp.mean(rotated**2, axis=0)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from fishleg_jax._batch import Batch, BatchLike, number_of_examples, split_batch
+from fishleg_jax._batch import Batch, BatchLike, number_of_examples
 from fishleg_jax._checks.numbers import is_number
+from fishleg_jax._chunks import slice_examples
 
 FEWEST = 16  # number of held-out examples below which none are set aside
 MULTIPLE = 8  # of which both parts of a divided batch have a multiple of examples
@@ -40,8 +41,8 @@ def set_aside(
         counts = [_whole(share * number_of_examples(b), multiple) for b in batches]
         ends = [number_of_examples(b) - n for b, n in zip(batches, counts, strict=True)]
         pairs = list(zip(batches, counts, ends, strict=True))
-        first = [_part(b, slice(0, end)) for b, _, end in pairs]
-        second = [_part(b, slice(end, None)) for b, n, end in pairs if n]
+        first = [_part(b, 0, end) for b, _, end in pairs]
+        second = [_part(b, end, end + n) for b, n, end in pairs if n]
     if not first or not share or sum(map(number_of_examples, second)) < FEWEST:
         return batches, None
     return first, second
@@ -58,8 +59,7 @@ def _devices(batch: BatchLike) -> int:
     return 1 if sharding is None else len(sharding.device_set)
 
 
-def _part(batch: BatchLike, rows: slice) -> BatchLike:
-    """Some examples of a batch, with its constants."""
-    inputs, targets, constants = split_batch(batch)
-    inputs, targets = jax.tree.map(lambda x: x[rows], (inputs, targets))
+def _part(batch: BatchLike, begin: int, end: int) -> BatchLike:
+    """Examples `begin` to `end` of a batch, with its constants, sharded as they were."""
+    inputs, targets, *constants = slice_examples(batch, begin, end)
     return Batch(inputs, targets, *constants) if constants else (inputs, targets)
