@@ -229,16 +229,21 @@ def fishleg(
         return examples if axis_name is None else examples * jax.lax.axis_size(axis_name)
 
     def assimilated(units, state, samples, mask, examples, active, axis_name):
-        assimilate = functools.partial(
-            assimilate_samples,
-            units,
-            examples=on_all_devices(examples),
-            active=active,
-            window=window,
-            measure_damping=damping is None,
-            axis_name=axis_name,
-        )
-        return sharding.automatic(assimilate, state, state, samples, mask)
+        def assimilate(state, samples, mask, *active):  # a traced flag belongs to a mesh as well
+            return assimilate_samples(
+                units,
+                state,
+                samples,
+                mask,
+                examples=on_all_devices(examples),
+                active=active[0] if active else True,
+                window=window,
+                measure_damping=damping is None,
+                axis_name=axis_name,
+            )
+
+        flag = () if active is True else (active,)
+        return sharding.automatic(assimilate, state, state, samples, mask, *flag)
 
     def multiply(state, tangent, mask=None):
         tangent = apply_mask(_tree.widen(tangent), mask)

@@ -226,9 +226,9 @@ def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, r
 def random_signs(params: Any, mask: Any) -> Any:
     """Fixed random signs on K and zeros elsewhere, in the dtypes of the weights."""
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
 
     def draw(leaves, masks):
+        keys = jax.random.split(jax.random.key(0), len(leaves))
         return [
             jnp.where(m, jax.random.rademacher(k, x.shape, x.dtype), 0)
             for k, x, m in zip(keys, leaves, masks, strict=True)
