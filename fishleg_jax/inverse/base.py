@@ -51,7 +51,8 @@ class InverseFisher(NamedTuple):
             not depend on an example's neighbours in the batch.  None if the estimator uses whole
             batches.
         examples: Number of examples that a one-shot fit without `updates` sees at least: it cycles
-            through batches that have fewer.  None for one pass over the batches.
+            through batches that have fewer.  A batch counts for at most a quarter of it, so that
+            a fit has four updates or more.  None for one pass over the batches.
         carry: Function `(state) -> state` that discounts what a state has seen to a quarter, so
             that a quarter of a fit at other weights or masks counts for half.  None if states are
             not carried on.

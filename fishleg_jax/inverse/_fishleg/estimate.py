@@ -100,8 +100,8 @@ def fishleg(
         examples_per_sample: Minimum number of examples behind a Fisher sample.  None for 1, and for
             32 with `learn`, because small parts slow down the products of dense networks.
         updates: Number of updates of a one-shot fit, which cycles through its batches.  None for
-            `start`, if given; else for one pass over the batches, and over as many as have 512
-            examples; with `learn`, for `start` and 144 more.
+            `start`, if given; else for one pass over the batches, and as many more as it takes to
+            have 512 examples in at least four updates; with `learn`, for `start` and 144 more.
         preconditioned: Number of initial learning updates that use the preconditioned residual
             `Q(F_γz − u)`: faster on badly conditioned problems, but with another fixed point.
         window: Maximum number of updates in the running averages.

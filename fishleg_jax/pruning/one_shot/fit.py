@@ -103,9 +103,12 @@ def number_of_updates(estimator: InverseFisher, batches: Sequence[BatchLike]) ->
     """Number of updates of a fit to batches."""
     if estimator.updates is not None:
         return estimator.updates
-    sizes = [number_of_examples(batch) for batch in batches]
+    if estimator.examples is None:
+        return len(batches)
+    # a large batch counts for a part only: the samples taken from one are limited
+    sizes = [min(number_of_examples(batch), estimator.examples // 4) for batch in batches]
     total, seen = len(batches), sum(sizes)
-    while estimator.examples is not None and 0 < seen < estimator.examples:
+    while 0 < seen < estimator.examples:
         seen += sizes[total % len(sizes)]
         total += 1
     return total
