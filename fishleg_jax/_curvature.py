@@ -34,8 +34,8 @@ class Curvature(NamedTuple):
         product: Function `(params, vector) -> tangent`, the undamped Fisher times a vector.
         check: Function like `loss` on held-out data, used to validate steps; None without such
             data.
-        each: Function `(params) -> array` of the losses of all held-out examples, in nats; None
-            without such data.
+        each: Function `(params) -> arrays` of the losses of all held-out examples, in nats, an
+            array for each batch; None without such data.
         part: The same on a part of the data, for choices that may be rough; None for all of them.
         missing: Names of the functions that cannot be called: `loss` and `gradient` for unlabelled
             data, `product` for a likelihood without the `fisher` or `sample` it needs.
@@ -45,7 +45,7 @@ class Curvature(NamedTuple):
     gradient: Callable[[Params], Any]
     product: Callable[[Params, Params], Any]
     check: Callable[[Params], jax.Array] | None = None
-    each: Callable[[Params], jax.Array] | None = None
+    each: Callable[[Params], list[jax.Array]] | None = None
     part: "Curvature | None" = None
     missing: tuple[str, ...] = ()
 

@@ -1,12 +1,14 @@
 """Choice between scores and dampings, by the loss that a stage would end at."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from fishleg_jax import _tree
+from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import movable_damping, with_damping
 from fishleg_jax.pruning.one_shot.stage import Plan, Scored, advance, rescored
 
@@ -69,13 +71,14 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
             if candidate.factor != 1:
                 state = with_damping(state, state.damping * candidate.factor)
             trial = rescored(cheap, in_part(scored), candidate.saliency, state)
-            losses = _losses(each, advance(cheap, trial, sparsity)[0].params)
-        except FloatingPointError:  # not a candidate at these weights
-            losses = np.array([np.inf])
-        tried[str(candidate)] = float(losses.mean())
-        if not np.isfinite(losses).all():
+            losses = each(_tree.widen(advance(cheap, trial, sparsity)[0].params))
+            mean = mean_and_error(losses)[0]
+        except FloatingPointError:  # no candidate at these weights
+            mean = math.inf
+        tried[str(candidate)] = mean
+        if not math.isfinite(mean):
             continue
-        if best is None or _better(losses, best_losses):
+        if best is None or better(losses, best_losses):
             best, best_losses, winner = trial, losses, candidate
     if best is None:
         return scored
@@ -95,11 +98,22 @@ def cheaper(plan: Plan) -> Plan:
     return plan._replace(surgeon=plan.surgeon._replace(compensation=compensation), selection=None)
 
 
-def _losses(each: Callable[[Any], jax.Array], params: Any) -> np.ndarray:
-    return np.asarray(jax.device_get(each(_tree.widen(params))), np.float64)
+def better(losses: Sequence[jax.Array], than: Sequence[jax.Array]) -> bool:
+    """Whether the losses of examples are lower than others by the margin."""
+    mean, error = mean_and_error([y - x for x, y in zip(losses, than, strict=True)])
+    return mean > MARGIN * error
 
 
-def _better(losses: np.ndarray, than: np.ndarray) -> bool:
-    difference = than - losses
-    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
-    return bool(difference.mean() > MARGIN * error)
+def mean_and_error(batches: Sequence[jax.Array]) -> tuple[float, float]:
+    """Mean of a number of each example, and its standard error; infinite for a single example."""
+    mean, error = jax.device_get(jitted(_mean_and_error)(list(batches)))
+    return float(mean), float(error)
+
+
+def _mean_and_error(batches: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    number = sum(x.size for x in batches)
+    mean = sum(jnp.sum(x) for x in batches) / number
+    squares = sum(jnp.sum((x - mean) ** 2) for x in batches)
+    if number < 2:
+        return mean, jnp.full_like(mean, jnp.inf)
+    return mean, jnp.sqrt(squares / (number - 1) / number)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fishleg_jax import _curvature
 from fishleg_jax._batch import BatchLike, plain, with_constants
@@ -87,10 +86,9 @@ class Data:
 
 def _losses_of(
     model: Model, chunk: int | None, batches: Sequence[BatchLike], params: Any
-) -> jax.Array:
-    """Losses of all examples of some batches."""
-    found = [jitted(_losses, model, chunk)(params, plain(batch)) for batch in batches]
-    return jnp.concatenate(found)
+) -> list[jax.Array]:
+    """Losses of all examples, batch by batch, as examples may be sharded over devices."""
+    return [jitted(_losses, model, chunk)(params, plain(batch)) for batch in batches]
 
 
 def _losses(model: Model, chunk: int | None, params: Any, batch: BatchLike) -> jax.Array:

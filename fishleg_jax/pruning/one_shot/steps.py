@@ -4,11 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from fishleg_jax import _tree
-from fishleg_jax.pruning.one_shot.choice import cheaper, decide, in_part
+from fishleg_jax.pruning.one_shot.choice import cheaper, decide, in_part, mean_and_error
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, rescored
 
 TRUST = 0.5  # error of the predicted rise of the loss that is allowed, relative to the prediction
@@ -99,8 +96,7 @@ def _noise(scored: Scored) -> float:
     each = scored.curvature.each
     if each is None:
         return 0.0
-    losses = np.asarray(jax.device_get(each(_tree.widen(scored.point.params))), np.float64)
-    return float(losses.std() / math.sqrt(len(losses)))
+    return mean_and_error(each(_tree.widen(scored.point.params)))[1]
 
 
 def _as_before(plan: Plan, scored: Scored, saliency: str) -> Scored:
