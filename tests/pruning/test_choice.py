@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
@@ -115,6 +115,7 @@ def test_auto_stays_with_obs_if_nothing_is_better():
     assert not choice.better([jnp.ones(1)], [jnp.full(1, 2.0)])  # one example says nothing
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.floats(-9, 9), min_size=12, max_size=12))
 def test_the_standard_error_is_that_of_all_examples(numbers):
     whole = np.asarray(numbers, np.float32)
@@ -148,6 +149,7 @@ def test_magnitude_pruning_stays_what_it_is(key):
     assert len(result.stages) == 1 and "tried" not in result.stages[0]
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=12), share=st.floats(0.0, 0.9))
 def test_examples_set_aside_are_disjoint_and_about_as_many_as_asked(sizes, share):
     ends = np.cumsum(sizes)
@@ -199,6 +201,7 @@ def test_stages_that_choose_themselves_end_at_the_sparsity(key):
         assert stage["growth"] == steps.growth_of(stage, 0.0) or stage["growth"] > 0
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(predicted=st.floats(-1, 10), actual=st.floats(-1, 10), noise=st.floats(0, 1))
 def test_a_stage_grows_as_its_prediction_allows(predicted, actual, noise):
     growth = steps.growth_of({"predicted": predicted, "actual": actual}, noise)
