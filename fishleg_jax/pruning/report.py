@@ -13,7 +13,7 @@ from fishleg_jax.pruning._tables import html_table, paragraph, text_table
 
 # columns of the table of stages; the first two are known for every stage
 COLUMNS = ("sparsity", "predicted", "actual", "held_out", "lost", "cost")
-COLUMNS += ("ratio", "step", "damping")
+COLUMNS += ("ratio", "step", "damping", "saliency")
 OPTIONAL = COLUMNS[2:]
 HEAD = ("leaf", "shape", "weights", "kept", "sparsity", "share of predicted increase")
 NAMED = 3  # number of leaves to name for each reason of leaving leaves out
@@ -206,6 +206,8 @@ def _stage_cells(
         value = stage.get(column)
         if value is None:
             return ""
+        if isinstance(value, str):
+            return value
         return f"{value:.2%}" if column == "sparsity" else f"{value:.3g}"
 
     lines = [(str(i), *(cell(s, c) for c in columns)) for i, s in enumerate(stages, 1)]

@@ -37,7 +37,13 @@ class Trial(NamedTuple):
 
 
 def search(
-    solve: Callable[[Any, float], Trial], x: Any, *, attempts: int, chosen: bool, lower: bool
+    solve: Callable[[Any, float], Trial],
+    x: Any,
+    *,
+    attempts: int,
+    chosen: bool,
+    lower: bool,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Trial:
     """Solves at a few neighbouring dampings and returns the solve with the lowest loss.
 
@@ -55,6 +61,7 @@ def search(
         chosen: Whether to search for a better damping at all; otherwise it is only raised, while
             the step is too long.
         lower: Whether to try dampings below the first one.
+        ended: Function that says whether no further solve may begin.
     """
 
     def too_small(trial: Trial) -> bool:
@@ -67,6 +74,8 @@ def search(
     if upwards and not too_small(best):
         return best
     for _ in range(attempts - 1):
+        if ended():
+            break
         trial = solve(last.x, last.raised * (FACTOR if upwards else 1 / FACTOR))
         # too small a damping predicts too large a gain, or one that is not finite
         counts = SHORT * min(filter(math.isfinite, (trial.gain, best.gain)), default=0.0)

@@ -52,7 +52,8 @@ def group(
             over all batches.
         tolerance: Residual at which a solve ends, relative to the right side, 0.001 by default.
         attempts: Largest number of dampings to try, 3 by default.
-        seconds: Time after which no further iteration begins, on the host; None for no such limit.
+        seconds: Time after which no further iteration or attempt of a solve begins, on the host;
+            each mask update, and each candidate of a choice, has as much.  None for no such limit.
             Either way the largest number of products and the time that they are expected to take
             are logged beforehand, at the level INFO of the logger `fishleg_jax`.
         check_step: Whether to choose between all, a half, a quarter or none of the change of kept
@@ -146,6 +147,7 @@ def group(
             iterations=CHEAP,
             tolerance=tolerance,
             attempts=1,
+            seconds=seconds,
             check_step=check_step,
             fisher=fisher,
         )

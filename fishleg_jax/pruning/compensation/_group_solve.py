@@ -99,8 +99,8 @@ def solve_group(
         jax.block_until_ready(first)
         most = number * (settings.iterations + 1)
         budget = most * (time.perf_counter() - begin)
-        budget = min(budget, settings.seconds or math.inf)
-        _LOG.info("group: at most %d Fisher products, about %.3g s", most, budget)
+        limit = "" if settings.seconds is None else f", within {settings.seconds:g} s"
+        _LOG.info("group: at most %d Fisher products, about %.3g s%s", most, budget, limit)
     deadline = math.inf if settings.seconds is None else begin + settings.seconds
 
     steps = STEPS if settings.check_step else STEPS[:1]
@@ -183,7 +183,10 @@ def solve_group(
         found = search_traced(solve, x, attempts=number)
         return found.delta, found.info
     lower = curvature.check is not None
-    found = search(solve, x, attempts=number, chosen=settings.damping is None, lower=lower)
+    late = lambda: time.perf_counter() > deadline
+    found = search(
+        solve, x, attempts=number, chosen=settings.damping is None, lower=lower, ended=late
+    )
     require_finite_loss(found.info.get("losses", [found.loss]))
     return found.delta, found.info | {"products": products}
 

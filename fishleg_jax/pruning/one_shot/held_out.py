@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from fishleg_jax._batch import Batch, BatchLike, number_of_examples
+from fishleg_jax._batch import Batch, BatchLike, number_of_examples, split_batch
 from fishleg_jax._checks.numbers import is_number
 from fishleg_jax._chunks import slice_examples
 
+SHARE = 0.2  # default share
 FEWEST = 16  # number of held-out examples below which none are set aside
 MULTIPLE = 8  # of which both parts of a divided batch have a multiple of examples
 
@@ -25,8 +27,8 @@ def set_aside(
 ) -> tuple[list[BatchLike], list[BatchLike] | None]:
     """Divides batches into those for the curvature and those to measure the loss on.
 
-    Whole batches, evenly spread over the sequence, where there are enough; else the last examples
-    of every batch, in numbers that devices divide.
+    Whole batches, evenly spread over the sequence, where there are enough; else examples of every
+    batch, evenly spread over it, or its last ones if it is sharded, in numbers that devices divide.
 
     Returns:
         The two parts; all batches and None if too few examples would be held out.
@@ -39,10 +41,9 @@ def set_aside(
     else:
         multiple = math.lcm(MULTIPLE, *map(_devices, batches))
         counts = [_whole(share * number_of_examples(b), multiple) for b in batches]
-        ends = [number_of_examples(b) - n for b, n in zip(batches, counts, strict=True)]
-        pairs = list(zip(batches, counts, ends, strict=True))
-        first = [_part(b, 0, end) for b, _, end in pairs]
-        second = [_part(b, end, end + n) for b, n, end in pairs if n]
+        parts = [_divided(b, n) for b, n in zip(batches, counts, strict=True)]
+        first = [own for own, _ in parts]
+        second = [other for _, other in parts if number_of_examples(other)]
     if not first or not share or sum(map(number_of_examples, second)) < FEWEST:
         return batches, None
     return first, second
@@ -59,7 +60,22 @@ def _devices(batch: BatchLike) -> int:
     return 1 if sharding is None else len(sharding.device_set)
 
 
-def _part(batch: BatchLike, begin: int, end: int) -> BatchLike:
-    """Examples `begin` to `end` of a batch, with its constants, sharded as they were."""
-    inputs, targets, *constants = slice_examples(batch, begin, end)
+def _divided(batch: BatchLike, count: int) -> tuple[BatchLike, BatchLike]:
+    """A batch without some of its examples, and these; with its constants, sharded as it was."""
+    number = number_of_examples(batch)
+    if _devices(batch) > 1:
+        end = number - count
+        return _made(slice_examples(batch, 0, end)), _made(slice_examples(batch, end, number))
+    out = np.zeros(number, bool)
+    out[np.floor((np.arange(count) + 0.5) * number / max(count, 1)).astype(int)] = True
+    inputs, targets, constants = split_batch(batch)
+    own, other = (
+        (*jax.tree.map(lambda x, rows=rows: x[rows], (inputs, targets)), *constants)
+        for rows in (np.flatnonzero(~out), np.flatnonzero(out))
+    )
+    return _made(own), _made(other)
+
+
+def _made(parts: Sequence[Any]) -> BatchLike:
+    inputs, targets, *constants = parts
     return Batch(inputs, targets, *constants) if constants else (inputs, targets)

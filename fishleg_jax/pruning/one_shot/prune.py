@@ -59,8 +59,9 @@ def prune_one_shot(
         held_out: Labelled batches of training data that the curvature does not see: their loss
             chooses between scores and dampings, and ends the solves of a compensation.  Or the
             share of `batches` to set aside for that, 0.2 by default: whole batches where there are
-            enough, else examples of each, and none if there would be fewer than 16 examples, or if
-            `Stages` has a state.  0 or None for none; a compensation then checks on `batches`.
+            enough, else examples of each, so shuffle them; none if `Stages` has a state, or if the
+            default share has fewer than 16 examples or leaves too few for the fit.  0 or None for
+            none; a compensation then checks on `batches`.
         scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
             each.
         saliency: Scores, of which the lowest are pruned: `obs`, `½ w² / [F⁻¹]_ii`; `obd`,

@@ -28,7 +28,7 @@ from fishleg_jax.pruning.one_shot import checks, goal
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
 from fishleg_jax.pruning.one_shot.data import Data
 from fishleg_jax.pruning.one_shot.fit import fitted
-from fishleg_jax.pruning.one_shot.held_out import check_share, set_aside
+from fishleg_jax.pruning.one_shot.held_out import SHARE, check_share, set_aside
 from fishleg_jax.pruning.one_shot.result import Result
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, begin
 from fishleg_jax.pruning.one_shot.stages import Stages
@@ -152,17 +152,17 @@ def checked(
     measures = saliency == "auto" or getattr(compensation, "measures_loss", False)
     if is_number(share) and share and curved and labelled and measures and stages.state is None:
         batches, held_out = _set_aside(estimator, batches, share, stages)
-    chooses = stages.number is None and hasattr(compensation, "cheap") and stages.state is None
-    chooses = chooses and curved and labelled and not isinstance(sparsity, (Budget, Limit))
-    chooses = chooses and isinstance(stages.schedule, str)
-    if not chooses:
-        stages = stages._replace(number=_default_number(stages))
     # Decide which weights are pruned: leaves, initial masks, sparsities.
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
     start = begin(params, first_masks(params, groups, masks))
     before = sum(map(int, jax.device_get(zeros_in(groups, start.masks))))
     final = goal.sparsity_or_target(sparsity, groups)
     initial = sparsity_of(before, groups.weights)
+    chooses = stages.number is None and hasattr(compensation, "cheap") and stages.state is None
+    chooses = chooses and curved and labelled and not isinstance(final, (Budget, Limit))
+    chooses = chooses and isinstance(stages.schedule, str)
+    if not chooses:
+        stages = stages._replace(number=_default_number(stages))
     sparsities = goal.planned(
         final, 1 if stages.number is None else stages.number, stages.schedule, initial
     )
@@ -207,15 +207,24 @@ def checked(
 def _set_aside(
     estimator: InverseFisher, batches: Sequence[BatchLike], share: float, stages: Stages
 ) -> tuple[Sequence[BatchLike], Sequence[BatchLike] | None]:
-    """Batches for the curvature and for the loss; all for the curvature if a fit needs them."""
+    """Batches for the curvature and for the loss; all for the curvature if a fit needs them.
+
+    Raises:
+        ValueError: Another share than the default, which can't be set aside.
+    """
     first, second = set_aside(batches, share)
     per_stage = len(first) if stages.batches_per_stage is None else stages.batches_per_stage
+    problem = None if second else "there are too few examples"
     try:
         checks.check_per_stage(per_stage, len(first))
         _soundness.check_enough(estimator, first, stages.number or 1, per_stage)
-    except ValueError:
-        return batches, None
-    return first, second
+    except ValueError as error:
+        problem = f"of what is left then {error}"
+    if problem is None:
+        return first, second
+    if share != SHARE:
+        raise ValueError(f"held_out={share:g} can't be set aside from the batches: {problem}")
+    return batches, None
 
 
 def _default_number(stages: Stages) -> Any:

@@ -10,6 +10,7 @@ from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance
 
 TRUST = 0.5  # error of the predicted rise of the loss that is allowed, relative to the prediction
 NOISE = 0.1  # error that is allowed besides, in standard errors of the held-out loss
+RISE = 0.05  # rise of the loss that a stage may bring, in standard deviations over examples
 TRIALS = 4  # lengths that are tried at the start of a stage
 SHRINK, GROW = 0.2, 2.0  # bounds on the ratio of successive lengths
 SAFETY = 0.9  # of the length that would use up the allowed error
@@ -20,9 +21,10 @@ def by_steps(plan: Plan, final: float, most: int, initial: float = 0.0) -> Goal:
 
     A stage's length is the fall of the logarithm of the density.  The first one tries the whole
     way.  A length is cut while the measured rise of the loss, after a cheap compensation, exceeds
-    the predicted one by more than a half and a tenth of the standard error of the held-out loss.
-    Lengths change with the square root of the allowed error over the found one, and the next stage
-    starts from this one's.
+    the predicted one by more than a half and a tenth of the standard error of the held-out loss, or
+    exceeds a twentieth of the standard deviation of the losses of single examples: even where the
+    model is exact, scores of single weights hold only for few of them at a time.  Lengths change
+    with the square root of the allowed over the found, and the next stage starts from this one's.
 
     Args:
         plan: Choices that all stages share.
@@ -39,7 +41,7 @@ def by_steps(plan: Plan, final: float, most: int, initial: float = 0.0) -> Goal:
             start = reports[-2]["sparsity"] if len(reports) > 1 else initial
             length = math.log1p(-start) - math.log1p(-before)
             length = min(max(length * reports[-1]["growth"], least), way)
-        noise = _noise(scored)
+        noise, rise = _scale(scored)
 
         if way < 2 * length < 2 * way:  # two equal stages rather than a long and a short one
             length = max(way / 2, least)
@@ -53,7 +55,7 @@ def by_steps(plan: Plan, final: float, most: int, initial: float = 0.0) -> Goal:
                 break
             try:
                 _, info = advance(cheap, trial, _sparsity(before, length, way, final))
-                growth = growth_of(info, noise)
+                growth = growth_of(info, noise, rise)
             except FloatingPointError:
                 growth = SHRINK
             if growth >= SAFETY:
@@ -63,27 +65,29 @@ def by_steps(plan: Plan, final: float, most: int, initial: float = 0.0) -> Goal:
         # Choose the scores for this length, and prune.
         sparsity = _sparsity(before, length, way, final)
         point, info = advance(plan, decide(plan, scored, sparsity), sparsity)
-        info |= {"growth": growth_of(info, noise)}
+        info |= {"growth": growth_of(info, noise, rise)}
         return Step(point, {"sparsity": sparsity} | info, last=sparsity == final)
 
     return end
 
 
-def growth_of(info: dict[str, Any], noise: float) -> float:
+def growth_of(info: dict[str, Any], noise: float, rise: float) -> float:
     """Length of the next stage over this one's, from the predicted and the actual rise of the loss.
 
     Args:
         info: Numbers that a compensation reports.
-        noise: Standard error of the held-out loss.
+        noise: Error that is allowed beside a share of the prediction, in nats.
+        rise: Rise of the loss that is allowed, in nats.
     """
     predicted, actual = info.get("predicted", math.nan), info.get("actual", math.nan)
     if not math.isfinite(predicted) or not math.isfinite(actual):
         return SHRINK
-    error = actual - predicted
-    allowed = TRUST * max(predicted, 0.0) + NOISE * noise
-    if error <= 0:
-        return GROW
-    return min(max(SAFETY * math.sqrt(allowed / error), SHRINK), GROW)
+    growth = GROW
+    allowed = TRUST * max(predicted, 0.0) + noise
+    for found, limit in ((actual - predicted, allowed), (actual, rise + noise)):
+        if found > 0:
+            growth = min(growth, SAFETY * math.sqrt(limit / found))
+    return max(growth, SHRINK)
 
 
 def _sparsity(before: float, length: float, way: float, final: float) -> float:
@@ -92,11 +96,14 @@ def _sparsity(before: float, length: float, way: float, final: float) -> float:
     return 1 - (1 - before) * math.exp(-length)
 
 
-def _noise(scored: Scored) -> float:
+def _scale(scored: Scored) -> tuple[float, float]:
+    """Noise and allowed rise of the loss; no noise and any rise without held-out data."""
     each = scored.curvature.each
     if each is None:
-        return 0.0
-    return mean_and_error(each(_tree.widen(scored.point.params)))[1]
+        return 0.0, math.inf
+    losses = each(_tree.widen(scored.point.params))
+    error = mean_and_error(losses)[1]
+    return NOISE * error, RISE * error * math.sqrt(sum(x.size for x in losses))
 
 
 def _as_before(plan: Plan, scored: Scored, saliency: str) -> Scored:
