@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
-from fishleg_jax._devices import axis
+from fishleg_jax._devices import axis, sharding
 from fishleg_jax.inverse.base import InverseFisher, movable_damping
 
 DAMPINGS = (10.0, 100.0)  # multiples of the estimate's own damping that are tried
@@ -109,7 +109,7 @@ def lowest(
     start = (
         old,
         jax.tree.map(jnp.zeros_like, target),
-        axis.varying(jnp.full(shape.shape, jnp.inf, shape.dtype), axis_name),
+        axis.varying(sharding.zeros(shape) + jnp.asarray(jnp.inf, shape.dtype), axis_name),
         jnp.array(-1, jnp.int32),
     )
 
