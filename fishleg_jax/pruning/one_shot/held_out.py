@@ -9,7 +9,7 @@ import numpy as np
 
 from fishleg_jax._batch import Batch, BatchLike, number_of_examples, split_batch
 from fishleg_jax._checks.numbers import is_number
-from fishleg_jax._chunks import slice_examples
+from fishleg_jax._devices import sharding
 
 SHARE = 0.2  # default share
 FEWEST = 16  # number of held-out examples below which none are set aside
@@ -28,7 +28,7 @@ def set_aside(
     """Divides batches into those for the curvature and those to measure the loss on.
 
     Whole batches, evenly spread over the sequence, where there are enough; else examples of every
-    batch, evenly spread over it, or its last ones if it is sharded, in numbers that devices divide.
+    batch, evenly spread over it, in numbers that devices divide.
 
     Returns:
         The two parts; all batches and None if too few examples would be held out.
@@ -56,24 +56,24 @@ def _whole(count: float, multiple: int) -> int:
 def _devices(batch: BatchLike) -> int:
     """Number of devices that a batch's examples may be sharded over."""
     leaf = jax.tree.leaves(batch[0])[0]
-    sharding = getattr(leaf, "sharding", None)
-    return 1 if sharding is None else len(sharding.device_set)
+    placement = getattr(leaf, "sharding", None)
+    return 1 if placement is None else len(placement.device_set)
 
 
 def _divided(batch: BatchLike, count: int) -> tuple[BatchLike, BatchLike]:
     """A batch without some of its examples, and these; with its constants, sharded as it was."""
     number = number_of_examples(batch)
-    if _devices(batch) > 1:
-        end = number - count
-        return _made(slice_examples(batch, 0, end)), _made(slice_examples(batch, end, number))
     out = np.zeros(number, bool)
     out[np.floor((np.arange(count) + 0.5) * number / max(count, 1)).astype(int)] = True
     inputs, targets, constants = split_batch(batch)
-    own, other = (
-        (*jax.tree.map(lambda x, rows=rows: x[rows], (inputs, targets)), *constants)
-        for rows in (np.flatnonzero(~out), np.flatnonzero(out))
-    )
-    return _made(own), _made(other)
+
+    def part(rows):
+        def taken(x):
+            return sharding.regroup(lambda x: x[rows], x, (len(rows), *x.shape[1:]), 0)
+
+        return (*jax.tree.map(taken, (inputs, targets)), *constants)
+
+    return _made(part(np.flatnonzero(~out))), _made(part(np.flatnonzero(out)))
 
 
 def _made(parts: Sequence[Any]) -> BatchLike:
