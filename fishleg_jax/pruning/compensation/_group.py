@@ -111,7 +111,10 @@ def group(
     def check(curvature: Curvature | None, estimator: InverseFisher, state: Any) -> None:
         del state
         if curvature is None:
-            raise ValueError("curvature is needed for the Fisher products of a group update")
+            raise ValueError(
+                "curvature is needed for the Fisher products of a group update: in gradual "
+                "pruning, pass model= and give update a batch="
+            )
         if fisher == "estimate" and estimator.product is None:
             raise ValueError(
                 "fisher='estimate' needs an estimate with its gradients in memory, such as "
