@@ -178,13 +178,7 @@ def preconditioning(path: Path, results: Sequence[dict]) -> Path:
         axes.set(xlabel="iteration", yscale="log")
         _tidy(axes)
     figure.supylabel("relative residual")
-    figure.legend(
-        drawn.values(),
-        drawn.keys(),
-        loc="outside lower center",
-        ncols=min(3, len(systems)),
-        frameon=False,
-    )
+    _legend_below(figure, drawn, min(3, len(systems)))
     return _save(figure, path)
 
 
@@ -277,14 +271,15 @@ def loss_above_dense(path: Path, results: Sequence[dict]) -> Path:
         axes.set_xlabel("sparsity, %")
         _tidy(axes)
     figure.supylabel("test loss above dense, nats")
-    figure.legend(
-        drawn.values(),
-        drawn.keys(),
-        loc="outside lower center",
-        ncols=min(4, len(drawn)),
-        frameon=False,
-    )
+    _legend_below(figure, drawn, min(4, len(drawn)))
     return _save(figure, path)
+
+
+def _legend_below(figure, drawn: Mapping, columns: int) -> None:
+    """One legend for all panels, under them."""
+    figure.legend(
+        drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )
 
 
 def _same(one: Sequence[float], other: Sequence[float]) -> bool:

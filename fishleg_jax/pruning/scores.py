@@ -72,6 +72,11 @@ def obd_saliency(params: Any, fisher_diagonal: Any) -> Any:
     return jax.tree.map(lambda w, f: w**2 * f / 2, *leaves)
 
 
+def label(saliency: str, factor: float) -> str:
+    """Name of scores, with the multiple of the estimate's own damping if it is another."""
+    return saliency + ("" if factor == 1 else f" damping×{factor:g}")
+
+
 def check_saliency(saliency: Any, estimator: InverseFisher) -> None:
     """Raises a ValueError for a saliency that is unknown, or that the estimator can't give."""
     names = ("auto", *NAMES)

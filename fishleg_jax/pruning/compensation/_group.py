@@ -65,8 +65,8 @@ def group(
 
     Returns:
         A compensation.  Its `info`: `iterations`, `residual` and `damping` of the chosen solve;
-        `products`, the number of Fisher products made;
-        `predicted`, `gᵀδ + ½ δᵀFδ` always with the gradient, and the `actual` change of the loss in
+        `products`, the number of Fisher products made; `predicted`, `gᵀδ + ½ δᵀFδ` always with
+        the gradient, and the `actual` change of the loss in
         nats per example; their difference over `½ δᵀF_γδ` is `ratio`, far above one where the model
         can't be trusted so far out.  `held_out` is the change on held-out batches if there are any,
         and then `losses` are theirs.  A check adds the `step` and the `losses` of `STEPS`.
@@ -76,7 +76,8 @@ def group(
 
     Raises:
         ValueError: An argument out of its range; when called, or by `prune_one_shot` before the
-            fit, an estimate without damping if none is given, or missing labels that are needed.
+            fit, an estimate without gradients in memory for `fisher="estimate"`, a likelihood
+            without a Fisher, or missing labels that are needed.
 
     References:
         Yu, Serra, Ramalingam & Zhe, The combinatorial brain surgeon, ICML 2022, section 4;

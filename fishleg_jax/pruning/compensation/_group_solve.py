@@ -1,8 +1,10 @@
 """The solve behind the group update: right side, damping, iterations, and the loss that ends it."""
 
+import functools
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -167,15 +169,19 @@ def solve_group(
             too_long, gain = bool(too_long), float(gain)
         return Trial(raised, x, delta, loss, info, too_long, gain)
 
+    @functools.cache
+    def before(loss: Callable[[Any], jax.Array]) -> float:
+        return float(loss(params))  # the same for all attempts
+
     def measured(loss: float, delta: Any, gamma: jax.Array) -> dict:
         info = {}
         if curvature.check is not None:  # then `loss` is measured on held-out batches
-            info["held_out"] = loss - float(curvature.check(params))
+            info["held_out"] = loss - before(curvature.check)
             if measurable:
                 loss = float(curvature.loss(jax.tree.map(jnp.add, params, delta)))
         if not measurable or gradient is None:
             return info | {"ratio": math.nan}
-        actual = loss - float(curvature.loss(params))
+        actual = loss - before(curvature.loss)
         return info | _prediction(gradient, delta, fisher_product(delta), gamma, actual)
 
     # Search for the damping, by the loss.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax._devices import axis, sharding
 from fishleg_jax.inverse.base import InverseFisher, movable_damping
+from fishleg_jax.pruning.scores import label
 
 DAMPINGS = (10.0, 100.0)  # multiples of the estimate's own damping that are tried
 MARGIN = 2.0  # standard errors of the paired difference by which a candidate has to be better
@@ -29,8 +30,7 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         """Name, with the damping if it is not the estimate's own."""
-        damping = "" if self.factor == 1 else f" damping×{self.factor:g}"
-        return self.saliency + damping + (" compensated" if self.compensated else "")
+        return label(self.saliency, self.factor) + (" compensated" if self.compensated else "")
 
 
 class Attempt(NamedTuple):

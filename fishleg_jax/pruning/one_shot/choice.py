@@ -11,6 +11,7 @@ from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import movable_damping, with_damping
 from fishleg_jax.pruning.one_shot.stage import Plan, Scored, advance, rescored
+from fishleg_jax.pruning.scores import label
 
 DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
 MARGIN = 1.0  # standard errors of the paired difference by which a candidate has to be better
@@ -29,7 +30,7 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         """Name, with the damping if it is not the estimate's own."""
-        return self.saliency + ("" if self.factor == 1 else f" damping×{self.factor:g}")
+        return label(self.saliency, self.factor)
 
 
 def candidates(plan: Plan, state: Any) -> list[Candidate]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fishleg_jax._batch import Batch, BatchLike, number_of_examples, split_batch
+from fishleg_jax._batch import BatchLike, number_of_examples, split_batch
 from fishleg_jax._checks.numbers import is_number
 from fishleg_jax._devices import sharding
 
@@ -73,9 +73,4 @@ def _divided(batch: BatchLike, count: int) -> tuple[BatchLike, BatchLike]:
 
         return (*jax.tree.map(taken, (inputs, targets)), *constants)
 
-    return _made(part(np.flatnonzero(~out))), _made(part(np.flatnonzero(out)))
-
-
-def _made(parts: Sequence[Any]) -> BatchLike:
-    inputs, targets, *constants = parts
-    return Batch(inputs, targets, *constants) if constants else (inputs, targets)
+    return part(np.flatnonzero(~out)), part(np.flatnonzero(out))
