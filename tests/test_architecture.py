@@ -28,7 +28,7 @@ FLOORS = [
     {"memory", "pruning"},
 ]
 PRUNING = [
-    {"_tables", "_soundness", "costs", "leaves", "schedules", "scores"},
+    {"_paired", "_tables", "_soundness", "costs", "leaves", "schedules", "scores"},
     {"masks", "targets", "report"},
     {"compensation"},
     {"selection"},

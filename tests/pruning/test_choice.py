@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
+from fishleg_jax.pruning import _paired
 from fishleg_jax.pruning.one_shot import choice, steps
 from fishleg_jax.pruning.one_shot.held_out import FEWEST, set_aside
 from fishleg_jax.pruning.scores import scores_by
@@ -107,19 +108,19 @@ def test_auto_takes_the_scores_with_the_lowest_held_out_loss(key):
 def test_auto_stays_with_obs_if_nothing_is_better():
     losses = np.linspace(1.0, 3.0, 50)
     parts = lambda x: [jnp.asarray(x[:20]), jnp.asarray(x[20:])]
-    better = lambda x, y: choice.better(parts(x), parts(y))
+    better = lambda x, y: _paired.better(choice.MARGIN, parts(x), parts(y))
     assert not better(losses, losses)
     assert not better(losses + 0.1 * np.cos(np.arange(50)), losses)  # noise around zero
     assert better(losses - 0.1, losses)
     assert not better(losses + 0.1, losses)
-    assert not choice.better([jnp.ones(1)], [jnp.full(1, 2.0)])  # one example says nothing
+    assert not _paired.better(0.0, [jnp.ones(1)], [jnp.full(1, 2.0)])  # one example says nothing
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.floats(-9, 9), min_size=12, max_size=12))
 def test_the_standard_error_is_that_of_all_examples(numbers):
     whole = np.asarray(numbers, np.float32)
-    mean, error = choice.mean_and_error([jnp.asarray(whole[:5]), jnp.asarray(whole[5:])])
+    mean, error = _paired.mean_and_error([jnp.asarray(whole[:5]), jnp.asarray(whole[5:])])
     whole = whole.astype(np.float64)
     assert mean == pytest.approx(whole.mean(), abs=1e-4)
     assert error == pytest.approx(whole.std(ddof=1) / np.sqrt(12), abs=1e-4)

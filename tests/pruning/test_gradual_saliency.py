@@ -111,8 +111,8 @@ def test_auto_takes_the_candidate_with_the_lowest_loss():
 def test_magnitude_stays_unless_another_is_better_by_two_standard_errors():
     values = jnp.array([1.0, 1.2, 0.8, 1.1])
 
-    def choose(second):
-        table = jnp.stack([values, second])
+    def choose(*others):
+        table = jnp.stack([values, *others])
         tried = jnp.zeros(())  # the weight names the candidate whose losses it has
 
         def attempt(index):
@@ -120,13 +120,19 @@ def test_magnitude_stays_unless_another_is_better_by_two_standard_errors():
             return choice.Attempt(jnp.array(True), deltas, jnp.array([True, False]))
 
         each = lambda w: table[w.astype(int)]  # noqa: E731
-        return int(choice.lowest(attempt, 2, each, tried, jnp.array(True), None).index)
+        number = len(table)
+        return int(choice.lowest(attempt, number, each, tried, jnp.array(True), None).index)
 
     noisy = values - jnp.array([0.5, -0.4, 0.3, -0.2])  # 0.05 lower, standard error 0.21
     assert noisy.mean() < values.mean() and choose(noisy) == 0
     assert choose(values - jnp.array([0.05, 0.04, 0.06, 0.05])) == 2
     assert choose(values - 0.05 * jnp.array([1.0, 1.0, jnp.nan, 1.0])) == 0
     assert choose(jnp.full(4, jnp.nan)) == 0 and choose(jnp.full(4, -jnp.inf)) == 0
+    # each is compared with magnitude, and then the lowest mean counts
+    clear, lower = values - jnp.array([0.05, 0.04, 0.06, 0.05]), values - 0.06
+    lower += jnp.array([0.02, -0.02, 0.02, -0.02])  # below magnitude for certain, not below `clear`
+    assert choose(clear, lower) == 4 and choose(lower, clear) == 2
+    assert choose(clear, noisy - 0.1) == 2
 
 
 def test_a_candidate_whose_numbers_are_not_finite_never_wins():

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from fishleg_jax import _tree
 from fishleg_jax._devices import axis, sharding
 from fishleg_jax.inverse.base import InverseFisher, movable_damping
+from fishleg_jax.pruning import _paired
 from fishleg_jax.pruning.scores import label
 
 DAMPINGS = (10.0, 100.0)  # multiples of the estimate's own damping that are tried
-MARGIN = 2.0  # standard errors of the paired difference by which a candidate has to be better
+MARGIN = 2.0  # standard errors of the paired difference by which a winner beats magnitude
 
 
 class Candidate(NamedTuple):
@@ -92,10 +93,11 @@ def lowest(
     old: Any,
     axis_name: str | None,
 ) -> Choice:
-    """Compares candidates one after the other by their losses on the step's examples.
+    """Compares candidates by their losses on the step's examples.
 
-    A candidate replaces the best one so far if its mean loss is lower by `MARGIN` standard errors
-    of the difference, example by example.  A loss that is not finite never wins.
+    Of those whose loss is lower than the first one's, magnitude's, by `MARGIN` standard errors of
+    the paired difference, the one with the lowest mean wins; the first one, if there is none.  A
+    loss that is not finite never wins, nor is it compared with.
 
     Args:
         attempt: Function of the index of scores that returns an `Attempt`.
@@ -109,7 +111,8 @@ def lowest(
     start = (
         old,
         jax.tree.map(jnp.zeros_like, target),
-        axis.varying(sharding.zeros(shape) + jnp.asarray(jnp.inf, shape.dtype), axis_name),
+        axis.varying(sharding.zeros(shape), axis_name),
+        jnp.asarray(jnp.inf, shape.dtype),
         jnp.array(-1, jnp.int32),
     )
 
@@ -117,27 +120,20 @@ def lowest(
         tried = attempt(index)
 
         def challenge(best, challenger):
+            *_, first_losses, lowest_mean, winner = best
             delta, sound, compensated = challenger
             losses = each(jax.tree.map(jnp.add, target, delta))
             sound &= axis.everywhere(jnp.all(jnp.isfinite(losses)), axis_name)
-            first = best[3] < 0
-            wins = sound & (first | _better(losses, best[2], axis_name))
-            new = tried.masks, delta, losses, (2 * index + compensated).astype(jnp.int32)
+            mean = axis.mean(losses.mean(), axis_name)
+            first = winner < 0
+            better = _paired.better(MARGIN, [losses], [first_losses], axis_name)
+            wins = sound & (first | (better & (mean < lowest_mean)))
+            reference = jnp.where(first, losses, first_losses)
+            new = tried.masks, delta, reference, mean, (2 * index + compensated).astype(jnp.int32)
             return _tree.keep_where(wins, new, best), None
 
         flags = jnp.arange(2)
         return jax.lax.scan(challenge, best, (tried.deltas, tried.sound, flags))[0], None
 
-    (masks, delta, _, index), _ = jax.lax.scan(compare, start, jnp.arange(number))
+    (masks, delta, _, _, index), _ = jax.lax.scan(compare, start, jnp.arange(number))
     return Choice(masks, delta, index >= 0, jnp.maximum(index, 0))
-
-
-def _better(losses: jax.Array, than: jax.Array, axis_name: str | None) -> jax.Array:
-    """Whether the mean loss is lower by `MARGIN` standard errors of the paired difference."""
-    difference = jnp.where(jnp.isfinite(than), than - losses, 0)
-    number = difference.size * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    mean = axis.mean(difference.mean(), axis_name)
-    variance = axis.mean(((difference - mean) ** 2).mean(), axis_name)
-    if number < 2:
-        return jnp.zeros((), bool) & (mean > 0)  # one example shows nothing
-    return mean > MARGIN * jnp.sqrt(variance / (number - 1))

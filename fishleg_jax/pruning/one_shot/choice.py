@@ -1,20 +1,17 @@
 """Choice between scores and dampings, by the loss that a stage would end at."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import movable_damping, with_damping
+from fishleg_jax.pruning import _paired
 from fishleg_jax.pruning.one_shot.stage import Plan, Scored, advance, rescored
 from fishleg_jax.pruning.scores import label
 
 DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
-MARGIN = 1.0  # standard errors of the paired difference by which a candidate has to be better
+MARGIN = 1.0  # standard errors of the paired difference by which a winner beats OBS scores
 
 
 class Candidate(NamedTuple):
@@ -47,8 +44,9 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
     """Chooses scores for a sparsity, if that was left to the measured loss.
 
     Every candidate is masked and compensated, cheaply where the compensation offers that and on a
-    quarter of the stage's batches.  Losses on held-out examples are compared in pairs: a candidate
-    replaces the best one so far if it is better by one standard error of the difference.
+    quarter of the stage's batches.  Losses on held-out examples are compared in pairs: of the
+    candidates that are better than OBS scores by one standard error of the difference, the one with
+    the lowest mean wins; OBS scores, if there is none.
 
     Args:
         plan: Choices that all stages share.
@@ -64,8 +62,8 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
     if plan.surgeon.saliency != "auto" or each is None or plan.surgeon.estimator.updates == 0:
         return scored
     cheap = cheaper(plan)
-    best = best_losses = winner = None
-    tried: dict[str, float] = {}
+    best = first_losses = winner = None
+    lowest, tried = math.inf, {}
     for candidate in candidates(plan, scored.fitted):
         try:
             state = scored.fitted
@@ -73,14 +71,17 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
                 state = with_damping(state, state.damping * candidate.factor)
             trial = rescored(cheap, in_part(scored), candidate.saliency, state)
             losses = each(_tree.widen(advance(cheap, trial, sparsity)[0].params))
-            mean = mean_and_error(losses)[0]
+            mean = float(jitted(_paired.mean_and_error)(losses)[0])
         except FloatingPointError:  # no candidate at these weights
             mean = math.inf
         tried[str(candidate)] = mean
         if not math.isfinite(mean):
             continue
-        if best is None or better(losses, best_losses):
-            best, best_losses, winner = trial, losses, candidate
+        if best is None:
+            first_losses = losses
+        elif mean >= lowest or not jitted(_paired.better, MARGIN)(losses, first_losses):
+            continue
+        best, lowest, winner = trial, mean, candidate
     if best is None:
         return scored
     choice = {"saliency": str(winner), "tried": tried}
@@ -97,24 +98,3 @@ def cheaper(plan: Plan) -> Plan:
     compensation = plan.surgeon.compensation
     compensation = getattr(compensation, "cheap", compensation)
     return plan._replace(surgeon=plan.surgeon._replace(compensation=compensation), selection=None)
-
-
-def better(losses: Sequence[jax.Array], than: Sequence[jax.Array]) -> bool:
-    """Whether the losses of examples are lower than others by the margin."""
-    mean, error = mean_and_error([y - x for x, y in zip(losses, than, strict=True)])
-    return mean > MARGIN * error
-
-
-def mean_and_error(batches: Sequence[jax.Array]) -> tuple[float, float]:
-    """Mean of a number of each example, and its standard error; infinite for a single example."""
-    mean, error = jax.device_get(jitted(_mean_and_error)(list(batches)))
-    return float(mean), float(error)
-
-
-def _mean_and_error(batches: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    number = sum(x.size for x in batches)
-    mean = sum(jnp.sum(x) for x in batches) / number
-    squares = sum(jnp.sum((x - mean) ** 2) for x in batches)
-    if number < 2:
-        return mean, jnp.full_like(mean, jnp.inf)
-    return mean, jnp.sqrt(squares / (number - 1) / number)

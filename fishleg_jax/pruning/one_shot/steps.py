@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fishleg_jax import _tree
-from fishleg_jax.pruning.one_shot.choice import cheaper, decide, in_part, mean_and_error
+from fishleg_jax._jit import jitted
+from fishleg_jax.pruning import _paired
+from fishleg_jax.pruning.one_shot.choice import cheaper, decide, in_part
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, rescored
 
 TRUST = 0.5  # error of the predicted rise of the loss that is allowed, relative to the prediction
@@ -102,7 +104,7 @@ def _scale(scored: Scored) -> tuple[float, float]:
     if each is None:
         return 0.0, math.inf
     losses = each(_tree.widen(scored.point.params))
-    error = mean_and_error(losses)[1]
+    error = float(jitted(_paired.mean_and_error)(losses)[1])
     return NOISE * error, RISE * error * math.sqrt(sum(x.size for x in losses))
 
 
