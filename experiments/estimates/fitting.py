@@ -44,6 +44,7 @@ def fit(
     name: str,
     watch: Callable[[Any], None] = lambda state: None,
     masks: Any | None = None,
+    state: Any | None = None,
 ) -> Any:
     """Fits an estimator behind a progress bar and waits for it.
 
@@ -55,12 +56,14 @@ def fit(
         name: the text of the bar.
         watch: called with the state after every update.
         masks: which weights survive; None for all.
+        state: one to carry on from, see `fishleg_jax.fit`; None for a fit from scratch.
 
     Returns:
         The fitted state.
     """
     with progress(name, lambda done, total, state: watch(state)) as on_update:
-        state = flj.fit(estimator, params, batches, key=key, masks=masks, on_update=on_update)
+        how = {"masks": masks, "on_update": on_update, "state": state}
+        state = flj.fit(estimator, params, batches, key=key, **how)
     return jax.block_until_ready(state)
 
 

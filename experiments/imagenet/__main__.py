@@ -27,6 +27,11 @@ compilations (two minutes of fishleg's) from one piece to the next.  `--photos 3
 It runs in several processes, too, of which each reads the photos of its share, see
 `experiments/pods.md`; `--remat` and `--examples-per-chunk` bound the memory of activations.
 
+In stages, each of which sees other photos and leaves its weights in a file, so that it may be
+stopped and gone on with; all else by the library's own choices on the held-out photos:
+
+    --stages 8 --sparsity 0.75 --method fishleg --compensation group --solve 64
+
 On a GPU of 80 GB, and there with a full ImageNet:
 
     --calibration 936 --gradients 104 --block-size 128 --batch 64 --kfac-mean 1 --updates 1200 \
@@ -47,7 +52,15 @@ import jax
 import numpy as np
 
 import fishleg_jax as flj
-from experiments.imagenet import evaluation, methods, one_method, photos, resnet50, tables
+from experiments.imagenet import (
+    evaluation,
+    in_stages,
+    methods,
+    one_method,
+    photos,
+    resnet50,
+    tables,
+)
 from experiments.imagenet.evaluation import Job, Network, Scores
 from experiments.running import arguments, processes, results
 from experiments.running.runner import Runner
@@ -103,6 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--solve-damping", type=arguments.positive, metavar="X", help="of group; default: chosen")
     words = "the sparsity at which dampings are chosen, and methods compared"
     option("--tune-at", arguments.sparsity, 0.75, words)
+    add(
+        "--stages",
+        type=count,
+        metavar="N",
+        help="stages of each pruning, with other photos each; default: one shot from one fit",
+    )
+    option("--stage-photos", count, 936, "photos that --stages takes in turn")
     option("--seed", arguments.seed, 0)
     option("--out", Path, Path("results/imagenet"))
     arguments.add_memory_options(parser)
@@ -129,12 +149,12 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
     params, constants = processes.everywhere(load(args.weights))
     source = photos.load(
         args.data_dir,
-        calibration=args.calibration + args.held_out,
+        calibration=_seen(args) + args.held_out,
         validation=args.photos,
         size=network.size,
     )
     order = np.random.default_rng(args.seed).permutation(len(source.calibration))
-    parts = order[: args.calibration], order[args.calibration :]
+    parts = order[: _seen(args)], order[_seen(args) :]
     fit, held_out = map(source.calibration.part, parts)
     prunable = PRUNABLE[args.prunable]
     _prunable.select(params, prunable, "--prunable")
@@ -147,6 +167,11 @@ def _job(args: argparse.Namespace, network: Network, load: Load) -> Job:
                 f"{name} needs for {jax.device_count()} devices"
             )
     return job
+
+
+def _seen(args: argparse.Namespace) -> int:
+    """Number of photos that the curvature sees, in one stage or in all."""
+    return args.calibration if args.stages is None else max(args.stage_photos, args.calibration)
 
 
 def _identity(job: Job, name: str) -> dict[str, Any]:
@@ -168,6 +193,7 @@ def _identity(job: Job, name: str) -> dict[str, Any]:
             "iterations": args.iterations,
             "damping_given": args.damping.get(name),
             "solve_damping_given": args.solve_damping,
+            **({} if args.stages is None else {"stages": args.stages, "photos": _seen(args)}),
             **arguments.memory_settings(args),
             **made.settings,
         },
@@ -179,6 +205,14 @@ def _measured(job: Job, params: Any) -> dict[str, Any]:
     stored = evaluation.evaluate(job, params, job.constants)
     again = evaluation.evaluate(job, params, evaluation.recomputed(job, params))
     return _fields(stored, "") | _fields(again, "recalibrated_")
+
+
+def _counted(job: Job, params: Any) -> dict[str, Any]:
+    """Number of prunable weights, and the fraction of them that is zero."""
+    chosen = _prunable.select(job.params, job.prunable, "--prunable")
+    leaves = [x for x, yes in zip(jax.tree.leaves(params), chosen, strict=True) if yes]
+    zeros, weights = sum(int((x == 0).sum()) for x in leaves), sum(x.size for x in leaves)
+    return {"sparsity": zeros / weights, "prunable_weights": weights}
 
 
 def _fields(scores: Scores, prefix: str) -> dict[str, Any]:
@@ -227,17 +261,15 @@ def run(job: Job) -> Runner:
         if not missing:
             continue
 
-        def keep(one, result, fields, identity=identity) -> None:
-            total = result.report.total
+        def keep(one, params, fields, identity=identity) -> None:
             row = {
                 **identity,
                 **common,
                 "compensation": one.compensation,
                 "sparsity_target": one.sparsity,
-                "sparsity": total.sparsity,
-                "prunable_weights": total.weights,
+                **_counted(job, params),
                 **fields,
-                **_measured(job, result.params),
+                **_measured(job, params),
                 **dense(),
             }
             runner.keep(row)
@@ -245,7 +277,11 @@ def run(job: Job) -> Runner:
 
         dense()
         with runner.attempt(name, FloatingPointError, ValueError):
-            one_method.prune(name, job, missing, start, identity, keep)
+            if args.stages is None:
+                one_method.prune(name, job, missing, start, identity, keep)
+                continue
+            for one in missing:
+                in_stages.prune(name, one, job, start, identity, keep)
     return runner
 
 

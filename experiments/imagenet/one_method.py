@@ -81,7 +81,7 @@ def prune(
     wanted: Sequence[Wanted],
     start: Callable[[], float],
     identity: dict[str, Any],
-    keep: Callable[[Wanted, flj.Result, dict], None],
+    keep: Callable[[Wanted, Any, dict], None],
 ) -> None:
     """Prunes a network with one method to some sparsities, with one compensation after the other.
 
@@ -94,7 +94,7 @@ def prune(
         wanted: the prunings to be made.
         start: gives the damping with which a search begins.
         identity: fields that identify the dampings of these settings.
-        keep: called with each pruning as soon as it is made: the request, the pruned network and
+        keep: called with each pruning as soon as it is made: the request, the pruned weights and
             fields of its result.
 
     Raises:
@@ -173,7 +173,7 @@ def prune(
                 "peak_memory_bytes": _highest(fit_peak, peak()),
                 **{f"fit_{k}": v for k, v in results.measured(estimate.state).items()},
             }
-            keep(one, result, fields)
+            keep(one, result.params, fields)
             peak()  # forgets the evaluation
 
 
