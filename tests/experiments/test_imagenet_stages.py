@@ -69,8 +69,8 @@ def test_weights_come_back_and_others_are_refused(tmp_path):
     back, told = in_stages.read(tmp_path / "a.npz", params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     assert told == rows
-    with pytest.raises(ValueError, match="other weights"):
+    with pytest.raises(ValueError, match="another network"):
         in_stages.read(tmp_path / "a.npz", {"conv": params["conv"]})
-    (tmp_path / "a.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="zip"):
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
+    with pytest.raises(ValueError, match="not a zip"):
         in_stages.read(tmp_path / "a.npz", params)
