@@ -56,6 +56,9 @@ class InverseFisher(NamedTuple):
         carry: Function `(state) -> state` that discounts what a state has seen to a quarter, so
             that a quarter of a fit at other weights or masks counts for half.  None if states are
             not carried on.
+        settled: Function `(state) -> boolean scalar`, jit-compatible: whether further updates at
+            the same weights are not expected to help; a one-shot fit ends there.  None for fits of
+            a fixed length.
     """
 
     init: Callable[[Any], Any]
@@ -74,6 +77,7 @@ class InverseFisher(NamedTuple):
     examples_per_gradient: int | None = None
     examples: int | None = None
     carry: Callable[[Any], Any] | None = None
+    settled: Callable[[Any], jax.Array] | None = None
 
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
+from fishleg_jax.inverse._fishleg import progress
 from fishleg_jax.inverse._fishleg.samples import signs
 from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
+from fishleg_jax.pruning.one_shot.fit import LOOK
 from tests import dense
 from tests.dense import inverse_matrix as matrix
 
@@ -388,3 +392,40 @@ def test_labels_that_are_needed_and_missing(key, arguments):
     estimator = flj.inverse.fishleg(model, DAMPING, **arguments)
     with pytest.raises(ValueError, match="targets are None"):
         estimator.update(estimator.init(params), params, batch, key)
+
+
+def test_learning_ends_once_the_auxiliary_loss_no_longer_falls(key):
+    """At the latest after `updates`."""
+    model, params = dense.categorical_mlp(), dense.mlp_params(key, (4, 6, 3))
+    batch = dense.classification_batch(key, 60, inputs=4)
+    done = []
+
+    def fitted(estimator):
+        settled = lambda i, total, state: done.append((i, bool(state.progress.settled)))  # noqa: E731
+        return flj.fit(estimator, params, [batch], key=key, on_update=settled)
+
+    estimator = fishleg(model, DAMPING, start=16, updates=400)
+    state = fitted(estimator)
+    updates, _ = done[-1]
+    assert 16 + 2 * progress.WINDOW <= updates < 400 and bool(state.progress.settled)
+    first = next(i for i, settled in done if settled)
+    assert first <= updates < first + LOOK
+    done.clear()
+    fitted(estimator._replace(settled=None))
+    assert done[-1][0] == 400
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.floats(0, 3))
+def test_progress_compares_windows_by_their_standard_errors(seed, fall):
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(0, 1, (2, progress.WINDOW)) - np.array([[0], [fall]])
+    record = progress.init(jnp.float32)
+    note = jax.jit(progress.noted)
+    for x in [*first, np.nan, *second]:  # a sample that does not count changes nothing
+        assert not record.settled
+        record = note(record, x, np.isfinite(x))
+    error = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / progress.WINDOW)
+    gain = first.mean() - second.mean()
+    assume(abs(gain - error) > 1e-4)
+    assert bool(record.settled) == (gain <= error)

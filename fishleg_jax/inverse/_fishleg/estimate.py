@@ -89,8 +89,10 @@ def fishleg(
             about five times cheaper to draw; `gradient` for the batch's normalised gradient, as in
             optimisation.
         optimizer: Optimiser of the auxiliary loss; None for Adam with a decaying step.
-        learn: Whether to learn λ after a start in closed form.  False, the default, stays in closed
-            form, which follows the Fisher as long as there are updates, and costs less.
+        learn: Whether to learn λ after a start in closed form.  A one-shot fit then ends once the
+            auxiliary loss of fresh probes no longer falls (`state.progress.settled`), at the latest
+            after `updates`.  False, the default, stays in closed form, which follows the Fisher as
+            long as there are updates, and costs less.
         start: Number of updates after which the estimate is `ready`; with `learn`, of those in
             closed form.  None for 1, and with `learn` for 64.
         samples: Number of Fisher samples in each batch, one for each of equal parts, which take a
@@ -286,6 +288,7 @@ def fishleg(
             examples=LEAST,
             carry=None if learn else carry,
             ready=lambda state: state.count >= start,
+            settled=(lambda state: state.progress.settled) if learn else None,
             axis_name=axis_name,
         ),
         model_outside=True,

@@ -9,6 +9,7 @@ import optax
 
 from fishleg_jax import _tree
 from fishleg_jax.inverse._fishleg import guard as _guard
+from fishleg_jax.inverse._fishleg import progress as _progress
 from fishleg_jax.inverse._fishleg.state import FishLegState, move, multiply_leaves
 from fishleg_jax.inverse._kronecker import frames
 from fishleg_jax.inverse._kronecker.units import Unit
@@ -132,6 +133,7 @@ def learn(
             _guard.advance(state.guard, diverged, finite),
             state.guard._replace(skipped=state.guard.skipped + batch_failed),
         ),
+        progress=_progress.noted(state.progress, loss, trusted),
         auxiliary_loss=smoothed(state.auxiliary_loss, loss),
         relative_residual=smooth_relative,
     )

@@ -10,6 +10,7 @@ from fishleg_jax import _text
 from fishleg_jax._devices import sharding
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._fishleg import guard as _guard
+from fishleg_jax.inverse._fishleg import progress as _progress
 from fishleg_jax.inverse._kronecker import algebra
 from fishleg_jax.inverse._kronecker import frames as _frames
 from fishleg_jax.inverse._kronecker.units import Unit
@@ -31,6 +32,8 @@ class FishLegState(NamedTuple):
         average: Running average of λ, used by `multiply` and `diagonal`.
         optimizer: State of the auxiliary optimiser.
         guard: State of the guard against divergence.
+        progress: Whether learning still lowers the auxiliary loss; `progress.settled` once it no
+            longer does.
         auxiliary_loss: Smoothed A(λ), which falls towards −½ tr F_γ⁻¹.  NaN before learning.
         relative_residual: Smoothed `‖F_γQu − u‖ / ‖u‖`; 0 for the exact inverse.  A Q of limited
             structure may have its lowest loss at a residual above 1.
@@ -47,6 +50,7 @@ class FishLegState(NamedTuple):
     average: dict[str, _factors.Coordinates]
     optimizer: Any
     guard: _guard.Guard
+    progress: _progress.Progress
     auxiliary_loss: jax.Array  # shape=(), float
     relative_residual: jax.Array  # shape=(), float
 
@@ -88,6 +92,7 @@ def empty_state(
         average=jax.tree.map(jnp.copy, zero),
         optimizer=optimizer.init(zero) if learned else (),
         guard=_guard.init(dtype),
+        progress=_progress.init(dtype),
         # two separate arrays: a state with aliased leaves cannot be donated
         auxiliary_loss=nothing[0],
         relative_residual=nothing[1],

@@ -16,6 +16,8 @@ from fishleg_jax.model import BatchLike, check_all_targets
 from fishleg_jax.pruning import _soundness
 from fishleg_jax.pruning.one_shot.checks import check_functions, check_key
 
+LOOK = 16  # updates between looks at whether a fit has settled
+
 
 @mesh.in_mesh_of_params
 def fit(
@@ -30,7 +32,8 @@ def fit(
 ) -> Any:
     """Fits an inverse Fisher to batches: `estimator.updates` updates, or one pass over the batches.
 
-    Without `updates`, batches with fewer examples than `estimator.examples` are passed again.
+    Without `updates`, batches with fewer examples than `estimator.examples` are passed again.  A
+    fit of an estimator that learns ends earlier, once it has `settled`.
 
     Args:
         estimator: Estimate of the inverse Fisher.
@@ -96,7 +99,16 @@ def fitted(
         state = update(state, params, batches[i % len(batches)], jax.random.fold_in(key, i), masks)
         if on_update is not None:
             on_update(i + 1, total, state)
+        if _has_settled(estimator, state, i + 1):
+            break
     return state
+
+
+def _has_settled(estimator: InverseFisher, state: Any, updates: int) -> bool:
+    """Whether a fit can end, looked at now and then, since that waits for the updates."""
+    if estimator.settled is None or updates % LOOK:
+        return False
+    return bool(jax.device_get(estimator.settled(state)))
 
 
 def number_of_updates(estimator: InverseFisher, batches: Sequence[BatchLike]) -> int:
