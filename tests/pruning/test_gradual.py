@@ -149,6 +149,13 @@ def test_compensations_are_those_of_one_shot_pruning(x64, compensation):
     assert flj.check(state).sparsity == 7 / 12 and flj.check(state).ok
 
 
+def test_the_model_is_the_estimators_unless_another_is_given(x64):
+    compensation = flj.compensation.group(damping=0.1, iterations=10)
+    given = one_update(compensation, model=MODEL)
+    own = one_update(compensation, estimator=dense.STATED._replace(model=MODEL))
+    np.testing.assert_array_equal(own[1]["w"], given[1]["w"])
+
+
 def test_permuted_weights_give_permuted_masks():
     rows, columns = np.array([2, 0, 3, 1]), np.array([1, 2, 0])
     params, _, (_, masks) = train(CHAIN)

@@ -63,7 +63,8 @@ def gradual_prune(
         sparsity: Fraction of the prunable weights that is zero: a number in [0, 1), a function of
             the step (the first is 1) such as `schedules.cubic` returns, or an array by
             `optax.inject_hyperparams`.
-        model: Model whose loss a compensation or `regrow` needs; None if neither needs it.
+        model: Model whose loss a choice, a compensation or `regrow` needs; None, the default, for
+            the estimator's.
         prunable: Leaves that may be pruned, decided by `init`: regular expressions over key paths,
             a mapping of these to booleans, a pytree of booleans, a predicate
             `(name, leaf) -> bool`, or `flj.Leaves`; by default all but vectors, biases,
@@ -119,6 +120,7 @@ def gradual_prune(
         mask_every=mask_every,
         renew=renew,
     )
+    model = estimator.model if model is None else model
     if model is not None:
         check_model(model)
     leaves = leaves_of(prunable)
@@ -169,9 +171,8 @@ def gradual_prune(
     def step(updates, state, params, batch, grad, assimilate, emit, known, hold):
         # Losses example by example, if they decide on scores.
         each = None
-        judge = model or estimator.model
-        if saliency == "auto" and judge is not None and batch is not None and batch[1] is not None:
-            each = functools.partial(_losses, judge, batch, examples_per_chunk, axis_name)
+        if saliency == "auto" and model is not None and batch is not None and batch[1] is not None:
+            each = functools.partial(_losses, model, batch, examples_per_chunk, axis_name)
         # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
         if model is not None and batch is not None:
@@ -222,7 +223,7 @@ def gradual_prune(
             return step(updates, state, params, None, None, None, None, False, True)
         _gradual_checks.check_batch(estimator, batch, known)
         if batch is not None and not _labels.has_nan(batch[1]):  # a step has to survive NaN labels
-            check_targets(model or estimator.model, params, batch)
+            check_targets(model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, grad, flag, emit, known, False)
 
