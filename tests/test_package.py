@@ -86,6 +86,7 @@ def test_types_are_shipped():
 MODULES = (
     flj,
     flj.compensation,
+    flj.export,
     flj.inverse,
     flj.inverse.factors,
     flj.likelihoods,
