@@ -30,9 +30,7 @@ def measure(subject: Subject, repeats: int, out: Path) -> list[dict[str, Any]]:
     rows = {name: {"network": subject.name, "path": name} for name in PATHS}
     for batch in BATCHES:
         ready = {name: _make(name, subject, out, batch) for name in PATHS}
-        inputs = np.ascontiguousarray(
-            np.resize(subject.test[0], (batch, *subject.test[0].shape[1:]))
-        )
+        inputs = subject.test[0][np.arange(batch) % len(subject.test[0])]
         found = in_turn({name: deployed.run for name, deployed in ready.items()}, inputs, repeats)
         for name, times in found.items():
             ratios = [own / base for own, base in zip(times, found[BASE], strict=True)]

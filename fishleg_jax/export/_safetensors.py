@@ -68,7 +68,7 @@ def decode(file: bytes) -> Content:
     try:
         found = package.deserialize(file)
         metadata = _split(file)[0].get("__metadata__", {})
-    except Exception as error:  # the library's own, of no common base over versions
+    except (package.SafetensorError, ValueError) as error:
         raise ValueError(str(error)) from None
     arrays = {}
     for name, entry in found:
@@ -111,7 +111,7 @@ def _split(file: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _with_sorted_metadata(file: bytes) -> bytes:
-    """Sorts the metadata, which safetensors 0.8.0 writes in another order from call to call."""
+    """Sorts the metadata, which safetensors 0.8.0 writes in random order (its issue 584)."""
     header, data = _split(file)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
