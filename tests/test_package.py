@@ -22,6 +22,11 @@ NOT_NEEDED = (
     "matplotlib",
     "sklearn",
     "dimod",
+    "safetensors",
+    "zstandard",
+    "onnx",
+    "onnxruntime",
+    "jax2onnx",
     "experiments",
 )
 

@@ -1,5 +1,6 @@
 """Dense layers with sparse kernels on a CPU, where that is measured to pay."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -113,7 +114,10 @@ def sparse_apply(
 
     # find the kernels that are multiplied with inputs, and with how many rows
     rows: dict[int, int] = {}
-    record = lambda x, kernel: rows.setdefault(id(kernel), x.size // x.shape[-1]) and None  # noqa: E731
+
+    def record(x: jax.Array, kernel: jax.Array) -> None:
+        rows.setdefault(id(kernel), math.prod(x.shape[:-1]))
+
     jax.eval_shape(_with_products(function, params, record), *inputs)
 
     # measure, and choose kernel by kernel
