@@ -145,7 +145,7 @@ def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"metadata must map strings to strings, got {key!r}: {value!r}")
-        if key == _safetensors.OWN:
+        if key in (_safetensors.OWN, _safetensors.CHECKSUM):
             raise ValueError(f"metadata: the name {key!r} is the library's own; use another")
     return dict(metadata)
 

@@ -10,7 +10,9 @@ import numpy as np
 from fishleg_jax.export import _extra
 from fishleg_jax.export._content import Content, dtype_of
 
-OWN = "fishleg_jax"  # the key of our entry in the metadata
+# Keys of our entries in the metadata.  They are two so that a file with a damaged one is not taken
+# for the file of another program, which has no checksum.
+OWN, CHECKSUM = "fishleg_jax", "fishleg_jax.sha256"
 BITS = ":mask"  # ends the names of packed masks
 DTYPES = {
     "BOOL": "bool",
@@ -48,13 +50,10 @@ def encode(content: Content) -> bytes:
         if name + BITS in arrays:
             raise ValueError(f"params: {name + BITS!r} is the name of a mask in the file")
         arrays[name + BITS] = np.packbits(mask)
-    own = {
-        "structure": content.structure,
-        "masks": list(content.masks or ()),
-        "sha256": _digest(arrays, content.structure, content.metadata),
-    }
-    file = package.save(arrays, {**content.metadata, OWN: json.dumps(own)})
-    return _with_sorted_metadata(file)
+    own = json.dumps({"structure": content.structure, "masks": list(content.masks or ())})
+    metadata = {**content.metadata, OWN: own}
+    metadata[CHECKSUM] = _digest(arrays, metadata)
+    return _with_sorted_metadata(package.save(arrays, metadata))
 
 
 def decode(file: bytes) -> Content:
@@ -76,16 +75,14 @@ def decode(file: bytes) -> Content:
             raise ValueError(f"{name!r} has dtype {entry['dtype']}, which NumPy does not have")
         dtype = dtype_of(DTYPES[entry["dtype"]])
         arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-    if OWN not in metadata:
+    if not {OWN, CHECKSUM} & metadata.keys():
         return Content(arrays, None, None, metadata)
-    try:
-        own = json.loads(metadata.pop(OWN))
-        if _digest(arrays, own["structure"], metadata) != own["sha256"]:
-            raise ValueError("its checksum differs: it is damaged")
-        masks = {name: _mask(arrays, name) for name in own["masks"]}
-        return Content(arrays, masks or None, own["structure"], metadata)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"its metadata is damaged: {error}") from None
+    checksum = metadata.pop(CHECKSUM, None)
+    if _digest(arrays, metadata) != checksum:
+        raise ValueError("its checksum differs: it is damaged")
+    own = json.loads(metadata.pop(OWN))
+    masks = {name: _mask(arrays, name) for name in own["masks"]}
+    return Content(arrays, masks or None, own["structure"], metadata)
 
 
 def _mask(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -95,9 +92,9 @@ def _mask(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
-def _digest(arrays: Mapping[str, np.ndarray], structure: Any, metadata: Mapping[str, str]) -> str:
+def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """Checksum over everything that is read from a file, in hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps([structure, sorted(metadata.items())]).encode())
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
