@@ -23,7 +23,6 @@ NOT_NEEDED = (
     "sklearn",
     "dimod",
     "safetensors",
-    "zstandard",
     "onnx",
     "onnxruntime",
     "jax2onnx",
