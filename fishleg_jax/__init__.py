@@ -12,7 +12,7 @@ import jax as _jax  # noqa: F401
 import optax as _optax  # noqa: F401
 
 if typing.TYPE_CHECKING:
-    from fishleg_jax import inverse, likelihoods
+    from fishleg_jax import export, inverse, likelihoods
     from fishleg_jax._curvature import Curvature, curvature
     from fishleg_jax.fisher import fisher_vector_product
     from fishleg_jax.inverse.base import InverseFisher
@@ -62,6 +62,7 @@ __all__ = [
     "check",
     "compensation",
     "curvature",
+    "export",
     "fisher_vector_product",
     "fishleg_prune",
     "fit",
@@ -93,6 +94,7 @@ __all__ = [
 # Public names by home below the package, as in the imports above, and modules as attributes.
 _MODULES = {
     "compensation": "pruning.compensation",
+    "export": "export",
     "fisher": "fisher",
     "inverse": "inverse",
     "likelihoods": "likelihoods",

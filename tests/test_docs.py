@@ -20,6 +20,7 @@ LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 MODULES = (
     "",
     "compensation",
+    "export",
     "inverse",
     "inverse.factors",
     "likelihoods",

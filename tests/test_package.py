@@ -22,6 +22,10 @@ NOT_NEEDED = (
     "matplotlib",
     "sklearn",
     "dimod",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "jax2onnx",
     "experiments",
 )
 
@@ -86,6 +90,7 @@ def test_types_are_shipped():
 MODULES = (
     flj,
     flj.compensation,
+    flj.export,
     flj.inverse,
     flj.inverse.factors,
     flj.likelihoods,

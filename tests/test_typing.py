@@ -18,6 +18,7 @@ from fishleg_jax.pruning.gradual.wrapper import Options
 ROOT = Path(__file__).parents[1]
 MODULES = {"flj": flj, "flj.inverse": flj.inverse, "flj.inverse.factors": flj.inverse.factors}
 MODULES |= {"flj.likelihoods": flj.likelihoods, "flj.compensation": flj.compensation}
+MODULES |= {"flj.export": flj.export}
 MODULES |= {"flj.schedules": flj.schedules, "flj.selection": flj.selection}
 MODULES |= {"flj.targets": flj.targets}
 # functions and classes that users can reach, by the expression that does

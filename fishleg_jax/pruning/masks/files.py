@@ -3,13 +3,12 @@
 import os
 import zipfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _files, _tree
 from fishleg_jax._devices import placement
 
 
@@ -38,14 +37,7 @@ def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
         if mask.dtype != bool:
             raise ValueError(f"masks: {name!r} must be an array of booleans, got {mask.dtype}")
         arrays[f"{name}:bits"], arrays[f"{name}:shape"] = np.packbits(mask), np.array(mask.shape)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    _files.write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""What pruning pays in bytes and milliseconds: `python -m experiments.deploy`."""

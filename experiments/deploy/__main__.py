@@ -1,0 +1,97 @@
+"""Measures what a pruned network pays: bytes on disk and milliseconds, path by path.
+
+    python -m experiments.deploy
+    python -m experiments.deploy --network digits --method magnitude
+
+A network is pruned in one shot, written and run in every way of `experiments.deploy.paths`, and
+all ways are timed in turn, so that their ratios are of one run.  Batch norm is recomputed on
+training images after pruning.  Times are those from inputs to outputs of NumPy.  Prints a table and
+writes `results.json`, `accuracy_vs_ms.png` and the files themselves into `--out`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.deploy import measuring, plots, subjects
+from experiments.models import cases
+from experiments.report import tables
+from experiments.running import arguments, files
+
+COLUMNS = {
+    "network, path": "{network}: {path}",
+    "accuracy, %": "{accuracy:.2f}",
+    "bytes": "{bytes:,}",
+    "over dense": "{bytes_ratio:.3f}",
+    "ms, batch 1": "{ms_1:.3f}",
+    "ratio": "{ratio_1:.2f}",
+    "ms, batch 128": "{ms_128:.2f}",
+    "ratio ": "{ratio_128:.2f}",
+    "": "{note_128}",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.command(
+        "experiments.deploy", "Measure bytes and milliseconds of pruned networks, path by path."
+    )
+    names = list(subjects.NETWORKS)
+    add, option = parser.add_argument, arguments.option
+    one = arguments.one_of(names)
+    option(parser, "--network", one, names, f"of {', '.join(names)}", several=True)
+    add("--method", choices=subjects.METHODS, default="fishleg", help="default: fishleg")
+    option(parser, "--sparsity", arguments.sparsity, 0.9)
+    option(parser, "--examples", arguments.at_least(1), 2000, "test images, at most")
+    option(parser, "--repeats", arguments.at_least(1), 10, "rounds of the timing")
+    option(parser, "--seed", arguments.seed, 0)
+    out = Path("results/deploy")
+    add("--out", type=Path, default=out, help=f"default: {out}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        for name in args.network:
+            cases.check(subjects.NETWORKS[name])
+        args.out.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out {args.out} can't be written: {error.strerror}")
+    settings = {name: getattr(args, name) for name in ("method", "sparsity", "examples", "repeats")}
+    rows = []
+    for name in args.network:
+        subject = subjects.make(
+            name,
+            method=args.method,
+            sparsity=args.sparsity,
+            examples=args.examples,
+            seed=args.seed,
+            out=args.out,
+        )
+        further = {
+            "sparsity": subject.sparsity,
+            "test_examples": len(subject.test[0]),
+            "seed": args.seed,
+            "settings": settings,
+        }
+        rows += [row | further for row in measuring.measure(subject, args.repeats, args.out)]
+    print(tables.of_rows(rows, COLUMNS))
+    print(files.write_json(args.out / "results.json", rows))
+    print(plots.draw(args.out / "accuracy_vs_ms.png", rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

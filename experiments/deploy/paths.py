@@ -1,0 +1,127 @@
+"""The ways to run a pruned network, one function each.
+
+A path writes its file and returns how to run it.  What is added to `PATHS` is measured with the
+others: compact networks, with physically smaller arrays, and 2:4 belong here.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fishleg_jax as flj
+from experiments.deploy.subjects import Subject
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+class Deployed(NamedTuple):
+    """A network that is ready to run.
+
+    Attributes:
+        run: function from inputs to outputs, both of NumPy.
+        file: the file on disk; None where the path has none.
+        note: what was found on the way, in words; may be empty.
+    """
+
+    run: Run
+    file: Path | None
+    note: str = ""
+
+
+Make = Callable[[Subject, Path, int], Deployed]
+
+
+def _xla(function: Callable[..., Any], *arguments: Any) -> Run:
+    compiled = jax.jit(function)
+    return lambda inputs: np.asarray(compiled(*arguments, inputs))
+
+
+def dense_xla(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """The network before pruning."""
+    file = stem.with_suffix(".safetensors")
+    flj.export.save_params(file, subject.dense_params)
+    return Deployed(_xla(subject.dense, subject.dense_params), file)
+
+
+def masked_xla(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """Masks that are applied at every call."""
+    file = stem.with_suffix(".safetensors")
+    flj.export.save_params(file, subject.params, subject.masks)
+
+    def masked(params: Any, masks: Any, inputs: Any) -> Any:
+        return subject.pruned(flj.apply_masks(params, masks), inputs)
+
+    return Deployed(_xla(masked, subject.params, subject.masks), file)
+
+
+def safetensors(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """Zeros in the weights, in a file that other programs read."""
+    file = stem.with_suffix(".safetensors")
+    flj.export.save_params(file, subject.params)
+    return Deployed(_xla(subject.pruned, flj.export.load_params(file).params), file)
+
+
+def packed(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """Zeros in the weights, as bitmasks and values."""
+    file = stem.with_suffix(".packed")
+    flj.export.save_params(file, subject.params, packed=True)
+    return Deployed(_xla(subject.pruned, flj.export.load_params(file).params), file)
+
+
+def _onnx(function: Callable, params: Any, subject: Subject, stem: Path) -> Deployed:
+    import onnxruntime
+
+    file = stem.with_suffix(".onnx")
+    difference = flj.export.to_onnx(function, params, subject.test[0][:4], file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3  # it warns of shapes that jax2onnx annotates wrongly
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return Deployed(
+        lambda inputs: session.run(None, {name: inputs})[0], file, f"{difference:.1e} from JAX"
+    )
+
+
+def onnx_dense(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """The network before pruning, in onnxruntime."""
+    return _onnx(subject.dense, subject.dense_params, subject, stem)
+
+
+def onnx_pruned(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """Zeros in the weights, in onnxruntime."""
+    return _onnx(subject.pruned, subject.params, subject, stem)
+
+
+def bcsr(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """Sparse kernels in dense layers, where the table of this machine says that they pay."""
+    example = np.repeat(subject.test[0][:1], batch, axis=0)
+    apply = flj.export.sparse_apply(subject.pruned, subject.params, example)
+    names = [layer.name for layer in apply.layers if layer.sparse]
+    note = f"sparse: {', '.join(names) or 'none'} of {len(apply.layers)}"
+    return Deployed(lambda inputs: np.asarray(apply(inputs)), None, note)
+
+
+def jax_export(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """StableHLO with the weights inside."""
+    file = stem.with_suffix(".stablehlo")
+    flj.export.save_function(file, subject.pruned, subject.params, subject.test[0][:1])
+    run = flj.export.load_function(file)
+    return Deployed(lambda inputs: np.asarray(run(inputs)), file)
+
+
+BASE = "dense, XLA"
+PATHS: dict[str, Make] = {
+    BASE: dense_xla,
+    "masks at every call, XLA": masked_xla,
+    "zeros, safetensors, XLA": safetensors,
+    "zeros, packed, XLA": packed,
+    "zeros, jax.export": jax_export,
+    "zeros, BCSR where it pays": bcsr,
+    "dense, onnxruntime": onnx_dense,
+    "zeros, onnxruntime": onnx_pruned,
+}

@@ -1,0 +1,102 @@
+"""Networks before and after pruning."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import fishleg_jax as flj
+from experiments.data import datasets
+from experiments.models import cases, recalibration
+from experiments.models.specs import MODELS
+
+NETWORKS = {"digits": "cnn", "resnet20": "resnet20"}
+METHODS = ("fishleg", "magnitude")
+EXAMPLES = 2048  # training examples for the curvature
+
+
+class Subject(NamedTuple):
+    """A network before and after pruning.
+
+    Attributes:
+        name: a name in `NETWORKS`.
+        dense: function `(params, inputs) -> outputs` with the statistics of the dense network.
+        pruned: the same with those of the pruned one.
+        dense_params: parameters before.
+        params: parameters after, with zeros.
+        masks: which of them are kept.
+        sparsity: fraction of the prunable weights that is zero.
+        test: inputs and labels.
+    """
+
+    name: str
+    dense: Callable[[Any, Any], Any]
+    pruned: Callable[[Any, Any], Any]
+    dense_params: Any
+    params: Any
+    masks: Any
+    sparsity: float
+    test: datasets.Arrays
+
+
+def make(
+    name: str, *, method: str, sparsity: float, examples: int, seed: int, out: Path
+) -> Subject:
+    """Trains or reads a network, and prunes it in one shot.
+
+    Args:
+        name: a name in `NETWORKS`.
+        method: of the pruning; magnitude has no compensation, FishLeg the library's defaults in one
+            stage.
+        sparsity: of the prunable weights.
+        examples: test examples to measure the accuracy on, at most.
+        seed: for the training, the choice of examples and the fit.
+        out: where the weights of a network without a checkpoint are kept.
+
+    Raises:
+        ValueError: the data set or the checkpoint is missing.
+    """
+    spec = MODELS[NETWORKS[name]]
+    params, constants, train = cases.network(spec.name, train_in=out, seed=seed)
+    inputs, labels = datasets.load(spec.dataset).test
+    batches = cases.curvature_batches(
+        train,
+        constants,
+        examples=min(EXAMPLES, spec.examples),
+        batch_size=spec.batch,
+        seed=seed,
+    )
+    if method == "magnitude":
+        estimator, options = flj.inverse.identity(), {"compensation": flj.compensation.none()}
+    else:
+        estimator, options = flj.inverse.fishleg(spec.model), {}
+    result = flj.prune_one_shot(
+        spec.model,
+        params,
+        estimator,
+        batches,
+        sparsity=sparsity,
+        prunable=spec.prunable,
+        stages=1,
+        key=jax.random.key(seed),
+        **options,
+    )
+    after = constants
+    if constants:
+        after = recalibration.recalibrated(spec, result.params, constants, train, seed)
+    return Subject(
+        name,
+        partial(_predict, spec.model, constants),
+        partial(_predict, spec.model, after),
+        params,
+        result.params,
+        result.masks,
+        flj.sparsity(result.params, spec.prunable),
+        (inputs[:examples], labels[:examples]),
+    )
+
+
+def _predict(model: flj.Model, constants: Any, params: Any, inputs: Any) -> Any:
+    return model.predict(params, inputs, *([constants] if constants else []))

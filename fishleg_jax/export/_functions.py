@@ -1,0 +1,133 @@
+"""Functions on disk for JAX itself: StableHLO, serialized by `jax.export`."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fishleg_jax import _files, _tree
+
+MAGIC = b"FLJFUNC1"  # the last bytes of a file; a checksum stands before them
+DIGEST = hashlib.sha256().digest_size
+
+
+def save_function(
+    path: str | os.PathLike[str],
+    function: Callable[..., Any],
+    params: Any,
+    example_inputs: Any,
+    masks: Any | None = None,
+    *,
+    dynamic_batch: bool = True,
+    platforms: Sequence[str] | None = None,
+) -> None:
+    """Compiles a function to StableHLO with its parameters inside, and writes it to a file.
+
+    The file is the serialization of `jax.export` with a checksum behind it, which
+    `jax.export.deserialize` passes over: JAX alone reads it.  Zeros take as much of it as other
+    numbers; parameters of a smaller network are what makes it smaller.
+
+    Args:
+        path: Path of the file; it is written beside and then renamed, replacing an existing one.
+        function: Function `(params, *inputs) -> outputs`.
+        params: Pytree of arrays, written into the file as constants.
+        example_inputs: Array, or tuple of pytrees of arrays or `jax.ShapeDtypeStruct`, for shapes
+            and dtypes.
+        masks: Pytree of booleans like the parameters; weights outside them become constant zeros.
+            None for none.
+        dynamic_batch: Whether inputs may have any number of examples, True by default: the first
+            axis of every array with axes is one symbolic size.
+        platforms: Names such as `"cpu"`, `"cuda"` or `"tpu"`; None for that of this process.
+
+    Raises:
+        ValueError: Masks of another structure, examples without an array, or a function that
+            `jax.export` refuses, such as one that needs a known batch size.
+
+    References:
+        JAX documentation, "Exporting and serializing staged-out computations".
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path, params = f"{folder}/net.stablehlo", jnp.array([[2.0], [0.0]])
+        ...     flj.export.save_function(path, lambda w, x: x @ w, params, jnp.ones((1, 2)))
+        ...     flj.export.load_function(path)(jnp.ones((3, 2)))
+        Array([[2.],
+               [2.],
+               [2.]], dtype=float32)
+    """
+    from jax import export
+
+    if masks is not None:
+        _tree.check_same(params, masks, "masks")
+        params = _tree.apply_mask(params, masks)
+    shapes = input_shapes(as_tuple(example_inputs), "batch" if dynamic_batch else None)
+    run = jax.jit(lambda *inputs: function(params, *inputs))
+    try:
+        exported = export.export(run, platforms=platforms)(*shapes)
+    except Exception as error:
+        if not dynamic_batch:
+            raise
+        raise ValueError(
+            "function can't be exported for any batch size; fix the size with "
+            f"dynamic_batch=False: {str(error).splitlines()[0]}"
+        ) from error
+    body = bytes(exported.serialize())
+    _files.write(path, lambda file: file.write(body + hashlib.sha256(body).digest() + MAGIC))
+
+
+def load_function(path: str | os.PathLike[str]) -> Callable[..., Any]:
+    """Reads a function that `save_function` wrote.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        A function `(*inputs) -> outputs`, compiled once for every batch size.
+
+    Raises:
+        ValueError: The file is missing, damaged or of another kind.
+    """
+    from jax import export
+
+    try:
+        file = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"path: {str(path)!r} can't be read as a function: {error}") from None
+    body, digest = file[: -DIGEST - len(MAGIC)], file[-DIGEST - len(MAGIC) : -len(MAGIC)]
+    if not file.endswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        raise ValueError(
+            f"path: {str(path)!r} can't be read as a function: its checksum differs: it is of "
+            "another kind, damaged or truncated"
+        )
+    return jax.jit(export.deserialize(bytearray(body)).call)
+
+
+def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    """Inputs of a function as a tuple, or raises a ValueError if there is no array in them."""
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if not jax.tree.leaves(inputs):
+        raise ValueError("example_inputs must have at least one array, got none")
+    return inputs
+
+
+def input_shapes(inputs: tuple[Any, ...], batch: str | None) -> tuple[Any, ...]:
+    """Shapes of inputs, with a symbolic first axis.
+
+    Args:
+        inputs: Pytrees of arrays or shapes.
+        batch: Name of the symbolic size; None to keep the sizes.
+    """
+    from jax import export
+
+    size = export.symbolic_shape(batch)[0] if batch else None
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        x = jax.eval_shape(lambda: x) if not hasattr(x, "shape") else x
+        known = tuple(x.shape)
+        return jax.ShapeDtypeStruct((size, *known[1:]) if batch and known else known, x.dtype)
+
+    return jax.tree.map(shape, inputs)
