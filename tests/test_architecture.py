@@ -26,6 +26,7 @@ FLOORS = [
     },
     {"inverse"},
     {"memory", "pruning"},
+    {"compaction"},
 ]
 PRUNING = [
     {"_tables", "_soundness", "costs", "leaves", "schedules", "scores"},

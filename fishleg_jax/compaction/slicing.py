@@ -1,0 +1,103 @@
+"""Cuts arrays down to the units that stay: weights, masks, gradients and optimiser states."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _tree
+from fishleg_jax.compaction.couplings import Member
+from fishleg_jax.pruning.gradual.state import holds_state
+
+Cuts = dict[str, dict[int, np.ndarray]]  # indices that stay, by key path and axis
+
+
+def cuts_of(couplings: Sequence[tuple[Member, ...]], alive: Sequence[np.ndarray]) -> Cuts:
+    """Returns the indices that stay along every axis from which any goes.
+
+    Args:
+        couplings: Tuples of members.
+        alive: Which units of each coupling stay, booleans.
+    """
+    along: dict[tuple[str, int], np.ndarray] = {}
+    for members, living in zip(couplings, alive, strict=True):
+        if living.all():
+            continue
+        for x in members:
+            grid = np.broadcast_to(living[:, None], (x.outer, x.units, x.inner)).ravel()
+            known = along.get((x.name, x.axis), True)
+            along[x.name, x.axis] = grid & known
+    cuts: Cuts = {}
+    for (name, axis), stays in along.items():
+        cuts.setdefault(name, {})[axis] = np.flatnonzero(stays)
+    return cuts
+
+
+def cut(leaf: Any, cuts: Mapping[int, np.ndarray]) -> Any:
+    """Returns an array with the indices that stay, along every axis."""
+    for axis, indices in cuts.items():
+        leaf = jnp.take(leaf, jnp.asarray(indices), axis=axis)
+    return leaf
+
+
+def cut_like(tree: Any, shapes: Mapping[str, tuple[int, ...]], cuts: Cuts) -> Any:
+    """Cuts a tree like the parameters.
+
+    Raises:
+        ValueError: Other key paths or shapes than those of the parameters.
+    """
+    leaves = _tree.named_leaves(tree)
+    names = [name for name, _ in leaves]
+    if names != list(shapes):
+        wrong = next((x for x in (*names, *shapes) if x not in names or x not in shapes), "order")
+        raise ValueError(
+            f"tree must be like the parameters before compaction, but {wrong!r} differs"
+        )
+    for name, leaf in leaves:
+        if jnp.shape(leaf) != shapes[name]:
+            raise ValueError(
+                f"tree: {name!r} must have the shape before compaction, {shapes[name]}, got "
+                f"{jnp.shape(leaf)}"
+            )
+    found = [cut(leaf, cuts.get(name, {})) for name, leaf in leaves]
+    return jax.tree.structure(tree).unflatten(found)
+
+
+def cut_state(state: Any, paths: Mapping[tuple, str], shapes: Mapping, cuts: Cuts) -> Any:
+    """Cuts the leaves of an optimiser's state that belong to parameters.
+
+    These are the leaves whose path ends in that of a parameter and which have its shape.
+
+    Args:
+        state: State of an optimiser of optax.
+        paths: Names of the parameters by their paths.
+        shapes: Shapes of the parameters before, by name.
+        cuts: Indices that stay.
+
+    Raises:
+        ValueError: The state of a gradual pruning, or a leaf that belongs to a parameter, or to
+            several, in another shape.
+    """
+    if holds_state(state):
+        raise ValueError(
+            "state has that of a gradual pruning in it, whose estimate describes the network "
+            "before: start the pruning anew with the smaller params, and cut the rest of the "
+            "state alone (of flj.prune its `inner`)"
+        )
+
+    def cut_one(path, leaf):
+        name = next((paths[path[k:]] for k in range(len(path) + 1) if path[k:] in paths), None)
+        if name is not None and jnp.shape(leaf) == shapes[name]:
+            return cut(leaf, cuts.get(name, {}))
+        floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
+        if jnp.size(leaf) > 1 and floating and (name is None or name in cuts):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"state: {where!r} of shape {jnp.shape(leaf)} is not like one parameter before "
+                "compaction, so it can't be cut: start this optimiser anew"
+            )
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(cut_one, state)
