@@ -14,8 +14,9 @@ import optax as _optax  # noqa: F401
 if typing.TYPE_CHECKING:
     from fishleg_jax import inverse, likelihoods
     from fishleg_jax._curvature import Curvature, curvature
-    from fishleg_jax.compaction.compact import Compact, compact, find_couplings
+    from fishleg_jax.compaction.compact import compact, find_couplings
     from fishleg_jax.compaction.report import CompactReport
+    from fishleg_jax.compaction.result import Compact
     from fishleg_jax.fisher import fisher_vector_product
     from fishleg_jax.inverse.base import InverseFisher
     from fishleg_jax.memory import Memory, peak_memory
@@ -115,7 +116,7 @@ _MODULES = {
 _HOMES = {
     "Batch": "model",
     "Check": "pruning.gradual.state",
-    "Compact": "compaction.compact",
+    "Compact": "compaction.result",
     "CompactReport": "compaction.report",
     "Curvature": "_curvature",
     "GradualState": "pruning.gradual.state",

@@ -32,7 +32,8 @@ class Network(NamedTuple):
 
     def trees(self, leaves: dict[str, Any]) -> tuple[Any, Any | None]:
         """Returns parameters and constants with other leaves, of whatever shapes."""
-        values, structure = list(leaves.values()), jax.tree.structure(self.params)
+        structure = jax.tree.structure(self.params)
+        values = [leaves[name] for name in self.leaves()]  # jit sorts dictionaries
         params = structure.unflatten(values[: structure.num_leaves])
         if self.constants is None:
             return params, None

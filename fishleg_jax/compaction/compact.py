@@ -1,99 +1,24 @@
 """The same function in a smaller network."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _text, _tree
+from fishleg_jax import _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction import verification
 from fishleg_jax.compaction.analysis import Network, analyse, couplings_of, first
 from fishleg_jax.compaction.couplings import Member, read_all
 from fishleg_jax.compaction.removal import decide
-from fishleg_jax.compaction.slicing import Cuts, cut, cut_like, cut_state, cuts_of
+from fishleg_jax.compaction.result import Compact, Kept
+from fishleg_jax.compaction.slicing import cut, cut_like, cuts_of
 from fishleg_jax.model import Model
 
 EXAMPLES = 4  # of the inputs, for all but the last comparison
-
-
-class Kept(NamedTuple):
-    """Units of one coupling that stay.
-
-    Attributes:
-        coupling: List of `(key path, axis)` or `(key path, axis, block size)`.
-        indices: Units that stay, in their order; shape (units,), int.
-        units: Number of units before.
-    """
-
-    coupling: list[tuple]
-    indices: np.ndarray
-    units: int
-
-    def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
-        return _text.one_line(self)
-
-
-class Compact(NamedTuple):
-    """Smaller network, as `compact` returns it.
-
-    Attributes:
-        params: Smaller parameters, in their dtypes.
-        constants: Smaller constants; None without.
-        masks: Masks of the smaller parameters.
-        kept: Units that stay, for every coupling.
-        report: Numbers before and after; print it.
-        paths: Key path of every parameter before, as text, by its path.
-        shapes: Shape of every parameter before, by key path.
-        cuts: Indices that stay, by key path and axis.
-    """
-
-    params: Any
-    constants: Any | None
-    masks: Any
-    kept: tuple[Kept, ...]
-    report: _report.CompactReport
-    paths: dict[tuple, str]
-    shapes: dict[str, tuple[int, ...]]
-    cuts: Cuts
-
-    def __repr__(self) -> str:
-        """One line, without the arrays."""
-        return f"Compact({self.report.summary()})"
-
-    def like(self, tree: Any) -> Any:
-        """Cuts a pytree like the parameters before, such as gradients, scores or averages.
-
-        Args:
-            tree: Pytree of arrays with the structure and shapes of the parameters before.
-
-        Returns:
-            The tree with the shapes of the smaller parameters.
-
-        Raises:
-            ValueError: Other key paths or shapes.
-        """
-        return cut_like(tree, self.shapes, self.cuts)
-
-    def opt_state(self, state: Any) -> Any:
-        """Cuts the state of an optimiser, so that training goes on.
-
-        Args:
-            state: State of an optimiser of optax for the parameters before; of gradual pruning
-                only what `flj.prune` has in `inner`.
-
-        Returns:
-            The state for the smaller parameters.
-
-        Raises:
-            ValueError: The state of a gradual pruning, or a leaf that is like no single parameter,
-                such as a preconditioner or a factored moment.
-        """
-        return cut_state(state, self.paths, self.shapes, self.cuts)
 
 
 def find_couplings(
