@@ -101,8 +101,7 @@ def analyse(network: Network, leaves: dict[str, Any], inputs: Any, couplings: Se
         couplings: Tuples of members that are known to be coupled.
     """
     names = list(leaves)
-    run = lambda values, inputs: network.call(dict(zip(names, values, strict=True)), inputs)
-    tape = record(run, list(leaves.values()), inputs)
+    tape = _taped(network, leaves, inputs)
     values = dict(zip(names, tape.arguments, strict=False))
     given = tape.arguments[len(names) :]
 
@@ -123,12 +122,35 @@ def analyse(network: Network, leaves: dict[str, Any], inputs: Any, couplings: Se
             _axes.pin(axis, "is an axis of the outputs")
             _axes.mix(axis, "it is an axis of the outputs")
 
-    dependence.mark(tape, given)
     meetings = [x for step in tape.steps if (x := _meeting(step)) is not None]
     for meeting in meetings:
         if all(x.from_inputs for x in meeting.step.operands):
             _axes.mix(meeting.factors, "two activations are multiplied along it")
     return Analysis(tape, values, meetings)
+
+
+def _taped(network: Network, leaves: dict[str, Any], inputs: Any) -> Tape:
+    """Runs a network on tape, in one compiled program."""
+    names, tapes = list(leaves), []
+    sizes = np.cumsum([0, *(np.size(x) for x in leaves.values())])
+    numbers = [
+        np.arange(start, start + np.size(x), dtype=np.int32).reshape(np.shape(x))
+        for start, x in zip(sizes, leaves.values(), strict=False)
+    ]
+
+    def run(values, inputs, numbers):
+        call = lambda values, inputs: network.call(dict(zip(names, values, strict=True)), inputs)
+        tape = record(call, values, inputs)
+        dependence.mark(tape, tape.arguments[len(names) :])
+        dependence.number(tape, tape.arguments[: len(names)], numbers)
+        tapes.append(tape)
+        return [(x.array, x.varies, x.elements) for x in tape.values()]
+
+    compiled = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    found = jax.device_get(compiled(list(leaves.values()), inputs, numbers))
+    for value, (array, varies, elements) in zip(tapes[-1].values(), found, strict=True):
+        value.array, value.varies, value.elements = array, varies, elements
+    return tapes[-1]
 
 
 def _meeting(step: Step) -> Meeting | None:

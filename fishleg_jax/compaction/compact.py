@@ -122,7 +122,7 @@ def compact(
     tolerance = numbers.check_not_negative(tolerance, "tolerance")
     if masks is not None:
         _tree.check_same(params, masks, "masks")
-        params = _tree.apply_mask(params, masks)
+        params = jax.jit(_tree.apply_mask)(params, masks)
     network = _network(f, params, constants)
     leaves, few = network.leaves(), first(inputs, EXAMPLES)
     given = None if couplings is None else read_all(couplings, leaves)

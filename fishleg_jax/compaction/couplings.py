@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,9 +35,9 @@ class Member(NamedTuple):
         grid = np.arange(self.outer * self.units * self.inner)
         return grid.reshape(self.outer, self.units, self.inner)[:, units].ravel()
 
-    def take(self, leaf: Any, units: np.ndarray) -> jax.Array:
+    def take(self, leaf: Any, units: np.ndarray) -> np.ndarray:
         """Returns the leaf with these units alone, or in this order."""
-        return jnp.take(leaf, jnp.asarray(self.indices(units)), axis=self.axis)
+        return np.take(np.asarray(leaf), self.indices(units), axis=self.axis)
 
     @property
     def short(self) -> tuple:

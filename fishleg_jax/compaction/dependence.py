@@ -4,6 +4,10 @@ Products with exact zeros cut the dependence: a unit without incoming weights gi
 for all inputs, and so do the units behind it that see nothing else.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,72 +34,88 @@ WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_wi
 def mark(tape: Tape, inputs: list[Value]) -> None:
     """Marks which values, and which of their entries, depend on the inputs."""
     for value in inputs:
-        value.from_inputs, value.varies = True, np.ones(value.shape, bool)
+        value.from_inputs, value.varies = True, jnp.ones(value.shape, bool)
     for step in tape.steps:
-        from_inputs = any(x.from_inputs for x in step.operands)
-        varying = any(x.varies is not None and x.varies.any() for x in step.operands)
-        found = _varies(step) if varying else [None] * len(step.results)
-        for value, varies in zip(step.results, found, strict=True):
-            value.from_inputs, value.varies = from_inputs, varies
+        if any(x.from_inputs for x in step.operands):
+            for value, found in zip(step.results, _varies(step), strict=True):
+                value.from_inputs, value.varies = True, found
 
 
-def varies(value: Value) -> np.ndarray:
+def number(tape: Tape, leaves: Sequence[Value], numbers: Sequence[Any]) -> None:
+    """Numbers the elements of leaves, and with them everything that only copies them."""
+    for value, numbered in zip(leaves, numbers, strict=True):
+        value.elements = numbered
+    for step in tape.steps:
+        elements = [x.elements for x in step.operands]
+        if any(x is None for x in elements):
+            continue
+        if step.name in SAME:
+            step.results[0].elements = elements[0]
+        elif step.name in MOVES:
+            for value, found in zip(step.results, step.run(*elements), strict=True):
+                value.elements = found
+
+
+def varies(value: Value) -> Any:
     """Whether each entry depends on the inputs, always an array."""
     return np.zeros(value.shape, bool) if value.varies is None else value.varies
 
 
-def nonzero(value: Value) -> np.ndarray:
+def nonzero(value: Value) -> Any:
     """Whether each entry is, or may be for other inputs, another number than 0."""
-    return (np.asarray(value.array) != 0) | varies(value)
+    found = value.array != 0
+    return found if value.varies is None else found | value.varies
 
 
-def _varies(step: Step) -> list[np.ndarray]:
+def _varies(step: Step) -> list[Any]:
     shape = step.results[0].shape
     if step.name in PRODUCTS:
         one, two = step.operands
-        return [
-            _product(step, varies(one), nonzero(two)) | _product(step, nonzero(one), varies(two))
-        ]
+        pairs = ((varies(one), nonzero(two)), (nonzero(one), varies(two)))
+        return [_product(step, *pairs[0]) | _product(step, *pairs[1])]
     if step.name in MOVES:
-        return [np.asarray(x) for x in step.run(*(varies(x) for x in step.operands))]
+        return list(step.run(*(jnp.asarray(varies(x)) for x in step.operands)))
     if step.name in SAME:
         return [varies(step.operands[0])]
     if step.name == "gather":
         return [_looked_up(step)]
     if step.name.startswith(("reduce_", "arg")) and "axes" in step.params:
         along = tuple(step.params["axes"])
-        found = np.any([varies(x).any(axis=along) for x in step.operands], axis=0)
+        found = _any([varies(x).any(axis=along) for x in step.operands], shape)
         return [found] * len(step.results)
     if step.name in WINDOWS:
         return [_windows(step)]
     if step.is_aligned():
-        return [np.any([np.broadcast_to(varies(x), shape) for x in step.operands], axis=0)]
-    return [np.ones(x.shape, bool) for x in step.results]
+        return [_any([varies(x) for x in step.operands], shape)]
+    return [jnp.ones(x.shape, bool) for x in step.results]
 
 
-def _product(step: Step, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def _any(marked: list[Any], shape: tuple[int, ...]) -> jax.Array:
+    found = jnp.zeros(shape, bool)
+    for x in marked:
+        found = found | x
+    return found
+
+
+def _product(step: Step, one: Any, two: Any) -> jax.Array:
     """Whether any product of two entries that are both marked goes into a result."""
-    if not one.any() or not two.any():
-        return np.zeros(step.results[0].shape, bool)
-    arrays = (jnp.asarray(x, y.array.dtype) for x, y in zip((one, two), step.operands, strict=True))
-    return np.asarray(step.run(*arrays)[0]) > 0
+    pairs = zip((one, two), step.operands, strict=True)
+    return step.run(*(jnp.asarray(x, y.array.dtype) for x, y in pairs))[0] > 0
 
 
-def _looked_up(step: Step) -> np.ndarray:
+def _looked_up(step: Step) -> jax.Array:
     """Entries looked up by varying indices vary, except in columns of a table that are all 0."""
     table, indices = step.operands
-    found = nonzero(table) if indices.varies is not None and indices.varies.any() else varies(table)
+    found = nonzero(table) if indices.from_inputs else varies(table)
     sizes = zip(step.params["slice_sizes"], table.shape, strict=True)
     along = tuple(i for i, (size, whole) in enumerate(sizes) if size != whole)
-    found = np.broadcast_to(found.any(axis=along, keepdims=True), table.shape)
-    marked = jnp.asarray(found, jnp.float32)
-    return np.asarray(step.run(marked, indices.array)[0]) > 0
+    found = jnp.broadcast_to(found.any(axis=along, keepdims=True), table.shape)
+    return step.run(jnp.asarray(found, jnp.float32), indices.array)[0] > 0
 
 
-def _windows(step: Step) -> np.ndarray:
+def _windows(step: Step) -> jax.Array:
     """A window varies if anything does in the dimensions that it spans."""
     found = varies(step.operands[0])
     along = tuple(i for i, n in enumerate(step.params["window_dimensions"]) if n > 1)
-    return np.broadcast_to(found.any(axis=along, keepdims=True), found.shape)[
-        tuple(slice(0, n) for n in step.results[0].shape)
-    ]
+    found = found.any(axis=along, keepdims=True)
+    return jnp.broadcast_to(found, step.results[0].shape)

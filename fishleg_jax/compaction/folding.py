@@ -15,7 +15,7 @@ from fishleg_jax.compaction import axes as _axes
 from fishleg_jax.compaction.analysis import Analysis, Meeting
 from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.dependence import MOVES, SAME, nonzero
-from fishleg_jax.compaction.tape import Step, Tape, Value
+from fishleg_jax.compaction.tape import Step, Value
 
 Changes = dict[str, np.ndarray]
 Failures = list[tuple[Factor, int, str]]
@@ -64,7 +64,7 @@ def fold(analysis: Analysis, alive: dict[Factor, np.ndarray]) -> tuple[Changes, 
     tape = analysis.tape
     if all(x.all() for x in alive.values()):
         return {}, []
-    sizes = _number(tape, list(analysis.values.values()))
+    size = sum(x.elements.size for x in analysis.values.values())
     meetings = {id(x.step): x for x in analysis.meetings}
     gaps: dict[Value, Gap] = {}
     uses: list[Use] = []
@@ -86,27 +86,9 @@ def fold(analysis: Analysis, alive: dict[Factor, np.ndarray]) -> tuple[Changes, 
     for value in tape.outputs:
         if value in gaps and gaps[value].array.any():
             _fail(gaps[value], "the outputs", failures)
-    total, conflicts = _settle(uses, others, sum(sizes.values()))
+    total, conflicts = _settle(uses, others, size)
     failures += conflicts
     return _by_leaf(total, analysis), failures
-
-
-def _number(tape: Tape, leaves: Sequence[Value]) -> dict[Value, int]:
-    """Numbers the elements of all leaves, and of everything that only copies them."""
-    start, sizes = 0, {}
-    for value in leaves:
-        sizes[value] = int(np.prod(value.shape, dtype=int))
-        value.elements = np.arange(start, start + sizes[value], dtype=np.int32).reshape(value.shape)
-        start += sizes[value]
-    for step in tape.steps:
-        elements = [x.elements for x in step.operands]
-        known = all(x is not None for x in elements)
-        if known and step.name in SAME:
-            step.results[0].elements = elements[0]
-        elif known and step.name in MOVES:
-            for value, x in zip(step.results, step.run(*elements), strict=True):
-                value.elements = np.asarray(x)
-    return sizes
 
 
 def _opened(meeting: Meeting, alive: dict[Factor, np.ndarray]) -> Gap | None:

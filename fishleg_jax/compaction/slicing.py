@@ -37,9 +37,14 @@ def cuts_of(couplings: Sequence[tuple[Member, ...]], alive: Sequence[np.ndarray]
 
 def cut(leaf: Any, cuts: Mapping[int, np.ndarray]) -> Any:
     """Returns an array with the indices that stay, along every axis."""
+    if not cuts:
+        return leaf
+    traced = isinstance(leaf, jax.core.Tracer)
+    # NumPy compiles nothing, where JAX would for every shape
+    found, take = (leaf, jnp.take) if traced else (np.asarray(leaf), np.take)
     for axis, indices in cuts.items():
-        leaf = jnp.take(leaf, jnp.asarray(indices), axis=axis)
-    return leaf
+        found = take(found, indices, axis=axis)
+    return jnp.asarray(found)
 
 
 def cut_like(tree: Any, shapes: Mapping[str, tuple[int, ...]], cuts: Cuts) -> Any:

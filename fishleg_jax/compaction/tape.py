@@ -78,9 +78,16 @@ class Tape(NamedTuple):
     closed_over: list[Value]
     outputs: list[Value]
 
+    def values(self) -> list[Value]:
+        """All values on the tape, each once."""
+        found = [*self.arguments, *self.closed_over, *self.outputs]
+        for step in self.steps:
+            found += [*step.operands, *step.results]
+        return list(dict.fromkeys(found))
+
 
 def record(function: Callable, *arguments: Any) -> Tape:
-    """Runs a function of pytrees of arrays and records every operation."""
+    """Runs a function of pytrees of arrays and records every operation; also under `jit`."""
     closed = jax.make_jaxpr(function)(*arguments)
     steps: list[Step] = []
     values = [Value(jnp.asarray(x)) for x in jax.tree.leaves(arguments)]

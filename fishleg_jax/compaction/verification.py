@@ -20,15 +20,15 @@ def disturbed(leaves: dict[str, Any], seed: int) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     found = {}
     for name, leaf in leaves.items():
-        leaf = jnp.asarray(leaf)
+        leaf = np.asarray(leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             found[name] = leaf
             continue
-        array = np.asarray(leaf, np.float64)
+        array = leaf.astype(np.float64)
         size = np.sqrt(np.mean(array**2)) if array.size else 0.0
         factor = 1 + 0.3 * generator.uniform(-1, 1, array.shape)
         added = 0.3 * (size or 0.1) * generator.uniform(0, 1, array.shape)
-        found[name] = jnp.asarray(array * factor + added, leaf.dtype)
+        found[name] = (array * factor + added).astype(leaf.dtype)
     return found
 
 
@@ -81,7 +81,7 @@ def permuted(leaves: dict, members: Sequence[Member], order: np.ndarray) -> dict
 
 
 def _wide(outputs: Sequence[Any]) -> list[np.ndarray]:
-    return [np.asarray(jnp.asarray(x, jnp.float32), np.float64) for x in outputs]
+    return [np.asarray(x).astype(np.float64) for x in outputs]
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> float:
