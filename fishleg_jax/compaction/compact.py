@@ -15,7 +15,7 @@ from fishleg_jax.compaction.analysis import Network, analyse, couplings_of, firs
 from fishleg_jax.compaction.couplings import Member, read_all
 from fishleg_jax.compaction.removal import decide
 from fishleg_jax.compaction.result import Compact, Kept
-from fishleg_jax.compaction.slicing import cut, cut_like, cuts_of
+from fishleg_jax.compaction.slicing import Slicer, cut, cuts_of
 from fishleg_jax.model import Model
 
 EXAMPLES = 4  # of the inputs, for all but the last comparison
@@ -162,19 +162,22 @@ def compact(
         tuple(decision.changes),
         difference,
     )
-    shapes = {name: jnp.shape(leaf) for name, leaf in _tree.named_leaves(params)}
+    slicer = Slicer(
+        {
+            tuple(path): _tree.leaf_name(path)
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        },
+        {name: jnp.shape(leaf) for name, leaf in _tree.named_leaves(params)},
+        cuts,
+    )
     if masks is None:
-        masks = jax.tree.map(lambda x: x != 0, params)
+        masks = jax.jit(lambda tree: jax.tree.map(lambda x: x != 0, tree))(params)
     kept = [
         Kept([x.short for x in members], np.flatnonzero(living), size)
         for members, living, size in zip(given, decision.alive, sizes, strict=True)
     ]
-    paths = {
-        tuple(path): _tree.leaf_name(path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    }
-    masks = cut_like(masks, shapes, cuts)
-    return Compact(small.params, small.constants, masks, tuple(kept), report, paths, shapes, cuts)
+    masks = slicer.like(masks)
+    return Compact(small.params, small.constants, masks, tuple(kept), report, slicer)
 
 
 def _network(f: Any, params: Any, constants: Any | None) -> Network:

@@ -76,8 +76,8 @@ def read(coupling: Any, leaves: dict[str, Any], argument: str) -> tuple[Member, 
     for (name, axis, size, block), entry in zip(rows, coupling, strict=True):
         if size % (units * block):
             raise ValueError(
-                f"{argument}: the coupling has {units} units, into which the {size} indices of "
-                f"{entry!r} can't be divided"
+                f"{argument} needs the same number of units in every member, but the {size} "
+                f"indices of {tuple(entry)!r} can't be divided among {units} units"
             )
         members.append(Member(name, axis, size // (units * block), units, block))
     if len(set(members)) < len(members):

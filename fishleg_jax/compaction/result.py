@@ -6,7 +6,7 @@ import numpy as np
 
 from fishleg_jax import _text
 from fishleg_jax.compaction.report import CompactReport
-from fishleg_jax.compaction.slicing import Cuts, cut_like, cut_state
+from fishleg_jax.compaction.slicing import Slicer
 
 
 class Kept(NamedTuple):
@@ -36,9 +36,7 @@ class Compact(NamedTuple):
         masks: Masks of the smaller parameters.
         kept: Units that stay, for every coupling.
         report: Numbers before and after; print it.
-        paths: Key path of every parameter before, as text, by its path.
-        shapes: Shape of every parameter before, by key path.
-        cuts: Indices that stay, by key path and axis.
+        slicer: Indices that stay, and the shapes before; used by `like` and `opt_state`.
     """
 
     params: Any
@@ -46,9 +44,7 @@ class Compact(NamedTuple):
     masks: Any
     kept: tuple[Kept, ...]
     report: CompactReport
-    paths: dict[tuple, str]
-    shapes: dict[str, tuple[int, ...]]
-    cuts: Cuts
+    slicer: Slicer
 
     def __repr__(self) -> str:
         """One line, without the arrays."""
@@ -66,7 +62,7 @@ class Compact(NamedTuple):
         Raises:
             ValueError: Other key paths or shapes.
         """
-        return cut_like(tree, self.shapes, self.cuts)
+        return self.slicer.like(tree)
 
     def opt_state(self, state: Any) -> Any:
         """Cuts the state of an optimiser, so that training goes on.
@@ -82,4 +78,4 @@ class Compact(NamedTuple):
             ValueError: The state of a gradual pruning, or a leaf that is like no single parameter,
                 such as a preconditioner or a factored moment.
         """
-        return cut_state(state, self.paths, self.shapes, self.cuts)
+        return self.slicer.state(state)

@@ -1,5 +1,6 @@
 """Cuts arrays down to the units that stay: weights, masks, gradients and optimiser states."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,62 +48,66 @@ def cut(leaf: Any, cuts: Mapping[int, np.ndarray]) -> Any:
     return jnp.asarray(found)
 
 
-def cut_like(tree: Any, shapes: Mapping[str, tuple[int, ...]], cuts: Cuts) -> Any:
-    """Cuts a tree like the parameters.
+@dataclasses.dataclass(frozen=True)
+class Slicer:
+    """Cuts trees that belong to the parameters.
 
-    Raises:
-        ValueError: Other key paths or shapes than those of the parameters.
+    Attributes:
+        paths: Name of every parameter, by its path.
+        shapes: Shape of every parameter before, by name.
+        cuts: Indices that stay, by name and axis.
     """
-    leaves = _tree.named_leaves(tree)
-    names = [name for name, _ in leaves]
-    if names != list(shapes):
-        wrong = next((x for x in (*names, *shapes) if x not in names or x not in shapes), "order")
-        raise ValueError(
-            f"tree must be like the parameters before compaction, but {wrong!r} differs"
-        )
-    for name, leaf in leaves:
-        if jnp.shape(leaf) != shapes[name]:
+
+    paths: Mapping[tuple, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    cuts: Cuts
+
+    def like(self, tree: Any) -> Any:
+        """Cuts a tree like the parameters; a ValueError names the first leaf that differs."""
+        leaves = _tree.named_leaves(tree)
+        names, expected = [name for name, _ in leaves], list(self.shapes)
+        if names != expected:
+            wrong = [x for x in (*names, *expected) if x not in names or x not in expected]
             raise ValueError(
-                f"tree: {name!r} must have the shape before compaction, {shapes[name]}, got "
-                f"{jnp.shape(leaf)}"
+                "tree must be like the parameters before compaction, but "
+                f"{(wrong or names)[0]!r} differs"
             )
-    found = [cut(leaf, cuts.get(name, {})) for name, leaf in leaves]
-    return jax.tree.structure(tree).unflatten(found)
+        for name, leaf in leaves:
+            if jnp.shape(leaf) != self.shapes[name]:
+                raise ValueError(
+                    f"tree: {name!r} must have the shape before compaction, {self.shapes[name]}, "
+                    f"got {jnp.shape(leaf)}"
+                )
+        found = [cut(leaf, self.cuts.get(name, {})) for name, leaf in leaves]
+        return jax.tree.structure(tree).unflatten(found)
 
+    def state(self, state: Any) -> Any:
+        """Cuts the leaves of an optimiser's state that belong to parameters.
 
-def cut_state(state: Any, paths: Mapping[tuple, str], shapes: Mapping, cuts: Cuts) -> Any:
-    """Cuts the leaves of an optimiser's state that belong to parameters.
+        These are the leaves whose path ends in that of a parameter and which have its shape.
 
-    These are the leaves whose path ends in that of a parameter and which have its shape.
+        Raises:
+            ValueError: The state of a gradual pruning, or a leaf that is like no single parameter.
+        """
+        if holds_state(state):
+            raise ValueError(
+                "state has that of a gradual pruning in it, whose estimate describes the network "
+                "before: start the pruning anew with the smaller params, and cut the rest of the "
+                "state alone (of flj.prune its `inner`)"
+            )
+        return jax.tree_util.tree_map_with_path(self._part, state)
 
-    Args:
-        state: State of an optimiser of optax.
-        paths: Names of the parameters by their paths.
-        shapes: Shapes of the parameters before, by name.
-        cuts: Indices that stay.
-
-    Raises:
-        ValueError: The state of a gradual pruning, or a leaf that belongs to a parameter, or to
-            several, in another shape.
-    """
-    if holds_state(state):
-        raise ValueError(
-            "state has that of a gradual pruning in it, whose estimate describes the network "
-            "before: start the pruning anew with the smaller params, and cut the rest of the "
-            "state alone (of flj.prune its `inner`)"
-        )
-
-    def cut_one(path, leaf):
-        name = next((paths[path[k:]] for k in range(len(path) + 1) if path[k:] in paths), None)
-        if name is not None and jnp.shape(leaf) == shapes[name]:
-            return cut(leaf, cuts.get(name, {}))
+    def _part(self, path: tuple, leaf: Any) -> Any:
+        """Cuts one leaf of an optimiser's state."""
+        ends = [path[k:] for k in range(len(path) + 1)]
+        name = next((self.paths[end] for end in ends if end in self.paths), None)
+        if name is not None and jnp.shape(leaf) == self.shapes[name]:
+            return cut(leaf, self.cuts.get(name, {}))
         floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
-        if jnp.size(leaf) > 1 and floating and (name is None or name in cuts):
+        if jnp.size(leaf) > 1 and floating and (name is None or name in self.cuts):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"state: {where!r} of shape {jnp.shape(leaf)} is not like one parameter before "
                 "compaction, so it can't be cut: start this optimiser anew"
             )
         return leaf
-
-    return jax.tree_util.tree_map_with_path(cut_one, state)
