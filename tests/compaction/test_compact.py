@@ -13,7 +13,7 @@ S = np.s_
 X = jax.random.normal(jax.random.key(0), (7, 5))
 PARAMS = networks.mlp_params()
 MASKS = networks.masks_without(PARAMS, w1=S[:, :3], w2=S[:, 4:], w3=S[0])
-MASKS["w2"][6] = False
+MASKS["w2"][6, 1:] = False  # gives to unit 0 alone, which goes
 MASKS["w1"][2, 4] = False  # a single weight, which has to stay pruned
 FIRST, SECOND = [("w1", 1), ("b1", 0), ("w2", 0)], [("w2", 1), ("b2", 0), ("w3", 0)]
 
