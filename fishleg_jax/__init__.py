@@ -14,6 +14,9 @@ import optax as _optax  # noqa: F401
 if typing.TYPE_CHECKING:
     from fishleg_jax import export, inverse, likelihoods
     from fishleg_jax._curvature import Curvature, curvature
+    from fishleg_jax.compaction.compact import compact, find_couplings
+    from fishleg_jax.compaction.report import CompactReport
+    from fishleg_jax.compaction.result import Compact
     from fishleg_jax.fisher import fisher_vector_product
     from fishleg_jax.inverse.base import InverseFisher
     from fishleg_jax.memory import Memory, peak_memory
@@ -45,6 +48,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Check",
+    "Compact",
+    "CompactReport",
     "Curvature",
     "GradualState",
     "InverseFisher",
@@ -60,9 +65,11 @@ __all__ = [
     "Trust",
     "apply_masks",
     "check",
+    "compact",
     "compensation",
     "curvature",
     "export",
+    "find_couplings",
     "fisher_vector_product",
     "fishleg_prune",
     "fit",
@@ -93,6 +100,7 @@ __all__ = [
 
 # Public names by home below the package, as in the imports above, and modules as attributes.
 _MODULES = {
+    "compaction": "compaction",
     "compensation": "pruning.compensation",
     "export": "export",
     "fisher": "fisher",
@@ -110,6 +118,8 @@ _MODULES = {
 _HOMES = {
     "Batch": "model",
     "Check": "pruning.gradual.state",
+    "Compact": "compaction.result",
+    "CompactReport": "compaction.report",
     "Curvature": "_curvature",
     "GradualState": "pruning.gradual.state",
     "InverseFisher": "inverse.base",
@@ -125,7 +135,9 @@ _HOMES = {
     "Trust": "pruning.trust",
     "apply_masks": "pruning.apply",
     "check": "pruning.gradual.state",
+    "compact": "compaction.compact",
     "curvature": "_curvature",
+    "find_couplings": "compaction.compact",
     "fisher_vector_product": "fisher",
     "fishleg_prune": "pruning.gradual.fishleg",
     "fit": "pruning.one_shot.fit",

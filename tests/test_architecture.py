@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"inverse"},
     {"memory", "pruning"},
-    {"export"},
+    {"compaction", "export"},
 ]
 PRUNING = [
     {"_paired", "_tables", "_soundness", "costs", "leaves", "schedules", "scores"},

@@ -1,0 +1,1 @@
+"""Physically smaller networks out of pruned ones."""

@@ -1,0 +1,233 @@
+"""The same function in a smaller network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax import _tree
+from fishleg_jax._checks import arrays, numbers
+from fishleg_jax.compaction import report as _report
+from fishleg_jax.compaction import verification
+from fishleg_jax.compaction.analysis import Network, analyse, couplings_of, first
+from fishleg_jax.compaction.couplings import Member, read_all
+from fishleg_jax.compaction.removal import decide
+from fishleg_jax.compaction.result import Compact, Kept
+from fishleg_jax.compaction.slicing import Slicer, cut, cuts_of
+from fishleg_jax.model import Model
+
+EXAMPLES = 4  # of the inputs, for all but the last comparison
+
+
+def find_couplings(
+    f: Callable[..., Any], params: Any, inputs: Any, *, constants: Any | None = None
+) -> list[list[tuple]]:
+    """Finds which axes of a network's leaves index the same units: channels, neurons, heads.
+
+    The network is traced, and axes that an operation aligns are coupled: through products,
+    convolutions, norms, residual sums, reshapes, transposes, splits, lookups and loops over layers
+    or time.  Units that are inputs, outputs, positions or fixed by arrays that `f` closes over are
+    left out.  Every coupling is verified: permuting its units everywhere must not change the
+    outputs.
+
+    Args:
+        f: Function `(params, inputs)` or `(params, inputs, constants)`; or a `Model`.
+        params: Any pytree of floating-point arrays.
+        inputs: Inputs of the network with a leading axis of examples; four are used.
+        constants: Pytree of arrays that are not trained, such as batch-norm statistics; their key
+            paths begin with `constants/`.  None if `f` takes none.
+
+    Returns:
+        A list of couplings, each a list of `(key path, axis)` or `(key path, axis, block size)`:
+        unit j is index j along the axis, or its j-th block of that size.  An axis with several
+        times as many indices repeats the units.
+
+    Raises:
+        ValueError: Invalid params; outputs that are not finite.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> params = {"w1": jnp.ones((3, 8)), "b1": jnp.ones(8), "w2": jnp.ones((8, 2))}
+        >>> f = lambda p, x: jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"]
+        >>> flj.find_couplings(f, params, jnp.ones((4, 3)))
+        [[('b1', 0), ('w1', 1), ('w2', 0)]]
+    """
+    network = _network(f, params, constants)
+    inputs = first(inputs, EXAMPLES)
+    leaves = network.leaves()
+    found = couplings_of(analyse(network, leaves, inputs, ()))
+    verification.check(lambda leaves: network.call(leaves, inputs), leaves, found)
+    return [[member.short for member in members] for members in found]
+
+
+def compact(
+    f: Callable[..., Any],
+    params: Any,
+    masks: Any | None,
+    inputs: Any,
+    *,
+    constants: Any | None = None,
+    couplings: list[list[tuple]] | None = None,
+    multiple_of: int = 1,
+    tolerance: float = 1e-5,
+) -> Compact:
+    """Removes units that pruning left without weights: the same function in a smaller network.
+
+    A unit (a channel, neuron or head) goes if all its incoming weights are zero, so that it gives
+    out a constant, or all its outgoing ones, or a mixture of both.  The constant is folded into
+    the bias or the batch-norm mean behind it, where that is exact; otherwise the unit stays, and
+    the report says why.  At the end the outputs of both networks are compared on `inputs`.
+
+    Args:
+        f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`: the network
+            in evaluation mode.  It has to run with smaller arrays, so sizes must come from the
+            shapes of `params`, not from numbers fixed before.
+        params: Any pytree of floating-point arrays.
+        masks: Pytree of booleans like the parameters, False for pruned; None if pruned weights are
+            zero in `params`.
+        inputs: Inputs with a leading axis of examples.  Four are used to analyse the network, all
+            to compare it.
+        constants: Pytree of arrays that are not trained, such as batch-norm statistics; their key
+            paths begin with `constants/`.  None if `f` takes none.
+        couplings: Axes that index the same units, each coupling a list of `(key path, axis)` or
+            `(key path, axis, block size)`; None finds them, as `find_couplings` does.  Units of
+            all layers of a scan are one coupling, so one goes if it is pruned in every layer.
+        multiple_of: Number to whose multiples sizes are rounded up, by keeping units without
+            weights; 1 by default.
+        tolerance: Largest difference between the outputs of both networks, relative to the largest
+            output or 1, 1e-5 by default.
+
+    Returns:
+        A `Compact`: smaller `params`, `constants` and `masks`, the units `kept`, a `report`, and
+        the methods `like` and `opt_state` for further trees.
+
+    Raises:
+        ValueError: Invalid arguments; a coupling that changes the outputs when its units are
+            permuted; a function that does not run with smaller arrays, or computes something else.
+
+    Example:
+        >>> import jax.numpy as jnp, fishleg_jax as flj
+        >>> params = {"w1": jnp.ones((3, 8)), "b1": jnp.ones(8), "w2": jnp.ones((8, 2))}
+        >>> params["b2"] = jnp.zeros(2)
+        >>> f = lambda p, x: jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+        >>> params["w1"] = params["w1"].at[:, 2:].set(0)
+        >>> small = flj.compact(f, params, None, jnp.ones((4, 3)))
+        >>> small.params["w1"].shape, small.params["b2"]  # 6 tanh(1) in b2
+        ((3, 2), Array([4.569565, 4.569565], dtype=float32))
+    """
+    # Refuse what is wrong before anything runs.
+    numbers.check_count(multiple_of, "multiple_of")
+    tolerance = numbers.check_not_negative(tolerance, "tolerance")
+    if masks is not None:
+        _tree.check_same(params, masks, "masks")
+        params = jax.jit(_tree.apply_mask)(params, masks)
+    network = _network(f, params, constants)
+    leaves, few = network.leaves(), first(inputs, EXAMPLES)
+    given = None if couplings is None else read_all(couplings, leaves)
+
+    # Find the couplings, or take the user's; either way permuting their units must do nothing.
+    verify = lambda found: verification.check(lambda x: network.call(x, few), leaves, found)
+    if given is not None:
+        verify(given)
+    analysis = analyse(network, leaves, few, given or ())
+    if given is None:
+        given = couplings_of(analysis)
+        verify(given)
+    factors = [_factor(analysis, members, i) for i, members in enumerate(given)]
+
+    # Decide which units go, fold what they give out, and cut.
+    decision = decide(analysis, given, factors, multiple_of)
+    cuts = cuts_of(given, decision.alive)
+    folded = {
+        name: leaf + jnp.asarray(decision.changes[name], leaf.dtype)
+        if name in decision.changes
+        else leaf
+        for name, leaf in leaves.items()
+    }
+    smaller = {name: cut(leaf, cuts.get(name, {})) for name, leaf in folded.items()}
+    small = Network(network.function, *network.trees(smaller))
+    difference = _compare(network, small, inputs, tolerance)
+
+    # Report.
+    counted = [_report.flops(x, inputs) for x in (network, small)]
+    sizes = [x.units for x, *_ in given]
+    units = map(_report.units_of, given, decision.alive, decision.reasons)
+    report = _report.CompactReport(
+        tuple(units),
+        (_report.size(params), _report.size(small.params)),
+        (_report.bytes_of((params, constants)), _report.bytes_of((small.params, small.constants))),
+        None if None in counted else tuple(counted),
+        tuple(decision.changes),
+        difference,
+    )
+    slicer = Slicer(
+        {
+            tuple(path): _tree.leaf_name(path)
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        },
+        {name: jnp.shape(leaf) for name, leaf in _tree.named_leaves(params)},
+        cuts,
+    )
+    if masks is None:
+        masks = jax.jit(lambda tree: jax.tree.map(lambda x: x != 0, tree))(params)
+    kept = [
+        Kept([x.short for x in members], np.flatnonzero(living), size)
+        for members, living, size in zip(given, decision.alive, sizes, strict=True)
+    ]
+    masks = slicer.like(masks)
+    return Compact(small.params, small.constants, masks, tuple(kept), report, slicer)
+
+
+def _network(f: Any, params: Any, constants: Any | None) -> Network:
+    """The user's function, checked."""
+    f = f.predict if isinstance(f, Model) else f
+    count, expected = (
+        (2, "(params, inputs)") if constants is None else (3, "(params, inputs, constants)")
+    )
+    numbers.check_function(f, "f", count, f"a function {expected}, or a Model")
+    arrays.check_params(params)
+    return Network(f, params, constants)
+
+
+def _factor(analysis: Any, members: tuple[Member, ...], number: int) -> Any:
+    """The factor of a coupling."""
+    found = analysis.factor_of(members[0])
+    if found is None and members[0].units > 1:
+        raise ValueError(
+            f"couplings[{number}]: f reshapes axis {members[0].axis} of {members[0].name!r} in a "
+            f"way that cuts its {members[0].units} units apart, so that none can be removed alone"
+        )
+    return found
+
+
+def _compare(network: Network, small: Network, inputs: Any, tolerance: float) -> float:
+    """Relative difference of the outputs of two networks, if it is within the tolerance."""
+    before = jax.tree.leaves(jax.jit(network.call)(network.leaves(), inputs))
+    try:
+        after = jax.tree.leaves(jax.jit(small.call)(small.leaves(), inputs))
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            "f does not run with the smaller arrays, so its sizes do not all come from the shapes "
+            f"of params; derive them from there, or leave the coupling out: {text}"
+        ) from error
+    if [x.shape for x in before] != [x.shape for x in after]:
+        raise ValueError(
+            "f returns other shapes with the smaller arrays, "
+            f"{[x.shape for x in after]} instead of {[x.shape for x in before]}: its sizes do not "
+            "all come from the shapes of params"
+        )
+    worst = 0.0
+    for x, y in zip(before, after, strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        worst = max(worst, float(np.abs(x - y).max() / max(1.0, np.abs(x).max())))
+    if not worst <= tolerance:
+        raise ValueError(
+            f"the outputs of the smaller network differ by {worst:.2g} of their largest, more than "
+            f"the tolerance {tolerance:g}: f depends on the number of units (as attention's scale "
+            "does on the size of a head), or takes it from elsewhere than the shapes of params; "
+            "leave that coupling out of couplings="
+        )
+    return worst

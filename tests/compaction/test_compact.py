@@ -1,0 +1,191 @@
+"""Which units go, what makes up for them, and what goes along."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fishleg_jax as flj
+from tests.compaction import networks
+
+S = np.s_
+X = jax.random.normal(jax.random.key(0), (7, 5))
+PARAMS = networks.mlp_params()
+MASKS = networks.masks_without(PARAMS, w1=S[:, :3], w2=S[:, 4:], w3=S[0])
+MASKS["w2"][6, 1:] = False  # gives to unit 0 alone, which goes
+MASKS["w1"][2, 4] = False  # a single weight, which has to stay pruned
+FIRST, SECOND = [("w1", 1), ("b1", 0), ("w2", 0)], [("w2", 1), ("b2", 0), ("w3", 0)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return flj.compact(networks.mlp, PARAMS, MASKS, X)
+
+
+def test_what_goes_and_what_stays(small):
+    masked = flj.apply_masks(PARAMS, MASKS)
+    np.testing.assert_allclose(
+        networks.mlp(small.params, X), networks.mlp(masked, X), rtol=1e-5, atol=1e-5
+    )
+    stays = {tuple(x.coupling[0]): x.indices.tolist() for x in small.kept}
+    assert stays == {("b1", 0): [3, 4, 5, 7], ("b2", 0): [1, 2, 3]}
+    assert jax.tree.map(jnp.shape, small.params)["w2"] == (4, 3)
+    assert small.params["w1"][2, 1] == 0 and not small.masks["w1"][2, 1]
+    assert small.report.folded == ("b2", "b3")
+    # tanh(relu(b1) w2 + b2) of the units that went, in the bias behind them
+    gone = jax.nn.relu(PARAMS["b1"][:3]) @ masked["w2"][:3]
+    np.testing.assert_allclose(
+        small.params["b2"], (PARAMS["b2"] + gone)[jnp.array([1, 2, 3])], rtol=1e-5
+    )
+
+
+def test_the_report_counts(small):
+    report = small.report
+    after = sum(x.size for x in jax.tree.leaves(small.params))
+    assert report.weights == (sum(x.size for x in jax.tree.leaves(PARAMS)), after)
+    assert report.bytes[1] == 4 * after and report.flops[1] == 2 * after - (4 + 3 + 3)
+    assert "b1 axis 0       8      4" in str(report) and repr(small).startswith("Compact(")
+
+
+def test_units_that_see_constants_alone_go_as_well():
+    """All of the first layer is pruned: what follows is a constant, folded to the end."""
+    masks = networks.masks_without(PARAMS, w1=S[:])
+    small = flj.compact(networks.mlp, PARAMS, masks, X)
+    assert [(x.before, x.after) for x in small.report.units] == [(8, 1), (6, 1)]
+    assert all("an axis needs one unit" in x.stay for x in small.report.units)
+
+
+def test_sizes_are_rounded_up():
+    small = flj.compact(networks.mlp, PARAMS, MASKS, X, multiple_of=8)
+    assert [(x.before, x.after) for x in small.report.units] == [(8, 8), (6, 6)]
+    small = flj.compact(networks.mlp, PARAMS, MASKS, X, multiple_of=3)
+    assert [(x.before, x.after) for x in small.report.units] == [(8, 6), (6, 3)]
+    assert small.report.units[0].stay == {"the size is rounded up": (0, 1)}
+
+
+def test_couplings_of_the_user_and_found_ones_agree(small):
+    given = flj.compact(networks.mlp, PARAMS, MASKS, X, couplings=[FIRST, SECOND])
+    for one, two in zip(*map(jax.tree.leaves, (small.params, given.params)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    alone = flj.compact(networks.mlp, PARAMS, MASKS, X, couplings=[FIRST])
+    assert alone.params["w2"].shape == (5, 6)  # unit 6 gives to units that stay
+
+
+def test_a_constant_without_a_bias_behind_it_stays():
+    def f(params, x):
+        return jnp.tanh(x @ params["w1"] + params["b1"]) @ params["w2"]
+
+    params = {k: PARAMS[k] for k in ("w1", "b1", "w2")}
+    params["b1"] = params["b1"].at[1].set(0)
+    masks = networks.masks_without(params, w1=S[:, :2])
+    small = flj.compact(f, params, masks, X)
+    (units,) = small.report.units
+    assert (units.before, units.after) == (8, 7)
+    ((reason, which),) = units.stay.items()
+    assert which == (0,) and "no bias makes up for it before the outputs" in reason
+
+
+def test_a_bias_in_two_places_takes_up_nothing():
+    def f(params, x):
+        h = jnp.tanh(x @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
+        return h + jnp.sin(params["b2"])
+
+    masks = networks.masks_without({k: PARAMS[k] for k in ("w1", "b1", "w2", "b2")}, w1=S[:, 0])
+    small = flj.compact(f, {k: PARAMS[k] for k in masks}, masks, X)
+    (units,) = small.report.units
+    assert units.after == 8 and "used elsewhere" in next(iter(units.stay))
+
+
+def step(params, masks, tx, state):
+    """A training step that holds what is pruned."""
+    loss = lambda params: jnp.mean(networks.mlp(params, X) ** 2)
+    gradient = flj.apply_masks(jax.grad(loss)(flj.apply_masks(params, masks)), masks)
+    updates, state = tx.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, updates
+
+
+quick_step = jax.jit(step, static_argnums=2)
+
+
+def test_training_goes_on(small):
+    """The compact network's step is the masked network's, on the weights that stay."""
+    tx = optax.chain(
+        optax.trace(0.9), optax.scale_by_adam(), optax.scale_by_schedule(lambda n: -0.1)
+    )
+    masked, state, _ = quick_step(PARAMS, MASKS, tx, tx.init(PARAMS))
+    before = flj.compact(networks.mlp, masked, MASKS, X)
+    cut = before.opt_state(state)
+    assert jax.tree.structure(cut) == jax.tree.structure(state)
+    assert jax.tree.map(jnp.shape, cut) == jax.tree.map(jnp.shape, tx.init(before.params))
+    _, after, expected = quick_step(masked, MASKS, tx, state)
+    _, compact, found = quick_step(before.params, before.masks, tx, cut)
+    for one, two in ((found, before.like(expected)), (compact, before.opt_state(after))):
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6)
+
+
+def test_states_that_can_not_go_along(small):
+    model = flj.Model(networks.mlp, flj.likelihoods.gaussian())
+    tx = flj.prune(optax.adam(0.1), model, 0.5, estimator=flj.inverse.identity())
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match="start the pruning anew"):
+        small.opt_state(state)
+    assert small.opt_state(state.inner)[0].mu["w1"].shape == (5, 4)
+    large = {"w1": jnp.ones((200, 300)), "w2": jnp.ones((300, 200))}
+    masks = networks.masks_without(large, w1=S[:, :10])
+    f = lambda params, x: jnp.tanh(x @ params["w1"]) @ params["w2"]
+    factored = optax.scale_by_factored_rms().init(large)
+    with pytest.raises(ValueError, match="start this optimiser anew"):
+        flj.compact(f, large, masks, jnp.ones((2, 200))).opt_state(factored)
+
+
+def test_other_trees_are_refused(small):
+    with pytest.raises(ValueError, match="'w3' must have the shape before"):
+        small.like({**PARAMS, "w3": PARAMS["w1"]})
+    with pytest.raises(ValueError, match="'b1' differs"):
+        small.like({"w1": PARAMS["w1"]})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"f": 3}, r"f must be a function \(params, inputs\), or a Model"),
+        ({"constants": {"a": X}}, r"f must be a function \(params, inputs, constants\)"),
+        ({"masks": {"w1": MASKS["w1"]}}, "masks must have the structure"),
+        ({"multiple_of": 0}, "multiple_of must be a whole number"),
+        ({"tolerance": -1}, "tolerance must be"),
+        ({"couplings": "w1"}, "couplings must be a list"),
+        ({"couplings": [["w1"]]}, r"couplings\[0\]\[0\] must be \(key path, axis\)"),
+        ({"couplings": [[("w9", 0)]]}, "'w9' is not a leaf; the leaves are: b1, b2"),
+        ({"couplings": [[("w1", 2)]]}, r"has no axis 2, its shape is \(5, 8\)"),
+        ({"couplings": [[("w1", 1, 3)]]}, "can't be divided into blocks of 3"),
+        ({"couplings": [[("w1", 1), ("w2", 1)]]}, "needs the same number of units"),
+        ({"couplings": [[*FIRST, ("b1", 0)]]}, r"has \('b1', 0\) twice"),
+        ({"couplings": [FIRST, FIRST]}, "put both into one"),
+    ],
+)
+def test_bad_input(changes, message):
+    arguments = {"f": networks.mlp, "params": PARAMS, "masks": MASKS, "inputs": X, **changes}
+    with pytest.raises(ValueError, match=message):
+        flj.compact(**arguments)
+
+
+def test_functions_of_fixed_sizes_are_refused():
+    def scaled(params, x):
+        return networks.mlp(params, x) / params["b1"].size
+
+    def padded(params, x):
+        return networks.mlp({**params, "b1": params["b1"] + jnp.zeros(8)}, x)
+
+    def numbered(params, x):
+        return networks.mlp({**params, "b1": params["b1"] * jnp.arange(8)}, x)
+
+    with pytest.raises(ValueError, match="depends on the number of units"):
+        flj.compact(scaled, PARAMS, MASKS, X)
+    with pytest.raises(ValueError, match="does not run with the smaller arrays"):
+        flj.compact(padded, PARAMS, MASKS, X)
+    with pytest.raises(ValueError, match=r"couplings\[0\]: permuting its 8 units"):
+        flj.compact(numbered, PARAMS, MASKS, X, couplings=[FIRST])
+    small = flj.compact(numbered, PARAMS, MASKS, X)
+    assert [x.name for x in small.report.units] == ["b2 axis 0"]

@@ -1,0 +1,109 @@
+"""Couplings are found in full, and wrong ones are refused by the leaf that breaks them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fishleg_jax as flj
+from fishleg_jax.compaction import axes, verification
+from fishleg_jax.compaction.couplings import leaves_of, read
+from tests.compaction import networks
+
+X = jax.random.normal(jax.random.key(0), (4, 4))
+PARAMS = networks.mlp_params((4, 4, 4, 4))  # every axis fits every other
+LEAVES = leaves_of(PARAMS, None)
+RIGHT = ({("w1", 1), ("b1", 0), ("w2", 0)}, {("w2", 1), ("b2", 0), ("w3", 0)})
+PLACES = [(name, axis) for name, x in LEAVES.items() for axis in range(x.ndim)]
+RUN = jax.jit(lambda leaves: networks.mlp(leaves, X))
+
+
+def check(coupling):
+    verification.check(RUN, LEAVES, [read(coupling, LEAVES, "couplings[0]")])
+
+
+def test_found_couplings_are_all_of_them():
+    found = flj.find_couplings(networks.mlp, PARAMS, X)
+    assert [set(x) for x in found] == list(RIGHT)
+    for coupling in found:
+        check(coupling)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from(PLACES), min_size=1, max_size=8))
+def test_wrong_couplings_are_refused(places):
+    """Right are the two couplings of the network, and their union."""
+    coupling = sorted(places)
+    if places in (*RIGHT, RIGHT[0] | RIGHT[1]):
+        check(coupling)
+        return
+    with pytest.raises(ValueError, match="permuting its 4 units"):
+        check(coupling)
+
+
+@pytest.mark.parametrize("right", RIGHT, ids=["first", "second"])
+def test_the_leaf_that_breaks_a_coupling_is_named(right):
+    for place in sorted(right):
+        message = f"together with \\('{place[0]}', {place[1]}\\) it does not: add it"
+        with pytest.raises(ValueError, match=message):
+            check(sorted(right - {place}))
+    for place in set(PLACES) - right - {("b1", 0), ("b2", 0)}:
+        with pytest.raises(ValueError, match="without \\(.*leave it out|no single leaf mends it"):
+            check(sorted(right | {place}))
+    with pytest.raises(ValueError, match=r"without \('b3', 0\) it does not: leave it out"):
+        check(sorted(right | {("b3", 0)}))
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("heads", [("layers/out", 1, 2), ("layers/qkv", 2, 2)]),
+        ("neurons", [("layers/b_up", 1), ("layers/down", 1), ("layers/up", 2)]),
+    ],
+)
+def test_couplings_of_scanned_attention(name, expected):
+    tokens = jax.random.randint(jax.random.key(0), (3, 4), 0, 7)
+    found = flj.find_couplings(networks.transformer, networks.transformer_params(), tokens)
+    assert expected in found and len(found) == 3, name
+
+
+def test_couplings_of_a_residual_block():
+    """Both sides of the sum, the norms and their statistics."""
+    params, stats = networks.block_variables()
+    x = jnp.ones((2, 5, 5, 2))
+    stream, hidden = flj.find_couplings(networks.block, params, x, constants=stats)
+    assert {("conv0/kernel", 3), ("conv2/kernel", 3), ("conv1/kernel", 2)} < set(stream)
+    assert {("constants/bn2/mean", 0), ("bn0/scale", 0), ("out/kernel", 0)} < set(stream)
+    assert {("conv1/kernel", 3), ("conv2/kernel", 2), ("constants/bn1/var", 0)} < set(hidden)
+
+
+def test_channels_come_as_strides_or_blocks_behind_flattened_images():
+    f, params = networks.cnn("SAME")
+    found = flj.find_couplings(f, params, jnp.ones((2, 6, 6, 2)))
+    assert [("conv1/bias", 0), ("conv1/kernel", 3), ("hidden/kernel", 0)] in found
+
+    def first(params, x):  # channels before pixels
+        images = jax.lax.conv(x, params["kernel"], (1, 1), "VALID")
+        return images.reshape(x.shape[0], -1) @ params["out"]
+
+    params = networks.random({"kernel": np.zeros((3, 2, 2, 2)), "out": np.zeros((3 * 16, 4))})
+    found = flj.find_couplings(first, params, jnp.ones((2, 2, 5, 5)))
+    assert found == [[("kernel", 0), ("out", 0, 16)]]
+
+
+def test_axes_are_refined_by_reshapes():
+    whole, heads, size = axes.new(12), axes.new(3), axes.new(4)
+    assert axes.unify(whole, [*heads, *size])
+    assert [f.size for f in axes.factors(whole)] == [3, 4]
+    assert axes.places(whole, heads[0].find()) == [(1, 4)]
+    assert not axes.unify([*axes.new(6), *axes.new(2)], [*axes.new(4), *axes.new(3)])
+    crossed = axes.new(6)
+    axes.unify([*crossed, *axes.new(2)], [*axes.new(4), *axes.new(3)])
+    assert all(f.pinned for f in axes.factors(crossed))
+
+
+def test_outputs_that_are_not_finite():
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        flj.find_couplings(lambda p, x: jnp.log(-jnp.abs(networks.mlp(p, x))), PARAMS, X)
