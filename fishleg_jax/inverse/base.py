@@ -74,6 +74,7 @@ class InverseFisher(NamedTuple):
     examples_per_gradient: int | None = None
     examples: int | None = None
     carry: Callable[[Any], Any] | None = None
+    blocks: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""

@@ -5,6 +5,7 @@ from typing import Any
 from fishleg_jax._checks.numbers import is_number
 from fishleg_jax.pruning.masks import densities as _densities
 from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.targets import Budget, Limit
 
 
 def target_of(groups: Groups, sparsity: Any) -> Any:
@@ -31,6 +32,8 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
             )
         return given
     if not is_number(sparsity):
+        if isinstance(sparsity, (Budget, Limit)):
+            _check_target(groups, sparsity, given)
         return sparsity
     if groups.scope == "densities" and abs(sparsity - given) > _densities.ALIKE:
         raise ValueError(
@@ -50,3 +53,20 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
                 f"leaves the other weights dense, got {sparsity!r}"
             )
     return sparsity
+
+
+def _check_target(groups: Groups, target: Budget | Limit, given: float | None) -> None:
+    """Raises a ValueError for a target that a pattern or densities can't meet."""
+    if given is None:
+        return
+    source = groups.pattern if groups.scope != "densities" else "scope, as densities by name,"
+    if isinstance(target, Budget) or groups.scope == "densities":
+        raise ValueError(
+            f"sparsity must not be a target, because {source} gives the sparsity, {given:.6g}; got "
+            f"{target!r}"
+        )
+    if target.highest > given + _densities.NEAR:
+        raise ValueError(
+            f"sparsity: the target's `highest` must be at most {given:.6g} for {source}, got "
+            f"{target.highest:g}"
+        )
