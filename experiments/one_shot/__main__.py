@@ -97,7 +97,7 @@ def prune(
         "updates": 0 if magnitude else estimator.updates,
         "batch_size": 0 if magnitude else len(batches[0][0]),
         "prunable": results.prunable(spec),
-        "pattern": args.pattern,
+        **({"pattern": args.pattern} if args.pattern else {}),
         **({} if magnitude else arguments.memory_settings(args)),
     }
     rows = []

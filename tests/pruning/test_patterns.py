@@ -109,6 +109,15 @@ def test_units_that_cross_in_a_leaf_are_counted_once():
         assert 0 <= int(0.6 * 74) - zeros(masks) < 11
 
 
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+def test_a_leaf_smaller_than_a_group_stays_dense(scope):
+    scores = scores_of(0, {"a": (8, 4), "small": (3, 3)})
+    masks = flj.make_masks(scores, 0.25, pattern=flj.patterns.blocks((4, 2)), scope=scope)
+    assert masks["small"].all() and zeros(masks) == 8
+    with pytest.raises(ValueError, match="as large as one group"):
+        flj.make_masks({"small": scores["small"]}, 0.25, pattern=flj.patterns.blocks((4, 4)))
+
+
 def test_stacked_layers_are_patterned_one_by_one():
     scores = scores_of(3, {"a": (2, 8, 3), "b": (8, 3)})
     masks = flj.make_masks(scores, pattern=N_M, stacked="a", scope="layer")

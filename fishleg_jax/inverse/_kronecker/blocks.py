@@ -145,7 +145,7 @@ def _pieces(
         if not axis.whole:
             x = jnp.take(x, axis.places.reshape(-1), axis=k)
         elif k in roots:
-            x = _along(_inverse(roots[k], matrix.orthogonal), x, k)
+            x = _along(_inverse(roots[k], matrix.orthogonal, factor.axes[k]), x, k)
     return Pieces(_ordered(axes, x, 1), matrices)
 
 
@@ -180,8 +180,22 @@ def _along(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(out.reshape(-1, *x.shape[1:]), 0, axis)
 
 
-def _inverse(root: jax.Array, orthogonal: bool) -> jax.Array:
-    return root.mT if orthogonal else jnp.linalg.inv(root)
+def _inverse(root: jax.Array, orthogonal: bool, number: int) -> jax.Array:
+    """Inverse of R along a whole axis of `number` weights.
+
+    Eigenvectors of the padding behind the last weight mix with none but directions without
+    curvature, but a learned triangle mixes it with others: then R gives way to a root of `R Rᵀ`
+    without the padding.
+    """
+    if orthogonal:
+        return root.mT
+    blocks, size, _ = root.shape
+    if number < blocks * size:
+        weight = (jnp.arange(blocks * size) < number).reshape(blocks, size)
+        both = weight[:, :, None] & weight[:, None, :]
+        product = jnp.matmul(root, root.mT, precision=algebra.HIGHEST)
+        root = jnp.linalg.cholesky(jnp.where(both, product, jnp.eye(size, dtype=root.dtype)))
+    return jnp.linalg.inv(root)
 
 
 def _missing(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -175,7 +175,7 @@ def of_leaves(
             f"several leaves, got {scope!r}"
         )
     if groups.layout is not None and not groups.layout.families:
-        raise ValueError("pattern couples no prunable leaf")
+        raise ValueError(f"pattern: no prunable leaf is as large as one group of {pattern}")
     if groups.scope in ("erk", "densities"):
         groups.thresholds  # raises for densities that can't be had  # noqa: B018
     return groups

@@ -85,7 +85,8 @@ def layout_of(
             for i, yes in enumerate(chosen)
             if yes
         ]
-    return Layout(pattern.keep, tuple(families))
+    fits = lambda family: all(0 not in grid_of(shapes[i], tile) for i, tile in family)
+    return Layout(pattern.keep, tuple(filter(fits, families)))
 
 
 def most_to_prune(layout: Layout | None, shapes: Sequence[tuple[int, ...]], leaf: int) -> int:

@@ -32,6 +32,8 @@ def without_lowest_units(
         count: Number of weights to prune, at most, including those already pruned; units that have
             nothing left to prune take none of it.
     """
+    if not layout.families:  # smaller than a tile
+        return old
     common = _tree.wide_dtype(jnp.result_type(*scores))
     scores = [s.astype(common) for s in scores]
     # Decide for every unit which weights it would prune, and its rank.
