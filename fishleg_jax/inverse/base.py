@@ -56,6 +56,11 @@ class InverseFisher(NamedTuple):
         carry: Function `(state) -> state` that discounts what a state has seen to a quarter, so
             that a quarter of a fit at other weights or masks counts for half.  None if states are
             not carried on.
+        blocks: Function `(state, tangent, tiles, fisher)`, jit-compatible, that returns for every
+            leaf the blocks of Q, or if `fisher` is True those of the undamped Fisher, for the tiles
+            that a pattern cuts it into, as `_blocks.Pieces`.  `tiles` has the shape of a tile for
+            every leaf, None for a leaf without.  Where it returns None, and if this field is None,
+            blocks count as diagonal.
     """
 
     init: Callable[[Any], Any]
