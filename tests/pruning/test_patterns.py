@@ -306,3 +306,51 @@ def test_masks_refuse(sparsity, options, words):
     scores = scores_of(0, {"a": (8, 6), "b": (5, 4)})
     with pytest.raises(ValueError, match=words):
         flj.make_masks(scores, sparsity, **options)
+
+
+LINEAR = flj.Model(lambda w, x: x @ w["a"], flj.likelihoods.gaussian())
+
+
+def pruned(sparsity=None, **options):
+    params, *_ = curved()
+    x = jax.random.normal(jax.random.key(7), (40, 8))
+    return flj.prune_one_shot(
+        LINEAR,
+        params,
+        options.pop("estimator", flj.inverse.identity()),
+        [(x, x @ params["a"])],
+        sparsity=sparsity,
+        **options,
+    )
+
+
+def test_a_number_of_weights_is_kept_by_whole_units():
+    result = pruned(flj.targets.weights(19), pattern=flj.patterns.units())
+    assert result.report.total.kept == 16 and result.stopped is None
+    result = pruned(flj.targets.weights(16), pattern=flj.patterns.blocks((3, 1)))
+    assert result.report.total.kept == 14  # six blocks of three
+    assert result.report.remainders == (("a", 8),)
+    assert "Left dense (not divided by the pattern): 8 weights: a (8)" in str(result.report)
+
+
+def test_stages_bring_more_and_more_groups_to_n_of_m():
+    result = pruned(pattern=N_M, stages=4)
+    assert [stage["sparsity"] for stage in result.stages][-1] == 0.5
+    assert result.report.total.kept == 16
+    assert (_tiles.split(np.asarray(result.masks["a"]), (4, 1)).sum(axis=-1) == 2).all()
+
+
+@pytest.mark.parametrize(
+    "sparsity, options, words",
+    [
+        (flj.targets.weights(9), {"pattern": N_M}, "must not be a target"),
+        (flj.targets.weights(9), {"scope": {"a": 0.5}}, "must not be a target"),
+        (flj.targets.loss_increase(0.1), {"pattern": N_M}, "`highest` must be at most 0.5"),
+        (None, {"pattern": N_M, "selection": flj.selection.swaps()}, "single weights"),
+        (0.6, {"pattern": N_M}, "at most 0.5"),
+        (None, {}, "None, which only"),
+    ],
+)
+def test_one_shot_refuses(sparsity, options, words):
+    with pytest.raises(ValueError, match=words):
+        pruned(sparsity, **options)
