@@ -195,7 +195,9 @@ def estimator_of(inverse, fisher):
 
 @functools.cache
 def curved():
-    root = jax.random.normal(jax.random.key(5), (40, 32))
+    keys = jax.random.split(jax.random.key(5), 3)  # curvature mostly along six directions
+    root = jax.random.normal(keys[0], (40, 6)) @ jax.random.normal(keys[1], (6, 32))
+    root += 0.3 * jax.random.normal(keys[2], (40, 32))
     fisher = root.T @ root / 40
     inverse = jnp.linalg.inv(fisher + 0.1 * jnp.eye(32))
     params = {"a": jax.random.normal(jax.random.key(6), (8, 4))}
