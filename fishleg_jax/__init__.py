@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.pruning.gradual.transform import gradual_prune
     from fishleg_jax.pruning.gradual.wrapper import MultiSteps, PruneState, prune
     from fishleg_jax.pruning.leaves import Leaves
+    from fishleg_jax.pruning.masks import patterns
     from fishleg_jax.pruning.masks.build import make_masks
     from fishleg_jax.pruning.masks.files import load_masks, save_masks
     from fishleg_jax.pruning.one_shot.fit import fit
@@ -83,6 +84,7 @@ __all__ = [
     "masks",
     "obd_saliency",
     "obs_saliency",
+    "patterns",
     "peak_memory",
     "per_example_gradients",
     "prune",
@@ -108,6 +110,7 @@ _MODULES = {
     "likelihoods": "likelihoods",
     "memory": "memory",
     "model": "model",
+    "patterns": "pruning.masks.patterns",
     "per_example": "per_example",
     "pruning": "pruning",
     "rematerialise": "rematerialise",

@@ -28,6 +28,11 @@ from experiments.report import plots, tables
 from experiments.running import arguments, files, memory, processes, results
 
 NAMES = ("fishleg", "fishleg_start", "magnitude")
+PATTERNS = {
+    "2:4": flj.patterns.n_m(2, 4),
+    "blocks4x4": flj.patterns.blocks((4, 4)),
+    "units": flj.patterns.units(),
+}
 
 
 def prune(
@@ -92,6 +97,7 @@ def prune(
         "updates": 0 if magnitude else estimator.updates,
         "batch_size": 0 if magnitude else len(batches[0][0]),
         "prunable": results.prunable(spec),
+        **({"pattern": args.pattern} if args.pattern else {}),
         **({} if magnitude else arguments.memory_settings(args)),
     }
     rows = []
@@ -104,6 +110,7 @@ def prune(
             batches,
             sparsity=target,
             scope=args.scope,
+            pattern=PATTERNS.get(args.pattern),
             prunable=spec.prunable,
             key=key,
             **options,
@@ -167,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         compensations=("default", "independent", "group", "none"),
     )
     add = parser.add_argument
+    add("--pattern", choices=PATTERNS, help="weights that go together; 2:4 has its own sparsity")
     add("--damping", type=arguments.positive, help="default: the library's")
     add("--batch-size", type=arguments.at_least(1), help="images in one batch of the curvature")
     add(
@@ -185,6 +193,8 @@ def _check(args: argparse.Namespace, spec: Spec, split: datasets.Data) -> None:
     processes.check_dealt(
         min(args.batch_size or spec.batch, examples, len(split.train[0])), "--batch-size"
     )
+    if args.pattern == "2:4":
+        args.sparsity = [PATTERNS["2:4"].highest]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,13 +1,11 @@
 """K-FAC: one Kronecker product per matrix, from second moments of its gradients."""
 
 import math
-from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
 
 from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
@@ -15,7 +13,8 @@ from fishleg_jax._devices import sharding
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._gradients import check_damping, sum_over_rows
-from fishleg_jax.inverse._kronecker import algebra, frames
+from fishleg_jax.inverse._kronecker import blocks as _blocks
+from fishleg_jax.inverse._kronecker import cholesky, frames
 from fishleg_jax.inverse._kronecker.units import Unit, make_units
 from fishleg_jax.inverse._placed import spread
 from fishleg_jax.inverse.base import InverseFisher
@@ -150,11 +149,11 @@ def kfac(
 
     def triangles_of(state, unit):  # Cholesky factors of the damped factors
         moments = mean_of(state, state.moments[unit.name])
-        of_layer = partial(_triangles, unit.factor, damping=state.damping)
+        of_layer = partial(cholesky.triangles, unit.factor, damping=state.damping)
         return unit.one_by_one(of_layer, moments)
 
     def roots_of(state, unit):
-        return tuple(unit.one_by_one(_inverses, x) for x in triangles_of(state, unit))
+        return tuple(unit.one_by_one(cholesky.inverses, x) for x in triangles_of(state, unit))
 
     def prepare(state, params):
         roots = {u.name: roots_of(state, u) for u in units_of(params) if not u.factor.spectrum}
@@ -171,10 +170,10 @@ def kfac(
                 squares = mean_of(state, state.squares[unit.name])
                 product = vector / (squares.reshape(vector.shape) + state.damping)
             elif state.roots is None:
-                of_layer = partial(_solve, unit.factor)
+                of_layer = partial(cholesky.solve, unit.factor)
                 product = unit.one_by_one(of_layer, triangles_of(state, unit), vector)
             else:
-                of_layer = partial(_by_roots, unit.factor)
+                of_layer = partial(cholesky.by_roots, unit.factor)
                 product = unit.each(of_layer, state.roots[unit.name], vector)
             unit.unpack(product, out)
         return apply_mask(tree.unflatten(out), mask)
@@ -188,7 +187,7 @@ def kfac(
                 unit.unpack(1 / (squares + state.damping), out)
                 continue
             roots = roots_of(state, unit) if state.roots is None else state.roots[unit.name]
-            unit.unpack(unit.each(partial(_diagonal_of, unit.factor), roots), out)
+            unit.unpack(unit.each(partial(cholesky.diagonal_of, unit.factor), roots), out)
         return apply_mask(tree.unflatten(out), mask)
 
     def fisher_diagonal(state, params, mask=None):
@@ -199,8 +198,23 @@ def kfac(
                 unit.unpack(mean_of(state, state.squares[unit.name]), out)
                 continue
             moments = mean_of(state, state.moments[unit.name])
-            unit.unpack(unit.each(partial(_undamped_diagonal, unit.factor), moments), out)
+            unit.unpack(unit.each(partial(cholesky.undamped_diagonal, unit.factor), moments), out)
         return apply_mask(tree.unflatten(out), mask)
+
+    def blocks(state, tangent, tiles, fisher):
+        def parts_of(unit):
+            if unit.factor.spectrum:
+                return (mean_of(state, state.squares[unit.name]),)
+            if fisher:
+                return (mean_of(state, state.moments[unit.name]),)
+            return (roots_of(state, unit) if state.roots is None else state.roots[unit.name],)
+
+        def matrix_of(factor, part):
+            if factor.spectrum:
+                return _blocks.Matrix([], part if fisher else 1 / (part + state.damping))
+            return (cholesky.undamped_matrix if fisher else cholesky.inverse_matrix)(factor, part)
+
+        return _blocks.of_units(units_of(tangent), tangent, tiles, parts_of, matrix_of)
 
     return spread(
         InverseFisher(
@@ -212,6 +226,7 @@ def kfac(
             model=model,
             fisher_diagonal=fisher_diagonal,
             examples_per_gradient=examples_per_gradient,
+            blocks=blocks,
         )
     )
 
@@ -228,73 +243,3 @@ def _sum_of_moments(unit: Unit, rows: jax.Array) -> Any:
         return jax.lax.scan(add, empty, rows)[0]
 
     return sharding.local(sums, (rows,), (0,), None, examples=True)
-
-
-def _triangles(factor: _factors.Factor, moments: Any, damping: jax.Array) -> list[jax.Array]:
-    """Lower Cholesky factors of the damped matrices of all dense axes.
-
-    A solve with them costs a small fraction of an eigendecomposition, and conjugate gradients
-    preconditioned by this estimate take one solve per iteration.
-    """
-
-    def triangle(axis, matrix):
-        # rounding leaves negative eigenvalues of up to this size
-        least = matrix.shape[-1] * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix))
-        shift = jnp.maximum(algebra.axis_damping(factor, axis, damping), least)
-        damped = matrix + shift * jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
-        one_by_one = partial(jax.lax.map, jnp.linalg.cholesky)  # see `frames.decompose`
-        return sharding.local(one_by_one, (damped,), (0,), 0)
-
-    matrices = frames.kronecker_factors(factor, moments)
-    return [triangle(k, m) for k, m in zip(factor.dense_axes, matrices, strict=True)]
-
-
-def _solve(factor: _factors.Factor, triangles: list[jax.Array], vector: jax.Array) -> jax.Array:
-    """Product of the inverse of the Kronecker product of `L Lᵀ` with a vector."""
-    x = algebra.pad(factor, vector.reshape(factor.axes))
-    for axis, lower in zip(factor.dense_axes, triangles, strict=True):
-        x = algebra.by_axis(_solve_blocks, factor, lower, x, axis)
-    return algebra.crop(factor, x).reshape(vector.shape)
-
-
-def _solve_blocks(lower: jax.Array, rows: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda pair: cho_solve((pair[0], True), pair[1]), (lower, rows))
-
-
-def _inverses(triangles: jax.Array) -> jax.Array:
-    """Inverse `L⁻¹` of every lower triangle."""
-
-    def inverses(lower):
-        eye = jnp.eye(lower.shape[-1], dtype=lower.dtype)
-        return jax.lax.map(lambda one: solve_triangular(one, eye, lower=True), lower)
-
-    return sharding.local(inverses, (triangles,), (0,), 0)
-
-
-def _by_roots(factor: _factors.Factor, roots: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
-    """Product of `(L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹`, of the Kronecker product, with a vector."""
-    x = algebra.pad(factor, vector.reshape(factor.axes))
-    x = algebra.apply(factor, roots, x)
-    x = algebra.apply(factor, [root.mT for root in roots], x)
-    return algebra.crop(factor, x).reshape(vector.shape)
-
-
-def _undamped_diagonal(factor: _factors.Factor, moments: Any) -> jax.Array:
-    """Diagonal of the Kronecker product of the undamped factors, of shape `axes`."""
-    factors = frames.kronecker_factors(factor, moments)
-    return _outer(factor, [jnp.diagonal(matrix, axis1=1, axis2=2) for matrix in factors])
-
-
-def _diagonal_of(factor: _factors.Factor, roots: Iterable[jax.Array]) -> jax.Array:
-    """Diagonal of `L⁻ᵀ L⁻¹`, of the Kronecker product, of shape `axes`."""
-    return _outer(factor, (jnp.sum(root**2, axis=1) for root in roots))
-
-
-def _outer(factor: _factors.Factor, along: Iterable[jax.Array]) -> jax.Array:
-    """Outer product of one vector (blocks, size) per dense axis, of shape `axes`."""
-    out = 1.0
-    for axis, vector in zip(factor.dense_axes, along, strict=True):
-        shape = [1] * len(factor.axes)
-        shape[axis] = -1
-        out = out * vector.reshape(shape)
-    return algebra.crop(factor, out)

@@ -13,6 +13,7 @@ from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._placed import spread
 from fishleg_jax.inverse._woodbury import groups as _groups
 from fishleg_jax.inverse._woodbury import window as _window
+from fishleg_jax.inverse._woodbury.blocks import Rows
 from fishleg_jax.inverse._woodbury.groups import check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
@@ -190,6 +191,14 @@ def mfac(
             _groups.unpack(parts, _window.product(old, count, x), out)
         return tree.unflatten(out)
 
+    def blocks(state, tangent, tiles, fisher):
+        leaves, count = jax.tree.leaves(tangent), state.used.sum()
+        rows = Rows(leaves, tiles)
+        for group in make_groups(tangent, block_size):
+            args = group, group.parts(window), state.windows[group.name], count, state.damping
+            rows.of_window(*args, root_of(state, group), fisher)
+        return rows.found
+
     # zero pruned weights in the stored gradients, which outdates the inverses
     def restrict(state, mask):
         leaves = jax.tree.leaves(mask)
@@ -213,5 +222,6 @@ def mfac(
             model=model,
             fisher_diagonal=fisher_diagonal,
             examples_per_gradient=examples_per_gradient,
+            blocks=blocks,
         )
     )

@@ -14,6 +14,7 @@ from fishleg_jax.inverse._gradients import check_damping, gradient_rows
 from fishleg_jax.inverse._placed import spread
 from fishleg_jax.inverse._woodbury import groups as _groups
 from fishleg_jax.inverse._woodbury import square_root, window
+from fishleg_jax.inverse._woodbury.blocks import Rows
 from fishleg_jax.inverse._woodbury.groups import Group, check_block_size, make_groups
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
@@ -207,6 +208,17 @@ def woodfisher(
                 _groups.unpack(group.parts(gradients), squares, out)
         return apply_mask(tree.unflatten(out), mask)
 
+    def blocks(state, tangent, tiles, fisher):
+        rows = Rows(jax.tree.leaves(tangent), tiles)
+        for group in make_groups(tangent, block_size):
+            old = state.blocks[group.name]
+            if has_root(group):
+                rows.of_root(group, old, state.damping, fisher)
+            else:
+                args = group, group.parts(gradients), old, jnp.asarray(gradients), state.damping
+                rows.of_window(*args, root_of(state, group), fisher)
+        return rows.found
+
     return spread(
         InverseFisher(
             init,
@@ -219,6 +231,7 @@ def woodfisher(
             fisher_diagonal=fisher_diagonal,
             gradients=gradients,
             examples_per_gradient=examples_per_gradient,
+            blocks=blocks,
         )
     )
 

@@ -59,6 +59,11 @@ class InverseFisher(NamedTuple):
         settled: Function `(state) -> boolean scalar`, jit-compatible: whether further updates at
             the same weights are not expected to help; a one-shot fit ends there.  None for fits of
             a fixed length.
+        blocks: Function `(state, tangent, tiles, fisher)`, jit-compatible, that returns for every
+            leaf the blocks of Q, or if `fisher` is True those of the undamped Fisher, for the tiles
+            that a pattern cuts it into, as `_blocks.Pieces`.  `tiles` has the shape of a tile for
+            every leaf, None for a leaf without.  Where it returns None, and if this field is None,
+            blocks count as diagonal.
     """
 
     init: Callable[[Any], Any]
@@ -78,6 +83,7 @@ class InverseFisher(NamedTuple):
     examples: int | None = None
     carry: Callable[[Any], Any] | None = None
     settled: Callable[[Any], jax.Array] | None = None
+    blocks: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""

@@ -54,6 +54,8 @@ class Report(NamedTuple):
         stopped: Reason of a stop that was not requested, as in `Result`; None otherwise.
         left_out: Name, shape and reason of every leaf that is not prunable.
         started: Name and number of zeros of every leaf in which the initial masks prune.
+        remainders: Name and number of weights of every leaf that a pattern leaves dense, because it
+            does not divide the leaf.
     """
 
     rows: tuple[Row, ...]
@@ -62,6 +64,7 @@ class Report(NamedTuple):
     stopped: str | None = None
     left_out: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     started: tuple[tuple[str, int], ...] = ()
+    remainders: tuple[tuple[str, int], ...] = ()
 
     def __repr__(self) -> str:
         """Returns one line, and a second one if the pruning stopped."""
@@ -116,8 +119,8 @@ class Report(NamedTuple):
         """Converts the report to Python numbers, strings, lists and dictionaries, ready for JSON.
 
         Returns:
-            A dictionary with the keys `rows`, `total`, `stages`, `stopped`, `left_out` and
-            `started`; numbers that are not finite are None.
+            A dictionary with the keys `rows`, `total`, `stages`, `stopped`, `left_out`, `started`
+            and `remainders`; numbers that are not finite are None.
 
         Example:
             >>> total = Row("total", (), 4, 2, 0.5, float("nan"), 0.0)
@@ -134,6 +137,7 @@ class Report(NamedTuple):
                 for name, shape, reason in self.left_out
             ],
             "started": [{"name": name, "zeros": zeros} for name, zeros in self.started],
+            "remainders": [{"name": name, "weights": left} for name, left in self.remainders],
         }
 
     def _lines(self) -> list[tuple[str, ...]]:
@@ -159,15 +163,22 @@ class Report(NamedTuple):
             )
             lines.append(f"Left out ({reason}): {counts}: {names}{more}")
         if self.started:
-            names = ", ".join(f"{name} ({zeros:,})" for name, zeros in self.started[:NAMED])
-            more = f" and {len(self.started) - NAMED} more" if len(self.started) > NAMED else ""
-            total = _number(sum(zeros for _, zeros in self.started), "weight")
-            lines.append(f"Pruned before and held: {total}: {names}{more}; masks=None frees them")
+            line = f"Pruned before and held: {_listed(self.started)}; masks=None frees them"
+            lines.append(line)
+        if self.remainders:
+            lines.append(f"Left dense (not divided by the pattern): {_listed(self.remainders)}")
         return lines
 
     def _has_stages(self) -> bool:
         """Whether the stages contain more than the rows."""
         return len(self.stages) > 1 or any(set(stage) & set(OPTIONAL) for stage in self.stages)
+
+
+def _listed(leaves: Sequence[tuple[str, int]]) -> str:
+    """Formats numbers of weights in leaves: their sum, and the first leaves."""
+    names = ", ".join(f"{name} ({number:,})" for name, number in leaves[:NAMED])
+    more = f" and {len(leaves) - NAMED} more" if len(leaves) > NAMED else ""
+    return _number(sum(number for _, number in leaves), "weight") + f": {names}{more}"
 
 
 def brief(report: Report, name: str) -> str:
@@ -253,6 +264,7 @@ def make_report(
     stopped: str | None = None,
     left_out: tuple[tuple[str, tuple[int, ...], str], ...] = (),
     started: tuple[tuple[str, int], ...] = (),
+    remainders: tuple[tuple[str, int], ...] = (),
 ) -> Report:
     """Counts the weights that masks keep, beside the scores of the pruned ones.
 
@@ -264,6 +276,7 @@ def make_report(
         stopped: Reason of a stop that was not requested; None otherwise.
         left_out: Name, shape and reason of every leaf that is not prunable.
         started: Name and number of zeros of every leaf in which the initial masks prune.
+        remainders: Name and number of weights of every leaf that a pattern leaves dense.
     """
     kept, lost = jax.device_get((jitted(_kept)(masks), jax.tree.leaves(removed)))
     parts = zip(_tree.named_leaves(masks), kept, lost, chosen, strict=True)
@@ -280,4 +293,4 @@ def make_report(
 
     rows = tuple(row(*n) for n in numbers)
     sums = (sum(r.weights for r in rows), sum(r.kept for r in rows), total)
-    return Report(rows, row("total", (), *sums), stages, stopped, left_out, started)
+    return Report(rows, row("total", (), *sums), stages, stopped, left_out, started, remainders)

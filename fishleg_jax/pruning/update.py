@@ -7,6 +7,7 @@ from fishleg_jax._curvature import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.compensation._adjustable import Adjustable, compensated, movable
 from fishleg_jax.pruning.compensation._independent import Compensation
+from fishleg_jax.pruning.masks.group_scores import of_groups
 from fishleg_jax.pruning.masks.groups import Groups
 from fishleg_jax.pruning.scores import Saliency, scores_by
 
@@ -58,10 +59,17 @@ def score(
 
     Returns:
         A pytree like the weights in float32 or better; scores of pruned weights are meaningless.
+        The weights of a pattern's group share its score.
     """
     free = movable(masks, surgeon.adjustable, surgeon.groups)
-    return scores_by(
+    scores = scores_by(
         surgeon.saliency, surgeon.estimator, state, weights, free, gradient, unprepared
+    )
+    states = state, state if unprepared is None else unprepared
+    return of_groups(
+        surgeon.groups,
+        surgeon.saliency,
+        *(surgeon.estimator, states, weights, free, gradient, scores),
     )
 
 

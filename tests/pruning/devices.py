@@ -51,6 +51,7 @@ MODEL = flj.Model(predict, flj.likelihoods.gaussian()._replace(sample=sample, ro
 GROUP = {"compensation": flj.compensation.group()}
 INDEPENDENT = {"compensation": flj.compensation.independent(check_step=True, first_order=True)}
 REGROW = {"regrow": 0.3}
+BLOCKS = {"pattern": flj.patterns.blocks((1, 2))}
 
 
 def fishleg(axis_name):
@@ -70,6 +71,8 @@ CASES = {
         of_gathered("woodfisher", gradients=2 * EXAMPLES), INDEPENDENT | {"renew": 2}
     ),
     "mfac": Case(of_gathered("mfac", window=2 * EXAMPLES), GROUP),
+    "fishleg, blocks": Case(fishleg, INDEPENDENT | BLOCKS),
+    "kfac, blocks": Case(of_gathered("kfac", labels="empirical"), GROUP | BLOCKS),
     "diagonal": Case(of_gathered("diagonal", labels="empirical"), INDEPENDENT | REGROW),
     "identity": Case(lambda axis_name: flj.inverse.identity(), INDEPENDENT | REGROW),
 }

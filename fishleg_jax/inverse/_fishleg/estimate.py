@@ -29,6 +29,7 @@ from fishleg_jax._devices import axis, sharding
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._fishleg import arguments
+from fishleg_jax.inverse._fishleg.blocks import blocks_of
 from fishleg_jax.inverse._fishleg.learning import default_optimizer
 from fishleg_jax.inverse._fishleg.learning import learn as learn_step
 from fishleg_jax.inverse._fishleg.samples import PARTS, draw_probe, group_size, on_mesh, pull, rows
@@ -287,6 +288,7 @@ def fishleg(
             examples_per_gradient=1 if by_rows else None,
             examples=LEAST,
             carry=None if learn else carry,
+            blocks=functools.partial(blocks_of, units_of),
             ready=lambda state: state.count >= start,
             settled=(lambda state: state.progress.settled) if learn else None,
             axis_name=axis_name,

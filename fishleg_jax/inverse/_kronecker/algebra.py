@@ -99,7 +99,7 @@ def axis_damping(factor: Factor, axis: int, damping: jax.Array) -> jax.Array:
     return mean_size / factor.axes[axis] * damping ** (1 / n)
 
 
-def _roots(
+def roots(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
 ) -> list[jax.Array]:
     """Matrices R of the dense axes."""
@@ -116,6 +116,13 @@ def _roots(
         return jnp.matmul(frame.vectors[axis] * scale[:, None, :], lower, precision=HIGHEST)
 
     return [root(k) for k in factor.dense_axes]
+
+
+def middle(factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array) -> jax.Array:
+    """Diagonal E between the roots, of shape `padded`."""
+    if factor.spectrum:
+        return _spectrum(frame, coordinates, damping)
+    return jnp.ones(factor.padded, damping.dtype)
 
 
 def _spectrum(frame: Frame, coordinates: Coordinates, damping: jax.Array) -> jax.Array:
@@ -142,13 +149,13 @@ def multiply(
     x = vector.reshape(factor.axes)
     d = None if coordinates.log_sandwich is None else jnp.exp(coordinates.log_sandwich)
     x = pad(factor, x if d is None else d * x)
-    roots = _roots(factor, frame, coordinates, damping)
+    matrices = roots(factor, frame, coordinates, damping)
     if factor.spectrum:
-        x = apply(factor, [r.mT for r in roots], x)
-        x = apply(factor, roots, _spectrum(frame, coordinates, damping) * x)
+        x = apply(factor, [r.mT for r in matrices], x)
+        x = apply(factor, matrices, _spectrum(frame, coordinates, damping) * x)
     else:
         # form S = R Rᵀ first, which halves the products with the vector
-        x = apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in roots], x)
+        x = apply(factor, [jnp.matmul(r, r.mT, precision=HIGHEST) for r in matrices], x)
     x = crop(factor, x)
     x = x if d is None else d * x
     return x.reshape(vector.shape)
@@ -160,26 +167,28 @@ def fisher_diagonal_of(factor: Factor, frame: Frame) -> jax.Array:
     The Fisher is `(V_1 ⊗ V_2 ⊗ ...) E (V_1 ⊗ V_2 ⊗ ...)ᵀ`, E the spectrum or `Λ_1 ⊗ Λ_2 ⊗ ...`.
     """
     vectors = [frame.vectors[k] for k in factor.dense_axes]
+    return crop(factor, apply(factor, [v**2 for v in vectors], eigenvalues(factor, frame)))
+
+
+def eigenvalues(factor: Factor, frame: Frame) -> jax.Array:
+    """Eigenvalues E of the undamped Fisher represented by a frame, of shape `padded`."""
     if factor.spectrum:
-        middle = frame.spectrum
-    else:
-        middle = jnp.ones(factor.padded, vectors[0].dtype)
-        for axis in factor.dense_axes:
-            shape = [1] * len(factor.padded)
-            shape[axis] = -1
-            middle = middle * frame.values[axis].reshape(shape)
-    return crop(factor, apply(factor, [v**2 for v in vectors], middle))
+        return frame.spectrum
+    along = [frame.values[axis] for axis in factor.dense_axes]
+    product = jnp.ones(factor.padded, along[0].dtype)
+    for axis, values in zip(factor.dense_axes, along, strict=True):
+        shape = [1] * len(factor.padded)
+        shape[axis] = -1
+        product = product * values.reshape(shape)
+    return product
 
 
 def diagonal_of(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
 ) -> jax.Array:
     """Exact diagonal of Q, of shape `factor.axes`.  Arguments as in `multiply`."""
-    roots = _roots(factor, frame, coordinates, damping)
-    if factor.spectrum:
-        middle = _spectrum(frame, coordinates, damping)
-    else:
-        middle = jnp.ones(factor.padded, roots[0].dtype)
+    matrices = roots(factor, frame, coordinates, damping)
     # diag(R E Rᵀ) = (R ∘ R) diag(E), and (A ⊗ B) ∘ (A ⊗ B) = (A ∘ A) ⊗ (B ∘ B)
-    out = crop(factor, apply(factor, [r**2 for r in roots], middle))
+    between = middle(factor, frame, coordinates, damping)
+    out = crop(factor, apply(factor, [r**2 for r in matrices], between))
     return out if coordinates.log_sandwich is None else out * jnp.exp(2 * coordinates.log_sandwich)

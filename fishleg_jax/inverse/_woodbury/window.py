@@ -182,6 +182,12 @@ def multiply(
     return list(map(left, window.rows, x))
 
 
+def factor_of(window: Window, count: jax.Array, damping: jax.Array, root: Root | None) -> jax.Array:
+    """Matrix A or X of every block, see `Root`; taken from a root for this damping."""
+    number = _at_least_one(count, damping)
+    return _with_root(root, damping, lambda: _factor(window, number, damping), lambda x: x)
+
+
 def diagonal(
     window: Window, count: jax.Array, damping: jax.Array, root: Root | None = None
 ) -> list[jax.Array]:

@@ -1,5 +1,6 @@
 """Checks of gradual pruning, before anything is compiled."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,29 +15,44 @@ from fishleg_jax.inverse.base import InverseFisher, check_estimator
 from fishleg_jax.pruning.gradual.counting import is_number
 from fishleg_jax.pruning.leaves import Leaves
 from fishleg_jax.pruning.masks.build import number_to_prune
-from fishleg_jax.pruning.masks.groups import SCOPES
+from fishleg_jax.pruning.masks.densities import NEAR, check_scope
+from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.patterns import Pattern, check_pattern
 from fishleg_jax.pruning.one_shot.checks import check_compensation
 
 STEPS = 1, 100, 10_000, 1_000_000  # at which a schedule is checked
 
 
 def check_arguments(
-    estimator: Any, sparsity: Any, scope: Any, compensation: Any, regrow: Any, **whole: Any
+    estimator: Any,
+    sparsity: Any,
+    scope: Any,
+    compensation: Any,
+    regrow: Any,
+    pattern: Any = None,
+    **whole: Any,
 ) -> None:
     """Raises a ValueError for an argument of `gradual_prune` that is out of its range.
 
     Args:
         estimator: Estimate of the inverse Fisher.
-        sparsity: Number, array or function of the step.
-        scope: `global` or `layer`.
+        sparsity: Number, array or function of the step; None with a pattern or densities.
+        scope: Weights that share a threshold.
         compensation: Compensation, a function.
         regrow: None, a number or a function of the step.
+        pattern: None or a pattern.
         **whole: Numbers of steps by argument name; `renew` may be None.
     """
     # Check types: numbers are checked at once, functions at a few steps.
     check_estimator(estimator)
     if is_number(sparsity):
         number_to_prune(sparsity, 1)
+    elif sparsity is None:
+        if not isinstance(scope, Mapping) and getattr(pattern, "kind", None) != "n_m":
+            raise ValueError(
+                "sparsity must be a number in [0, 1) or a function of the step, got None, which "
+                "only patterns.n_m and densities by name allow"
+            )
     elif not callable(sparsity) and not _is_array(sparsity):
         raise ValueError(
             "sparsity must be a number in [0, 1) or a function of the step, such as "
@@ -46,8 +62,14 @@ def check_arguments(
         if callable(value):
             check_schedule(value, name)
             check_range(value, name)
-    if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    check_scope(scope)
+    check_pattern(pattern)
+    if pattern is not None and regrow is not None:
+        raise ValueError(
+            "regrow must be None with a pattern, because no weight comes back alone, got "
+            f"{regrow!r}"
+        )
+    _check_reach(sparsity, pattern)
     check_compensation(compensation)
     # Check ranges, as far as values are concrete.
     if _is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
@@ -172,8 +194,26 @@ def check_step(assimilate: Any, hold: bool) -> None:
         raise ValueError(f"assimilate must be None or False if hold is True, got {assimilate!r}")
 
 
-def check_sizes(sizes: list[int]) -> None:
+def _check_reach(sparsity: Any, pattern: Pattern | None) -> None:
+    """Raises a ValueError for a function of the step beyond what n:m prunes."""
+    if pattern is None or pattern.kind != "n_m" or not callable(sparsity):
+        return
+    for step in (*STEPS, None):
+        with jax.ensure_compile_time_eval():
+            final = getattr(sparsity, "final", 0.0)
+            found = final if step is None else sparsity(jnp.asarray(step, jnp.int32))
+        if not _concrete(found):
+            return
+        if float(found) > pattern.highest + NEAR:
+            raise ValueError(
+                f"sparsity must be at most {pattern.highest:.6g} at every step for {pattern}, but "
+                f"the function gives {float(found):g}"
+            )
+
+
+def check_sizes(groups: Groups) -> None:
     """Raises a ValueError if more weights share a threshold than can be counted."""
+    sizes = [*groups.sizes, groups.weights if groups.scope in ("erk", "densities") else 0]
     if max(sizes) >= 2**31:
         raise ValueError(
             f"prunable: at most 2³¹ - 1 weights can share a threshold, got {max(sizes)}; use "

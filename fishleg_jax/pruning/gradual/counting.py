@@ -1,6 +1,7 @@
 """Number of weights that a schedule requests to prune at a step, under `jit`."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,8 +60,25 @@ def floor_share(sparsity: Any, weights: int) -> jax.Array:
     return parts * whole + high // 1000 + low // PARTS + carry
 
 
+class Counts(NamedTuple):
+    """Functions from a sparsity to the number of weights to prune in every group.
+
+    Attributes:
+        exact: Function of a Python number, whose counts are exact in decimal.
+        traced: Function of an array, which is read to six decimals.
+    """
+
+    exact: Callable[[float], jax.Array]
+    traced: Callable[[jax.Array], jax.Array]
+
+
 def request_at(
-    sparsity: Any, sizes: Sequence[int], step: jax.Array, ahead: jax.Array, before: jax.Array
+    sparsity: Any,
+    sizes: Sequence[int],
+    step: jax.Array,
+    ahead: jax.Array,
+    before: jax.Array,
+    counts: Counts | None = None,
 ) -> ScheduleRequest:
     """Sparsity and counts that a number, an array or a schedule requests at a step.
 
@@ -72,28 +90,29 @@ def request_at(
         step: Number of the step; the first is 1.
         ahead: Number of the next regular mask update after it.
         before: Sparsity requested at the step before; NaN if there was none.
+        counts: Counts of a pattern, or of shared densities; None for a share of each group.
     """
+    if counts is None:
+        counts = Counts(partial(_exact, sizes=sizes), partial(_floors, sizes=sizes))
     if is_number(sparsity):
         value = jnp.asarray(float(sparsity), jnp.float32)
         yes = jnp.array(True)
-        return ScheduleRequest(value, _exact(sparsity, sizes), yes, yes, yes)
+        return ScheduleRequest(value, counts.exact(sparsity), yes, yes, yes)
     if not callable(sparsity):
         value = _sound(sparsity)
         # the first may be the only one; a rise by less than a millionth may still go on
         flat = (jnp.abs(value - before) <= ROUNDING) | jnp.isnan(before)
-        return ScheduleRequest(
-            value, _floors(value, sizes), flat, jnp.array(True), jnp.array(False)
-        )
+        return ScheduleRequest(value, counts.traced(value), flat, jnp.array(True), jnp.array(False))
     value = _sound(sparsity(step))
     now, after, soon, last = (
         _parts(_sound(x))
         for x in (value, *map(sparsity, (ahead, step + AHEAD, jnp.full_like(step, FAR))))
     )
-    counts, flat = _floors(value, sizes), after == now
+    found, flat = counts.traced(value), after == now
     final = getattr(sparsity, "final", None)
     if is_number(final):
-        counts = jnp.where(now >= _parts(float(final)), _exact(final, sizes), counts)
-    return ScheduleRequest(value, counts, flat, soon > 0, flat & (now >= last))
+        found = jnp.where(now >= _parts(float(final)), counts.exact(final), found)
+    return ScheduleRequest(value, found, flat, soon > 0, flat & (now >= last))
 
 
 def is_number(x: Any) -> bool:

@@ -15,6 +15,8 @@ from fishleg_jax.pruning.gradual import checks as _gradual_checks
 from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.transform import gradual_prune
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
+from fishleg_jax.pruning.masks.densities import Scope
+from fishleg_jax.pruning.masks.patterns import Pattern
 from fishleg_jax.pruning.scores import Saliency
 
 START = 32  # batches from which FishLeg starts, while training goes on
@@ -23,11 +25,11 @@ WINDOW = 200  # updates over which a learned λ is averaged, as the weights keep
 
 def fishleg_prune(
     model: Model,
-    sparsity: Sparsity,
+    sparsity: Sparsity | None,
     *,
     prunable: _prunable.LeafSelection | Leaves = None,
     masks: Any | None = "zeros",
-    scope: str = "global",
+    scope: Scope = "global",
     damping: float | None = None,
     aux_every: int = 200,
     aux_optimizer: optax.GradientTransformation | None = None,
@@ -40,6 +42,7 @@ def fishleg_prune(
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
+    pattern: Pattern | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes during training by FishLeg: one line at the end of an optax chain.
 
@@ -101,7 +104,8 @@ def fishleg_prune(
             untrained, not as pruned); None starts without masks; or a pytree of booleans like the
             weights, False for pruned.
         scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
-            each.
+            each; `erk` for densities of the leaves by their dimensions, or a mapping from regular
+            expressions over key paths to densities, as in `make_masks`.
         damping: Damping γ of the estimate, in units of the Fisher per example; None measures it.
         aux_every: Steps between curvature updates, once the estimate is ready; 200 by default.
         aux_optimizer: Optimiser of FishLeg's auxiliary loss; None for the default of
@@ -136,6 +140,12 @@ def fishleg_prune(
             outside of these.  Updates must be the same on all devices, as with averaged gradients;
             then the masks are, too.
         seed: Seed of the estimate's random numbers, 0 by default.
+        pattern: Weights that are pruned together, one of `flj.patterns`: n of every m, blocks, or
+            whole units; None, the default, for single weights.  Groups are scored with their own
+            blocks of the inverse Fisher, `½ w_Bᵀ [(F⁻¹)_BB]⁻¹ w_B`, or of the Fisher, and pruned
+            whole, those with the lowest scores per weight first.
+            With n of m a mask update prunes the groups with the lowest scores to n of m, more of
+            them as the sparsity rises, which may be None for `1 - n/m` at once.
 
     Returns:
         A transformation whose state, a `GradualState`, consists of arrays only.  `masks`, `check`
@@ -217,4 +227,5 @@ def fishleg_prune(
         examples_per_chunk=examples_per_chunk,
         axis_name=axis_name,
         seed=seed,
+        pattern=pattern,
     )

@@ -11,9 +11,18 @@ from fishleg_jax._curvature import Curvature
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning.compensation._adjustable import Adjustable
 from fishleg_jax.pruning.compensation._independent import Compensation
-from fishleg_jax.pruning.gradual.counting import ScheduleRequest, Sparsity, request_at
+from fishleg_jax.pruning.gradual.counting import (
+    Counts,
+    ScheduleRequest,
+    Sparsity,
+    floor_share,
+    request_at,
+)
 from fishleg_jax.pruning.gradual.state import GradualState
-from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.densities import Scope, exact_counts, traced_counts
+from fishleg_jax.pruning.masks.groups import Groups, of_leaves
+from fishleg_jax.pruning.masks.patterns import Pattern
+from fishleg_jax.pruning.masks.targets import target_of
 from fishleg_jax.pruning.scores import Saliency
 
 
@@ -23,12 +32,13 @@ class GradualPlan(NamedTuple):
     estimator: InverseFisher
     sparsity: Sparsity
     compensation: Compensation
-    scope: str
+    scope: Scope
     aux_every: int | jax.Array
     mask_every: int | jax.Array
     renew: int | jax.Array | None
     regrow: float | jax.Array | Callable | None
     saliency: Saliency = "obs"
+    pattern: Pattern | None = None
 
 
 class StepInputs(NamedTuple):
@@ -63,12 +73,11 @@ class StepInputs(NamedTuple):
 def groups_in(plan: GradualPlan, state: GradualState, params: Any) -> Groups:
     """Leaves that are pruned, as `init` decided them: the keys of `state.weights`."""
     leaves = _tree.named_leaves(params)
-    return Groups(
-        tuple(name for name, _ in leaves),
-        tuple(tuple(jnp.shape(leaf)) for _, leaf in leaves),
-        tuple(None if name in state.weights else "not in prunable" for name, _ in leaves),
-        tuple(jnp.ndim(state.weights.get(name, 0)) > state.count.ndim for name, _ in leaves),
-        plan.scope,
+    return of_leaves(
+        leaves,
+        [None if name in state.weights else "not in prunable" for name, _ in leaves],
+        [jnp.ndim(state.weights.get(name, 0)) > state.count.ndim for name, _ in leaves],
+        *(plan.scope, plan.pattern),
     )
 
 
@@ -80,8 +89,21 @@ def adjustable_in(state: GradualState, params: Any) -> Adjustable:
 
 
 def request_of(
-    plan: GradualPlan, groups: Groups, step: jax.Array, before: jax.Array
+    plan: GradualPlan, groups: Groups, step: jax.Array, state: GradualState
 ) -> ScheduleRequest:
     """Sparsity and counts that a plan requests at a step; see `request_at`."""
     ahead = (step // plan.mask_every + 1) * plan.mask_every
-    return request_at(plan.sparsity, groups.sizes, step, ahead, before)
+    sparsity = target_of(groups, plan.sparsity)
+    if groups.pattern is None and groups.scope in ("global", "layer"):
+        return request_at(sparsity, groups.sizes, step, ahead, state.asked)
+    # Share a total among the leaves, or round it to whole groups.
+    low = list(state.pruned)
+
+    def traced(value: jax.Array) -> jax.Array:
+        plain = jnp.stack([floor_share(value, size) for size in groups.sizes])
+        return traced_counts(groups, value, plain, floor_share(value, groups.weights), low)
+
+    counts = Counts(
+        lambda s: jnp.stack(list(map(jnp.asarray, exact_counts(groups, s, low)))), traced
+    )
+    return request_at(sparsity, groups.sizes, step, ahead, state.asked, counts)

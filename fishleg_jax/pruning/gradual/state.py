@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fishleg_jax import _text
+from fishleg_jax import _text, _tree
 
 
 class GradualState(NamedTuple):
@@ -20,7 +20,8 @@ class GradualState(NamedTuple):
         latest: Step of the last of these batches; 0 before the first.
         asked: Sparsity requested at the last step; NaN before the first.
         pruned: Number of pruned weights below every threshold: one for all prunable leaves, or one
-            for each of them (for each layer of a stacked one).
+            for each of them (for each layer of a stacked one).  With a pattern the number that was
+            requested, of which whole groups may leave a few.
         weights: Number of weights of every prunable leaf, by its key path; of a stacked leaf, of
             each layer.  The keys are the leaves that `prunable` chose in `init`.
         adjustable: Keys are the leaves that a compensation may move; None for all.
@@ -155,7 +156,12 @@ def check(state: Any) -> Check:
             + ("one inside jit or scan" if np.ndim(found.count) == 0 else "several, under vmap")
         )
     # Read the counters.
-    pruned = int(np.asarray(found.pruned, np.int64).sum())
+    requested = int(np.asarray(found.pruned, np.int64).sum())
+    pruned = sum(
+        int(_tree.count(~mask))
+        for name, mask in _tree.named_leaves(found.masks)
+        if name in found.weights
+    )
     weights = sum(int(np.asarray(x, np.int64).sum()) for x in found.weights.values())
     sparsity = pruned / weights
     violations, failures, overdue = map(int, (found.violations, found.failures, found.overdue))
@@ -183,6 +189,6 @@ def check(state: Any) -> Check:
     # Sum up in one sentence.
     health = "; ".join(parts) or "all pruned weights were 0.0 and all numbers finite"
     message = f"sparsity {sparsity:.6g} after {int(found.count)} steps; {health}"
-    if not overdue and asked > sparsity + 1 / weights:
+    if not overdue and asked > (requested + 1) / weights:
         message += f"; the next mask update will prune to the requested {asked:.6g}"
     return Check(not parts, violations, failures, overdue, sparsity, asked, message)

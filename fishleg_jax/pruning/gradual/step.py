@@ -45,7 +45,7 @@ def make_step(
         ),
     )
     # Compare the requested number of pruned weights with the current one.
-    request = request_of(plan, groups_in(plan, state, params), step, state.asked)
+    request = request_of(plan, groups_in(plan, state, params), step, state)
     more = jnp.any(request.counts > state.pruned)
     due = more & ((step % plan.mask_every == 0) | request.flat) & inputs.emit
     if not inputs.hold:

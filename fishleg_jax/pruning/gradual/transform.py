@@ -24,6 +24,7 @@ from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.gradual.step import make_step
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
+from fishleg_jax.pruning.masks.densities import Scope
 from fishleg_jax.pruning.masks.groups import (
     Groups,
     first_masks,
@@ -31,17 +32,19 @@ from fishleg_jax.pruning.masks.groups import (
     warn_of_zeros,
     zeros_in,
 )
+from fishleg_jax.pruning.masks.patterns import Pattern
+from fishleg_jax.pruning.masks.targets import target_of
 from fishleg_jax.pruning.scores import Saliency, check_saliency
 
 
 def gradual_prune(
     estimator: InverseFisher,
-    sparsity: Sparsity,
+    sparsity: Sparsity | None,
     *,
     model: Model | None = None,
     prunable: _prunable.LeafSelection | Leaves = None,
     masks: Any | None = "zeros",
-    scope: str = "global",
+    scope: Scope = "global",
     aux_every: int = 200,
     mask_every: int = 100,
     compensation: _compensation.Compensation | None = None,
@@ -51,6 +54,7 @@ def gradual_prune(
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
+    pattern: Pattern | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes during training by Optimal Brain Surgeon, with any estimate of the inverse Fisher.
 
@@ -62,7 +66,7 @@ def gradual_prune(
             which needs no batch.
         sparsity: Fraction of the prunable weights that is zero: a number in [0, 1), a function of
             the step (the first is 1) such as `schedules.cubic` returns, or an array by
-            `optax.inject_hyperparams`.
+            `optax.inject_hyperparams`; None for what a pattern of n:m, or densities by name, give.
         model: Model whose loss a choice, a compensation or `regrow` needs; None, the default, for
             the estimator's.
         prunable: Leaves that may be pruned, decided by `init`: regular expressions over key paths,
@@ -72,7 +76,8 @@ def gradual_prune(
         masks: Weights that are pruned from the start: `"zeros"`, the default, takes the zeros of
             prunable leaves; None starts without masks; or a pytree of booleans, False for pruned.
         scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
-            each.
+            each; `erk` for densities of the leaves by their dimensions, or a mapping from regular
+            expressions over key paths to densities, as in `make_masks`.
         aux_every: Steps between curvature updates, once the estimate is ready; 200 by default.
         mask_every: Steps between mask updates, 100 by default.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
@@ -91,6 +96,12 @@ def gradual_prune(
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
             outside of these.  The estimate is fitted to the examples of all devices.
         seed: Seed of the estimate's random numbers, 0 by default.
+        pattern: Weights that are pruned together, one of `flj.patterns`: n of every m, blocks, or
+            whole units; None, the default, for single weights.  Groups are scored with their own
+            blocks of the inverse Fisher, `½ w_Bᵀ [(F⁻¹)_BB]⁻¹ w_B`, or of the Fisher, and pruned
+            whole, those with the lowest scores per weight first.
+            With n of m a mask update prunes the groups with the lowest scores to n of m, more of
+            them as the sparsity rises, which may be None for `1 - n/m` at once.
 
     Returns:
         A transformation whose state is a `GradualState`.
@@ -119,6 +130,7 @@ def gradual_prune(
         aux_every=aux_every,
         mask_every=mask_every,
         renew=renew,
+        pattern=pattern,
     )
     model = estimator.model if model is None else model
     if model is not None:
@@ -128,7 +140,8 @@ def gradual_prune(
     _adjustable.check_compensation(compensation, leaves.adjustable)
     check_saliency(saliency, estimator)
     plan = GradualPlan(
-        *(estimator, sparsity, compensation, scope, aux_every, mask_every, renew, regrow, saliency)
+        *(estimator, sparsity, compensation, scope, aux_every, mask_every, renew, regrow, saliency),
+        pattern,
     )
 
     def init(params):
@@ -139,8 +152,9 @@ def gradual_prune(
         if model is not None:
             check_same_model(estimator.model, model, params)
         # Decide which leaves are pruned, and which weights are pruned from the start.
-        groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
-        _gradual_checks.check_sizes(groups.sizes)
+        groups = make_groups(params, leaves.prunable, scope, leaves.stacked, pattern)
+        target_of(groups, sparsity)
+        _gradual_checks.check_sizes(groups)
         first = first_masks(params, groups, masks)
         if isinstance(masks, str):
             warn_of_zeros(groups, first)

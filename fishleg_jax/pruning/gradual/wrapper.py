@@ -19,6 +19,8 @@ from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.fishleg import fishleg_prune
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.leaves import Leaves
+from fishleg_jax.pruning.masks.densities import Scope
+from fishleg_jax.pruning.masks.patterns import Pattern
 from fishleg_jax.pruning.scores import Saliency
 
 
@@ -43,7 +45,7 @@ class Options(TypedDict, total=False):
 
     prunable: _prunable.LeafSelection | Leaves
     masks: Any | None
-    scope: str
+    scope: Scope
     damping: float | None
     aux_every: int
     aux_optimizer: optax.GradientTransformation | None
@@ -56,12 +58,13 @@ class Options(TypedDict, total=False):
     examples_per_chunk: int | None
     axis_name: str | None
     seed: int
+    pattern: Pattern | None
 
 
 def prune(
     inner: optax.GradientTransformation,
     model: Model,
-    sparsity: Sparsity,
+    sparsity: Sparsity | None,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimiser in gradual pruning, so that it sees nothing of pruned weights.

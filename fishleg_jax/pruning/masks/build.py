@@ -4,8 +4,6 @@ A mask has the parameters' structure and shapes; True keeps.  Leaves that may no
 their previous masks, or are True throughout.
 """
 
-import math
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -13,42 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax import _prunable, _tree
-from fishleg_jax._checks import numbers
 from fishleg_jax._devices import placement
 from fishleg_jax._jit import is_traced, jitted
+from fishleg_jax.pruning.masks.densities import Scope, exact_counts, number_to_prune
 from fishleg_jax.pruning.masks.groups import Groups, check_masks, make_groups, zeros_in
 from fishleg_jax.pruning.masks.lowest import keep_highest
-
-
-def number_to_prune(sparsity: float, weights: int) -> int:
-    """`floor(sparsity · weights)` in decimal: 0.29 of 100 is 29, though 0.29 * 100 is 28.999…
-
-    Args:
-        sparsity: Fraction of zeros, in [0, 1).
-        weights: Number of weights.
-
-    Returns:
-        Number of weights to prune.
-
-    Raises:
-        ValueError: The sparsity is not a number in [0, 1).
-
-    Example:
-        >>> number_to_prune(0.29, 100)
-        29
-    """
-    numbers.check_number(sparsity, "sparsity", lambda x: 0 <= x < 1, "a number in [0, 1)")
-    return math.floor(Fraction(str(sparsity)) * weights)
+from fishleg_jax.pruning.masks.patterns import Pattern
+from fishleg_jax.pruning.masks.targets import target_of
 
 
 def make_masks(
     scores: Any,
-    sparsity: float,
+    sparsity: float | None = None,
     *,
-    scope: str = "global",
+    scope: Scope = "global",
     prunable: _prunable.LeafSelection = None,
     masks: Any | None = None,
     stacked: _tree.Stacked = None,
+    pattern: Pattern | None = None,
 ) -> Any:
     """Prunes the weights with the lowest scores, `floor(sparsity · n)` of the n prunable ones.
 
@@ -59,9 +39,12 @@ def make_masks(
     Args:
         scores: Pytree of non-negative numbers, such as `obs_saliency` returns.
         sparsity: Fraction of prunable weights that are zero, in [0, 1); a Python number, also under
-            `jit`.
+            `jit`.  None for the one that a pattern of n:m, or densities by name, give.
         scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
-            each.
+            each; `erk` for densities of the leaves in proportion to the sum of their dimensions
+            over their product (of each layer of a stacked one), at most 1, with the total as exact
+            as for `global`; or a mapping from regular expressions over key paths to densities, the
+            fractions of a leaf to keep, where the first match decides and other leaves stay dense.
         prunable: Leaves that may be pruned: regular expressions over key paths; a mapping of these
             to True or False, where the first match decides; a pytree of booleans like the scores,
             or a prefix of it; or a predicate `(name, leaf)`, called here on the scores (in
@@ -72,20 +55,28 @@ def make_masks(
             are not prunable, and those of prunable leaves count.
         stacked: Leaves with a leading axis of layers, by regular expressions or a predicate: with
             `scope="layer"` each layer has its own threshold.  None for no such leaves.
+        pattern: Weights that are pruned together, one of `flj.patterns`; None for single weights.
+            Whole groups go, in the order of their mean scores, as long as no more weights go than
+            the sparsity says.
 
     Returns:
         A pytree of booleans; False is pruned.
 
     Raises:
-        ValueError: A sparsity outside [0, 1), an unknown scope, nothing prunable, scores that are
-            negative or NaN, a sparsity below that of the previous masks.
+        ValueError: A sparsity outside [0, 1) or beyond what a pattern can prune, an unknown scope,
+            nothing prunable, scores that are negative or NaN, a sparsity below that of the previous
+            masks, a pattern that does not fit the leaves.
+
+    References:
+        Evci et al., Rigging the lottery: making all tickets winners, ICML 2020, for `erk`.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
         >>> flj.make_masks({"w": jnp.array([[3.0, 1.0], [1.0, 2.0]])}, 0.5)["w"].tolist()
         [[True, False], [False, True]]
     """
-    groups = make_groups(scores, prunable, scope, stacked)
+    groups = make_groups(scores, prunable, scope, stacked, pattern)
+    sparsity = target_of(groups, sparsity)
     if masks is not None:
         check_masks(scores, masks)
         if not is_traced(masks):
@@ -95,7 +86,7 @@ def make_masks(
 
 def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
     """Raises a ValueError if masks already prune more weights than the sparsity asks for."""
-    count = sum(number_to_prune(sparsity, size) for size in groups.sizes)
+    count = sum(exact_counts(groups, sparsity))
     if pruned > count:
         raise ValueError(
             f"masks already prune {pruned} weights, but the sparsity requests only {count}: use a "
@@ -116,17 +107,16 @@ def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = Non
     Raises:
         ValueError: Scores that are negative or NaN.
     """
-    # Number of weights to prune below every threshold; weights already pruned stay pruned.
     leaves, tree = jax.tree.flatten(scores)
-    counts = [number_to_prune(sparsity, size) for size in groups.sizes]
     if masks is None:
         masks = tree.unflatten(jnp.ones(x.shape, bool) for x in leaves)
     old = jax.tree.leaves(masks)
     _check_scores(scores, leaves, groups.chosen)
+    # Number of weights to prune below every threshold; weights already pruned stay pruned.
     before = zeros_in(groups, masks)
     largest = jnp.maximum if is_traced(before) else max
-    before = before if is_traced(before) else map(int, jax.device_get(before))
-    counts = list(map(largest, counts, before))
+    before = before if is_traced(before) else list(map(int, jax.device_get(before)))
+    counts = list(map(largest, exact_counts(groups, sparsity, before), before))
     return placement.like(tree.unflatten(keep_highest(groups, leaves, old, counts)), scores)
 
 
@@ -143,3 +133,6 @@ def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:
 
 def _not_negative(leaves: list) -> jax.Array:
     return jnp.stack([jnp.all(leaf >= 0) for leaf in leaves])
+
+
+__all__ = ["check_room", "extend", "make_masks", "number_to_prune"]

@@ -6,7 +6,7 @@ except that a group of one stacked leaf (L layers along its leading axis) has on
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from fishleg_jax import _prunable, _tree
 from fishleg_jax._devices import placement
 from fishleg_jax._jit import is_traced, jitted
-
-SCOPES = ("global", "layer")
+from fishleg_jax._tiles import covered
+from fishleg_jax.pruning.masks import densities as _densities
+from fishleg_jax.pruning.masks import layout as _layout
+from fishleg_jax.pruning.masks.densities import Scope, check_scope
+from fishleg_jax.pruning.masks.patterns import Pattern, check_pattern
 
 
 class Groups(NamedTuple):
@@ -27,7 +30,9 @@ class Groups(NamedTuple):
         shapes: Shape of every leaf.
         reasons: Reason for leaving out each leaf; None if it is pruned.
         stacked: Whether each leaf's leading axis is one of layers.
-        scope: `global` or `layer`.
+        scope: `global`, `layer`, `erk`, or `densities` for those given by name.
+        pattern: Weights that live or die together; None for single weights.
+        densities: Fraction of each leaf to keep, given by name; None otherwise.
     """
 
     names: tuple[str, ...]
@@ -35,6 +40,8 @@ class Groups(NamedTuple):
     reasons: tuple[str | None, ...]
     stacked: tuple[bool, ...]
     scope: str
+    pattern: Pattern | None = None
+    densities: tuple[float, ...] | None = None
 
     @property
     def chosen(self) -> list[bool]:
@@ -45,11 +52,11 @@ class Groups(NamedTuple):
     def members(self) -> list[list[int]]:
         """Positions of the leaves of every group."""
         pruned = [i for i, yes in enumerate(self.chosen) if yes]
-        return [[i] for i in pruned] if self.scope == "layer" else [pruned]
+        return [pruned] if self.scope == "global" else [[i] for i in pruned]
 
     def layers(self, group: Sequence[int]) -> int | None:
         """Number of thresholds of a group of one stacked leaf; None for a single threshold."""
-        alone = self.scope == "layer" and self.stacked[group[0]]
+        alone = self.scope != "global" and self.stacked[group[0]]
         return self.shapes[group[0]][0] if alone else None
 
     @property
@@ -72,6 +79,41 @@ class Groups(NamedTuple):
         return sum(self.sizes)
 
     @property
+    def layout(self) -> _layout.Layout | None:
+        """Tiles of the pattern; None without one."""
+        if self.pattern is None:
+            return None
+        return _layout.layout_of(
+            self.pattern, self.names, self.shapes, tuple(self.chosen), self.stacked
+        )
+
+    @property
+    def thresholds(self) -> _densities.Thresholds:
+        """Weights below every threshold, one or several for each leaf."""
+        return _densities.thresholds_of(self)
+
+    @property
+    def fully_patterned(self) -> bool:
+        """Whether the pattern gives the final sparsity, as n of m does."""
+        return self.pattern is not None and self.pattern.kind == "n_m"
+
+    def most_to_prune(self, leaf: int) -> int:
+        """Number of weights of a leaf that can be pruned."""
+        return _layout.most_to_prune(self.layout, self.shapes, leaf)
+
+    @property
+    def remainders(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of weights of the leaves that the pattern does not divide."""
+        if self.pattern is None:
+            return ()
+        left = [
+            (self.names[i], self.size(i) - sum(covered(self.shapes[i], t) for t in tiles[:1]))
+            for i, yes in enumerate(self.chosen)
+            if yes and (tiles := self.layout.tiles_of(i)) is not None
+        ]
+        return tuple((name, number) for name, number in left if number)
+
+    @property
     def left_out(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         """Name, shape and reason of every leaf that is not pruned."""
         rows = zip(self.names, self.shapes, self.reasons, strict=True)
@@ -79,31 +121,64 @@ class Groups(NamedTuple):
 
 
 def make_groups(
-    tree: Any, prunable: _prunable.LeafSelection, scope: str, stacked: Any | None = None
+    tree: Any,
+    prunable: _prunable.LeafSelection,
+    scope: Scope,
+    stacked: Any | None = None,
+    pattern: Pattern | None = None,
 ) -> Groups:
     """Decides, from the weights, which leaves are pruned and how.
 
     Args:
         tree: Weights, any pytree of arrays.
         prunable: Leaves that may be pruned, in any form of `_prunable.select`.
-        scope: `global` or `layer`.
+        scope: `global`, `layer`, `erk`, or a mapping from expressions to densities.
         stacked: Leaves with a leading axis of layers, in any form of `_tree.stacked_leaves`.
+        pattern: Weights that live or die together; None for single weights.
 
     Raises:
-        ValueError: An unknown scope, a selection that is invalid or empty.
+        ValueError: An unknown scope, a selection that is invalid or empty, a pattern that does not
+            fit the leaves.
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    check_scope(scope)
+    check_pattern(pattern)
     layered = _tree.stacked_leaves(tree, stacked, "stacked")
     reasons = _prunable.reasons(tree, prunable, "prunable", layered)
-    leaves = _tree.named_leaves(tree)
-    return Groups(
-        tuple(name for name, _ in leaves),
-        tuple(tuple(jnp.shape(leaf)) for _, leaf in leaves),
-        tuple(reasons),
-        tuple(layered),
-        scope,
+    return of_leaves(_tree.named_leaves(tree), reasons, layered, scope, pattern)
+
+
+def of_leaves(
+    leaves: Sequence[tuple[str, Any]],
+    reasons: Sequence[str | None],
+    stacked: Sequence[bool],
+    scope: Scope,
+    pattern: Pattern | None,
+) -> Groups:
+    """Groups of named leaves of which it is known whether each is prunable, and stacked.
+
+    Raises:
+        ValueError: A pattern, or densities, that do not fit the leaves.
+    """
+    names = tuple(name for name, _ in leaves)
+    shapes = tuple(tuple(jnp.shape(leaf)) for _, leaf in leaves)
+    own = zip(reasons, _layout.reasons(pattern, names), strict=True)
+    reasons = tuple(first or second for first, second in own)
+    by_name = isinstance(scope, Mapping)
+    chosen = [reason is None for reason in reasons]
+    groups = Groups(
+        *(names, shapes, reasons, tuple(stacked), "densities" if by_name else scope, pattern),
+        _densities.by_name(scope, names, chosen) if by_name else None,
     )
+    if pattern is not None and pattern.couplings and scope != "global":
+        raise ValueError(
+            "scope must be 'global' for a pattern with couplings, because their units lie in "
+            f"several leaves, got {scope!r}"
+        )
+    if groups.layout is not None and not groups.layout.families:
+        raise ValueError(f"pattern: no prunable leaf is as large as one group of {pattern}")
+    if groups.scope in ("erk", "densities"):
+        groups.thresholds  # raises for densities that can't be had  # noqa: B018
+    return groups
 
 
 def zeros_in(groups: Groups, masks: Any) -> list[jax.Array]:

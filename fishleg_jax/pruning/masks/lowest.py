@@ -4,6 +4,7 @@ The threshold is found bit by bit of the floating-point number, by counting the 
 candidate, so that nothing is sorted or gathered.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._devices import sharding
 from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.layout import Layout
+from fishleg_jax.pruning.masks.ranks import places, rank
+from fishleg_jax.pruning.masks.units import without_lowest_units
 
 
 def keep_highest(
@@ -34,35 +38,43 @@ def keep_highest(
     for group in groups.members:
         layers = groups.layers(group)
         chosen = [scores[i] for i in group], [old[i] for i in group]
+        part = None if groups.pattern is None else groups.layout.part(group, layers is not None)
         if layers is None:
-            kept = _keep(*chosen, counts[k])
+            kept = _keep(part, *chosen, counts[k])
             k += 1
         else:
             each = jnp.stack([jnp.asarray(n) for n in counts[k : k + layers]])
-            kept = _keep_layers(*chosen, each)
+            kept = _keep_layers(part, *chosen, each)
             k += layers
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
     return new
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _keep_layers(
-    scores: list[jax.Array], old: list[jax.Array], counts: jax.Array
+    layout: Layout | None, scores: list[jax.Array], old: list[jax.Array], counts: jax.Array
 ) -> list[jax.Array]:
     """Keeps the highest like `_keep`, for a stack of layers, each with its own count."""
-    return sharding.automatic(jax.vmap(_without_lowest), old, scores, old, counts)
+    return sharding.automatic(jax.vmap(_lowest_of(layout)), old, scores, old, counts)
 
 
-@jax.jit
-def _keep(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnums=0)
+def _keep(
+    layout: Layout | None, scores: list[jax.Array], old: list[jax.Array], count: Any
+) -> list[jax.Array]:
     """Masks without the `count` lowest scores; weights already pruned count as lowest of all."""
-    return sharding.automatic(_without_lowest, old, scores, old, count)
+    return sharding.automatic(_lowest_of(layout), old, scores, old, count)
+
+
+def _lowest_of(layout: Layout | None) -> Callable[..., list[jax.Array]]:
+    """Function that prunes single weights, or the units of a pattern."""
+    return _without_lowest if layout is None else functools.partial(without_lowest_units, layout)
 
 
 def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -> list[jax.Array]:
     common = _tree.wide_dtype(jnp.result_type(*scores))
-    ranks = [_rank(s.astype(common), m) for s, m in zip(scores, old, strict=True)]
+    ranks = [rank(s.astype(common), m) for s, m in zip(scores, old, strict=True)]
     dtype = ranks[0].dtype
 
     def at_most(threshold):
@@ -85,12 +97,12 @@ def _without_lowest(scores: list[jax.Array], old: list[jax.Array], count: Any) -
 
 def _first(marked: list[jax.Array], number: jax.Array) -> list[jax.Array]:
     """Marks the first `number` of the marked entries; the end is found by counting, too."""
-    places = [_places(x.shape) for x in marked]
+    positions = [places(x.shape) for x in marked]
     totals = jnp.stack([_tree.count(x) for x in marked])
     wanted = jnp.clip(number - (jnp.cumsum(totals) - totals), 0, totals)
 
     def before(ends):
-        pairs = zip(marked, places, strict=True)
+        pairs = zip(marked, positions, strict=True)
         return [x & (place < ends[i]) for i, (x, place) in enumerate(pairs)]
 
     def counted(ends):
@@ -136,19 +148,3 @@ def _bisect(
 
     found = jax.lax.while_loop(lambda f: jnp.any(f[0] < f[1]), halve, (low, high, number))
     return found[1:]
-
-
-def _places(shape: tuple[int, ...]) -> jax.Array:
-    """Position of every entry in memory order: less than 2³² in a leaf."""
-    places, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-        stride *= shape[axis]
-    return places
-
-
-def _rank(score: jax.Array, mask: jax.Array) -> jax.Array:
-    """Integer in the order of a non-negative score: its own bits; −1 for pruned weights."""
-    integer = jnp.int64 if score.dtype == jnp.float64 else jnp.int32
-    # the bits of −0.0 are those of a negative number
-    return jnp.where(mask, jax.lax.bitcast_convert_type(jnp.abs(score), integer), -1)

@@ -61,7 +61,9 @@ def costs_of(
         ValueError: Invalid costs; a budget below the cost that remains at any sparsity.
     """
     costs = budget.costs
-    if budget.unit == "cost":
+    if budget.unit == "weights":
+        costs = jax.tree.map(lambda _: 1.0, params)
+    elif budget.unit == "cost":
         arrays.check_costs(params, costs, chosen, positive=False)
     else:
         costs = weight_costs(model, params, batch, unit=budget.unit)

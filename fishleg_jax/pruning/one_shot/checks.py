@@ -49,6 +49,11 @@ def check_selection(selection: Any, groups: Groups, goal: Any) -> None:
             f"selection must be None for a budget of {goal.unit}, because it swaps weight for "
             "weight; for a number of weights use targets.weights"
         )
+    if groups.pattern is not None or groups.scope not in ("global", "layer"):
+        raise ValueError(
+            "selection must be None with a pattern, and with a scope other than global or layer, "
+            "because it swaps single weights"
+        )
     expected = "one of flj.selection, such as flj.selection.swaps()"
     numbers.check_function(selection, "selection", 8, expected)
     if groups.scope == "layer" and any(groups.stacked):

@@ -16,6 +16,8 @@ def sparsity_or_target(asked: float | Target, groups: Groups) -> float | Target:
     """Converts a number of weights to its sparsity; returns everything else as it came."""
     if not isinstance(asked, Budget) or asked.unit != "weights":
         return asked
+    if groups.pattern is not None or groups.scope not in ("global", "layer"):
+        return asked  # found by counting, since whole groups go
     return budget.of_weights(asked.at_most, groups.sizes)
 
 

@@ -11,6 +11,8 @@ from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.compensation._independent import Compensation
 from fishleg_jax.pruning.leaves import Leaves
+from fishleg_jax.pruning.masks.densities import Scope
+from fishleg_jax.pruning.masks.patterns import Pattern
 from fishleg_jax.pruning.one_shot.result import Result
 from fishleg_jax.pruning.one_shot.run import checked
 from fishleg_jax.pruning.one_shot.stage import score
@@ -27,16 +29,17 @@ def prune_one_shot(
     estimator: InverseFisher,
     batches: Sequence[BatchLike],
     *,
-    sparsity: float | Target,
+    sparsity: float | Target | None = None,
     stages: int | Stages | None = None,
     held_out: Sequence[BatchLike] | float | None = 0.2,
-    scope: str = "global",
+    scope: Scope = "global",
     saliency: Saliency = "auto",
     compensation: Compensation | None = None,
     selection: Selection | None = None,
     prunable: _prunable.LeafSelection | Leaves = None,
     masks: Any | None = "zeros",
     key: jax.Array | None = None,
+    pattern: Pattern | None = None,
 ) -> Result:
     """Prunes a trained model once, by Optimal Brain Surgeon with an estimate of the inverse Fisher.
 
@@ -52,7 +55,8 @@ def prune_one_shot(
         batches: Batches of training data for the curvature, never of the data reported on.
         sparsity: Fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`; or
             one of `targets`: a number of weights, bytes or operations to keep, or the most that a
-            limit on a loss or a metric allows.
+            limit on a loss or a metric allows.  None for the sparsity that a pattern of n:m, or
+            densities by name, give.
         stages: Number of stages, each of which refits the inverse at the weights and masks of the
             stage before; None, the default, for as many as it takes, up to 16; or
             `flj.Stages(number, schedule=, batches_per_stage=, ...)`.
@@ -63,7 +67,8 @@ def prune_one_shot(
             default share has fewer than 16 examples or leaves too few for the fit.  0 or None for
             none; a compensation then checks on `batches`.
         scope: `global`, the default, for one threshold over all prunable leaves, `layer` for one in
-            each.
+            each; `erk` for densities of the leaves by their dimensions, or a mapping from regular
+            expressions over key paths to densities, as in `make_masks`.
         saliency: Scores, of which the lowest are pruned: `obs`, `½ w² / [F⁻¹]_ii`; `obd`,
             `½ w² F_ii`; `mixture`, their geometric mean; `magnitude`, `½ w²`; or a function
             `(params, masks, estimator, state, gradient) -> scores`.  `auto`, the default, tries all
@@ -89,6 +94,10 @@ def prune_one_shot(
             default (an all-zero leaf or layer counts as untrained, not as pruned); None starts
             without masks; or a pytree of booleans like the weights, False for pruned.
         key: Random key; `jax.random.key(0)` by default.
+        pattern: Weights that are pruned together, one of `flj.patterns`: n of every m, blocks, or
+            whole units; None, the default, for single weights.  Groups are scored with their own
+            blocks of the inverse Fisher, `½ w_Bᵀ [(F⁻¹)_BB]⁻¹ w_B`, or of the Fisher, and pruned
+            whole, those with the lowest scores per weight first.
 
     Returns:
         A `Result`: weights, masks, a report, the estimator's state, and the numbers of each stage.
@@ -134,6 +143,7 @@ def prune_one_shot(
         prunable=prunable,
         masks=masks,
         key=key,
+        pattern=pattern,
     )
     point, state, reports, stopped = run.start, None, (), None
     for stage in range(run.stages.number):

@@ -18,12 +18,15 @@ from fishleg_jax.pruning.compensation._group import group
 from fishleg_jax.pruning.compensation._independent import Compensation, independent
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
 from fishleg_jax.pruning.masks.build import check_room
+from fishleg_jax.pruning.masks.densities import Scope
 from fishleg_jax.pruning.masks.groups import (
     already_pruned,
     first_masks,
     make_groups,
     zeros_in,
 )
+from fishleg_jax.pruning.masks.patterns import Pattern
+from fishleg_jax.pruning.masks.targets import target_of
 from fishleg_jax.pruning.one_shot import checks, goal
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
 from fishleg_jax.pruning.one_shot.data import Data
@@ -94,7 +97,7 @@ class Run(NamedTuple):
         groups = self.plan.surgeon.groups
         report = make_report(
             *(point.removed, point.masks, groups.chosen, reports, stopped),
-            *(groups.left_out, self.started),
+            *(groups.left_out, self.started, groups.remainders),
         )
         return Result(point.params, point.masks, report, state, reports, stopped, constants)
 
@@ -105,16 +108,17 @@ def checked(
     estimator: InverseFisher,
     batches: Sequence[BatchLike],
     *,
-    sparsity: float | Target,
+    sparsity: float | Target | None,
     stages: int | Stages | None,
     held_out: Sequence[BatchLike] | float | None,
-    scope: str,
+    scope: Scope,
     saliency: Saliency,
     compensation: Compensation | None,
     selection: Selection | None,
     prunable: _prunable.LeafSelection | Leaves,
     masks: Any | None,
     key: jax.Array | None,
+    pattern: Pattern | None = None,
 ) -> Run:
     """Checks the arguments of `prune_one_shot` and returns them as a run.
 
@@ -153,11 +157,14 @@ def checked(
     if is_number(share) and share and curved and labelled and measures and stages.state is None:
         batches, held_out = _set_aside(estimator, batches, share, stages)
     # Decide which weights are pruned: leaves, initial masks, sparsities.
-    groups = make_groups(params, leaves.prunable, scope, leaves.stacked)
+    groups = make_groups(params, leaves.prunable, scope, leaves.stacked, pattern)
+    sparsity = target_of(groups, sparsity)
     start = begin(params, first_masks(params, groups, masks))
     before = sum(map(int, jax.device_get(zeros_in(groups, start.masks))))
     final = goal.sparsity_or_target(sparsity, groups)
     initial = sparsity_of(before, groups.weights)
+    if groups.fully_patterned and not isinstance(final, (Budget, Limit)):
+        initial = min(initial, final)  # any zeros may lie within a pattern that asks for fewer
     chooses = stages.number is None and hasattr(compensation, "cheap") and stages.state is None
     chooses = chooses and curved and labelled and not isinstance(final, (Budget, Limit))
     chooses = chooses and isinstance(stages.schedule, str)

@@ -1,0 +1,29 @@
+"""Patterns of weights that are sharded over devices, against one device."""
+
+import json
+import os
+
+import pytest
+
+from tests import programs
+from tests.pruning.patterns_sharded import ESTIMATORS, KINDS, PATTERNS
+
+pytestmark = pytest.mark.slow
+CASES = [f"{e}, {p}, {k}" for e in ESTIMATORS for p in PATTERNS for k in KINDS]
+
+
+@pytest.fixture(scope="module")
+def results():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    return json.loads(programs.told("-m", "tests.pruning.patterns_sharded", XLA_FLAGS=flags))
+
+
+def test_there_are_several_devices(results):
+    assert results["devices"] == 4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharded_weights_are_pruned_like_those_of_one_device(results, case):
+    assert isinstance(results[case], list), results[case]  # else it is what was raised
+    wrong, far = results[case]
+    assert wrong == 0 and far < 1e-9
