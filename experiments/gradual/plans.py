@@ -16,6 +16,7 @@ DENSE = "dense"  # the same training without pruning
 NAMES = ("fishleg", "woodfisher", "mfac", "kfac", "diagonal", "magnitude")
 DAMPED = NAMES[:-1]
 RENEWED = ("woodfisher", "kfac", "diagonal")  # made anew before each mask update
+SALIENCIES = ("auto", "obs", "obd", "mixture", "magnitude")  # the first is the library's default
 
 
 class Recipe(NamedTuple):
@@ -68,6 +69,7 @@ class Plan(NamedTuple):
         end: the step at which the final sparsity is reached.
         scope: of the threshold.
         compensation: `independent` or `none`.
+        saliency: a name in `SALIENCIES`.
         renew: of how many batches before each mask update the estimate is made anew; None for one
             that is carried on.
         estimate: the settings of the estimate and, where it is given, `remat` of the model that
@@ -82,6 +84,7 @@ class Plan(NamedTuple):
     end: int
     scope: str
     compensation: str
+    saliency: str
     renew: int | None
     estimate: tuple[tuple[str, Any], ...]
 
@@ -112,6 +115,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="X|A=X,B=Y",
         help="of all methods, or by name; default: each method's own",
+    )
+    add(
+        "--saliency",
+        choices=SALIENCIES,
+        default=SALIENCIES[0],
+        help="scores of the weights; auto chooses by the loss at every mask update; "
+        f"default: {SALIENCIES[0]}",
     )
     add(
         "--gradients",
@@ -161,6 +171,7 @@ def make_plan(spec: Spec, args: argparse.Namespace, method: str, sparsity: float
         end,
         args.scope,
         args.compensation if estimate else "none",
+        args.saliency if estimate else "magnitude",
         seen if method in RENEWED else None,
         tuple(sorted(estimate.items())),
     )
@@ -215,6 +226,7 @@ def make_pruning(spec: Spec, plan: Plan, seed: int) -> optax.GradientTransformat
         "aux_every": plan.recipe.aux_every,
         "mask_every": plan.recipe.mask_every,
         "compensation": getattr(flj.compensation, plan.compensation)(),
+        "saliency": plan.saliency,
         "renew": plan.renew,
         "seed": seed,
     }

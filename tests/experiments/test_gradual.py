@@ -69,6 +69,8 @@ def test_results_have_all_fields(finished):
             assert row["start_accuracy"] < 40  # random weights
             assert row["violations"] == row["failures"] == 0
     assert rows["diagonal"]["settings"]["renew"] == 1
+    assert rows["diagonal"]["settings"]["saliency"] == "auto"
+    assert rows["magnitude"]["settings"]["saliency"] == "magnitude"
     taken = {method: row["predicted_memory_bytes"] for method, row in rows.items()}
     assert taken["dense"] > 3 * 4 * WEIGHTS  # with the moments of Adam
     assert taken["magnitude"] > taken["dense"] + WEIGHTS  # the masks
@@ -204,6 +206,16 @@ def test_the_host_assimilates_when_the_library_would(method, ready):
     # the library may be done a few steps before the end, where a schedule in millionths is flat
     np.testing.assert_array_equal(changed[first:400], wanted[first:400])
     assert not changed[420:].any() and not wanted[420:].any()
+
+
+@pytest.mark.parametrize("saliency", gradual_plan.SALIENCIES)
+def test_the_scores_are_those_that_the_command_names(saliency):
+    spec, argv = MODELS["mlp"], ["--model", "mlp", "--saliency", saliency]
+    plan = gradual_plan.make_plan(spec, gradual._parser().parse_args(argv), "diagonal", 0.7)
+    tx = gradual_plan.make_pruning(spec, plan, seed=0)
+    params = jax.eval_shape(spec.init, jax.random.key(0))[0]
+    chosen = jax.eval_shape(tx.init, params).chosen  # of candidates, where the loss decides
+    assert plan.settings["saliency"] == saliency and (chosen is not None) == (saliency == "auto")
 
 
 @pytest.mark.parametrize(
