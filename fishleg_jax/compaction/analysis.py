@@ -41,9 +41,10 @@ class Network(NamedTuple):
         return params, rest.unflatten(values[structure.num_leaves :])
 
     def call(self, leaves: dict[str, Any], inputs: Any) -> Any:
-        """Returns the outputs with other leaves."""
+        """Returns the outputs with other leaves, in full precision on every device."""
         params, constants = self.trees(leaves)
-        return self.function(params, inputs, *(() if constants is None else (constants,)))
+        with jax.default_matmul_precision("highest"):
+            return self.function(params, inputs, *(() if constants is None else (constants,)))
 
 
 class Meeting(NamedTuple):

@@ -182,12 +182,13 @@ def _cost(
 
 def _seconds(network: Network, inputs: Any) -> float:
     """Median time of a compiled call."""
-    run, leaves = jax.jit(network.call), network.leaves()
-    jax.block_until_ready(run(leaves, inputs))
+    constants = () if network.constants is None else (network.constants,)
+    run, arguments = jax.jit(network.function), (network.params, inputs, *constants)
+    jax.block_until_ready(run(*arguments))
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        jax.block_until_ready(run(leaves, inputs))
+        jax.block_until_ready(run(*arguments))
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
