@@ -21,7 +21,7 @@ from fishleg_jax.compaction.slicing import cut, cuts_of
 from fishleg_jax.pruning.targets import Budget
 
 UNITS = ("weights", "bytes", "flops", "seconds")
-REPEATS = 9  # of a timed call, of which the median counts
+REPEATS = 9  # timed calls; their median counts
 
 
 class Removal(NamedTuple):
@@ -60,7 +60,7 @@ def choose_units(
         f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`, whose sizes
             come from the shapes of `params`.
         params: Any pytree of floating-point arrays.
-        scores: Score of each weight, none negative: a pytree like the parameters, such as
+        scores: Score of each weight, at least 0: a pytree like the parameters, such as
             `obs_saliency` returns, or squared weights for the L2 norm of units.
         goal: `targets.weights`, `.bytes` or `.flops` for the whole smaller network, or `.seconds`
             for a call of the compiled `f` on `inputs`, measured on the device at hand.
@@ -68,7 +68,7 @@ def choose_units(
         constants: Pytree of arrays that are not trained; None if `f` takes none.
         couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
             those whose units a norm averages.
-        multiple_of: Number of which all new sizes are multiples, 1 by default; sizes below it stay.
+        multiple_of: New sizes are multiples of this number, 1 by default; smaller sizes stay.
 
     Returns:
         Masks: a pytree of booleans like the parameters, False for everything that belongs to a

@@ -90,7 +90,7 @@ def compact(
         couplings: Axes that index the same units, each coupling a list of `(key path, axis)` or
             `(key path, axis, block size)`; None finds them, as `find_couplings` does.  Units of
             all layers of a scan are one coupling, so one goes if it is pruned in every layer.
-        multiple_of: Number to whose multiples sizes are rounded up, by keeping units without
+        multiple_of: Sizes are rounded up to multiples of this number by keeping units without
             weights; 1 by default.
         tolerance: Largest difference between the outputs of both networks, relative to the largest
             output or 1, 1e-5 by default.
@@ -113,7 +113,7 @@ def compact(
         >>> small.params["w1"].shape, small.params["b2"]  # 6 tanh(1) in b2
         ((3, 2), Array([4.569565, 4.569565], dtype=float32))
     """
-    # Refuse what is wrong before anything runs.
+    # Refuse invalid arguments before anything runs.
     numbers.check_count(multiple_of, "multiple_of")
     tolerance = numbers.check_not_negative(tolerance, "tolerance")
     if masks is not None:
@@ -171,7 +171,7 @@ def coupled(
     """Analyses a network, and finds its couplings or takes the user's; either way they are checked.
 
     Returns:
-        The network, what is known of it, and its couplings, whose units can be permuted.
+        The network, its analysis, and its verified couplings.
     """
     network = _network(f, params, constants)
     leaves, few = network.leaves(), first(inputs, EXAMPLES)
@@ -203,7 +203,7 @@ def _factor(analysis: Any, members: tuple[Member, ...], number: int) -> Any:
     if found is None and members[0].units > 1:
         raise ValueError(
             f"couplings[{number}]: f reshapes axis {members[0].axis} of {members[0].name!r} in a "
-            f"way that cuts its {members[0].units} units apart, so that none can be removed alone"
+            f"way that cuts its {members[0].units} units apart: they can't be removed one by one"
         )
     return found
 
