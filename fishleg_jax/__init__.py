@@ -14,6 +14,7 @@ import optax as _optax  # noqa: F401
 if typing.TYPE_CHECKING:
     from fishleg_jax import export, inverse, likelihoods
     from fishleg_jax._curvature import Curvature, curvature
+    from fishleg_jax.compaction.choice import choose_units
     from fishleg_jax.compaction.compact import compact, find_couplings
     from fishleg_jax.compaction.report import CompactReport
     from fishleg_jax.compaction.result import Compact
@@ -66,6 +67,7 @@ __all__ = [
     "Trust",
     "apply_masks",
     "check",
+    "choose_units",
     "compact",
     "compensation",
     "curvature",
@@ -138,6 +140,7 @@ _HOMES = {
     "Trust": "pruning.trust",
     "apply_masks": "pruning.apply",
     "check": "pruning.gradual.state",
+    "choose_units": "compaction.choice",
     "compact": "compaction.compact",
     "curvature": "_curvature",
     "find_couplings": "compaction.compact",

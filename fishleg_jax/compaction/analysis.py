@@ -1,4 +1,4 @@
-"""A network on tape: its axes, what depends on its inputs, and where weights meet activations."""
+"""Analysis of a network: its axes, its dependence on the inputs, its products with weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -41,9 +41,10 @@ class Network(NamedTuple):
         return params, rest.unflatten(values[structure.num_leaves :])
 
     def call(self, leaves: dict[str, Any], inputs: Any) -> Any:
-        """Returns the outputs with other leaves."""
+        """Returns the outputs with other leaves, in full precision on every device."""
         params, constants = self.trees(leaves)
-        return self.function(params, inputs, *(() if constants is None else (constants,)))
+        with jax.default_matmul_precision("highest"):
+            return self.function(params, inputs, *(() if constants is None else (constants,)))
 
 
 class Meeting(NamedTuple):
@@ -71,7 +72,7 @@ class Meeting(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """What is known of a network.
+    """Record of a network and of its axes.
 
     Attributes:
         tape: Its run on some inputs.
@@ -105,7 +106,7 @@ def analyse(network: Network, leaves: dict[str, Any], inputs: Any, couplings: Se
     values = dict(zip(names, tape.arguments, strict=False))
     given = tape.arguments[len(names) :]
 
-    # Nothing is known of the leaves' axes at first but what the user says.
+    # Name the axes: at first those of leaves are all different, but for the user's couplings.
     for value in values.values():
         value.axes = [_axes.new(n) for n in value.shape]
     for value in (*given, *tape.closed_over):

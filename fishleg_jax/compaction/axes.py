@@ -49,7 +49,7 @@ class Factor:
 
 
 def new(size: int, pinned: str | None = None) -> Axis:
-    """Returns an axis that nothing is known of yet."""
+    """Returns an axis that is coupled to no other yet."""
     return [] if size == 1 else [Factor(size, pinned)]
 
 

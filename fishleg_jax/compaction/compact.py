@@ -11,7 +11,7 @@ from fishleg_jax import _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction import verification
-from fishleg_jax.compaction.analysis import Network, analyse, couplings_of, first
+from fishleg_jax.compaction.analysis import Analysis, Network, analyse, couplings_of, first
 from fishleg_jax.compaction.couplings import Member, read_all
 from fishleg_jax.compaction.removal import decide
 from fishleg_jax.compaction.result import Compact, Kept
@@ -54,11 +54,7 @@ def find_couplings(
         >>> flj.find_couplings(f, params, jnp.ones((4, 3)))
         [[('b1', 0), ('w1', 1), ('w2', 0)]]
     """
-    network = _network(f, params, constants)
-    inputs = first(inputs, EXAMPLES)
-    leaves = network.leaves()
-    found = couplings_of(analyse(network, leaves, inputs, ()))
-    verification.check(lambda leaves: network.call(leaves, inputs), leaves, found)
+    _, _, found = coupled(f, params, inputs, constants, None)
     return [[member.short for member in members] for members in found]
 
 
@@ -94,7 +90,7 @@ def compact(
         couplings: Axes that index the same units, each coupling a list of `(key path, axis)` or
             `(key path, axis, block size)`; None finds them, as `find_couplings` does.  Units of
             all layers of a scan are one coupling, so one goes if it is pruned in every layer.
-        multiple_of: Number to whose multiples sizes are rounded up, by keeping units without
+        multiple_of: Sizes are rounded up to multiples of this number by keeping units without
             weights; 1 by default.
         tolerance: Largest difference between the outputs of both networks, relative to the largest
             output or 1, 1e-5 by default.
@@ -117,24 +113,13 @@ def compact(
         >>> small.params["w1"].shape, small.params["b2"]  # 6 tanh(1) in b2
         ((3, 2), Array([4.569565, 4.569565], dtype=float32))
     """
-    # Refuse what is wrong before anything runs.
+    # Refuse invalid arguments before anything runs.
     numbers.check_count(multiple_of, "multiple_of")
     tolerance = numbers.check_not_negative(tolerance, "tolerance")
     if masks is not None:
         _tree.check_same(params, masks, "masks")
         params = jax.jit(_tree.apply_mask)(params, masks)
-    network = _network(f, params, constants)
-    leaves, few = network.leaves(), first(inputs, EXAMPLES)
-    given = None if couplings is None else read_all(couplings, leaves)
-
-    # Find the couplings, or take the user's; either way permuting their units must do nothing.
-    verify = lambda found: verification.check(lambda x: network.call(x, few), leaves, found)
-    if given is not None:
-        verify(given)
-    analysis = analyse(network, leaves, few, given or ())
-    if given is None:
-        given = couplings_of(analysis)
-        verify(given)
+    network, analysis, given = coupled(f, params, inputs, constants, couplings)
     factors = [_factor(analysis, members, i) for i, members in enumerate(given)]
 
     # Decide which units go, fold what they give out, and cut.
@@ -144,7 +129,7 @@ def compact(
         name: leaf + jnp.asarray(decision.changes[name], leaf.dtype)
         if name in decision.changes
         else leaf
-        for name, leaf in leaves.items()
+        for name, leaf in network.leaves().items()
     }
     smaller = {name: cut(leaf, cuts.get(name, {})) for name, leaf in folded.items()}
     small = Network(network.function, *network.trees(smaller))
@@ -180,6 +165,27 @@ def compact(
     return Compact(small.params, small.constants, masks, tuple(kept), report, slicer)
 
 
+def coupled(
+    f: Any, params: Any, inputs: Any, constants: Any | None, couplings: Any | None
+) -> tuple[Network, Analysis, list[tuple[Member, ...]]]:
+    """Analyses a network, and finds its couplings or takes the user's; either way they are checked.
+
+    Returns:
+        The network, its analysis, and its verified couplings.
+    """
+    network = _network(f, params, constants)
+    leaves, few = network.leaves(), first(inputs, EXAMPLES)
+    verify = lambda found: verification.check(lambda x: network.call(x, few), leaves, found)
+    given = None if couplings is None else read_all(couplings, leaves)
+    if given is not None:
+        verify(given)
+    analysis = analyse(network, leaves, few, given or ())
+    if given is None:
+        given = couplings_of(analysis)
+        verify(given)
+    return network, analysis, given
+
+
 def _network(f: Any, params: Any, constants: Any | None) -> Network:
     """The user's function, checked."""
     f = f.predict if isinstance(f, Model) else f
@@ -197,7 +203,7 @@ def _factor(analysis: Any, members: tuple[Member, ...], number: int) -> Any:
     if found is None and members[0].units > 1:
         raise ValueError(
             f"couplings[{number}]: f reshapes axis {members[0].axis} of {members[0].name!r} in a "
-            f"way that cuts its {members[0].units} units apart, so that none can be removed alone"
+            f"way that cuts its {members[0].units} units apart: they can't be removed one by one"
         )
     return found
 

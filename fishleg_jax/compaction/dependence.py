@@ -1,4 +1,4 @@
-"""Which entries of every value of a network depend on its inputs.
+"""Marks the entries of every value that depend on the inputs, and copies of leaves.
 
 Products with exact zeros cut the dependence: a unit without incoming weights gives out the same
 for all inputs, and so do the units behind it that see nothing else.

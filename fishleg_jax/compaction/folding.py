@@ -1,4 +1,4 @@
-"""What removed units gave out, folded into biases and means.
+"""Folds the constants of removed units into biases and means.
 
 A removed unit that gave out a constant leaves a gap in every sum that took it in.  The gap is
 followed through the operations behind the sum until a leaf is added (a bias) or subtracted (the
@@ -29,7 +29,7 @@ SHARED = "it gives out a constant, and the bias behind it is used elsewhere as w
 
 
 class Gap(NamedTuple):
-    """What a value lacks without the removed units.
+    """Part of a value that is missing without the removed units.
 
     Attributes:
         array: Array of the value's shape.
@@ -43,7 +43,7 @@ class Gap(NamedTuple):
 
 
 class Use(NamedTuple):
-    """A leaf added to or subtracted from activations, and what it takes up there."""
+    """Leaf added to or subtracted from activations, with the change it takes up there."""
 
     elements: np.ndarray
     change: np.ndarray

@@ -1,4 +1,4 @@
-"""Which units can go: those that give out a constant, or that nothing takes in."""
+"""Decides which units go: those that give out a constant, or meet zeros."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Alive = dict[Factor, np.ndarray]
 
 
 class Decision(NamedTuple):
-    """Units that stay, and what makes up for the others.
+    """Units that stay, and changes of leaves that make up for the others.
 
     Attributes:
         alive: Booleans over the units of each coupling.
@@ -35,7 +35,7 @@ def decide(analysis: Analysis, couplings: Sequence, factors: Sequence[Factor], m
         analysis: The network with pruned weights at zero.
         couplings: Tuples of members.
         factors: Factor of each coupling.
-        multiple_of: Number to whose multiples the units that stay are rounded up.
+        multiple_of: Numbers of units that stay are rounded up to multiples of this.
 
     Returns:
         A `Decision`.
@@ -54,7 +54,7 @@ def decide(analysis: Analysis, couplings: Sequence, factors: Sequence[Factor], m
 
 
 def _removed_until_settled(analysis: Analysis, factors: Sequence[Factor], kept: dict) -> Alive:
-    """Removes units until none is left that goes because others went."""
+    """Removes units until removals make no further ones possible."""
     alive = {factor: np.ones(factor.size, bool) for factor in factors}
     while True:
         before = {factor: x.copy() for factor, x in alive.items()}
@@ -71,7 +71,7 @@ def _removed_until_settled(analysis: Analysis, factors: Sequence[Factor], kept: 
 
 
 def _idle(meetings: Sequence[Meeting], factor: Factor, alive: Alive) -> np.ndarray:
-    """Units that nothing needs: constant, or met by zeros, wherever they are summed over."""
+    """Units that are constant or meet zeros wherever they are summed over."""
     found = [_idle_in(x, factor, alive) for x in meetings if factor in x.factors]
     return np.all(found, axis=0) if found else np.zeros(factor.size, bool)
 

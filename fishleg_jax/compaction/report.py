@@ -117,7 +117,7 @@ def flops(network: Network, inputs: Any) -> float | None:
     except (ValueError, TypeError):
         return None
     pairs = zip(jax.tree.leaves(costs), jax.tree.leaves(network.params), strict=True)
-    return sum(cost * jnp.size(leaf) for cost, leaf in pairs)
+    return sum(cost * np.size(leaf) for cost, leaf in pairs)
 
 
 def size(tree: Any) -> int:

@@ -1,12 +1,13 @@
 """Numerical check of couplings: permuting their units must not change the outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fishleg_jax._jaxpr import functions, opened
 from fishleg_jax.compaction.couplings import Member
 
 Function = Callable[[dict[str, Any]], Any]  # from leaves by key path to the outputs
@@ -51,7 +52,7 @@ def check(function: Function, leaves: dict[str, Any], couplings: Sequence, seed:
             "f returns NaN or infinity on the inputs near these params, so couplings can't be "
             "verified"
         )
-    generator = np.random.default_rng(seed)
+    generator, limit = np.random.default_rng(seed), _rounding(run, point)
     for i, members in enumerate(couplings):
         units = members[0].units
         if units < 2:
@@ -63,7 +64,6 @@ def check(function: Function, leaves: dict[str, Any], couplings: Sequence, seed:
             after = _wide(run(permuted(point, chosen, order)))
             return max(_difference(a, b) for a, b in zip(before, after, strict=True))
 
-        limit = _rounding(run, point)
         found = change(members)
         if not found <= limit:
             raise ValueError(
@@ -92,8 +92,16 @@ def _difference(before: np.ndarray, after: np.ndarray) -> float:
 
 def _rounding(run: Callable, point: dict) -> float:
     """Relative change of the outputs that may be rounding: the root of the coarsest precision."""
-    dtypes = [x.dtype for x in (*jax.eval_shape(run, point), *point.values())]
+    dtypes = {x.dtype for x in point.values()} | set(_dtypes(jax.make_jaxpr(run)(point)))
     return max(float(jnp.finfo(x).eps) for x in dtypes if jnp.issubdtype(x, jnp.floating)) ** 0.5
+
+
+def _dtypes(function: Any) -> Iterator[Any]:
+    """Dtypes of everything that a traced function computes."""
+    for equation in opened(function).eqns:
+        yield from (x.aval.dtype for x in equation.outvars if hasattr(x.aval, "dtype"))
+        for inner in functions(equation):
+            yield from _dtypes(inner)
 
 
 def _culprit(members: Sequence, leaves: dict, change: Callable, limit: float) -> str:

@@ -11,10 +11,10 @@ from fishleg_jax._checks import arrays, numbers
 
 
 class Budget(NamedTuple):
-    """Upper bound on the weights kept, returned by `weights`, `bytes`, `flops` and `cost`.
+    """Upper bound on the weights kept; `weights`, `bytes`, `flops`, `seconds`, `cost` return one.
 
     Attributes:
-        unit: `weights`, `bytes`, `flops` or `cost`.
+        unit: `weights`, `bytes`, `flops`, `seconds` or `cost`.
         at_most: Upper bound, in that unit.
         costs: Cost of each weight, for the unit `cost`; None otherwise.
     """
@@ -125,6 +125,28 @@ def flops(at_most: float) -> Budget:
         Array([3., 0., 0.], dtype=float32)
     """
     return Budget("flops", numbers.check_positive(at_most, "at_most"))
+
+
+def seconds(at_most: float) -> Budget:
+    """Target for `choose_units`: a smaller network that takes at most some time for its inputs.
+
+    The time is measured on the device at hand, the median of nine calls after compilation.
+
+    Args:
+        at_most: Seconds for one call of the compiled network.
+
+    Returns:
+        A target.  Scattered zeros save no time, so `prune_one_shot` refuses it.
+
+    Raises:
+        ValueError: Not a positive number.
+
+    Example:
+        >>> import fishleg_jax as flj
+        >>> flj.targets.seconds(0.01)
+        Budget(unit='seconds', at_most=0.01, costs=None)
+    """
+    return Budget("seconds", numbers.check_positive(at_most, "at_most"))
 
 
 def cost(at_most: float, costs: Any) -> Budget:
@@ -242,7 +264,7 @@ def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) ->
     return Limit(unit, at_most, function, highest, resolution)
 
 
-__all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "weights")
+__all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "seconds", "weights")
 
 
 def __dir__() -> list[str]:

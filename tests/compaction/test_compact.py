@@ -97,6 +97,23 @@ def test_a_bias_in_two_places_takes_up_nothing():
     assert units.after == 8 and "used elsewhere" in next(iter(units.stay))
 
 
+def test_mixed_precision():
+    """The coarsest precision inside decides how far permuted outputs may differ."""
+
+    def mixed(params, x):
+        low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (params, x))
+        return networks.mlp(*low).astype(jnp.float32)
+
+    with pytest.raises(ValueError, match="more than the tolerance 1e-09"):
+        flj.compact(mixed, PARAMS, MASKS, X, tolerance=1e-9)
+    small = flj.compact(mixed, PARAMS, MASKS, X, tolerance=0.02)
+    assert [(x.before, x.after) for x in small.report.units] == [(8, 4), (6, 3)]
+    assert small.params["w1"].dtype == jnp.float32
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), PARAMS)
+    small = flj.compact(networks.mlp, half, MASKS, X.astype(jnp.bfloat16), tolerance=0.02)
+    assert small.params["w1"].shape == (5, 4) and small.params["w1"].dtype == jnp.bfloat16
+
+
 def step(params, masks, tx, state):
     """A training step that holds what is pruned."""
     loss = lambda params: jnp.mean(networks.mlp(params, X) ** 2)

@@ -69,6 +69,40 @@ def test_residual_block_with_batch_norm():
     assert shape[2] == small.params["out"]["kernel"].shape[0] == small.params["bn2"]["bias"].size
 
 
+class Separable(nn.Module):
+    """A depthwise convolution between two of 1×1, behind a group norm."""
+
+    stem: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.GroupNorm(num_groups=2, name="norm")(nn.Conv(self.stem, (1, 1), name="stem")(x))
+        y = nn.relu(nn.Conv(self.hidden, (1, 1), name="wide")(x))
+        y = nn.Conv(self.hidden, (3, 3), feature_group_count=self.hidden, name="depthwise")(y)
+        x = x + nn.Conv(self.stem, (1, 1), name="narrow")(nn.relu(y))
+        return nn.Dense(3, name="out")(x.reshape(x.shape[0], -1))
+
+
+def test_depthwise_convolutions_and_group_norm():
+    """A channel goes if any layer on its way cuts it; of a group norm whole groups are units."""
+    shapes = jax.eval_shape(Separable(4, 6).init, jax.random.key(0), IMAGES)["params"]
+    params = networks.random(shapes)
+    names = ("stem", "wide")
+    f = lambda params, x: Separable(*(params[n]["bias"].size for n in names)).apply(
+        {"params": params}, x
+    )
+    masks = networks.masks_without(
+        params, depthwise__kernel=S[..., 2], wide__kernel=S[..., 5], narrow__kernel=S[:, :, 0]
+    )
+    params["wide"]["bias"] = params["wide"]["bias"].at[5].set(-1.0)
+    small = flj.compact(f, params, masks, IMAGES)
+    outputs_agree(f, params, masks, small, IMAGES)
+    assert small.params["depthwise"]["kernel"].shape == (3, 3, 1, 3)
+    (groups,) = (x.coupling for x in small.kept if x.units == 2)
+    assert ("norm/scale", 0, 2) in groups and ("out/kernel", 0, 2) in groups
+
+
 def test_scanned_attention():
     """Heads and neurons go if every layer of the scan has pruned them; the stream stays."""
     params = networks.transformer_params()

@@ -14,6 +14,11 @@ from fishleg_jax.pruning.targets import Budget, Limit, Target
 
 def sparsity_or_target(asked: float | Target, groups: Groups) -> float | Target:
     """Converts a number of weights to its sparsity; returns everything else as it came."""
+    if isinstance(asked, Budget) and asked.unit == "seconds":
+        raise ValueError(
+            "sparsity: zeros alone save no time, so targets.seconds is for flj.choose_units, which "
+            "prunes whole units; use targets.flops or another target"
+        )
     if not isinstance(asked, Budget) or asked.unit != "weights":
         return asked
     if groups.pattern is not None or groups.scope not in ("global", "layer"):

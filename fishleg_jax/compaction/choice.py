@@ -1,0 +1,205 @@
+"""Choice of whole units for what they cost."""
+
+import bisect
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fishleg_jax import _tree
+from fishleg_jax._checks import arrays, numbers
+from fishleg_jax.compaction import report as _report
+from fishleg_jax.compaction.analysis import Network
+from fishleg_jax.compaction.compact import coupled
+from fishleg_jax.compaction.couplings import Member
+from fishleg_jax.compaction.slicing import cut, cuts_of
+from fishleg_jax.pruning.targets import Budget
+
+UNITS = ("weights", "bytes", "flops", "seconds")
+REPEATS = 9  # timed calls; their median counts
+
+
+class Removal(NamedTuple):
+    """Units of one coupling that leave together.
+
+    Attributes:
+        ratio: Their score divided by what they cost.
+        coupling: Number of the coupling.
+        units: Their numbers.
+    """
+
+    ratio: float
+    coupling: int
+    units: tuple[int, ...]
+
+
+def choose_units(
+    f: Callable[..., Any],
+    params: Any,
+    scores: Any,
+    goal: Budget,
+    inputs: Any,
+    *,
+    constants: Any | None = None,
+    couplings: list[list[tuple]] | None = None,
+    multiple_of: int = 1,
+) -> Any:
+    """Prunes whole units with low scores for their cost, until the smaller network is cheap enough.
+
+    A unit's score is the sum of those of all its weights.  Units go in the order of score divided
+    by cost, the costs being those at full size: operations for `targets.flops` and `.seconds`, else
+    bytes.  The goal is checked on the smaller shapes themselves, so that what `compact` returns
+    reaches it.
+
+    Args:
+        f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`, whose sizes
+            come from the shapes of `params`.
+        params: Any pytree of floating-point arrays.
+        scores: Score of each weight, at least 0: a pytree like the parameters, such as
+            `obs_saliency` returns, or squared weights for the L2 norm of units.
+        goal: `targets.weights`, `.bytes` or `.flops` for the whole smaller network, or `.seconds`
+            for a call of the compiled `f` on `inputs`, measured on the device at hand.
+        inputs: Inputs with a leading axis of examples.
+        constants: Pytree of arrays that are not trained; None if `f` takes none.
+        couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
+            those whose units a norm averages.
+        multiple_of: New sizes are multiples of this number, 1 by default; smaller sizes stay.
+
+    Returns:
+        Masks: a pytree of booleans like the parameters, False for everything that belongs to a
+        removed unit, its biases and norms included.
+
+    Raises:
+        ValueError: Invalid arguments, or a goal out of reach with a unit, or `multiple_of`, left
+            everywhere.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
+        >>> params = {"w1": jnp.ones((3, 8)) * jnp.arange(1.0, 9), "w2": jnp.ones((8, 2))}
+        >>> f = lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"]
+        >>> squares = jax.tree.map(jnp.square, params)
+        >>> masks = flj.choose_units(f, params, squares, flj.targets.flops(40), jnp.ones((4, 3)))
+        >>> masks["w1"][0].tolist()  # ten operations for each unit
+        [False, False, False, False, True, True, True, True]
+    """
+    numbers.check_count(multiple_of, "multiple_of")
+    if not isinstance(goal, Budget) or goal.unit not in UNITS:
+        raise ValueError(
+            "goal must be targets.weights, targets.bytes, targets.flops or targets.seconds, got "
+            f"{goal!r}"
+        )
+    _tree.check_same(params, scores, "scores")
+    arrays.check_costs_are_numbers(scores)
+    network, analysis, given = coupled(f, params, inputs, constants, couplings)
+    if couplings is None:
+        given = [x for x in given if analysis.factor_of(x[0]).mixed is None]
+
+    # Order the removals by score and cost.
+    proxy = {"weights": "weights", "bytes": "bytes"}.get(goal.unit, "flops")
+    cost = lambda alive, unit: _cost(network, given, alive, inputs, unit)
+    whole = [np.ones(x[0].units, bool) for x in given]
+    named = dict(_tree.named_leaves(scores))
+    removals: list[Removal] = []
+    for i, members in enumerate(given):
+        own = _unit_scores(members, named)
+        one = [x.copy() for x in whole]
+        one[i][-1] = members[0].units == 1
+        price = max(cost(whole, proxy) - cost(one, proxy), 1e-30)
+        removals += _removals(i, own, price, multiple_of)
+    removals.sort(key=lambda x: x.ratio)
+
+    # Go as far as the goal needs.
+    def fits(count: int) -> bool:
+        return cost(_alive(removals[:count], whole), goal.unit) <= goal.at_most
+
+    count = bisect.bisect_left(range(len(removals) + 1), True, key=fits)
+    if count > len(removals):
+        least = cost(_alive(removals, whole), goal.unit)
+        raise ValueError(
+            f"goal: the network can't become cheaper than {least:g} {goal.unit} with "
+            f"multiple_of={multiple_of} and these couplings, got {goal.at_most:g}"
+        )
+    return _masks(params, given, _alive(removals[:count], whole))
+
+
+def _unit_scores(members: Sequence[Member], scores: dict[str, Any]) -> np.ndarray:
+    """Sum of the scores of everything that belongs to each unit."""
+    total = np.zeros(members[0].units)
+    for x in members:
+        if x.name in scores:
+            leaf = np.moveaxis(np.asarray(scores[x.name], np.float64), x.axis, 0)
+            parts = leaf.reshape(x.outer, x.units, x.inner, -1)
+            total += parts.sum(axis=(0, 2, 3))
+    if not np.isfinite(total).all():
+        raise ValueError(f"scores: {members[0].name!r} has units with NaN or infinite scores")
+    return total
+
+
+def _removals(coupling: int, scores: np.ndarray, price: float, multiple: int) -> list[Removal]:
+    """Units of a coupling in the order of their scores, in groups that keep sizes multiples."""
+    order = np.argsort(scores, kind="stable")
+    sizes = range(scores.size - scores.size % multiple, 0, -multiple)
+    ends = [0, *(scores.size - left for left in sizes)]
+    found, lowest = [], -math.inf
+    for start, end in itertools.pairwise(dict.fromkeys(ends)):
+        units = order[start:end]
+        # a larger group behind must not overtake
+        lowest = max(lowest, float(scores[units].sum()) / (price * units.size))
+        found.append(Removal(lowest, coupling, tuple(units.tolist())))
+    return found
+
+
+def _alive(removals: Sequence[Removal], whole: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Units that stay in every coupling."""
+    alive = [x.copy() for x in whole]
+    for removal in removals:
+        alive[removal.coupling][list(removal.units)] = False
+    return alive
+
+
+def _cost(
+    network: Network, couplings: Sequence, alive: Sequence[np.ndarray], inputs: Any, unit: str
+) -> float:
+    """Cost of a network with some of its units; all but seconds from shapes alone."""
+    cuts = cuts_of(couplings, alive)
+    leaves = {name: cut(leaf, cuts.get(name, {})) for name, leaf in network.leaves().items()}
+    small = Network(network.function, *network.trees(leaves))
+    if unit == "seconds":
+        return _seconds(small, inputs)
+    if unit == "flops":
+        found = _report.flops(small, inputs)
+        if found is None:
+            raise ValueError("goal: the operations of f can't be counted; use another target")
+        return found
+    measure = _report.size if unit == "weights" else _report.bytes_of
+    return float(measure(small.params))
+
+
+def _seconds(network: Network, inputs: Any) -> float:
+    """Median time of a compiled call."""
+    constants = () if network.constants is None else (network.constants,)
+    run, arguments = jax.jit(network.function), (network.params, inputs, *constants)
+    jax.block_until_ready(run(*arguments))
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _masks(params: Any, couplings: Sequence, alive: Sequence[np.ndarray]) -> Any:
+    """Masks of the parameters that prune all of every unit that goes."""
+    masks = {name: np.ones(np.shape(x), bool) for name, x in _tree.named_leaves(params)}
+    for members, living in zip(couplings, alive, strict=True):
+        for x in members:
+            if x.name in masks:
+                gone = x.indices(np.flatnonzero(~living))
+                np.moveaxis(masks[x.name], x.axis, 0)[gone] = False
+    arrays_of = [jax.numpy.asarray(x) for x in masks.values()]
+    return jax.tree.structure(params).unflatten(arrays_of)

@@ -1,0 +1,99 @@
+"""Units go for what they cost, until the smaller network itself is cheap enough."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fishleg_jax as flj
+from fishleg_jax.compaction import choice
+from tests.compaction import networks
+
+X = jax.random.normal(jax.random.key(0), (4, 5))
+PARAMS = networks.mlp_params((5, 16, 12, 3))
+SQUARES = jax.tree.map(jnp.square, PARAMS)
+
+
+def chosen(goal, **options):
+    """Masks, and the compact network that they lead to."""
+    masks = flj.choose_units(networks.mlp, PARAMS, SQUARES, goal, X, **options)
+    return masks, flj.compact(networks.mlp, PARAMS, masks, X)
+
+
+@pytest.mark.parametrize(
+    "goal, measure, largest",
+    [  # the cost of the dearest unit: 16 + 3 weights and a bias
+        (flj.targets.flops(300), lambda report: report.flops[1], 2 * (16 + 3) + 1),
+        (flj.targets.bytes(600), lambda report: report.bytes[1], 4 * 20),
+        (flj.targets.weights(150), lambda report: report.weights[1], 20),
+    ],
+    ids=["flops", "bytes", "weights"],
+)
+def test_the_smaller_network_reaches_the_goal(goal, measure, largest):
+    """And not by far: with one unit more it would not."""
+    _, small = chosen(goal)
+    assert goal.at_most - largest < measure(small.report) <= goal.at_most
+
+
+def test_units_with_low_scores_for_their_cost_go_first():
+    """Costs of units differ between couplings: a score of 2 at half the cost stays."""
+    params = {"w": jnp.ones((4, 6)), "v": jnp.ones((6, 6)), "u": jnp.ones((6, 20))}
+    f = lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["v"]) @ p["u"]
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    scores = jax.tree.map(jnp.zeros_like, params)
+    scores["w"] = scores["w"].at[0].set(jnp.array([5.0, 6, 7, 8, 9, 10]))  # 20 operations each
+    scores["u"] = scores["u"].at[:, 0].set(jnp.array([9.0, 10, 20, 30, 40, 50]))  # 52 each
+    goal = flj.targets.flops(2 * (4 * 6 + 6 * 6 + 6 * 20) - 100)
+    masks = flj.choose_units(f, params, scores, goal, x)
+    assert masks["v"].any(axis=0).tolist() == [False, False, True, True, True, True]
+    assert masks["v"].any(axis=1).all()
+
+
+def test_sizes_are_multiples():
+    masks, small = chosen(flj.targets.flops(300), multiple_of=4)
+    for units in small.report.units:
+        assert units.after % 4 == 0 and not units.stay
+    norms = np.asarray(SQUARES["b1"] + SQUARES["w1"].sum(0) + SQUARES["w2"].sum(1))
+    stays = np.asarray(masks["b1"])
+    assert norms[stays].min() > norms[~stays].max()  # the best of them stay
+    assert choice._removals(0, np.arange(10.0), 1.0, 4)[0].units == (0, 1)  # ten to eight
+    assert [len(x.units) for x in choice._removals(0, np.ones(10), 1.0, 4)] == [2, 4]
+    assert choice._removals(0, np.ones(3), 1.0, 4) == []
+
+
+def test_seconds_are_measured(monkeypatch):
+    masks, _ = chosen(flj.targets.seconds(1e3))
+    assert all(jax.tree.leaves(jax.tree.map(jnp.all, masks)))
+    assert choice._seconds(choice.Network(networks.mlp, PARAMS, None), X) > 0
+    timed = []
+
+    def seconds(network, inputs):
+        timed.append(sum(x.size for x in jax.tree.leaves(network.params)))
+        return timed[-1] / 1000
+
+    monkeypatch.setattr(choice, "_seconds", seconds)
+    _, small = chosen(flj.targets.seconds(0.2))
+    assert small.report.weights[1] <= 200 and len(timed) <= 8  # halves the range each time
+    with pytest.raises(ValueError, match="zeros alone save no time"):
+        model = flj.Model(networks.mlp, flj.likelihoods.gaussian())
+        batches = [(X, jnp.zeros((4, 3)))]
+        goal = flj.targets.seconds(1.0)
+        flj.prune_one_shot(model, PARAMS, flj.inverse.identity(), batches, sparsity=goal)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"goal": 0.5}, "goal must be targets.weights"),
+        ({"goal": flj.targets.loss_increase(0.1)}, "goal must be targets.weights"),
+        ({"goal": flj.targets.flops(3)}, "can't become cheaper than"),
+        ({"scores": PARAMS["w1"]}, "scores must have the structure"),
+        ({"scores": jax.tree.map(lambda x: x * jnp.nan, PARAMS)}, "NaN or infinite scores"),
+        ({"multiple_of": 1.5}, "multiple_of must be a whole number"),
+        ({"couplings": [[("w1", 1)]]}, "permuting its 16 units"),
+    ],
+)
+def test_bad_input(changes, message):
+    arguments = {"scores": SQUARES, "goal": flj.targets.flops(300), **changes}
+    with pytest.raises(ValueError, match=message):
+        flj.choose_units(networks.mlp, PARAMS, inputs=X, **arguments)
