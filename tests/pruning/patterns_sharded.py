@@ -29,26 +29,35 @@ ESTIMATORS = {
 }
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 SPECS = {
-    "Dense_0": {"kernel": P(None, "x"), "bias": P("x")},
-    "Dense_1": {"kernel": P("x", None), "bias": P()},
+    "auto": {
+        "Dense_0": {"kernel": P(None, "x"), "bias": P("x")},
+        "Dense_1": {"kernel": P("x", None), "bias": P()},
+    },
+    # with Explicit axes the model must not sum over a sharded axis
+    "explicit": {
+        "Dense_0": {"kernel": P(), "bias": P()},
+        "Dense_1": {"kernel": P(None, "x"), "bias": P("x")},
+    },
 }
 
 
-def problem(axis=None):
-    """Weights and batches, over four devices with an axis of a type, else on one."""
+def problem(kind=None):
+    """Weights and batches, over four devices with a kind of axis, else on one."""
     params = dense.mlp_params(jax.random.key(0), (9, 16, 4), "float64")
     x = jax.random.normal(jax.random.key(1), (32, 9))
     batches = [(x, jnp.arange(32) % 4)]
-    if axis is None:
+    if kind is None:
         return params, batches
-    mesh = jax.make_mesh((4,), ("x",), (axis,))
+    mesh = jax.make_mesh((4,), ("x",), (KINDS[kind],))
     place = lambda w, spec: jax.device_put(w, NamedSharding(mesh, spec))
-    return jax.tree.map(place, params, SPECS), jax.device_put(batches, NamedSharding(mesh, P()))
+    return jax.tree.map(place, params, SPECS[kind]), jax.device_put(
+        batches, NamedSharding(mesh, P())
+    )
 
 
-def pruned(estimator, axis=None):
+def pruned(estimator, kind=None):
     """Masks and weights by the name of the pattern, from one fit."""
-    params, batches = problem(axis)
+    params, batches = problem(kind)
     state = flj.fit(estimator, params, batches, key=jax.random.key(2))
     found = {}
     for name, (pattern, sparsity) in PATTERNS.items():
@@ -74,9 +83,9 @@ def main():
     told = {"devices": jax.device_count()}
     for name, estimator in ESTIMATORS.items():
         expected = pruned(estimator)
-        for kind, axis in KINDS.items():
+        for kind in KINDS:
             try:
-                found = pruned(estimator, axis)
+                found = pruned(estimator, kind)
             except Exception:  # one that fails must not hide the others
                 found = dict.fromkeys(PATTERNS, traceback.format_exc(limit=-6))
             for pattern, own in found.items():
