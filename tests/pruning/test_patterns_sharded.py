@@ -25,5 +25,4 @@ def test_there_are_several_devices(results):
 @pytest.mark.parametrize("case", CASES)
 def test_sharded_weights_are_pruned_like_those_of_one_device(results, case):
     assert isinstance(results[case], list), results[case]  # else it is what was raised
-    wrong, far = results[case]
-    assert wrong == 0 and far < 1e-9
+    assert results[case] == [0, 0]  # different masks, and different weights

@@ -40,28 +40,28 @@ def keep_highest(
         chosen = [scores[i] for i in group], [old[i] for i in group]
         part = None if groups.pattern is None else groups.layout.part(group, layers is not None)
         if layers is None:
-            kept = _keep(part, *chosen, counts[k])
+            kept = _keep(*chosen, counts[k], part)
             k += 1
         else:
             each = jnp.stack([jnp.asarray(n) for n in counts[k : k + layers]])
-            kept = _keep_layers(part, *chosen, each)
+            kept = _keep_layers(*chosen, each, part)
             k += layers
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
     return new
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=3)
 def _keep_layers(
-    layout: Layout | None, scores: list[jax.Array], old: list[jax.Array], counts: jax.Array
+    scores: list[jax.Array], old: list[jax.Array], counts: jax.Array, layout: Layout | None = None
 ) -> list[jax.Array]:
     """Keeps the highest like `_keep`, for a stack of layers, each with its own count."""
     return sharding.automatic(jax.vmap(_lowest_of(layout)), old, scores, old, counts)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=3)
 def _keep(
-    layout: Layout | None, scores: list[jax.Array], old: list[jax.Array], count: Any
+    scores: list[jax.Array], old: list[jax.Array], count: Any, layout: Layout | None = None
 ) -> list[jax.Array]:
     """Masks without the `count` lowest scores; weights already pruned count as lowest of all."""
     return sharding.automatic(_lowest_of(layout), old, scores, old, count)
