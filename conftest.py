@@ -12,6 +12,7 @@ from tests import quick
 # before jax looks for devices
 os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of programs: nobody reads it
+quick.share_contexts()
 
 # what JAX makes lives as long as its caches, and Python's collector goes through all of it again
 # and again

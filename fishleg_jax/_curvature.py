@@ -134,12 +134,16 @@ def curvature(
             compiled = jitted(
                 _placement.placed, part_sum, placement, model, kind, examples_per_chunk
             )
+            added = jitted(_placement.placed, _added, placement)
+            divided = jitted(_placement.placed, _divided, placement)
             # loop in Python: loops inside XLA are slow for convolutions on the CPU
             total = None
             for i, batch in enumerate(batches):
-                part = compiled(plain(batch), jax.random.fold_in(key, i), *arguments)
-                total = part if total is None else jax.tree.map(jnp.add, total, part)
-        return jax.tree.map(lambda x: x / examples, total)
+                part_key = jax.random.fold_in(key, i) if kind == "sampled" else key
+                part = compiled(plain(batch), part_key, *arguments)
+                total = part if total is None else added(total, part)
+            return divided(total, examples)
+        return _divided(total, examples)
 
     return Curvature(
         loss=lambda params: mean(_loss_sum, params),
@@ -169,6 +173,14 @@ def over_axis(around: Curvature, axis_name: str) -> Curvature:
         return lambda *at: axis.mean(function(*axis.varying(at, axis_name)), axis_name)
 
     return Curvature(*map(averaged, around[:3]), missing=around.missing)
+
+
+def _added(one: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, one, other)
+
+
+def _divided(tree: Any, number: int) -> Any:
+    return jax.tree.map(lambda x: x / number, tree)
 
 
 def _unknown(*_):

@@ -55,7 +55,7 @@ def test_updates(x64, name):
         for i in range(UPDATES):
             state = update(state, params, batch, jax.random.key(i))
         assert state.guard.skipped == 0 if hasattr(state, "guard") else state.skipped == 0
-        return state, estimator.multiply(state, params)
+        return state, jax.jit(estimator.multiply)(state, params)
 
     close(fitted(CHUNK), fitted(None), atol=1e-10)
 
@@ -84,7 +84,8 @@ def test_sampled_products_and_gradients(x64, key):
     product = functools.partial(
         flj.fisher_vector_product, MODEL, params, (inputs, None), params, kind="sampled", key=key
     )
-    close(product(examples_per_chunk=CHUNK), product())
+    compiled = lambda f, chunk: jax.jit(lambda: f(examples_per_chunk=chunk))()
+    close(compiled(product, CHUNK), compiled(product, None))
     rows = functools.partial(
         flj.per_example_gradients,
         MODEL,
@@ -95,7 +96,7 @@ def test_sampled_products_and_gradients(x64, key):
         **options,
     )
     for chunk in (2, CHUNK):
-        close(rows(examples_per_chunk=chunk), rows())
+        close(compiled(rows, chunk), compiled(rows, None))
 
 
 def test_sampled_labels_of_a_shared_log_scale(x64, key):

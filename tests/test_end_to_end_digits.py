@@ -50,7 +50,7 @@ def accuracy(params, test):
 
 def test_fishleg_is_at_least_as_good_as_magnitude(digits):
     train, test = digits
-    batches = [tuple(x[i : i + 100] for x in train) for i in range(0, 1300, 100)]
+    batches = [tuple(x[i : i + 260] for x in train) for i in range(0, 1300, 260)]
     learned = flj.inverse.fishleg(MODEL)
     accuracies = {"dense": [], "fishleg": [], "magnitude": []}
     for seed in SEEDS:

@@ -133,7 +133,9 @@ def test_an_estimator_of_a_recomputed_model_prunes_the_model():
     batch = jax.random.normal(jax.random.key(1), (4, 3)), jnp.ones((4, 2))
     masks = [
         flj.prune_one_shot(
-            MODEL, params, flj.inverse.diagonal(model, labels="empirical"), [batch], sparsity=0.5
+            *(MODEL, params, flj.inverse.diagonal(model, labels="empirical"), [batch]),
+            sparsity=0.5,
+            compensation=flj.compensation.none(),
         ).masks
         for model in (MODEL, flj.remat(MODEL))
     ]

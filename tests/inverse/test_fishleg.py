@@ -144,7 +144,10 @@ def test_infinite_damping_prunes_by_magnitude(key):
 
     def masks(estimator, sparsity, state):
         result = flj.prune_one_shot(
-            model, params, estimator, batches, sparsity=sparsity, stages=flj.Stages(state=state)
+            *(model, params, estimator, batches),
+            sparsity=sparsity,
+            compensation=flj.compensation.none(),
+            stages=flj.Stages(state=state),
         )
         return dense.ravel(result.masks)
 

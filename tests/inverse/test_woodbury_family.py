@@ -122,21 +122,27 @@ def test_a_block_in_parts_is_as_one_vector(x64, key, damping):
 
     def both(params, to_tree):
         (group,) = make_groups(params, None)
-        parts, leaves = group.parts(6), jax.tree.leaves(jax.vmap(to_tree)(rows))
-        window = _window.empty(group, 6, rows.dtype)
-        window = _window.push(window, [p.pack_rows(leaves) for p in parts], jnp.arange(6))
-        x = groups.pack(parts, jax.tree.leaves(to_tree(jnp.arange(29.0))))
-        args = window, jnp.asarray(6), jnp.asarray(damping)
-        out = []
-        for blocks in (
-            _window.multiply(*args, x),
-            _window.diagonal(*args),
-            _window.product(*args[:2], x),
-        ):
-            new = jax.tree.leaves(params)
-            groups.unpack(parts, blocks, new)
-            out.append(jnp.concatenate([y.reshape(-1) for y in new]))
-        return len(parts), jnp.stack(out)
+        parts = group.parts(6)
+
+        @jax.jit
+        def results(rows, damping):
+            leaves = jax.tree.leaves(jax.vmap(to_tree)(rows))
+            window = _window.empty(group, 6, rows.dtype)
+            window = _window.push(window, [p.pack_rows(leaves) for p in parts], jnp.arange(6))
+            x = groups.pack(parts, jax.tree.leaves(to_tree(jnp.arange(29.0))))
+            args = window, jnp.asarray(6), damping
+            out = []
+            for blocks in (
+                _window.multiply(*args, x),
+                _window.diagonal(*args),
+                _window.product(*args[:2], x),
+            ):
+                new = jax.tree.leaves(params)
+                groups.unpack(parts, blocks, new)
+                out.append(jnp.concatenate([y.reshape(-1) for y in new]))
+            return jnp.stack(out)
+
+        return len(parts), results(rows, jnp.asarray(damping))
 
     whole = both(jnp.zeros(29), lambda x: x)
     parts = both(params, to_tree)

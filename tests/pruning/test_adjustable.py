@@ -29,12 +29,13 @@ def problem(key):
     return params, (x, y)
 
 
-def estimates():
-    options = {"damping": DAMPING}
-    return {
-        "woodfisher": flj.inverse.woodfisher(MODEL, gradients=EXAMPLES, **options),
-        "mfac": flj.inverse.mfac(MODEL, window=EXAMPLES, **options),
-    }
+# one of each for all tests, that it compiles once
+ESTIMATES = {
+    "woodfisher": flj.inverse.woodfisher(MODEL, DAMPING, gradients=EXAMPLES),
+    "mfac": flj.inverse.mfac(MODEL, DAMPING, window=EXAMPLES),
+    "kfac": flj.inverse.kfac(MODEL),
+    "diagonal": flj.inverse.diagonal(MODEL, DAMPING),
+}
 
 
 @pytest.mark.parametrize("name", ["woodfisher", "mfac"])
@@ -54,7 +55,7 @@ def test_independent_is_the_surgeon_of_the_adjustable_leaves_alone(x64, key, nam
     result = flj.prune_one_shot(
         MODEL,
         params,
-        estimates()[name],
+        ESTIMATES[name],
         [batch],
         sparsity=0.5,
         compensation=COMPENSATIONS["first_order" if first_order else "independent"],
@@ -71,7 +72,7 @@ def test_group_is_the_minimiser_over_the_adjustable_leaves(x64, key, prunable):
     result = flj.prune_one_shot(
         MODEL,
         params,
-        estimates()["woodfisher"],
+        ESTIMATES["woodfisher"],
         [batch],
         sparsity=0.5,
         compensation=COMPENSATIONS["group"],
@@ -91,10 +92,10 @@ def test_frozen_leaves_do_not_move_in_stages_or_in_a_chain(key, name):
     """A backbone that `optax.masked` keeps from training is kept from compensation, too."""
     params, batch = problem(key)
     compensation = COMPENSATIONS.get(name, flj.compensation.none())
-    estimator = flj.inverse.diagonal(MODEL, damping=DAMPING)
+    estimator = ESTIMATES["diagonal"]
     options = {"prunable": flj.Leaves("head", adjustable=["head"]), "compensation": compensation}
     result = flj.prune_one_shot(
-        MODEL, params, flj.inverse.kfac(MODEL), [batch], sparsity=0.5, stages=2, **options
+        MODEL, params, ESTIMATES["kfac"], [batch], sparsity=0.5, stages=2, **options
     )
     np.testing.assert_array_equal(result.params["body"], params["body"])
     frozen = optax.masked(optax.set_to_zero(), {"body": True, "head": False})

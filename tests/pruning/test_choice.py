@@ -15,6 +15,10 @@ from fishleg_jax.pruning.scores import scores_by
 from tests import dense
 
 MODEL = dense.categorical_mlp()
+# one of each for many tests, that it compiles once
+LINEAR = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
+DIAGONAL = flj.inverse.diagonal(LINEAR, 0.1)
+SLIGHTLY_DAMPED = flj.inverse.diagonal(LINEAR, 1e-3)
 
 
 def linear_problem(key, examples=200):
@@ -23,11 +27,10 @@ def linear_problem(key, examples=200):
     mixed = jax.random.normal(keys[0], (6, 6)) + 2 * jnp.eye(6)
     inputs = jax.random.normal(keys[1], (examples, 6)) @ mixed
     weights = jax.random.normal(keys[2], (6, 2))
-    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
     labels = inputs @ weights + jax.random.normal(keys[3], (examples, 2))
     best = jnp.linalg.lstsq(inputs, labels)[0]
     batches = [(inputs[i : i + 20], labels[i : i + 20]) for i in range(0, examples, 20)]
-    return model, best, batches
+    return LINEAR, best, batches
 
 
 @pytest.mark.parametrize("name", ["kfac", "diagonal", "fishleg", "mfac"])
@@ -43,8 +46,8 @@ def test_scores_by_name_are_their_formulas(x64, key, name):
         for s in ("obs", "obd", "mixture", "magnitude", "auto")
     }
     w = dense.ravel(params)
-    fisher = dense.ravel(estimator.fisher_diagonal(state, params))
-    inverse = dense.ravel(estimator.diagonal(state, params))
+    fisher = dense.ravel(dense.jitted(estimator.fisher_diagonal)(state, params))
+    inverse = dense.ravel(dense.jitted(estimator.diagonal)(state, params))
     np.testing.assert_allclose(found["obs"], w**2 / inverse / 2, rtol=1e-12)
     np.testing.assert_allclose(found["obd"], w**2 * np.maximum(fisher, 0) / 2, rtol=1e-12)
     np.testing.assert_allclose(found["mixture"], np.sqrt(found["obs"] * found["obd"]), rtol=1e-12)
@@ -55,7 +58,7 @@ def test_scores_by_name_are_their_formulas(x64, key, name):
 @pytest.mark.parametrize("saliency", ["obs", "obd", "mixture", "magnitude"])
 def test_one_shot_prunes_the_lowest_scores(key, saliency):
     model, weights, batches = linear_problem(key)
-    estimator = flj.inverse.diagonal(model, 0.1)
+    estimator = DIAGONAL
     state = flj.fit(estimator, weights, batches, key=key)
     everything = jnp.ones(weights.shape, bool)
     expected = flj.make_masks(scores_by(saliency, estimator, state, weights, everything), 0.5)
@@ -75,7 +78,10 @@ def test_scores_may_be_a_function(key):
         return jnp.arange(params.size, dtype=jnp.float32).reshape(params.shape)
 
     result = flj.prune_one_shot(
-        model, weights, flj.inverse.diagonal(model), batches, sparsity=0.5, saliency=saliency
+        *(model, weights, DIAGONAL, batches),
+        sparsity=0.5,
+        saliency=saliency,
+        stages=2,
     )
     np.testing.assert_array_equal(result.masks.ravel(), np.arange(12) >= 6)
     assert seen[0] == ((6, 2), None)
@@ -84,7 +90,7 @@ def test_scores_may_be_a_function(key):
 def test_auto_takes_the_scores_with_the_lowest_held_out_loss(key):
     """With an estimate whose inverse is nonsense and whose Fisher is right, OBD wins."""
     model, weights, batches = linear_problem(key)
-    good = flj.inverse.diagonal(model, 1e-3)
+    good = SLIGHTLY_DAMPED
     exact = jnp.mean(jnp.concatenate([b[0] for b in batches]) ** 2, axis=0)[:, None]
 
     def upside_down(state, params, mask=None):
@@ -128,12 +134,17 @@ def test_the_standard_error_is_that_of_all_examples(numbers):
 
 @pytest.mark.parametrize(
     "options",
-    [{"held_out": None}, {"held_out": 0}, {"saliency": "obs"}, {"stages": flj.Stages(state=1)}],
+    [
+        {"held_out": None},
+        {"held_out": 0},
+        {"saliency": "obs", "stages": 1},
+        {"stages": flj.Stages(state=1)},
+    ],
 )
 def test_nothing_is_tried_without_held_out_data_or_with_scores_that_are_given(key, options):
     model, weights, batches = linear_problem(key)
-    estimator = flj.inverse.diagonal(model, 0.1)
-    if "stages" in options:
+    estimator = DIAGONAL
+    if "saliency" not in options and "stages" in options:
         state = flj.fit(estimator, weights, batches, key=key)
         options = {"stages": flj.Stages(state=state)}
     result = flj.prune_one_shot(model, weights, estimator, batches, sparsity=0.5, **options)
@@ -185,11 +196,10 @@ def test_stages_pay_even_where_the_quadratic_model_is_exact(key):
     weights = jax.random.normal(keys[2], (24, 4))
     y = x @ weights + 0.1 * jax.random.normal(keys[3], (400, 4))
     batches = [(x[i : i + 50], y[i : i + 50]) for i in range(0, 400, 50)]
-    model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-    errors = {}
+    errors, kfac = {}, flj.inverse.kfac(LINEAR)
     for stages in (None, 1):
         found = flj.prune_one_shot(
-            model, weights, flj.inverse.kfac(model), batches, sparsity=0.5, stages=stages
+            LINEAR, weights, kfac, batches, sparsity=0.5, stages=stages, saliency="obs"
         )
         errors[stages] = float(jnp.mean((x @ found.params - y) ** 2))
     assert errors[None] < 0.9 * errors[1]
@@ -197,9 +207,9 @@ def test_stages_pay_even_where_the_quadratic_model_is_exact(key):
 
 def test_a_number_of_weights_takes_the_same_stages_as_its_sparsity(key):
     model, weights, batches = linear_problem(key)
-    estimator = flj.inverse.diagonal(model, 1e-3)
+    estimator = SLIGHTLY_DAMPED
     by_number, by_share = (
-        flj.prune_one_shot(model, weights, estimator, batches, sparsity=goal)
+        flj.prune_one_shot(model, weights, estimator, batches, sparsity=goal, saliency="obs")
         for goal in (flj.targets.weights(6), 0.5)
     )
     assert len(by_number.stages) == len(by_share.stages)
@@ -208,7 +218,7 @@ def test_a_number_of_weights_takes_the_same_stages_as_its_sparsity(key):
 
 def test_stages_that_choose_themselves_end_at_the_sparsity(key):
     model, weights, batches = linear_problem(key)
-    estimator = flj.inverse.diagonal(model, 1e-3)
+    estimator = SLIGHTLY_DAMPED
     # a rise that is nothing beside the losses of examples takes one stage
     small = weights.at[:3].multiply(1e-3)
     easy = flj.prune_one_shot(model, small, estimator, batches, sparsity=0.5, masks=None)
@@ -226,6 +236,7 @@ def test_stages_that_choose_themselves_end_at_the_sparsity(key):
         batches,
         sparsity=0.9,
         stages=flj.Stages(most=5),
+        saliency="obs",
     )
     found = [s["sparsity"] for s in result.stages]
     assert 1 < len(found) <= 5 and found == sorted(found) and found[-1] == 0.9

@@ -35,11 +35,19 @@ def case():
     return params, [(x, y, constants) for x, y in zip(inputs, labels, strict=True)]
 
 
+DIAGONAL = flj.inverse.diagonal(MODEL, damping=1e-2)  # one for all, that it compiles once
+
+
 def prune(params, batches, **more):
-    estimator = flj.inverse.diagonal(MODEL, damping=1e-2)
     return flj.prune_one_shot(
-        MODEL, params, estimator, batches, sparsity=0.6, **more, key=jax.random.key(1)
+        MODEL, params, DIAGONAL, batches, sparsity=0.6, **more, key=jax.random.key(1)
     )
+
+
+@pytest.fixture(scope="module")
+def whole(case):
+    """A pruning in three stages whose constants are all finite."""
+    return prune(*case, stages=flj.Stages(3, recalibrate=statistics))
 
 
 def test_stages_after_the_first_see_constants_of_the_weights_before_them(case):
@@ -86,7 +94,7 @@ def test_constants_of_another_make_are_refused(case):
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_constants_that_are_not_finite_end_a_pruning(case, calls):
+def test_constants_that_are_not_finite_end_a_pruning(case, whole, calls):
     """With the weights of the stage after which they were made."""
     made = []
 
@@ -95,7 +103,6 @@ def test_constants_that_are_not_finite_end_a_pruning(case, calls):
         constants = statistics(params, batches)
         return jax.tree.map(lambda c: c * jnp.nan, constants) if len(made) >= calls else constants
 
-    whole = prune(*case, stages=flj.Stages(3, recalibrate=statistics))
     result = prune(*case, stages=flj.Stages(3, recalibrate=recalibrate))
     assert len(result.stages) == calls
     assert result.stages == whole.stages[:calls]

@@ -199,7 +199,7 @@ def test_stages_with_a_fitted_inverse_are_exact_and_monotone(key, selection):
         WOODFISHER,
         batches,
         sparsity=0.7,
-        stages=3,
+        stages=2,
         compensation=flj.compensation.group(),
         selection=selection,
     )
