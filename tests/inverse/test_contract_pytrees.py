@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import fishleg_jax as flj
+from tests import dense
 from tests.inverse.test_contract import ROWS
 
 TREE_ROWS = ("identity", "fishleg")
@@ -73,7 +74,11 @@ def pruned(row, tree):
 def test_any_pytree(row, tree):
     """Through the whole of one-shot pruning, so that masks and reports go through it too."""
     model, params, batch, estimator, result = pruned(row, tree)
-    for out in (result.params, result.masks, estimator.multiply(result.state, params)):
+    for out in (
+        result.params,
+        result.masks,
+        dense.jitted(estimator.multiply)(result.state, params),
+    ):
         assert jax.tree.structure(out) == jax.tree.structure(params)
         assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, params)
     weights = result.report.total.weights

@@ -171,7 +171,7 @@ def test_a_prepared_state_has_no_decomposition_left_to_do(key):
     state = flj.fit(estimator, params, [batch], key=key)
     texts = [
         str(jax.make_jaxpr(f)(s, params))
-        for s in (state, estimator.prepare(state, params))
+        for s in (state, dense.jitted(estimator.prepare)(state, params))
         for f in (estimator.multiply, estimator.diagonal)
     ]
     assert ["cholesky" in text for text in texts] == [True, True, False, False]

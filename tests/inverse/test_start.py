@@ -51,7 +51,7 @@ def test_one_pass_gives_the_fisher_of_all_batches(x64, factor):
     fisher = np.kron(np.asarray(root.T @ root), np.eye(2))
     expected = np.linalg.inv(fisher + 0.1 * np.eye(12))
     if factor is factors.diagonal:  # random signs have no noise of their own
-        diagonal = estimator.fisher_diagonal(state, params)
+        diagonal = dense.jitted(estimator.fisher_diagonal)(state, params)
         expected = jnp.tile(jnp.diag(root.T @ root)[:, None], 2)
         np.testing.assert_allclose(diagonal, expected, rtol=1e-9)
     elif factor is factors.spectral:  # the damping of the others is another one
@@ -99,7 +99,7 @@ def test_moments_follow_a_network_that_moves():
     batches = [(first, None)] * 8 + [(second, None)] * 40
     params = jnp.ones((2, 3))
     state = flj.fit(estimator, params, batches, key=jax.random.key(0))
-    found = estimator.fisher_diagonal(state, params)
+    found = dense.jitted(estimator.fisher_diagonal)(state, params)
     assert found[0].max() < 1e-3 and found[1].min() > 0.5
 
 
@@ -110,8 +110,9 @@ def test_a_changed_damping_stays_as_a_factor():
     states = [flj.fit(estimator, params, [(inputs, None)], key=jax.random.key(1))] * 2
     states[1] = flj.inverse.with_damping(states[0], 3 * float(states[0].damping))
     twice = 2 * inputs, None  # four times the Fisher
+    update = jax.jit(estimator.update)
     for i in range(20):
-        states = [estimator.update(s, params, twice, jax.random.key(i)) for s in states]
+        states = [update(s, params, twice, jax.random.key(i)) for s in states]
     assert float(states[1].damping / states[0].damping) == pytest.approx(3, rel=1e-5)
     assert float(states[0].damping) == pytest.approx(4 * RELATIVE_DAMPING, rel=0.3)
 
@@ -128,7 +129,7 @@ def test_a_carried_state_is_refined_in_a_quarter_of_a_fit():
         estimator, params, cut(2 * sign), key=key, state=old, on_update=lambda *a: calls.append(a)
     )
     assert len(calls) == 2 and int(old.count) == 8 and int(new.count) == 4
-    trace = [float(estimator.fisher_diagonal(s, params).mean()) for s in (old, new)]
+    trace = [float(dense.jitted(estimator.fisher_diagonal)(s, params).mean()) for s in (old, new)]
     assert trace == pytest.approx([1, 2.5], rel=1e-4)  # signs have no noise
     assert float(new.damping) == pytest.approx(2.5 * RELATIVE_DAMPING, rel=1e-4)
     with pytest.raises(ValueError, match="carries no state on"):

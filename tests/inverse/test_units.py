@@ -114,7 +114,7 @@ def test_layers_that_share_a_name_do_not_share_a_factor():
     except ValueError as error:
         assert "a/b" in str(error)  # refusing is as good
     else:
-        out = estimator.multiply(state, jax.tree.map(jnp.ones_like, params))
+        out = dense.jitted(estimator.multiply)(state, jax.tree.map(jnp.ones_like, params))
         jax.tree.map(lambda x: np.testing.assert_allclose(x, 0.5), out)
 
 

@@ -32,7 +32,7 @@ def test_a_state_at_another_damping_is_that_of_a_fit_there(x64, name):
     assert moved.damping.dtype == state.damping.dtype
     found = [dense.inverse_matrix(estimator, moved, params)]
     if estimator.prepare is not None:  # made for a damping, which must not stay in it
-        ready = flj.inverse.with_damping(estimator.prepare(state, params), 0.1)
+        ready = flj.inverse.with_damping(dense.jitted(estimator.prepare)(state, params), 0.1)
         found.append(dense.inverse_matrix(estimator, ready, params))
     for matrix in found:
         np.testing.assert_allclose(matrix, wanted, atol=1e-9 * abs(wanted).max())

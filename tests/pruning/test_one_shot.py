@@ -82,7 +82,7 @@ def test_fishleg_prunes_as_much_as_was_asked_for(fitted):
 def test_scores_masks_and_weights_belong_together(fitted):
     """What a user puts together by hand is what `prune_one_shot` does."""
     params, _, estimator, result = fitted
-    scores = flj.obs_saliency(params, estimator.diagonal(result.state, params))
+    scores = flj.obs_saliency(params, dense.jitted(estimator.diagonal)(result.state, params))
     masks = flj.make_masks(scores, 0.7)
     jax.tree.map(np.testing.assert_array_equal, masks, result.masks)
     everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
@@ -104,7 +104,7 @@ def test_report_agrees_with_the_masks(fitted):
         assert row.kept == int(mask.sum()) and row.sparsity == 1 - row.kept / row.weights
     assert total.weights == 36 and total.weights - total.kept == 25
     assert sum(r.share for r in rows) == pytest.approx(1)
-    scores = flj.obs_saliency(params, estimator.diagonal(result.state, params))
+    scores = flj.obs_saliency(params, dense.jitted(estimator.diagonal)(result.state, params))
     removed = sum(
         float(jnp.where(m, 0, s).sum())
         for s, m in zip(jax.tree.leaves(scores), jax.tree.leaves(result.masks), strict=True)
