@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--method", choices=subjects.METHODS, default="fishleg", help="default: fishleg")
     option(parser, "--sparsity", arguments.sparsity, 0.9)
     option(parser, "--examples", arguments.at_least(1), 2000, "test images, at most")
-    option(parser, "--repeats", arguments.at_least(1), 10, "rounds of the timing")
+    option(parser, "--seconds", arguments.positive, 10.0, "of the timing, for each batch size")
     option(parser, "--seed", arguments.seed, 0)
     out = Path("results/deploy")
     add("--out", type=Path, default=out, help=f"default: {out}")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"--out {args.out} can't be written: {error.strerror}")
-    settings = {name: getattr(args, name) for name in ("method", "sparsity", "examples", "repeats")}
+    settings = {name: getattr(args, name) for name in ("method", "sparsity", "examples", "seconds")}
     rows = []
     for name in args.network:
         subject = subjects.make(
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "seed": args.seed,
             "settings": settings,
         }
-        rows += [row | further for row in measuring.measure(subject, args.repeats, args.out)]
+        rows += [row | further for row in measuring.measure(subject, args.seconds, args.out)]
     print(tables.of_rows(rows, COLUMNS))
     print(files.write_json(args.out / "results.json", rows))
     print(plots.draw(args.out / "accuracy_vs_ms.png", rows))
