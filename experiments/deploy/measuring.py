@@ -69,7 +69,7 @@ def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, seconds: float) -> dict
     calls = {}
     for name, run in runs.items():
         run(inputs)  # compiles
-        calls[name] = max(1, round(SHORTEST / _seconds(run, inputs, 1)))
+        calls[name] = max(1, round(SHORTEST / min(_seconds(run, inputs, 1) for _ in range(3))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while len(times[BASE]) < FEWEST or time.perf_counter() < end:
