@@ -12,15 +12,16 @@ from experiments.deploy.paths import BASE, PATHS, Deployed, Run
 from experiments.deploy.subjects import Subject
 
 BATCHES = (1, 128)
-SHORTEST = 0.005  # seconds of one measurement; shorter calls are repeated
+SHORTEST = 0.001  # seconds of one measurement; shorter calls are repeated
+FEWEST = 5  # rounds
 
 
-def measure(subject: Subject, repeats: int, out: Path) -> list[dict[str, Any]]:
+def measure(subject: Subject, seconds: float, out: Path) -> list[dict[str, Any]]:
     """Measures every path of one network.
 
     Args:
         subject: the network.
-        repeats: rounds in which every path is timed once.
+        seconds: of the timing, for each batch size.
         out: folder of the files.
 
     Returns:
@@ -31,7 +32,7 @@ def measure(subject: Subject, repeats: int, out: Path) -> list[dict[str, Any]]:
     for batch in BATCHES:
         ready = {name: _make(name, subject, out, batch) for name in PATHS}
         inputs = subject.test[0][np.arange(batch) % len(subject.test[0])]
-        found = in_turn({name: deployed.run for name, deployed in ready.items()}, inputs, repeats)
+        found = in_turn({name: deployed.run for name, deployed in ready.items()}, inputs, seconds)
         for name, times in found.items():
             ratios = [own / base for own, base in zip(times, found[BASE], strict=True)]
             rows[name] |= {
@@ -54,13 +55,13 @@ def _make(name: str, subject: Subject, out: Path, batch: int) -> Deployed:
     return PATHS[name](subject, stem, batch)
 
 
-def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, repeats: int) -> dict[str, list[float]]:
+def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, seconds: float) -> dict[str, list[float]]:
     """Seconds of one call of each function, in rounds that go through all of them.
 
     Args:
         runs: functions by name.
         inputs: their argument.
-        repeats: number of rounds.
+        seconds: begins no further round after so long, but for the first five.
 
     Returns:
         For each name as many numbers as there are rounds.
@@ -68,10 +69,13 @@ def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, repeats: int) -> dict[s
     calls = {}
     for name, run in runs.items():
         run(inputs)  # compiles
-        calls[name] = max(1, round(SHORTEST / _seconds(run, inputs, 1)))
+        calls[name] = max(1, round(SHORTEST / min(_seconds(run, inputs, 1) for _ in range(3))))
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    end = time.perf_counter() + seconds
+    while len(times[BASE]) < FEWEST or time.perf_counter() < end:
         for name, run in runs.items():
+            if calls[name] > 1:  # the path before has left its own data in the caches
+                run(inputs)
             times[name].append(_seconds(run, inputs, calls[name]))
     return times
 

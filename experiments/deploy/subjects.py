@@ -13,7 +13,7 @@ from experiments.models import cases, recalibration
 from experiments.models.specs import MODELS
 
 NETWORKS = {"digits": "cnn", "resnet20": "resnet20"}
-METHODS = ("fishleg", "magnitude")
+METHODS = ("magnitude", "fishleg")
 EXAMPLES = 2048  # training examples for the curvature
 
 
