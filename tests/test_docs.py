@@ -23,6 +23,7 @@ MODULES = (
     "inverse",
     "inverse.factors",
     "likelihoods",
+    "patterns",
     "schedules",
     "selection",
     "targets",
