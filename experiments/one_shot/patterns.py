@@ -5,8 +5,7 @@
 
 Prints a table of the loss on examples that nothing has seen, in nats per example, for magnitudes
 and for the scores of FishLeg, each without compensation and with the group solve, and for the
-library's default.
-The curvature sees training examples only, the loss test examples only.
+library's default.  The curvature sees training examples only, the loss test examples only.
 """
 
 import argparse
