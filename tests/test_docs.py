@@ -24,6 +24,7 @@ MODULES = (
     "inverse",
     "inverse.factors",
     "likelihoods",
+    "patterns",
     "schedules",
     "selection",
     "targets",

@@ -4,8 +4,8 @@
     python -m experiments.one_shot.patterns --model resnet20 --pattern blocks4x4 --sparsity 0.5
 
 Prints a table of the loss on examples that nothing has seen, in nats per example, for magnitudes
-and for FishLeg, each without compensation and with the group solve, and for the library's default.
-The curvature sees training examples only, the loss test examples only.
+and for the scores of FishLeg, each without compensation and with the group solve, and for the
+library's default.  The curvature sees training examples only, the loss test examples only.
 """
 
 import argparse
@@ -25,16 +25,17 @@ from experiments.models.specs import MODELS, as_batch
 from experiments.one_shot.__main__ import PATTERNS
 from experiments.running import arguments, files
 
-METHODS = ("magnitude", "magnitude, group", "fishleg", "fishleg, group", "default")
+SCORES = ("magnitude", "obs", "obd", "mixture")
+METHODS = (*SCORES, *(f"{scores}, group" for scores in SCORES), "default")
 
 
 def options_of(method: str, state: object) -> dict:
-    """Arguments of `prune_one_shot` for a method."""
+    """Arguments of `prune_one_shot` for a method: its scores, and a compensation or none."""
     if method == "default":
         return {}
-    saliency, _, compensation = method.partition(", ")
+    scores, _, compensation = method.partition(", ")
     return {
-        "saliency": "magnitude" if saliency == "magnitude" else "obs",
+        "saliency": scores,
         "compensation": getattr(flj.compensation, compensation or "none")(),
         "stages": flj.Stages(1, state=state),
     }

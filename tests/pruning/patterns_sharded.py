@@ -27,16 +27,11 @@ ESTIMATORS = {
     "mfac": flj.inverse.mfac(MODEL, 1e-3, window=32),
     "fishleg": flj.inverse.fishleg(MODEL, 0.1, kind="empirical", samples=4),
 }
-KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+KINDS = {"auto": AxisType.Auto}
 SPECS = {
     "auto": {
         "Dense_0": {"kernel": P(None, "x"), "bias": P("x")},
         "Dense_1": {"kernel": P("x", None), "bias": P()},
-    },
-    # with Explicit axes the model must not sum over a sharded axis
-    "explicit": {
-        "Dense_0": {"kernel": P(), "bias": P()},
-        "Dense_1": {"kernel": P(None, "x"), "bias": P("x")},
     },
 }
 

@@ -311,7 +311,7 @@ def test_fishleg_refines_until_the_last_weight_has_gone():
         ({"sparsity": 1.0}, "sparsity must be a number in \\[0, 1\\), got 1.0"),
         ({"sparsity": "0.5"}, "sparsity must be a number in \\[0, 1\\) or a function of the step"),
         ({"estimator": MODEL}, "estimator must be an InverseFisher"),
-        ({"scope": "leaf"}, "scope must be one of global, layer, got 'leaf'"),
+        ({"scope": "leaf"}, "scope must be one of global, layer, erk or a mapping"),
         ({"compensation": flj.compensation.group}, "compensation must be one of flj.compensation"),
         ({"compensation": "group"}, "compensation must be one of flj.compensation, .* got 'group'"),
         ({"aux_every": 0}, "aux_every must be a whole number of steps, at least 1, got 0"),

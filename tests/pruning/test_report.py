@@ -155,7 +155,7 @@ def test_to_dict_is_ready_for_json():
 
 def test_a_report_is_still_a_tuple():
     report = some_report(stages=(), left_out=())
-    rows, total, stages, stopped, left_out, started = report
-    assert report == Report(rows, total, stages, stopped, left_out, started)
+    rows, total, stages, stopped, left_out, started, remainders = report
+    assert report == Report(rows, total, stages, stopped, left_out, started, remainders)
     assert report._replace(stopped=None).stopped is None
     assert jax.tree.structure(report) == jax.tree.structure(Report(*report))

@@ -87,7 +87,7 @@ def _renewal(
     If both overlap the estimate goes on, so that it is ready for the one that comes first.
     """
     last = inputs.step + plan.renew - 1  # last step of a window that would begin here
-    then = request_of(plan, groups_in(plan, state, inputs.params), last, state.asked)
+    then = request_of(plan, groups_in(plan, state, inputs.params), last, state)
     ending = then.flat & jnp.any(then.counts > state.pruned)
     begins = (last % plan.mask_every == 0) & ~ending
     inside = (-inputs.step % plan.mask_every < plan.renew) | ending

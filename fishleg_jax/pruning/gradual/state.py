@@ -157,11 +157,10 @@ def check(state: Any) -> Check:
         )
     # Read the counters.
     requested = int(np.asarray(found.pruned, np.int64).sum())
-    pruned = sum(
-        int(_tree.count(~mask))
-        for name, mask in _tree.named_leaves(found.masks)
-        if name in found.weights
-    )
+    pruned = requested  # of which whole groups may leave a few, so count where there are masks
+    if found.masks is not None:
+        named = _tree.named_leaves(found.masks)
+        pruned = sum(int(_tree.count(~mask)) for name, mask in named if name in found.weights)
     weights = sum(int(np.asarray(x, np.int64).sum()) for x in found.weights.values())
     sparsity = pruned / weights
     violations, failures, overdue = map(int, (found.violations, found.failures, found.overdue))
