@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import fishleg_jax as flj
 from experiments.data import datasets
-from experiments.models import cases, recalibration
-from experiments.models.specs import MODELS
+from experiments.models import cases, recalibration, resizing
+from experiments.models.specs import MODELS, Spec
 
 NETWORKS = {"digits": "cnn", "resnet20": "resnet20"}
 METHODS = ("magnitude", "fishleg")
+HALF = 0.5  # of the operations, that the network with fewer units keeps
 EXAMPLES = 2048  # training examples for the curvature
 
 
@@ -29,6 +31,9 @@ class Subject(NamedTuple):
         masks: which of them are kept.
         sparsity: fraction of the prunable weights that is zero.
         test: inputs and labels.
+        small: function `(params, inputs) -> outputs` of the network with fewer units.
+        small_params: its parameters, physically smaller.
+        share: operations of that network over those of the dense one.
     """
 
     name: str
@@ -39,6 +44,9 @@ class Subject(NamedTuple):
     masks: Any
     sparsity: float
     test: datasets.Arrays
+    small: Callable[[Any, Any], Any]
+    small_params: Any
+    share: float
 
 
 def make(
@@ -86,6 +94,7 @@ def make(
     after = constants
     if constants:
         after = recalibration.recalibrated(spec, result.params, constants, train, seed)
+    small = fewer_units(spec, params, constants, train, seed)
     return Subject(
         name,
         partial(_predict, spec.model, constants),
@@ -95,7 +104,38 @@ def make(
         result.masks,
         flj.sparsity(result.params, spec.prunable),
         (inputs[:examples], labels[:examples]),
+        *small,
     )
+
+
+def fewer_units(
+    spec: Spec, params: Any, constants: Any, train: datasets.Arrays, seed: int
+) -> tuple[Callable[[Any, Any], Any], Any, float]:
+    """The network with half of its operations: whole units go, those of the smallest weights.
+
+    Batch norm is recomputed afterwards, and nothing is trained.
+
+    Returns:
+        The function, its parameters, and its operations over those of the dense network.
+    """
+
+    def network(params: Any, inputs: Any, *constants: Any) -> Any:
+        with resizing.sizes_of_params():
+            return spec.model.predict(params, inputs, *constants)
+
+    inputs = train[0][:8]
+    given = {"constants": constants} if constants else {}
+    squares = jax.tree.map(jnp.square, params)
+    whole = flj.compact(network, params, None, inputs, **given).report.flops[0]
+    goal = flj.targets.flops(HALF * whole)
+    masks = flj.choose_units(network, params, squares, goal, inputs, multiple_of=8, **given)
+    small = flj.compact(network, params, masks, inputs, **given)
+    after = small.constants
+    if constants:
+        with resizing.sizes_of_params():
+            after = recalibration.recalibrated(spec, small.params, after, train, seed)
+    function = partial(_predict, spec.model._replace(predict=network), after)
+    return function, small.params, small.report.flops[1] / whole
 
 
 def _predict(model: flj.Model, constants: Any, params: Any, inputs: Any) -> Any:

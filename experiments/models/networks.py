@@ -72,7 +72,7 @@ class Block(nn.Module):
         """Maps images to images with `features` channels, smaller by `stride`."""
         y = nn.relu(_norm(train, "bn1")(_conv(self.features, 3, self.stride, "conv1")(x)))
         y = _norm(train, "bn2")(_conv(self.features, 3, 1, "conv2")(y))
-        if x.shape[-1] != self.features:
+        if x.shape != y.shape:
             x = _conv(self.features, 1, self.stride, "downsample_0")(x)
             x = _norm(train, "downsample_1")(x)
         return nn.relu(x + y)

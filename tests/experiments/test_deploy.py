@@ -12,7 +12,7 @@ import fishleg_jax as flj
 from experiments.deploy import __main__ as deploy
 from experiments.deploy import measuring, paths, subjects
 
-ONNX = ("dense, onnxruntime", "zeros, onnxruntime")
+ONNX = ("dense, onnxruntime", "zeros, onnxruntime", "fewer units, onnxruntime")
 WITHOUT_ONNX = {name: make for name, make in paths.PATHS.items() if name not in ONNX}
 
 
@@ -27,7 +27,9 @@ def subject():
     labels = np.asarray(predict(pruned, inputs).argmax(axis=-1))
     labels = np.where(np.arange(10) == 0, (labels + 1) % 4, labels)
     return subjects.Subject(
-        "digits", predict, predict, params, pruned, masks, 0.5, (inputs, labels)
+        "digits",
+        *(predict, predict, params, pruned, masks, 0.5, (inputs, labels)),
+        *(predict, pruned, 0.5),
     )
 
 
