@@ -148,54 +148,46 @@ def measure(name: str, args: argparse.Namespace, number: int) -> list[dict[str, 
     case = flj.inverse.identity()._replace(multiply=product)
     compiled = jax.jit(product)
 
-    found, reference = [], None
-    system = make_system(curvature, params, masks, damping)
-    for rank in (0, *args.rank):
-        whole = state, coupled.leading(rank)
+    def auxiliary(whole: Any) -> jax.Array:
+        """Auxiliary losses of the same probes, on the other images."""
         losses = []
         for i in range(PROBES):
             u = random_normal(params, masks, jax.random.fold_in(key, 1000 + i))
             z = compiled(whole, u)
             image = elsewhere.product(kept, z)
             losses.append(float((_dot(z, image) + damping * _dot(z, z)) / 2 - _dot(u, z)))
-        losses = jnp.array(losses)
+        return jnp.array(losses)
+
+    system = make_system(curvature, params, masks, damping)
+
+    def solved(estimator: flj.InverseFisher, state: Any) -> dict[str, Any]:
+        """Iterations of a solve, and the loss after a short one."""
+        _, record = solve(system, estimator, state, iterations=args.iterations, tolerance=1e-2)
+        x, _ = solve(system, estimator, state, iterations=SHORT, tolerance=0.0)
+        done = len(record.residual) - 1
+        return {
+            "iterations": done if record.residual[-1] <= 1e-2 else f"> {done}",
+            "loss": float(elsewhere.loss(jax.tree.map(jnp.add, kept, x)) - elsewhere.loss(params)),
+        }
+
+    found, reference = [], None
+    for rank in (0, *args.rank):
+        whole = state, coupled.leading(rank)
+        losses = auxiliary(whole)
         reference = losses if reference is None else reference
         difference = losses - reference
-        _, record = solve(system, case, whole, iterations=args.iterations, tolerance=1e-2)
-        x, _ = solve(system, case, whole, iterations=SHORT, tolerance=0.0)
-        moved = jax.tree.map(jnp.add, kept, x)
-        done = len(record.residual) - 1
-        found.append(
-            {
-                "network": name,
-                "seed": number,
-                "rank": rank,
-                "leading": float(coupled.values[min(rank, half - 1)]),
-                "auxiliary_loss": float(losses.mean()),
-                "difference": float(difference.mean()),
-                "error": float(difference.std(ddof=1) / PROBES**0.5),
-                "iterations": done if record.residual[-1] <= 1e-2 else f"> {done}",
-                "loss": float(elsewhere.loss(moved) - elsewhere.loss(params)),
-            }
-        )
-    # beside them the diagonal estimate
-    diagonal = flj.inverse.diagonal(model, damping)
-    fitted = flj.fit(diagonal, kept, own, key=key, masks=masks)
-    _, record = solve(system, diagonal, fitted, iterations=args.iterations, tolerance=1e-2)
-    x, _ = solve(system, diagonal, fitted, iterations=SHORT, tolerance=0.0)
-    moved = jax.tree.map(jnp.add, kept, x)
-    done = len(record.residual) - 1
-    found.append(
-        {
-            **dict.fromkeys(("leading", "auxiliary_loss", "difference", "error"), float("nan")),
-            "network": name,
-            "seed": number,
-            "rank": "diagonal",
-            "iterations": done if record.residual[-1] <= 1e-2 else f"> {done}",
-            "loss": float(elsewhere.loss(moved) - elsewhere.loss(params)),
+        measured = {
+            "leading": float(coupled.values[min(rank, half - 1)]),
+            "auxiliary_loss": float(losses.mean()),
+            "difference": float(difference.mean()),
+            "error": float(difference.std(ddof=1) / PROBES**0.5),
         }
-    )
-    return found
+        found.append({"rank": rank} | measured | solved(case, whole))
+    diagonal = flj.inverse.diagonal(model, damping)  # beside them
+    fitted = flj.fit(diagonal, kept, own, key=key, masks=masks)
+    unknown = dict.fromkeys(measured, float("nan"))
+    found.append({"rank": "diagonal"} | unknown | solved(diagonal, fitted))
+    return [{"network": name, "seed": number} | row for row in found]
 
 
 def random_normal(params: Any, masks: Any, key: jax.Array) -> Any:

@@ -86,7 +86,6 @@ result = flj.prune_one_shot(model, params, estimator, batches, sparsity=0.5)
 flj.prune_one_shot(model, params, estimator, batches, sparsity="0.5")  # wrong type
 flj.prune_one_shot(model, params, batches, sparsity=0.5)  # no estimator
 flj.prune_one_shot(model, params, estimator, batches, sparsity=0.5, prunabel="k")  # misspelt
-flj.prune_one_shot(model, params, estimator, batches)  # no sparsity
 flj.prune_one_shot(model, params, estimator, batches, sparsity=0.5, compensation=lambda p: p)  # one
 flj.prune_one_shot(model, params, estimator, batches, sparsity=0.5).mask  # masks
 flj.fit(estimator, params, batches, key=key, stages=3)  # unknown

@@ -79,6 +79,8 @@ def _onnx(function: Callable, params: Any, subject: Subject, stem: Path) -> Depl
     difference = flj.export.to_onnx(function, params, subject.test[0][:4], file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # idle threads would go on spinning while the other paths are timed
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # it warns of shapes that jax2onnx annotates wrongly
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -16,6 +16,19 @@ import orbax.checkpoint as ocp
 KEPT = 2  # the newest, and one more
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, for jobs that nobody announces the end of.
+
+    Orbax up to 0.11.36, which jax2onnx asks for, inquires after that with every checkpoint of
+    several processes, and jax 0.10 raises an error unless its service for it was started.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never."""
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in a folder of its own.
 
@@ -33,7 +46,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._manager = _Manager(folder.resolve(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         """For `with`, which closes the folder."""

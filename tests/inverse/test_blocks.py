@@ -15,7 +15,6 @@ from fishleg_jax.inverse import factors
 from fishleg_jax.inverse._kronecker import blocks as _kronecker_blocks
 from fishleg_jax.inverse._kronecker import frames
 from fishleg_jax.inverse._kronecker.units import make_units
-from fishleg_jax.inverse._woodbury import blocks as _woodbury_blocks
 from tests import dense
 
 fishleg = functools.partial(flj.inverse.fishleg, damping=0.1)
@@ -111,7 +110,6 @@ def forms(pieces, product):
 def all_blocks(estimator, state, params, fisher, most, monkeypatch):
     """Pieces by (tiles, leaf) of all tiles, compiled at once."""
     monkeypatch.setattr(_kronecker_blocks, "MOST", most)
-    monkeypatch.setattr(_woodbury_blocks, "MOST", most)
     names = DENSE if most == 64 else IN_PIECES
     function = lambda s, p: {name: estimator.blocks(s, p, TILES[name], fisher) for name in names}
     found = jax.jit(function)(state, params)

@@ -356,3 +356,49 @@ def test_stages_bring_more_and_more_groups_to_n_of_m():
 def test_one_shot_refuses(sparsity, options, words):
     with pytest.raises(ValueError, match=words):
         pruned(sparsity, **options)
+
+
+def test_units_repeat_along_an_axis_and_constants_are_passed_over():
+    """As `find_couplings` writes them, for fused queries, keys and values and for batch norm."""
+    rng = np.random.default_rng(0)
+    scores = {"out": rng.uniform(size=(8, 3)), "qkv": rng.uniform(size=(5, 24))}
+    pattern = flj.patterns.units([[("constants/norm/mean", 0, 2), ("out", 0, 2), ("qkv", 1, 2)]])
+    masks = flj.make_masks(jax.tree.map(jnp.asarray, scores), 0.5, pattern=pattern, prunable=".*")
+    # four units of two rows of `out` and of two columns in each third of `qkv`
+    rows = scores["out"].reshape(4, 2 * 3).sum(1)
+    columns = scores["qkv"].reshape(5, 3, 4, 2).sum((0, 1, 3))
+    gone = np.argsort(rows + columns)[:2]
+    kept = ~np.isin(np.arange(4), gone)
+    np.testing.assert_array_equal(masks["out"], np.repeat(kept, 2)[:, None] & np.ones((8, 3), bool))
+    expected = np.tile(np.repeat(kept, 2), 3) & np.ones((5, 24), bool)
+    np.testing.assert_array_equal(masks["qkv"], expected)
+
+
+def test_couplings_are_found_and_their_units_pruned_and_removed(key):
+    """Of a network with batch norm and a flattened axis."""
+    keys = jax.random.split(key, 3)
+    params = {
+        "a": jax.random.normal(keys[0], (6, 8)),
+        "norm": {"scale": jnp.ones(8), "bias": jnp.zeros(8)},
+        "c": jax.random.normal(keys[1], (2 * 8, 3)),
+    }
+    stats = {"mean": jnp.full(8, 0.1), "var": jnp.ones(8)}
+
+    def f(params, x, stats):
+        x = (x @ params["a"] - stats["mean"]) * jax.lax.rsqrt(stats["var"] + 1e-5)
+        x = jnp.tanh(x * params["norm"]["scale"] + params["norm"]["bias"])
+        return x.reshape(len(x), -1) @ params["c"]
+
+    x = jax.random.normal(keys[2], (40, 2, 6))
+    model = flj.Model(f, flj.likelihoods.categorical())
+    pattern = flj.patterns.units(flj.find_couplings(f, params, x, constants=stats))
+    batches = [(x[i : i + 20], jnp.arange(20) % 3, stats) for i in (0, 20)]
+    estimator = flj.inverse.diagonal(model)
+    result = flj.prune_one_shot(
+        model, params, estimator, batches, sparsity=0.5, pattern=pattern, stages=1, saliency="obs"
+    )
+    small = flj.compact(f, result.params, result.masks, x, constants=stats)
+    assert small.params["a"].shape == (6, 4) and small.params["c"].shape == (8, 3)
+    np.testing.assert_allclose(
+        f(small.params, x, small.constants), f(result.params, x, stats), atol=1e-5
+    )

@@ -19,7 +19,7 @@ class Progress(NamedTuple):
         number: Number of losses in the current window.
         total: Sum of these losses.
         squares: Sum of their squared differences from their mean.
-        mean: Mean of the window before; infinite if there is none.
+        mean: Mean of the window before; the largest number if there is none.
         variance: Squared standard error of that mean.
         settled: Whether the last whole window was not below the one before by a standard error of
             the difference.
@@ -40,7 +40,7 @@ def init(dtype: jnp.dtype) -> Progress:
         number=jnp.zeros((), jnp.int32),
         total=zero(),
         squares=zero(),
-        mean=jnp.full((), jnp.inf, dtype),
+        mean=jnp.full((), jnp.finfo(dtype).max, dtype),  # finite: any window is below it
         variance=zero(),
         settled=jnp.array(False),
     )

@@ -5,12 +5,14 @@ the weights that it would prune are one unit as well: units are ranked, and go o
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fishleg_jax import _tree
 from fishleg_jax._tiles import Tile, covered, grid_of
 from fishleg_jax.pruning.masks.patterns import Pattern
+
+CONSTANTS = "constants/"  # how `find_couplings` names arrays that are no parameters
 
 
 class Layout(NamedTuple):
@@ -19,7 +21,8 @@ class Layout(NamedTuple):
     Attributes:
         keep: Number of weights that a pruned tile keeps, n of n:m; 0 if it goes as a whole.
         families: Families of units, each a tuple of (position of a leaf, tile): a single one, or
-            with couplings one for each coupled axis.  The tiles of a family have as many units.
+            with couplings one for each coupled axis.  The tiles of a family have as many units, or
+            a multiple of that, where the units repeat along the axis.
     """
 
     keep: int
@@ -78,6 +81,9 @@ def layout_of(
         families = [
             _coupled(coupling, names, shapes, chosen, stacked) for coupling in pattern.couplings
         ]
+        families = [family for family in families if family]
+        if not families:
+            raise ValueError(f"pattern: no leaf of its couplings is prunable, got {pattern}")
     else:
         axes = _axes(pattern, names)
         families = [
@@ -159,6 +165,8 @@ def _coupled(
 ) -> tuple[tuple[int, Tile], ...]:
     members, numbers = [], {}
     for name, axis, size in coupling:
+        if name not in names and name.startswith(CONSTANTS):
+            continue
         if name not in names:
             raise ValueError(
                 f"pattern: units couple {name!r}, which is no leaf; the leaves are: "
@@ -171,9 +179,17 @@ def _coupled(
         numbers[f"{name!r} axis {axis}"] = (*layers, _size(grid_of(own, tile)))
         if chosen[i]:
             members.append((i, (*[1] * len(layers), *tile)))
-    if len(set(numbers.values())) > 1:
+    if len({n[:-1] for n in numbers.values()}) > 1 or not _repeat(numbers.values()):
         found = ", ".join(f"{key}: {'×'.join(map(str, n))}" for key, n in numbers.items())
-        raise ValueError(f"pattern: coupled axes must have as many units each, got {found}")
-    if not members:
-        raise ValueError(f"pattern: no leaf of the coupling {list(numbers)} is prunable")
+        raise ValueError(
+            f"pattern: coupled axes must have as many units each, or multiples, got {found}"
+        )
     return tuple(members)
+
+
+def _repeat(numbers: Iterable[tuple[int, ...]]) -> bool:
+    """Whether numbers of units are equal, or without layers multiples of the smallest."""
+    numbers = list(numbers)
+    least = min(n[-1] for n in numbers)
+    multiples = all(least and n[-1] % least == 0 for n in numbers)
+    return len(set(numbers)) == 1 or (multiples and all(len(n) == 1 for n in numbers))

@@ -119,8 +119,10 @@ def units(
         couplings: Axes that units share, a list for every set of units: of each axis its
             `(key path, axis)`, or `(key path, axis, number of indices)` where a unit has several
             consecutive ones, as a head has.  Unit j is all prunable weights of these leaves at
-            index j; other prunable leaves stay dense.  None: the units of a leaf are all of its
-            weights at one index of its output axis.
+            index j, and if an axis has k times as many indices, as in a kernel of queries, keys and
+            values, at the j-th of each of its k parts; other prunable leaves stay dense.  What
+            `flj.find_couplings` returns does as it is; its constants are passed over.  None: the
+            units of a leaf are all of its weights at one index of its output axis.
         axis: Axis of the units without couplings, counted without the layers of a stacked leaf; or
             a mapping from regular expressions over key paths to axes, where the first match decides
             and other leaves take -1.

@@ -6,6 +6,7 @@ position, as long as no more weights are pruned than are asked for.  The last on
 threshold of single weights, by counting.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,9 @@ def without_lowest_units(
         masks = list(old)
         for family, yes in zip(layout.families, gone, strict=True):
             for leaf, tile in family:
-                out = proposed[leaf, tile] & yes.reshape(_grid(proposed[leaf, tile]))[..., None]
+                grid = _grid(proposed[leaf, tile])
+                repeated = jnp.tile(yes.reshape(-1), math.prod(grid) // yes.size)
+                out = proposed[leaf, tile] & repeated.reshape(grid)[..., None]
                 masks[leaf] &= ~join(out, tile, jnp.zeros_like(masks[leaf]))
         return masks
 
@@ -109,10 +112,12 @@ def _mean_scores(
         out = proposed[leaf, tile]
         total = jnp.sum(jnp.where(out, split(scores[leaf], tile), 0), axis=-1)
         number = jnp.sum(out, axis=-1, dtype=jnp.int32)
-        if len(family) > 1:  # the grids of coupled leaves have their units along different axes
-            total, number = total.reshape(-1), number.reshape(-1)
         totals.append(total)
         numbers.append(number)
+    if len(family) > 1:  # grids of coupled leaves have units along different axes, or repeat them
+        units = min(total.size for total in totals)
+        totals = [total.reshape(-1, units).sum(0) for total in totals]
+        numbers = [number.reshape(-1, units).sum(0) for number in numbers]
     number = sum(numbers)
     return sum(totals) / jnp.maximum(number, 1), number
 
