@@ -61,6 +61,8 @@ def save_function(
     """
     from jax import export
 
+    if isinstance(platforms, str):
+        raise ValueError(f"platforms must be a list of names, such as [{platforms!r}]")
     if masks is not None:
         _tree.check_same(params, masks, "masks")
         params = _tree.apply_mask(params, masks)

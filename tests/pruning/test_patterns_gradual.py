@@ -154,3 +154,35 @@ def test_devices_on_a_named_axis_agree():
 def test_what_a_pattern_cannot_meet_is_refused(sparsity, options, words):
     with pytest.raises(ValueError, match=words):
         flj.gradual_prune(flj.inverse.identity(), sparsity, **options).init(problem()[0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"pattern": flj.patterns.blocks((3, 3))},
+        {"scope": {"a": 0.3, "b": 0.6}},
+    ],
+    ids=["blocks", "densities"],
+)
+def test_a_schedule_that_ends_out_of_reach_is_refused(arguments):
+    params = {"a": jnp.ones((10, 14)), "b": jnp.ones((14, 5))}
+    tx = flj.gradual_prune(
+        flj.inverse.identity(), flj.schedules.cubic(0.9, begin=1, end=9), masks=None, **arguments
+    )
+    with pytest.raises(ValueError, match="sparsity must be"):
+        tx.init(params)
+    with pytest.raises(ValueError, match="sparsity must be"):
+        jax.jit(tx.init)(params)
+
+
+def test_densities_of_leaves_that_are_not_pruned_are_refused():
+    scores = {"w": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match="'bias' must match a prunable leaf"):
+        flj.make_masks(scores, scope={"bias": 0.5})
+
+
+def test_a_coupling_that_names_an_axis_twice_is_refused():
+    scores = {"w": jnp.ones((4, 4))}
+    pattern = flj.patterns.units([[("w", 1), ("w", -1)]])
+    with pytest.raises(ValueError, match="name axis 1 of 'w' once"):
+        flj.make_masks(scores, 0.5, pattern=pattern)

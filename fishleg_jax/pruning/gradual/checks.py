@@ -211,6 +211,16 @@ def _check_reach(sparsity: Any, pattern: Pattern | None) -> None:
             )
 
 
+def end_of(sparsity: Any) -> Any:
+    """Sparsity that a function of the step ends at; anything else as it is."""
+    if not callable(sparsity):
+        return sparsity
+    with jax.ensure_compile_time_eval():
+        final = getattr(sparsity, "final", None)
+        final = sparsity(jnp.asarray(STEPS[-1], jnp.int32)) if final is None else final
+    return round(float(final), 6) if _concrete(final) else sparsity
+
+
 def check_sizes(groups: Groups) -> None:
     """Raises a ValueError if more weights share a threshold than can be counted."""
     sizes = [*groups.sizes, groups.weights if groups.scope in ("erk", "densities") else 0]

@@ -153,7 +153,7 @@ def gradual_prune(
             check_same_model(estimator.model, model, params)
         # Decide which leaves are pruned, and which weights are pruned from the start.
         groups = make_groups(params, leaves.prunable, scope, leaves.stacked, pattern)
-        target_of(groups, sparsity)
+        target_of(groups, _gradual_checks.end_of(sparsity))
         _gradual_checks.check_sizes(groups)
         first = first_masks(params, groups, masks)
         if isinstance(masks, str):

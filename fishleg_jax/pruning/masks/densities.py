@@ -89,7 +89,10 @@ def by_name(
     for key, density in densities.items():
         if not numbers.is_number(density) or not 0 < density <= 1:
             raise ValueError(f"scope: a density must be in (0, 1], got {density!r} for {key!r}")
-        rules.append((_tree.matches(key, leaves, "scope"), float(density)))
+        matches = _tree.matches(key, leaves, "scope")
+        if not any(match and yes for match, yes in zip(matches, chosen, strict=True)):
+            raise ValueError(f"scope: {key!r} must match a prunable leaf, got only others")
+        rules.append((matches, float(density)))
     return tuple(
         next((density for match, density in rules if match[i]), 1.0) if chosen[i] else 1.0
         for i in range(len(names))

@@ -163,7 +163,7 @@ def _coupled(
     chosen: Sequence[bool],
     stacked: Sequence[bool],
 ) -> tuple[tuple[int, Tile], ...]:
-    members, numbers = [], {}
+    members, numbers, seen = [], {}, set()
     for name, axis, size in coupling:
         if name not in names and name.startswith(CONSTANTS):
             continue
@@ -174,7 +174,11 @@ def _coupled(
             )
         i = names.index(name)
         own = shapes[i][1:] if stacked[i] else shapes[i]
-        tile = _unit(name, own, _position("units", name, own, axis), size)
+        position = _position("units", name, own, axis)
+        if (i, position) in seen:
+            raise ValueError(f"pattern: a coupling must name axis {position} of {name!r} once")
+        seen.add((i, position))
+        tile = _unit(name, own, position, size)
         layers = shapes[i][:1] if stacked[i] else ()
         numbers[f"{name!r} axis {axis}"] = (*layers, _size(grid_of(own, tile)))
         if chosen[i]:
