@@ -11,6 +11,8 @@ from flax import nnx
 import fishleg_jax as flj
 from tests.compaction import networks
 
+pytestmark = pytest.mark.slow
+
 S = np.s_
 IMAGES = jax.random.normal(jax.random.key(1), (6, 6, 6, 2))
 TOKENS = jax.random.randint(jax.random.key(2), (6, 4), 0, 7)

@@ -122,7 +122,7 @@ def all_blocks(estimator, state, params, fisher, most, monkeypatch):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("most", [64, 2])
+@pytest.mark.parametrize("most", [64, pytest.param(2, marks=pytest.mark.slow)])
 def test_blocks_are_those_of_the_dense_inverse(row, most, monkeypatch):
     estimator, params, state = fitted(row)
     matrix = dense.matrix_of(lambda v: estimator.multiply(state, v), params)
