@@ -75,7 +75,7 @@ def samples(model: flj.Model, params: Any, batches: Sequence, masks: Any, key: A
 
 
 class Coupled:
-    """The correction of one estimate, of which leading directions can be taken.
+    """Low-rank correction of one estimate, cut to its leading directions on request.
 
     Attributes:
         images: `Y`, a row for each direction, the leading one first.

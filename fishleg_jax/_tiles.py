@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 Tile = tuple[int, ...]
 
@@ -62,9 +61,3 @@ def join(tiles: jax.Array, tile: Tile, around: jax.Array) -> jax.Array:
     if x.shape == around.shape:
         return x
     return around.at[tuple(slice(n) for n in x.shape)].set(x)
-
-
-def spread(values: jax.Array, tile: Tile, around: jax.Array) -> jax.Array:
-    """Gives every entry of a tile the tile's value, of shape grid."""
-    wide = jnp.broadcast_to(values[..., None], (*values.shape, math.prod(tile)))
-    return join(wide, tile, around)

@@ -46,8 +46,8 @@ def prune(
         wanted: compensation, and the sparsity to end at.
         job: data and options shared by all methods; its photos for the curvature are those of all
             stages, which take them in turn.
-        start: gives the mean of the Fisher's diagonal, of which the damping is a tenth unless one
-            is given.
+        start: gives the mean of the Fisher's diagonal; unless a damping is given, it is a tenth of
+            that.
         identity: fields that identify the pruning.
         keep: called at the end with the request, the pruned weights and fields of the result.
 
@@ -80,8 +80,8 @@ def prune(
         row = {key: numbers[key] for key in NUMBERS if key in numbers}
         rows.append(row | {"fit_seconds": fit, "seconds": time.perf_counter() - begin})
         write(paths[stage], params, rows)
-        told = ", ".join(f"{key} {value:.3g}" for key, value in rows[-1].items())
-        print(f"{name}: stage {stage + 1} of {number}, {told}", flush=True)
+        numbers_of_stage = ", ".join(f"{key} {value:.3g}" for key, value in rows[-1].items())
+        print(f"{name}: stage {stage + 1} of {number}, {numbers_of_stage}", flush=True)
     fields = {
         "damping": damping if name != "magnitude" else None,
         "solve_damping": rows[-1].get("damping"),
@@ -164,6 +164,6 @@ def read(path: Path, like: Any) -> tuple[Any, list[dict]]:
 
 def _folder(out: Path, identity: dict[str, Any], wanted: Wanted) -> Path:
     """A folder for the stages of one pruning, named after what identifies it."""
-    told = repr((sorted(identity.items(), key=str), wanted))
-    digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+    identifying = repr((sorted(identity.items(), key=str), wanted))
+    digest = hashlib.sha256(identifying.encode()).hexdigest()[:12]
     return out / "stages" / f"{identity['method']}_{wanted.sparsity:g}_{digest}"

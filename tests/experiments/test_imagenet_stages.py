@@ -10,18 +10,9 @@ import fishleg_jax as flj
 from experiments.imagenet import __main__ as imagenet
 from experiments.imagenet import in_stages
 from tests.experiments import small_imagenet as small
-from tests.experiments.test_imagenet import ARGUMENTS
+from tests.experiments.test_imagenet import ARGUMENTS, shared  # noqa: F401  # a fixture
 
 STAGES = ["--stages=3", "--stage-photos=20", "--sparsity=0.75", "--method=fishleg"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shared")
-    small.write_shared(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FISHLEG_SHARED", str(folder))
-        yield folder
 
 
 def run(out, *arguments):

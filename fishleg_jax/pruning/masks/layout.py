@@ -5,6 +5,7 @@ the weights that it would prune are one unit as well: units are ranked, and go o
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -98,21 +99,14 @@ def layout_of(
 def most_to_prune(layout: Layout | None, shapes: Sequence[tuple[int, ...]], leaf: int) -> int:
     """Number of weights of a leaf that a pattern can prune."""
     if layout is None:
-        return _size(shapes[leaf])
+        return math.prod(shapes[leaf])
     tiles = layout.tiles_of(leaf)
     if not tiles:
         return 0
     if len(tiles) > 1:  # units that couplings make divide every axis
-        return _size(shapes[leaf])
+        return math.prod(shapes[leaf])
     tile = tiles[0]
-    return covered(shapes[leaf], tile) // _size(tile) * (_size(tile) - layout.keep)
-
-
-def _size(shape: Sequence[int]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
+    return covered(shapes[leaf], tile) // math.prod(tile) * (math.prod(tile) - layout.keep)
 
 
 def _axes(pattern: Pattern, names: Sequence[str]) -> list[int | None]:
@@ -180,7 +174,7 @@ def _coupled(
         seen.add((i, position))
         tile = _unit(name, own, position, size)
         layers = shapes[i][:1] if stacked[i] else ()
-        numbers[f"{name!r} axis {axis}"] = (*layers, _size(grid_of(own, tile)))
+        numbers[f"{name!r} axis {axis}"] = (*layers, math.prod(grid_of(own, tile)))
         if chosen[i]:
             members.append((i, (*[1] * len(layers), *tile)))
     if len({n[:-1] for n in numbers.values()}) > 1 or not _repeat(numbers.values()):
