@@ -1,44 +1,126 @@
 """Prunes any of the models to a pattern, and says how much is scores and how much compensation.
 
     python -m experiments.one_shot.patterns --model transformer --checkpoint transformer_seed0.npz
-    python -m experiments.one_shot.patterns --model resnet20 --pattern blocks4x4 --sparsity 0.5
+    python -m experiments.one_shot.patterns --model resnet20 --pattern blocks4x4 --seed 0,1,2
 
-Prints a table of the loss on examples that nothing has seen, in nats per example, for magnitudes
-and for the scores of FishLeg, each without compensation and with the group solve, and for the
-library's default.  The curvature sees training examples only, the loss test examples only.
+Prints a table of the loss on test examples, in nats, and of the accuracy, for magnitudes and for
+the scores of FishLeg, each without compensation and with the group solve, and for the library's
+default: the median over seeds, with the least and the largest.  A seed draws the examples of the
+curvature; the network and the test examples are the same ones.  The curvature sees training
+examples only.  Batch norm is as stored, and recomputed on training images (`again`).  Results go
+to `results.json` of `--out`; the same command goes on after it was stopped.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 import fishleg_jax as flj
 from experiments.data import datasets
-from experiments.models import checkpoints
-from experiments.models.cases import curvature_batches
-from experiments.models.specs import MODELS, as_batch
+from experiments.models import cases, checkpoints
+from experiments.models.specs import MODELS, Spec
 from experiments.one_shot.__main__ import PATTERNS
-from experiments.running import arguments, files
+from experiments.report import tables
+from experiments.running import arguments, files, results
+from experiments.running.runner import Runner
 
 SCORES = ("magnitude", "obs", "obd", "mixture")
-METHODS = (*SCORES, *(f"{scores}, group" for scores in SCORES), "default")
+METHODS = (*SCORES, *(f"{scores}+group" for scores in SCORES), "default")
+COLUMNS = {
+    "loss": ("loss", 4),
+    "accuracy, %": ("accuracy", 2),
+    "loss, again": ("recalibrated_loss", 4),
+    "accuracy, again": ("recalibrated_accuracy", 2),
+}
 
 
 def options_of(method: str, state: object) -> dict:
     """Arguments of `prune_one_shot` for a method: its scores, and a compensation or none."""
     if method == "default":
         return {}
-    scores, _, compensation = method.partition(", ")
+    scores, _, compensation = method.partition("+")
     return {
         "saliency": scores,
         "compensation": getattr(flj.compensation, compensation or "none")(),
         "stages": flj.Stages(1, state=state),
     }
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table: a row for each method, the median and the range over seeds in each column.
+
+    Args:
+        rows: the objects of `results.json`.
+    """
+    columns = {title: column for title, column in COLUMNS.items() if column[0] in rows[0]}
+    if MODELS[rows[0]["model"]].mean is not None:
+        columns = {"loss": COLUMNS["loss"], "squared error": COLUMNS["accuracy, %"]}
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    cells = [["dense", *(_dense(rows[0], field, digits) for field, digits in columns.values())]]
+    for name in names:
+        own = [row for row in rows if row["method"] == name]
+        spreads = [
+            tables.spread([row[field] for row in own], digits) for field, digits in columns.values()
+        ]
+        cells.append([name, *spreads])
+    return tables.table(["", *columns], cells)
+
+
+def _dense(row: Mapping[str, Any], field: str, digits: int) -> str:
+    value = row.get(f"dense_{field}")
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _runs(
+    args: argparse.Namespace,
+    spec: Spec,
+    data: datasets.Data,
+    dense: results.Dense,
+    seed: int,
+    missing: Sequence[str],
+) -> Any:
+    """The objects of one seed: one fit, then each method that is still missing."""
+    batches = cases.curvature_batches(
+        data.train, dense.constants, examples=args.examples, batch_size=spec.batch, seed=seed
+    )
+    estimator, key = flj.inverse.fishleg(spec.model), jax.random.key(seed)
+    begin = time.process_time()
+    state = flj.fit(estimator, dense.params, batches, key=key)
+    fit_seconds = time.process_time() - begin
+    for method in missing:
+        begin = time.process_time()
+        result = flj.prune_one_shot(
+            spec.model,
+            dense.params,
+            estimator,
+            batches,
+            sparsity=args.sparsity,
+            pattern=PATTERNS[args.pattern],
+            prunable=spec.prunable,
+            key=key,
+            **options_of(method, state),
+        )
+        yield results.made(
+            result,
+            spec,
+            dense,
+            data,
+            settings={
+                "pattern": args.pattern,
+                "examples": args.examples,
+                "chosen": [stage.get("saliency", "") for stage in result.stages],
+            },
+            method=method,
+            sparsity_target=args.sparsity,
+            seed=seed,
+            fit_cpu_seconds=fit_seconds,
+            prune_cpu_seconds=time.process_time() - begin,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,60 +133,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = arguments.command("experiments.one_shot.patterns", "Prune a network to a pattern.")
-    add = parser.add_argument
+    add, option = parser.add_argument, arguments.option
+    out = Path("results/patterns")
     add("--model", choices=MODELS, default="transformer", help="default: transformer")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights; default: the shared ones")
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
     add("--pattern", choices=PATTERNS, default="2:4", help="default: 2:4")
-    add("--sparsity", type=arguments.sparsity, default=0.5, help="default: 0.5")
-    add("--method", choices=METHODS, nargs="+", default=METHODS, help="default: all")
-    add("--examples", type=arguments.at_least(1), default=512, help="for the curvature; 512")
-    add("--test", type=arguments.at_least(1), default=1000, help="test examples; 1000")
-    add("--seed", type=arguments.seed, nargs="+", default=[0], help="default: 0")
-    args: argparse.Namespace = parser.parse_args(argv)
+    option(parser, "--sparsity", arguments.sparsity, 0.5)
+    one = arguments.one_of(METHODS)
+    option(parser, "--method", one, METHODS, f"of {', '.join(METHODS)}", several=True)
+    option(parser, "--examples", arguments.at_least(1), 512, "for the curvature")
+    option(parser, "--seed", arguments.seed, [0], several=True)
+    add("--out", type=Path, default=out, help=f"default: {out}")
+    args = parser.parse_args(argv)
     spec = MODELS[args.model]
     try:
         path = args.checkpoint or files.shared(spec.checkpoint or "")
         params, constants = checkpoints.load(path, spec)
         data = datasets.load(spec.dataset, args.data_dir)
+        args.out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         parser.error(str(error))
-    loss = jax.jit(lambda p, b: flj.loss(spec.model, p, b))
-    parts = [np.arange(args.test)[i : i + 100] for i in range(0, args.test, 100)]
-
-    def measured(params: object) -> float:
-        rows = [as_batch(*(x[part] for x in data.test), constants) for part in parts]
-        sizes = [len(part) for part in parts]
-        each = [float(loss(params, batch)) for batch in rows]
-        return float(np.average(each, weights=sizes))
-
-    print(f"{args.model}, {args.pattern}: dense loss {measured(params):.4f}", flush=True)
+    except OSError as error:
+        parser.error(f"--out {args.out} can't be written: {error.strerror}")
+    runner, dense = (
+        Runner(args.out / "results.json"),
+        results.evaluated(spec, data, params, constants),
+    )
     for seed in args.seed:
-        batches = curvature_batches(
-            data.train, constants, examples=args.examples, batch_size=spec.batch, seed=seed
-        )
-        estimator, key = flj.inverse.fishleg(spec.model), jax.random.key(seed)
-        state = flj.fit(estimator, params, batches, key=key)
-        for method in args.method:
-            begin = time.process_time()
-            result = flj.prune_one_shot(
-                spec.model,
-                params,
-                estimator,
-                batches,
-                sparsity=args.sparsity,
-                pattern=PATTERNS[args.pattern],
-                prunable=spec.prunable,
-                key=key,
-                **options_of(method, state),
-            )
-            seconds = time.process_time() - begin
-            chosen = [stage.get("saliency", "") for stage in result.stages]
-            print(
-                f"seed {seed}  {method:17} loss {measured(result.params):8.4f}  sparsity "
-                f"{result.report.total.sparsity:.4f}  {seconds:4.0f} s  {', '.join(chosen)}",
-                flush=True,
-            )
+        identity = {
+            "model": spec.name,
+            "sparsity_target": args.sparsity,
+            "seed": seed,
+            "settings": {"pattern": args.pattern, "examples": args.examples},
+        }
+        missing = runner.missing(identity, [{"method": method} for method in args.method])
+        names = [one["method"] for one in missing]
+        for row in _runs(args, spec, data, dense, seed, names) if names else ():
+            runner.keep(row)
+            print(f"seed {seed}  {row['method']:16} loss {row['loss']:.4f}", flush=True)
+    print(show(runner.rows))
+    print(runner.path)
     return 0
 
 

@@ -26,8 +26,13 @@ class Dense(NamedTuple):
 
 
 def evaluated(spec: Spec, split: datasets.Data, params: Any, constants: Any) -> Dense:
-    """A trained network with its accuracy and loss on the test images."""
-    return Dense(params, constants, *training.evaluate(spec.model, params, split.test, constants))
+    """A trained network with its accuracy and loss on the test examples, see `measure`."""
+    return Dense(params, constants, *measure(spec, params, split.test, constants))
+
+
+def measure(spec: Spec, params: Any, data: datasets.Arrays, constants: Any) -> tuple[float, float]:
+    """Accuracy in percent (of an auto-encoder the squared error an example), and loss in nats."""
+    return training.evaluate(spec.model, params, data, constants, spec.mean)
 
 
 def measured(state: Any) -> dict[str, float]:
@@ -64,13 +69,13 @@ def made(
         settings: how it was pruned.
         **fields: further fields: the method, the sparsity wanted, the seed, seconds and so on.
     """
-    accuracy, loss = training.evaluate(spec.model, result.params, split.test, dense.constants)
+    accuracy, loss = measure(spec, result.params, split.test, dense.constants)
     recalibrated = {}
     if dense.constants:
         constants = recalibration.recalibrated(
             spec, result.params, dense.constants, split.train, fields["seed"]
         )
-        again = training.evaluate(spec.model, result.params, split.test, constants)
+        again = measure(spec, result.params, split.test, constants)
         recalibrated = {
             "recalibrated_accuracy": again[0],
             "recalibrated_loss": again[1],

@@ -1,0 +1,285 @@
+"""Removes units for half of the operations, trains the smaller network on, and times it.
+
+    python -m experiments.deploy.finetune
+    python -m experiments.deploy.finetune --network autoencoder --checkpoint autoencoder.npz
+
+Units are chosen by the sums of their weights' scores for their cost: squared weights (`magnitude`,
+the L2 norm), OBS scores of FishLeg (`obs`), `½ w² F_ii` of FishLeg (`obd`), or `fishleg`: of the
+two the one with the lower loss on training examples that the curvature has not seen.  The smaller
+network is trained on all training images, with one learning rate for all methods.  Batch norm is
+recomputed before its accuracy without training is measured.  Dense and smaller networks are timed
+in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the same
+command goes on after it was stopped.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fishleg_jax as flj
+from experiments.data import datasets
+from experiments.deploy import measuring
+from experiments.models import cases, checkpoints, recalibration, resizing, training
+from experiments.models.specs import MODELS, Spec, as_batch
+from experiments.report import tables
+from experiments.running import arguments, results
+from experiments.running.runner import Runner
+
+SCORES = ("magnitude", "obs", "obd")
+METHODS = (*SCORES, "fishleg")
+HELD_OUT = 512  # training examples that decide between scores
+TIMED = 128  # examples in a timed batch
+
+
+class Smaller(NamedTuple):
+    """A network with fewer units: arrays, batch-norm statistics, share of the operations."""
+
+    params: Any
+    constants: Any
+    share: float
+
+
+class Job(NamedTuple):
+    """What the methods of one seed share."""
+
+    spec: Spec
+    data: datasets.Data
+    dense: results.Dense
+    args: argparse.Namespace
+    seed: int
+
+    def predict(self, params: Any, inputs: Any, *constants: Any) -> Any:
+        """The network with the sizes of its parameters."""
+        with resizing.sizes_of_params():
+            return self.spec.model.predict(params, inputs, *constants)
+
+    def batches(self, examples: int, begin: int = 0) -> list[tuple]:
+        """Training examples in the order of the seed, from a place on."""
+        inputs, targets = self.data.train
+        rows = np.random.default_rng(self.seed).permutation(len(inputs))[begin : begin + examples]
+        size = self.spec.batch
+        return [
+            as_batch(inputs[part], targets[part], self.dense.constants)
+            for part in np.split(rows, range(size, len(rows), size))
+        ]
+
+
+def scores_of(job: Job) -> dict[str, Any]:
+    """Scores of all weights, by name; one fit of FishLeg serves two of them."""
+    params, model = job.dense.params, job.spec.model
+    estimator = flj.inverse.fishleg(model)
+    state = flj.fit(estimator, params, job.batches(job.args.examples), key=jax.random.key(job.seed))
+    scores = {
+        "magnitude": jax.tree.map(jnp.square, params),
+        "obs": flj.obs_saliency(params, estimator.diagonal(state, params)),
+        "obd": flj.obd_saliency(params, estimator.fisher_diagonal(state, params)),
+    }
+    return jax.tree.map(lambda x: jnp.maximum(x, 0), scores)
+
+
+def smaller(job: Job, scores: Any) -> Smaller:
+    """Removes the units with the lowest scores for their cost, and recomputes batch norm."""
+    params, constants = job.dense.params, job.dense.constants
+    inputs = job.data.train[0][:8]
+    given = {"constants": constants} if constants else {}
+    whole = flj.compact(job.predict, params, None, inputs, **given).report.flops[0]
+    goal = flj.targets.flops(job.args.share * whole)
+    multiple = job.args.multiple_of
+    masks = flj.choose_units(
+        job.predict, params, scores, goal, inputs, multiple_of=multiple, **given
+    )
+    small = flj.compact(job.predict, params, masks, inputs, **given)
+    after = recalibrated(job, small.params, small.constants)
+    return Smaller(small.params, after, small.report.flops[1] / whole)
+
+
+def recalibrated(job: Job, params: Any, constants: Any) -> Any:
+    """Batch-norm statistics recomputed on training images, if there are any."""
+    if not constants:
+        return job.dense.constants
+    with resizing.sizes_of_params():
+        return recalibration.recalibrated(job.spec, params, constants, job.data.train, job.seed)
+
+
+def better(job: Job, candidates: Mapping[str, Smaller]) -> str:
+    """The candidate with the lowest loss on training examples that the curvature has not seen."""
+    batches = job.batches(HELD_OUT, begin=job.args.examples)
+
+    def loss_of(small: Smaller) -> float:
+        model = job.spec.model._replace(predict=job.predict)
+        own = [as_batch(*batch[:2], small.constants) for batch in batches]
+        return float(np.mean([flj.loss(model, small.params, batch) for batch in own]))
+
+    return min(candidates, key=lambda name: loss_of(candidates[name]))
+
+
+def measured(job: Job, small: Smaller, prefix: str = "") -> dict[str, float]:
+    """Accuracy and loss on test examples."""
+    with resizing.sizes_of_params():
+        pair = results.measure(job.spec, small.params, job.data.test, small.constants)
+    return dict(zip((f"{prefix}accuracy", f"{prefix}loss"), pair, strict=True))
+
+
+def trained_on(job: Job, small: Smaller) -> Smaller:
+    """Trains the smaller network on."""
+    with resizing.sizes_of_params():
+        params, constants = training.train(
+            job.spec,
+            job.data.train,
+            epochs=job.args.epochs,
+            seed=job.seed,
+            start=(small.params, small.constants),
+            learning_rate=job.args.learning_rate,
+        )
+    return small._replace(params=params, constants=constants)
+
+
+def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
+    """The file of a smaller network."""
+    return args.out / f"{args.network}_{args.share}_{method}_seed{seed}.safetensors"
+
+
+def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
+    """Removes units and trains on by every method that is still missing."""
+    scores = scores_of(job)
+    made: dict[str, Smaller] = {}
+    for method in missing:
+        names = ("obs", "obd") if method == "fishleg" else (method,)
+        for name in names:
+            made[name] = made.get(name) or smaller(job, scores[name])
+        chosen = better(job, {name: made[name] for name in names}) if len(names) > 1 else method
+        same = next((r for r in runner.rows if _same(r, chosen, job.seed)), None)
+        if same is None:
+            begin = time.process_time()
+            last = trained_on(job, made[chosen])
+            found = {
+                **measured(job, made[chosen]),
+                **measured(job, last, "finetuned_"),
+                "finetune_cpu_seconds": time.process_time() - begin,
+                "share": made[chosen].share,
+            }
+            kept = {"params": last.params, "constants": last.constants or {}}
+            flj.export.save_params(path_of(job.args, chosen, job.seed), kept)
+        else:  # the same units by another name: trained once
+            fields = ("accuracy", "loss", "finetuned_accuracy", "finetuned_loss", "share")
+            found = {field: same[field] for field in (*fields, "finetune_cpu_seconds")}
+        row = {**identity, "method": method, "chosen": chosen, **found}
+        runner.keep(row | {"dense_accuracy": job.dense.accuracy, "dense_loss": job.dense.loss})
+        print(f"seed {job.seed}  {method:10} {found['finetuned_accuracy']:.2f}", flush=True)
+
+
+def _same(row: Mapping[str, Any], chosen: str, seed: int) -> bool:
+    return row["chosen"] == chosen and row["seed"] == seed
+
+
+def timed(job: Job, chosen: Sequence[str]) -> dict[str, float]:
+    """Median milliseconds of a batch, of the dense network and the smaller ones, in turn."""
+    batch = np.asarray(job.data.test[0][:TIMED])
+
+    def run_of(params: Any, constants: Any) -> measuring.Run:
+        function = jax.jit(lambda inputs: job.predict(params, inputs, *filter(None, [constants])))
+        return lambda inputs: np.asarray(function(inputs))
+
+    runs = {measuring.BASE: run_of(job.dense.params, job.dense.constants)}
+    for name in dict.fromkeys(chosen):
+        kept = flj.export.load_params(path_of(job.args, name, job.seed)).params
+        runs[name] = run_of(kept["params"], kept.get("constants"))
+    times = measuring.in_turn(runs, batch, job.args.seconds)
+    return {name: 1e3 * float(np.median(own)) for name, own in times.items()}
+
+
+def show(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:
+    """A table: a row for each method, the median and the range over seeds."""
+    base, dense = times[measuring.BASE], rows[0]["dense_accuracy"]
+    cells = [["dense", "1", "–", f"{dense:.2f}", f"{base:.2f}", "1"]]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        fields = ("share", "accuracy", "finetuned_accuracy")
+        spreads = [tables.spread([row[field] for row in own]) for field in fields]
+        ms = times[own[0]["chosen"]]
+        cells.append([name, *spreads, f"{ms:.2f}", f"{base / ms:.2f}"])
+    score = "accuracy, %" if MODELS[rows[0]["model"]].mean is None else "squared error"
+    columns = ["", "operations", f"{score}, before training", "after", "ms", "times as fast"]
+    return tables.table(columns, cells)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.command(
+        "experiments.deploy.finetune", "Remove units, train on, and time what is left."
+    )
+    add, option = parser.add_argument, arguments.option
+    out = Path("results/finetune")
+    add("--network", choices=MODELS, default="cnn", help="default: cnn, of digits")
+    add("--checkpoint", type=Path, metavar="FILE", help="trained weights; default: the shared ones")
+    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
+    one = arguments.one_of(METHODS)
+    several = ["magnitude", "fishleg"]
+    option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
+    option(parser, "--share", arguments.positive, 0.5, "of the operations, that stays")
+    option(parser, "--multiple-of", arguments.at_least(1), 8, "of which sizes are multiples")
+    option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
+    option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
+    option(parser, "--examples", arguments.at_least(1), 1024, "for the curvature")
+    option(parser, "--seconds", arguments.positive, 10.0, "of the timing")
+    option(parser, "--seed", arguments.seed, [0], several=True)
+    add("--out", type=Path, default=out, help=f"default: {out}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    spec = MODELS[args.network]
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.checkpoint:
+            params, constants = checkpoints.load(args.checkpoint, spec)
+        else:
+            params, constants, _ = cases.network(
+                args.network, train_in=args.out, data_dir=args.data_dir
+            )
+        data = datasets.load(spec.dataset, args.data_dir)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out {args.out} can't be written: {error.strerror}")
+    runner, dense = (
+        Runner(args.out / "results.json"),
+        results.evaluated(spec, data, params, constants),
+    )
+    names = ("multiple_of", "epochs", "learning_rate", "examples")
+    for seed in args.seed:
+        identity = {
+            "model": spec.name,
+            "asked_share": args.share,
+            "seed": seed,
+            "settings": {name: getattr(args, name) for name in names},
+        }
+        missing = runner.missing(identity, [{"method": method} for method in args.method])
+        job = Job(spec, data, dense, args, seed)
+        if missing:
+            run_seed(job, [one["method"] for one in missing], runner, identity)
+    job = job._replace(seed=args.seed[0])
+    own = [row for row in runner.rows if row["seed"] == job.seed]
+    print(show(runner.rows, timed(job, [row["chosen"] for row in own])))
+    print(runner.path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
