@@ -1,0 +1,72 @@
+"""Scripts that remove units, and that prune to patterns: a small run, gone on with, refusals."""
+
+import json
+
+import jax
+import pytest
+
+import fishleg_jax as flj
+from experiments.deploy import finetune
+from experiments.models import checkpoints, networks
+from experiments.models.specs import MODELS, make_spec
+from experiments.one_shot import patterns
+
+SPEC = make_spec(
+    "small",
+    networks.Mlp((16, 10)),
+    "digits",
+    (8, 8, 1),
+    epochs=1,
+    train_batch=256,
+    examples=64,
+    batch=32,
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Random weights of a small network that the scripts know by name."""
+    monkeypatch.setitem(MODELS, SPEC.name, SPEC)
+    path = tmp_path / "small.npz"
+    checkpoints.save(path, *SPEC.init(jax.random.key(0)))
+    return path
+
+
+def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys):
+    command = ["--network", "small", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
+    small = ["--examples", "64", "--seconds", "0.001", "--epochs", "1", "--share", "0.55"]
+    assert finetune.main([*command, *small]) == 0
+    rows = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["magnitude", "fishleg"]
+    for row in rows:
+        assert 0.5 < row["share"] < 0.55
+        assert row["finetuned_loss"] < row["loss"]
+        kept = flj.export.load_params(
+            tmp_path / "o" / f"small_0.55_{row['chosen']}_seed0.safetensors"
+        )
+        shapes = {x.shape for x in jax.tree.leaves(kept.params["params"])}
+        assert shapes == {(64, 8), (8,), (8, 10), (10,)}
+    first = capsys.readouterr().out
+    assert finetune.main([*command, *small]) == 0
+    again = capsys.readouterr().out
+    assert "seed 0" in first and "seed 0" not in again  # nothing is made twice
+    assert json.loads((tmp_path / "o" / "results.json").read_text()) == rows
+
+
+def test_patterns_are_compared_and_kept(checkpoint, tmp_path, capsys):
+    command = ["--model", "small", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
+    command += ["--examples", "64", "--method", "magnitude,obd,obd+group"]
+    assert patterns.main(command) == 0
+    rows = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["magnitude", "obd", "obd+group"]
+    assert {row["sparsity"] for row in rows} == {0.5}
+    table = capsys.readouterr().out
+    assert f"{rows[2]['loss']:.4f}" in table and "accuracy, %" in table
+    assert patterns.main([*command, "--seed", "0,1"]) == 0
+    both = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert both[:3] == rows and {row["seed"] for row in both[3:]} == {1}
+
+
+def test_bad_arguments_are_refused(refuses):
+    refuses(finetune.main, ["--share", "0"], "positive")
+    refuses(patterns.main, ["--method", "group"], "group")
