@@ -66,14 +66,14 @@ def read(name: str, root: Path = ROOT) -> dict[str, Any]:
     return table
 
 
-def _cell(value: Any, decimals: int | None, root: Path) -> str:
+def cell(value: Any, decimals: int | None, root: Path = ROOT) -> str:
     """One cell as text: a number, a median with its range, a text, a reference or nothing."""
     if value is None:
         return ""
     if isinstance(value, dict):  # another table's cell, so that a figure is kept once
         return _referred(value, root)
     if isinstance(value, list):
-        median, low, high = (_cell(x, decimals, root) for x in value)
+        median, low, high = (cell(x, decimals, root) for x in value)
         return f"{median} ({low}–{high})"
     if isinstance(value, str):
         return value
@@ -87,7 +87,7 @@ def _referred(reference: dict[str, str], root: Path) -> str:
     rows = [row for row in table["rows"] if row[0] == reference["row"]]
     if len(rows) != 1:
         raise ValueError(f"{reference['table']} must have one row {reference['row']!r}")
-    return _cell(rows[0][column], _decimals(table, column), root)
+    return cell(rows[0][column], _decimals(table, column), root)
 
 
 def _decimals(table: dict[str, Any], column: int) -> int | None:
@@ -132,7 +132,7 @@ def render(name: str, root: Path = ROOT) -> str:
     table = read(name, root)
     lines = [_line(table["columns"]).replace("|  |", "| |"), "|" + "---|" * len(table["columns"])]
     for row in table["rows"]:
-        cells = [_cell(x, _decimals(table, i), root) for i, x in enumerate(row)]
+        cells = [cell(x, _decimals(table, i), root) for i, x in enumerate(row)]
         lines.append(re.sub(r"\|  (?=\|)", "| ", _line(cells)))
     if not table.get("summary"):
         lines += _provenance(table)

@@ -28,7 +28,7 @@ from experiments.data import datasets
 from experiments.deploy import measuring
 from experiments.models import cases, checkpoints, recalibration, resizing, training
 from experiments.models.specs import MODELS, Spec, as_batch
-from experiments.report import tables
+from experiments.report import record
 from experiments.running import arguments, results
 from experiments.running.runner import Runner
 
@@ -195,19 +195,30 @@ def timed(job: Job, chosen: Sequence[str]) -> dict[str, float]:
     return {name: 1e3 * float(np.median(own)) for name, own in times.items()}
 
 
-def show(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:
-    """A table: a row for each method, the median and the range over seeds."""
-    base, dense = times[measuring.BASE], rows[0]["dense_accuracy"]
-    cells = [["dense", "1", "–", f"{dense:.2f}", f"{base:.2f}", "1"]]
+def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> record.Table:
+    """A row for each method, the median and the range over seeds in each column."""
+    base, settings = times[measuring.BASE], rows[0]["settings"]
+    cells: list[list[record.Cell]] = [["dense", 1, None, job.dense.accuracy, base, 1]]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         fields = ("share", "accuracy", "finetuned_accuracy")
-        spreads = [tables.spread([row[field] for row in own]) for field in fields]
+        spreads = [record.spread([row[field] for row in own]) for field in fields]
         ms = times[own[0]["chosen"]]
-        cells.append([name, *spreads, f"{ms:.2f}", f"{base / ms:.2f}"])
-    score = "accuracy, %" if MODELS[rows[0]["model"]].mean is None else "squared error"
-    columns = ["", "operations", f"{score}, before training", "after", "ms", "times as fast"]
-    return tables.table(columns, cells)
+        cells.append([name, *spreads, ms, base / ms])
+    score = "accuracy, %" if job.spec.mean is None else "squared error"
+    train, epochs = len(job.data.train[0]), settings["epochs"]
+    return record.Table(
+        title=f"{job.spec.name}, fewer units, at most {rows[0]['asked_share']:.0%} of operations",
+        columns=["", "operations", f"{score}, not trained", "trained on", "ms", "times as fast"],
+        rows=cells,
+        decimals=[0, 2, 2, 2, 2, 2],
+        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        data=job.spec.dataset,
+        examples=f"{settings['examples']:,} training examples for the curvature, {HELD_OUT} more "
+        f"choose scores, {train:,} for {epochs} epochs of training; all test examples",
+        note="The median over seeds, with the least and the largest; milliseconds of a batch of "
+        f"{TIMED} in plain XLA, in turn, with the first seed's units.",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--seconds", arguments.positive, 10.0, "of the timing")
     option(parser, "--seed", arguments.seed, [0], several=True)
     add("--out", type=Path, default=out, help=f"default: {out}")
+    record.add_option(parser)
     return parser
 
 
@@ -276,8 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_seed(job, [one["method"] for one in missing], runner, identity)
     job = job._replace(seed=args.seed[0])
     own = [row for row in runner.rows if row["seed"] == job.seed]
-    print(show(runner.rows, timed(job, [row["chosen"] for row in own])))
+    made = table(job, runner.rows, timed(job, [row["chosen"] for row in own]))
+    print(made)
     print(runner.path)
+    record.keep(args.record, made, "experiments.deploy.finetune", argv)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Prunes any of the models to a pattern, and says how much is scores and how much compensation.
 
-    python -m experiments.one_shot.patterns --model transformer --checkpoint transformer_seed0.npz
+    python -m experiments.one_shot.patterns --model transformer
     python -m experiments.one_shot.patterns --model resnet20 --pattern blocks4x4 --seed 0,1,2
 
 Prints a table of the loss on test examples, in nats, and of the accuracy, for magnitudes and for
@@ -25,12 +25,13 @@ from experiments.data import datasets
 from experiments.models import cases, checkpoints
 from experiments.models.specs import MODELS, Spec
 from experiments.one_shot.__main__ import PATTERNS
-from experiments.report import tables
-from experiments.running import arguments, files, results
+from experiments.report import record
+from experiments.running import arguments, results
 from experiments.running.runner import Runner
 
 SCORES = ("magnitude", "obs", "obd", "mixture")
 METHODS = (*SCORES, *(f"{scores}+group" for scores in SCORES), "default")
+# title: field of the results, decimals
 COLUMNS = {
     "loss": ("loss", 4),
     "accuracy, %": ("accuracy", 2),
@@ -51,29 +52,32 @@ def options_of(method: str, state: object) -> dict:
     }
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table: a row for each method, the median and the range over seeds in each column.
+def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
+    """A row for each method, the median and the range over seeds in each column.
 
     Args:
-        rows: the objects of `results.json`.
+        rows: the objects of `results.json` for one network and pattern.
     """
-    columns = {title: column for title, column in COLUMNS.items() if column[0] in rows[0]}
-    if MODELS[rows[0]["model"]].mean is not None:
+    first = rows[0]
+    spec, settings = MODELS[first["model"]], first["settings"]
+    columns = {title: column for title, column in COLUMNS.items() if column[0] in first}
+    if spec.mean is not None:
         columns = {"loss": COLUMNS["loss"], "squared error": COLUMNS["accuracy, %"]}
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    cells = [["dense", *(_dense(rows[0], field, digits) for field, digits in columns.values())]]
-    for name in names:
+    fields, decimals = zip(*columns.values(), strict=True)
+    cells = [["dense", *(first.get(f"dense_{field}") for field in fields)]]
+    for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
-        spreads = [
-            tables.spread([row[field] for row in own], digits) for field, digits in columns.values()
-        ]
-        cells.append([name, *spreads])
-    return tables.table(["", *columns], cells)
-
-
-def _dense(row: Mapping[str, Any], field: str, digits: int) -> str:
-    value = row.get(f"dense_{field}")
-    return "–" if value is None else f"{value:.{digits}f}"
+        cells.append([name, *(record.spread([row[field] for row in own]) for field in fields)])
+    return record.Table(
+        title=f"{spec.name}, {settings['pattern']} at {first['sparsity_target']:.0%}",
+        columns=["", *columns],
+        rows=cells,
+        decimals=[0, *decimals],
+        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        data=f"{spec.dataset}, {settings['prunable_weights']:,} prunable weights",
+        examples=f"{settings['examples']:,} training examples for the curvature; all test examples",
+        note="Loss in nats an example; the median over seeds, with the least and the largest.",
+    )
 
 
 def _runs(
@@ -136,7 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add, option = parser.add_argument, arguments.option
     out = Path("results/patterns")
     add("--model", choices=MODELS, default="transformer", help="default: transformer")
-    add("--checkpoint", type=Path, metavar="FILE", help="trained weights; default: the shared ones")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="trained weights; default: the shared ones, or trained",
+    )
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
     add("--pattern", choices=PATTERNS, default="2:4", help="default: 2:4")
     option(parser, "--sparsity", arguments.sparsity, 0.5)
@@ -145,13 +154,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     option(parser, "--examples", arguments.at_least(1), 512, "for the curvature")
     option(parser, "--seed", arguments.seed, [0], several=True)
     add("--out", type=Path, default=out, help=f"default: {out}")
+    record.add_option(parser)
     args = parser.parse_args(argv)
     spec = MODELS[args.model]
     try:
-        path = args.checkpoint or files.shared(spec.checkpoint or "")
-        params, constants = checkpoints.load(path, spec)
-        data = datasets.load(spec.dataset, args.data_dir)
         args.out.mkdir(parents=True, exist_ok=True)
+        if args.checkpoint:
+            params, constants = checkpoints.load(args.checkpoint, spec)
+        else:
+            params, constants, _ = cases.network(
+                spec.name, train_in=args.out, data_dir=args.data_dir
+            )
+        data = datasets.load(spec.dataset, args.data_dir)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -172,8 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in _runs(args, spec, data, dense, seed, names) if names else ():
             runner.keep(row)
             print(f"seed {seed}  {row['method']:16} loss {row['loss']:.4f}", flush=True)
-    print(show(runner.rows))
+    print(table(runner.rows))
     print(runner.path)
+    record.keep(args.record, table(runner.rows), "experiments.one_shot.patterns", argv)
     return 0
 
 
