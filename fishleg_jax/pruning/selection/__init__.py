@@ -9,15 +9,18 @@ One that takes a keyword `first_order` is given True if scores take the gradient
 from fishleg_jax.pruning.selection._annealing import anneal
 from fishleg_jax.pruning.selection._border import Selection
 from fishleg_jax.pruning.selection._objectives import compensated_cost, qubo_cost
+from fishleg_jax.pruning.selection._quantise import Quantised, quantise
 from fishleg_jax.pruning.selection._qubo import qubo
 from fishleg_jax.pruning.selection._swap_search import Found, swap_search
 from fishleg_jax.pruning.selection._swaps import swaps
 
 __all__ = [
     "Found",
+    "Quantised",
     "Selection",
     "anneal",
     "compensated_cost",
+    "quantise",
     "qubo",
     "qubo_cost",
     "swap_search",

@@ -90,8 +90,8 @@ def anneal(
     # Share the reads out among the penalties, repair their ends and take the best.
     found = np.concatenate(
         [
-            _reads(c, h, members, counts, start, share, part, sweeps, seed)
-            for share, part in zip(PENALTIES, _parts(reads, len(PENALTIES)), strict=True)
+            sample(c, h, members, counts, start, share, part, sweeps, seed)
+            for share, part in zip(PENALTIES, parts(reads, len(PENALTIES)), strict=True)
             if part
         ]
     )
@@ -105,11 +105,12 @@ def anneal(
     return Found(best, before, after, jnp.sum(pruned & ~best).astype(jnp.int32))
 
 
-def _parts(total: int, number: int) -> list[int]:
+def parts(total: int, number: int) -> list[int]:
+    """A number split into parts as equal as can be, the larger ones last."""
     return [(total + i) // number for i in reversed(range(number))]
 
 
-def _reads(
+def sample(
     c: np.ndarray,
     h: np.ndarray,
     members: np.ndarray,
@@ -120,13 +121,28 @@ def _reads(
     sweeps: int,
     seed: int,
 ) -> np.ndarray:
-    """Sets in which the sampler ends, with numbers of weights near the requested ones."""
+    """Sets in which the sampler ends, with numbers of ones near the requested ones.
+
+    Args:
+        c: Linear coefficients, shape (n,).
+        h: Quadratic ones, shape (n, n), symmetric.
+        members: Zeros and ones, a row for each group of variables whose sum is held.
+        counts: Sum in each group.
+        start: Binary variables, at which the largest change by one of them is the unit of `share`.
+        share: Strength of the penalty on the squared difference from the counts.
+        reads: Number of samples.
+        sweeps: Number of passes over the variables in each of them.
+        seed: Seed of the random numbers.
+
+    Returns:
+        Booleans of shape (reads, n).
+    """
     dimod, samplers = require_sampler()
     # in units of the largest change of the cost by one weight at the start
     changes = c + h @ start + np.where(start, -0.5, 0.5) * np.diagonal(h)
     unit = max(float(np.abs(changes).max()), np.finfo(float).tiny)
     # (Σx − k)² = Σ_i (1 − 2k) x_i + Σ_{i≠j} x_i x_j + k², as x² = x
-    biases = (c + np.diagonal(h) / 2) / unit + share * (1 - 2 * counts @ members)
+    biases = (c + np.diagonal(h) / 2) / unit + share * (members.sum(axis=0) - 2 * counts @ members)
     couplings = np.triu(h / unit + 2 * share * members.T @ members, 1)
     model = dimod.BinaryQuadraticModel(biases, couplings, "BINARY")
     samples = samplers.SimulatedAnnealingSampler().sample(
