@@ -40,16 +40,21 @@ COLUMNS = {
 }
 
 
-def options_of(method: str, state: object) -> dict:
+def options_of(method: str, state: object, args: argparse.Namespace) -> dict:
     """Arguments of `prune_one_shot` for a method: its scores, and a compensation or none."""
     if method == "default":
         return {}
-    scores, _, compensation = method.partition("+")
+    scores, _, group = method.partition("+")
+    solve = {"iterations": args.iterations, "attempts": args.attempts}
     return {
         "saliency": scores,
-        "compensation": getattr(flj.compensation, compensation or "none")(),
+        "compensation": flj.compensation.group(**solve) if group else flj.compensation.none(),
         "stages": flj.Stages(1, state=state),
     }
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("pattern", "examples", "iterations", "attempts")}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
@@ -76,7 +81,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
         seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
         data=f"{spec.dataset}, {settings['prunable_weights']:,} prunable weights",
         examples=f"{settings['examples']:,} training examples for the curvature; all test examples",
-        note="Loss in nats an example; the median over seeds, with the least and the largest.",
+        note=f"Group solves of at most {settings['iterations']} iterations at "
+        f"{settings['attempts']} dampings. Loss in nats an example; the median over seeds, with the "
+        "least and the largest.",
     )
 
 
@@ -107,7 +114,7 @@ def _runs(
             pattern=PATTERNS[args.pattern],
             prunable=spec.prunable,
             key=key,
-            **options_of(method, state),
+            **options_of(method, state, args),
         )
         yield results.made(
             result,
@@ -115,8 +122,7 @@ def _runs(
             dense,
             data,
             settings={
-                "pattern": args.pattern,
-                "examples": args.examples,
+                **_settings(args),
                 "chosen": [stage.get("saliency", "") for stage in result.stages],
             },
             method=method,
@@ -152,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     one = arguments.one_of(METHODS)
     option(parser, "--method", one, METHODS, f"of {', '.join(METHODS)}", several=True)
     option(parser, "--examples", arguments.at_least(1), 512, "for the curvature")
+    option(parser, "--iterations", arguments.at_least(1), 25, "of the group solve")
+    option(parser, "--attempts", arguments.at_least(1), 3, "dampings of the group solve")
     option(parser, "--seed", arguments.seed, [0], several=True)
     add("--out", type=Path, default=out, help=f"default: {out}")
     record.add_option(parser)
@@ -179,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": spec.name,
             "sparsity_target": args.sparsity,
             "seed": seed,
-            "settings": {"pattern": args.pattern, "examples": args.examples},
+            "settings": _settings(args),
         }
         missing = runner.missing(identity, [{"method": method} for method in args.method])
         names = [one["method"] for one in missing]
