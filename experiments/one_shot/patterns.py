@@ -82,8 +82,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
         data=f"{spec.dataset}, {settings['prunable_weights']:,} prunable weights",
         examples=f"{settings['examples']:,} training examples for the curvature; all test examples",
         note=f"Group solves of at most {settings['iterations']} iterations at "
-        f"{settings['attempts']} dampings. Loss in nats an example; the median over seeds, with the "
-        "least and the largest.",
+        f"{settings['attempts']} dampings. Loss in nats an example; the median over seeds, with "
+        "the least and the largest.",
     )
 
 

@@ -286,3 +286,23 @@ def _same(one: Sequence[float], other: Sequence[float]) -> bool:
     return len(one) == len(other) and all(
         abs(a - b) <= 0.01 * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True)
     )
+
+
+def energies(path: Path, found: Mapping[str, Sequence[Mapping]]) -> Path:
+    """Draws the energies of solvers on blocks over that of rounding, a panel for each size.
+
+    Args:
+        path: the png file.
+        found: for each size rows with `solver`, `energies` of all blocks and `seconds` of one.
+    """
+    figure, panels = _panels(len(found), below=0.4)
+    for axes, (size, rows) in zip(panels, found.items(), strict=True):
+        for row in rows:
+            axes.scatter([row["seconds"]] * len(row["energies"]), row["energies"], s=12)
+            middle = statistics.median(row["energies"])
+            axes.annotate(row["solver"], (row["seconds"], middle), fontsize=7)
+        axes.set(
+            xscale="log", xlabel="seconds a block", ylabel="energy over rounding's", title=size
+        )
+        _tidy(axes)
+    return _save(figure, path)

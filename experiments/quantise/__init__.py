@@ -1,0 +1,1 @@
+"""Pruning and quantisation together, as one QUBO of the Fisher."""
