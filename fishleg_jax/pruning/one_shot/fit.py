@@ -70,7 +70,9 @@ def fit(
         raise ValueError(f"state must be None for {estimator}, which carries no state on")
     if masks is not None:
         _tree.check_same(params, masks, "masks")
-    check_all_targets(estimator.model, params, batches, "batches")
+    # estimates that take gradients of examples do so under Auto axes, with a plain model
+    names_axes = estimator.examples_per_gradient is None
+    check_all_targets(estimator.model, params, batches, "batches", names_axes)
     if estimator.model is not None:
         _soundness.check_single_examples(estimator, estimator.model, params, batches)
     return fitted(estimator, params, batches, key, masks, on_update, state)
