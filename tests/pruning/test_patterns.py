@@ -343,6 +343,27 @@ def test_stages_bring_more_and_more_groups_to_n_of_m():
 
 
 @pytest.mark.parametrize(
+    "sparsity, options, expected",
+    [
+        (0.6, {"pattern": flj.patterns.units(), "stages": 1}, [0.5]),
+        (0.8, {"pattern": flj.patterns.units(), "stages": 2}, [0.5, 0.75]),  # asked: 0.553, 0.8
+        (
+            None,
+            {"pattern": flj.patterns.n_m(1, 3), "stages": 1},
+            [0.5],
+        ),  # of 2/3: two rows are left
+        (flj.targets.weights(19), {"pattern": flj.patterns.units(), "stages": 1}, [0.5]),
+        (0.6, {"stages": 1}, [0.6]),  # single weights as ever
+    ],
+)
+def test_stages_report_the_sparsity_that_whole_groups_reach(sparsity, options, expected):
+    result = pruned(sparsity, **options)
+    assert [stage["sparsity"] for stage in result.stages] == expected
+    if "pattern" in options:
+        assert result.report.total.kept == 32 * (1 - expected[-1])
+
+
+@pytest.mark.parametrize(
     "sparsity, options, words",
     [
         (flj.targets.weights(9), {"pattern": N_M}, "must not be a target"),
