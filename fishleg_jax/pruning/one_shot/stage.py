@@ -142,12 +142,14 @@ def rescored(plan: Plan, scored: Scored, saliency: Saliency, fitted: Any) -> Sco
 
 def choose(plan: Plan, scored: Scored, sparsity: float) -> Any:
     """Masks of a sparsity, by the scores at a point; those of a higher sparsity keep a subset."""
-    return extend(plan.surgeon.groups, _ranked(plan, scored), sparsity, scored.point.masks)
+    # the groups of a pattern have costs of their own: the sums of those of their weights
+    costs = None if plan.surgeon.groups.pattern is None else plan.costs
+    return extend(plan.surgeon.groups, _ranked(plan, scored), sparsity, scored.point.masks, costs)
 
 
 def _ranked(plan: Plan, scored: Scored) -> Any:
     scores = scored.scores
-    if plan.costs is not None:
+    if plan.costs is not None and plan.surgeon.groups.pattern is None:
         scores = jax.tree.map(jnp.divide, scores, plan.costs)
     if plan.wanted is not None:  # all else goes last
         scores = jax.tree.map(lambda s, m: jnp.where(m, jnp.inf, s), scores, plan.wanted)
