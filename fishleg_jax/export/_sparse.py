@@ -74,7 +74,8 @@ def sparse_apply(
     products and products with the transposed kernel in BCSR are timed on this machine, for the
     number of rows of the example.  BCSR is taken where it needs less than 0.9 of the time; where it
     never does, the function stays dense.  Convolutions stay dense, and so do kernels that the
-    function transforms first or uses inside of another compiled function or loop.
+    function transforms first or uses inside of a loop or a `cond`; `jit` and `checkpoint` inside
+    of it are dissolved.
 
     `jax.experimental.sparse`, which has BCSR, is frozen: JAX mends it but does not develop it.
 
@@ -168,7 +169,8 @@ def _with_products(
 
         return run
 
-    changed = _jaxpr.with_replaced(function, replacement)
+    # inside of an inner `jit` kernels would be traced, and not known again
+    changed = _jaxpr.with_replaced(function, replacement, inline=True)
     return lambda *inputs: changed(params, *inputs)
 
 
