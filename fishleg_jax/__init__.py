@@ -18,6 +18,7 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.compaction.compact import compact, find_couplings
     from fishleg_jax.compaction.report import CompactReport
     from fishleg_jax.compaction.result import Compact
+    from fishleg_jax.compaction.unit_scores import UnitScores, unit_scores
     from fishleg_jax.fisher import fisher_vector_product
     from fishleg_jax.inverse.base import InverseFisher
     from fishleg_jax.memory import Memory, peak_memory
@@ -65,6 +66,7 @@ __all__ = [
     "Stages",
     "TrainStateMixin",
     "Trust",
+    "UnitScores",
     "apply_masks",
     "check",
     "choose_units",
@@ -99,6 +101,7 @@ __all__ = [
     "stage_sparsities",
     "targets",
     "trust",
+    "unit_scores",
     "weight_costs",
 ]
 
@@ -138,6 +141,7 @@ _HOMES = {
     "Stages": "pruning.one_shot.stages",
     "TrainStateMixin": "pruning.gradual.train_state",
     "Trust": "pruning.trust",
+    "UnitScores": "compaction.unit_scores",
     "apply_masks": "pruning.apply",
     "check": "pruning.gradual.state",
     "choose_units": "compaction.choice",
@@ -164,6 +168,7 @@ _HOMES = {
     "sparsity": "pruning.apply",
     "stage_sparsities": "pruning.schedules",
     "trust": "pruning.trust",
+    "unit_scores": "compaction.unit_scores",
     "weight_costs": "pruning.costs",
 }
 

@@ -47,23 +47,29 @@ def has(function: "Jaxpr | ClosedJaxpr", name: str) -> bool:
 # `custom_jvp_call` and `shard_map`, are kept unchanged.
 CALLS = ("jit", "pjit", "checkpoint", "remat2", "cond")
 LOOPS = ("scan", "while")
+INLINED = ("jit", "pjit", "checkpoint", "remat2")  # on request
 Replacement = Callable[[Any, bool], Callable[..., Any] | None]
 
 
-def with_replaced(function: Callable, replacement: Replacement) -> Callable:
+def with_replaced(
+    function: Callable, replacement: Replacement, *, inline: bool = False
+) -> Callable:
     """Returns the same function with some operations replaced.
 
     Args:
         function: Function of pytrees of arrays, called directly if nothing is replaced.
         replacement: Function `(equation, in_loop)` that returns a function from the operands to the
             only result of the operation, or None to keep it.
+        inline: Whether to dissolve inner `jit` and `checkpoint`, so that a replacement sees the
+            arrays that the function was called with there, too; False by default.
     """
 
     def run(*args):
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         if not _replaces(closed.jaxpr, replacement, False):
             return function(*args)
-        leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), replacement, False)
+        leaves = jax.tree.leaves(args)
+        leaves = _evaluate(closed.jaxpr, closed.consts, leaves, replacement, False, inline)
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
     return run
@@ -94,6 +100,7 @@ def _evaluate(
     args: Sequence[Any],
     replacement: Replacement,
     in_loop: bool,
+    inline: bool = False,
 ) -> list[Any]:
     """Evaluates a traced function with replacements and returns its results."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
@@ -101,8 +108,13 @@ def _evaluate(
     for equation in jaxpr.eqns:
         operands = [read(x) for x in equation.invars]
         replaced = replacement(equation, in_loop)
+        dissolved = inline and equation.primitive.name in INLINED
         if replaced is not None:
             results = [replaced(*operands)]
+        elif dissolved and _is_entered(equation, replacement, in_loop):
+            (inner,) = functions(equation)
+            own = opened(inner), getattr(inner, "consts", ())
+            results = _evaluate(*own, operands, replacement, in_loop, inline)
         else:
             kept = _with_inner_replaced(equation, replacement, in_loop)
             # wrap the operation in a function: how to call it directly differs between JAX versions

@@ -129,6 +129,7 @@ def check_targets(
     batch: BatchLike,
     argument: str = "batch",
     known: dict | None = None,
+    names_axes: bool = True,
 ) -> None:
     """Raises a ValueError if a batch's targets do not fit the model's outputs.
 
@@ -141,6 +142,8 @@ def check_targets(
         batch: Batch to check; skipped if it has no targets.
         argument: Name of the batch in error messages.
         known: Cache of output shapes by batch signature, so that each is predicted once.
+        names_axes: Whether the model names Explicit axes, if the arrays have any.  One that does
+            not is traced without shardings.
     """
     targets = split_batch(batch)[1]
     if model is None or targets is None or is_traced(batch):
@@ -150,17 +153,27 @@ def check_targets(
     try:
         make = signature(plain(batch))
         if make not in known:
-            known[make] = _output_shapes(model, params, batch)
+            given = params, batch
+            if not names_axes and mesh.explicit_mesh(given) is not None:
+                given = jax.tree.map(_bare, given)
+            known[make] = _output_shapes(model, *given)
         _labels.check_values(model.likelihood, known[make], targets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument} does not fit the model: {error}") from error
 
 
-def check_all_targets(model: Model | None, params: Params, batches: Any, argument: str) -> None:
+def _bare(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, without its sharding."""
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+
+
+def check_all_targets(
+    model: Model | None, params: Params, batches: Any, argument: str, names_axes: bool = True
+) -> None:
     """Runs `check_targets` on every batch of a sequence."""
     known: dict = {}
     for i, batch in enumerate(batches):
-        check_targets(model, params, batch, f"{argument}[{i}]", known)
+        check_targets(model, params, batch, f"{argument}[{i}]", known, names_axes)
 
 
 def _output_shapes(model: Model, params: Params, batch: BatchLike) -> Any:

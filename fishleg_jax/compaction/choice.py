@@ -16,8 +16,8 @@ from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction.analysis import Network
 from fishleg_jax.compaction.compact import coupled
-from fishleg_jax.compaction.couplings import Member
 from fishleg_jax.compaction.slicing import cut, cuts_of
+from fishleg_jax.compaction.unit_scores import UnitScores, of_given, of_members
 from fishleg_jax.pruning.targets import Budget
 
 UNITS = ("weights", "bytes", "flops", "seconds")
@@ -51,28 +51,30 @@ def choose_units(
 ) -> Any:
     """Prunes whole units with low scores for their cost, until the smaller network is cheap enough.
 
-    A unit's score is the sum of those of all its weights.  Units go in the order of score divided
-    by cost, the costs being those at full size: operations for `targets.flops` and `.seconds`, else
-    bytes.  The goal is checked on the smaller shapes themselves, so that what `compact` returns
-    reaches it.
+    A unit's score is its own, or the sum of those of all its weights.  Units go in the order of
+    score divided by cost, the costs being those at full size: operations for `targets.flops` and
+    `.seconds`, else bytes.  The goal is checked on the smaller shapes themselves, so that what
+    `compact` returns reaches it.
 
     Args:
         f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`, whose sizes
             come from the shapes of `params`.
         params: Any pytree of floating-point arrays.
-        scores: Score of each weight, at least 0: a pytree like the parameters, such as
+        scores: Scores of units by `unit_scores`, or any `UnitScores`, which bring their couplings;
+            or a score of each weight, at least 0: a pytree like the parameters, such as
             `obs_saliency` returns, or squared weights for the L2 norm of units.
         goal: `targets.weights`, `.bytes` or `.flops` for the whole smaller network, or `.seconds`
             for a call of the compiled `f` on `inputs`, measured on the device at hand.
         inputs: Inputs with a leading axis of examples.
         constants: Pytree of arrays that are not trained; None if `f` takes none.
         couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
-            those whose units a norm averages.
+            those whose units a norm averages, as it does with those of `UnitScores`.
         multiple_of: New sizes are multiples of this number, 1 by default; smaller sizes stay.
 
     Returns:
         Masks: a pytree of booleans like the parameters, False for everything that belongs to a
-        removed unit, its biases and norms included.
+        removed unit, its biases and norms included.  `prune_one_shot` with `targets.masks` prunes
+        to them and compensates.
 
     Raises:
         ValueError: Invalid arguments, or a goal out of reach with a unit, or `multiple_of`, left
@@ -93,20 +95,29 @@ def choose_units(
             "goal must be targets.weights, targets.bytes, targets.flops or targets.seconds, got "
             f"{goal!r}"
         )
-    _tree.check_same(params, scores, "scores")
-    arrays.check_costs_are_numbers(scores)
-    network, analysis, given = coupled(f, params, inputs, constants, couplings)
+    of_units = isinstance(scores, UnitScores)
+    if not of_units:
+        _tree.check_same(params, scores, "scores")
+        arrays.check_costs_are_numbers(scores)
+    elif couplings is not None:
+        raise ValueError("couplings must be left out with UnitScores, which have their own")
+    network, analysis, given = coupled(
+        f, params, inputs, constants, scores.couplings if of_units else couplings
+    )
+    named = {} if of_units else dict(_tree.named_leaves(scores))
+    values = of_given(scores, given) if of_units else [of_members(x, named) for x in given]
     if couplings is None:
-        given = [x for x in given if analysis.factor_of(x[0]).mixed is None]
+        factors = [analysis.factor_of(x[0]) for x in given]
+        may_go = [factor is None or factor.mixed is None for factor in factors]
+        given = list(itertools.compress(given, may_go))
+        values = list(itertools.compress(values, may_go))
 
     # Order the removals by score and cost.
     proxy = {"weights": "weights", "bytes": "bytes"}.get(goal.unit, "flops")
     cost = lambda alive, unit: _cost(network, given, alive, inputs, unit)
     whole = [np.ones(x[0].units, bool) for x in given]
-    named = dict(_tree.named_leaves(scores))
     removals: list[Removal] = []
-    for i, members in enumerate(given):
-        own = _unit_scores(members, named)
+    for i, (members, own) in enumerate(zip(given, values, strict=True)):
         one = [x.copy() for x in whole]
         one[i][-1] = members[0].units == 1
         price = max(cost(whole, proxy) - cost(one, proxy), 1e-30)
@@ -125,19 +136,6 @@ def choose_units(
             f"multiple_of={multiple_of} and these couplings, got {goal.at_most:g}"
         )
     return _masks(params, given, _alive(removals[:count], whole))
-
-
-def _unit_scores(members: Sequence[Member], scores: dict[str, Any]) -> np.ndarray:
-    """Sum of the scores of everything that belongs to each unit."""
-    total = np.zeros(members[0].units)
-    for x in members:
-        if x.name in scores:
-            leaf = np.moveaxis(np.asarray(scores[x.name], np.float64), x.axis, 0)
-            parts = leaf.reshape(x.outer, x.units, x.inner, -1)
-            total += parts.sum(axis=(0, 2, 3))
-    if not np.isfinite(total).all():
-        raise ValueError(f"scores: {members[0].name!r} has units with NaN or infinite scores")
-    return total
 
 
 def _removals(coupling: int, scores: np.ndarray, price: float, multiple: int) -> list[Removal]:

@@ -17,6 +17,7 @@ from fishleg_jax.compaction.removal import decide
 from fishleg_jax.compaction.result import Compact, Kept
 from fishleg_jax.compaction.slicing import Slicer, cut, cuts_of
 from fishleg_jax.model import Model
+from fishleg_jax.pruning.masks.groups import check_masks
 
 EXAMPLES = 4  # of the inputs, for all but the last comparison
 
@@ -117,7 +118,7 @@ def compact(
     numbers.check_count(multiple_of, "multiple_of")
     tolerance = numbers.check_not_negative(tolerance, "tolerance")
     if masks is not None:
-        _tree.check_same(params, masks, "masks")
+        check_masks(params, masks)
         params = jax.jit(_tree.apply_mask)(params, masks)
     network, analysis, given = coupled(f, params, inputs, constants, couplings)
     factors = [_factor(analysis, members, i) for i, members in enumerate(given)]

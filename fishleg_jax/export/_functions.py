@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import _files, _tree
+from fishleg_jax import _files
+from fishleg_jax.export._arguments import as_tuple, function_of, masked
 
 MAGIC = b"FLJFUNC1"  # the last bytes of a file; a checksum stands before them
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # jax.export takes any other name and writes it down
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -32,7 +34,7 @@ def save_function(
 
     Args:
         path: Path of the file; it is written beside and then renamed, replacing an existing one.
-        function: Function `(params, *inputs) -> outputs`.
+        function: Function `(params, *inputs) -> outputs`, or a `Model`.
         params: Pytree of arrays, written into the file as constants.
         example_inputs: Array, or tuple of pytrees of arrays or `jax.ShapeDtypeStruct`, for shapes
             and dtypes.
@@ -40,11 +42,13 @@ def save_function(
             None for none.
         dynamic_batch: Whether inputs may have any number of examples, True by default: the first
             axis of every array with axes is one symbolic size.
-        platforms: Names such as `"cpu"`, `"cuda"` or `"tpu"`; None for that of this process.
+        platforms: Names among `"cpu"`, `"cuda"`, `"rocm"` and `"tpu"`; None for that of this
+            process.
 
     Raises:
-        ValueError: Masks of another structure, examples without an array, or a function that
-            `jax.export` refuses, such as one that needs a known batch size.
+        ValueError: A path in a folder that does not exist, something else than a function, masks of
+            another structure or dtype, examples without an array, unknown platforms, or a function
+            that `jax.export` refuses, such as one that needs a known batch size.
 
     References:
         JAX documentation, "Exporting and serializing staged-out computations".
@@ -61,12 +65,12 @@ def save_function(
     """
     from jax import export
 
-    if isinstance(platforms, str):
-        raise ValueError(f"platforms must be a list of names, such as [{platforms!r}]")
-    if masks is not None:
-        _tree.check_same(params, masks, "masks")
-        params = _tree.apply_mask(params, masks)
-    shapes = input_shapes(as_tuple(example_inputs), "batch" if dynamic_batch else None)
+    _files.check_place(path)
+    inputs = as_tuple(example_inputs)
+    function = function_of(function, inputs)
+    _check_platforms(platforms)
+    params = masked(params, masks)
+    shapes = input_shapes(inputs, "batch" if dynamic_batch else None)
     run = jax.jit(lambda *inputs: function(params, *inputs))
     try:
         exported = export.export(run, platforms=platforms)(*shapes)
@@ -108,12 +112,17 @@ def load_function(path: str | os.PathLike[str]) -> Callable[..., Any]:
     return jax.jit(export.deserialize(bytearray(body)).call)
 
 
-def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
-    """Inputs of a function as a tuple, or raises a ValueError if there is no array in them."""
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if not jax.tree.leaves(inputs):
-        raise ValueError("example_inputs must have at least one array, got none")
-    return inputs
+def _check_platforms(platforms: Any) -> None:
+    """Raises a ValueError for anything but None or names of platforms."""
+    if platforms is None:
+        return
+    known = (*PLATFORMS, jax.default_backend())
+    names = platforms if isinstance(platforms, (list, tuple)) else ()
+    if not names or not all(isinstance(x, str) and x in known for x in names):
+        raise ValueError(
+            f"platforms must be a list of names among {', '.join(PLATFORMS)}, or None for that of "
+            f"this process, got {platforms!r}"
+        )
 
 
 def input_shapes(inputs: tuple[Any, ...], batch: str | None) -> tuple[Any, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fishleg_jax import _files, _tree
+from fishleg_jax import _files
 from fishleg_jax.export import _extra
-from fishleg_jax.export._functions import as_tuple, input_shapes
+from fishleg_jax.export._arguments import as_tuple, function_of, masked
+from fishleg_jax.export._functions import input_shapes
 
 TOLERANCE = 1e-4  # of the largest output; float32 sums in another order stay below 1e-5
 
@@ -33,7 +34,7 @@ def to_onnx(
     and must give what JAX gives.
 
     Args:
-        function: Function `(params, *inputs) -> outputs`.
+        function: Function `(params, *inputs) -> outputs`, or a `Model`.
         params: Pytree of arrays, which become initializers.
         example_inputs: Array, or tuple of pytrees of arrays: the inputs to check the file on.
         path: Path of the file; it is written beside and then renamed, replacing an existing one.
@@ -48,18 +49,16 @@ def to_onnx(
 
     Raises:
         ImportError: jax2onnx or onnxruntime is not installed.
-        ValueError: Masks of another structure, no array in the example, or a function that
-            jax2onnx converts to a file with other outputs, or not at all.
+        ValueError: A path in a folder that does not exist, something else than a function, masks of
+            another structure or dtype, no array in the example, outputs that are NaN, or a function
+            that jax2onnx converts to a file with other outputs, or not at all.
 
     References:
         ONNX, https://onnx.ai; jax2onnx, https://pypi.org/project/jax2onnx.
     """
-    jax2onnx = _extra.package("jax2onnx", "to_onnx")
-    onnxruntime = _extra.package("onnxruntime", "to_onnx")
+    _files.check_place(path)
     inputs = as_tuple(example_inputs)
-    if masks is not None:
-        _tree.check_same(params, masks, "masks")
-        params = _tree.apply_mask(params, masks)
+    function, params = function_of(function, inputs), masked(params, masks)
     shapes = jax.tree.leaves(input_shapes(inputs, "batch" if dynamic_batch else None))
     leaves, structure = jax.tree.flatten(inputs)
 
@@ -70,6 +69,13 @@ def to_onnx(
     if dynamic_batch:  # also on one example more
         checks.append([np.concatenate([x, x[:1]]) if np.ndim(x) else x for x in leaves])
     expected = [jax.tree.map(np.asarray, jax.jit(run)(*arrays)) for arrays in checks]
+    if any(np.isnan(np.asarray(x, np.float64)).any() for outputs in expected for x in outputs):
+        raise ValueError(
+            "function gives NaN on example_inputs, so there is nothing to check the file against: "
+            "look for NaN in params and example_inputs"
+        )
+    jax2onnx = _extra.package("jax2onnx", "to_onnx")
+    onnxruntime = _extra.package("onnxruntime", "to_onnx")
     reasons = []
     for convert in (_converted, _converted_with_transposes):
         try:
@@ -123,9 +129,13 @@ def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
     """Largest difference over the largest output; infinite where shapes differ."""
     if [x.shape for x in found] != [x.shape for x in expected]:
         return float("inf")
-    apart = [float(np.max(np.abs(x - y), initial=0)) for x, y in zip(found, expected, strict=True)]
-    largest = max(float(np.max(np.abs(y), initial=0)) for y in expected)
-    return max(apart) / (largest or 1.0)
+    apart, sizes = [], []
+    for x, y in zip(found, expected, strict=True):
+        x, y = (np.asarray(a, np.float64) for a in (x, y))
+        gap = np.subtract(x, y, out=np.zeros(x.shape), where=x != y)  # infinities may be equal
+        apart.append(np.max(np.abs(gap), initial=0))
+        sizes.append(np.max(np.abs(y), initial=0, where=np.isfinite(y)))
+    return float(np.max(apart) / (max(sizes) or 1.0))  # of NaN in either file NaN
 
 
 @contextlib.contextmanager

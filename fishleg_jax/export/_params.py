@@ -12,6 +12,7 @@ from fishleg_jax import _files, _text, _tree
 from fishleg_jax._devices import placement
 from fishleg_jax.export import _packed, _safetensors, _structure
 from fishleg_jax.export._content import Content, contiguous
+from fishleg_jax.pruning.masks.groups import check_masks
 
 
 class Loaded(NamedTuple):
@@ -55,8 +56,9 @@ def save_params(
 
     Raises:
         ImportError: safetensors, or for the packed format zstandard, is not installed.
-        ValueError: Two leaves of one key path, a dtype that the format does not have, masks of
-            another structure, or metadata other than strings.
+        ValueError: A path in a folder that does not exist, two leaves of one key path, a dtype that
+            the format does not have, masks of another structure or dtype, or metadata other than
+            strings.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
@@ -66,16 +68,15 @@ def save_params(
         ...     flj.export.load_params(f"{folder}/net.packed").params
         {'fc1': {'kernel': Array([[0. , 1.5]], dtype=float32)}}
     """
+    _files.check_place(path)
     named = _tree.named_leaves(params)
     _tree.check_names(named)
     own = None
     if masks is not None:
-        _tree.check_same(params, masks, "masks")
+        check_masks(params, masks)
         own = {name: np.asarray(mask) for name, mask in _tree.named_leaves(masks)}
     arrays = {name: _array(name, leaf) for name, leaf in named}
     for name, mask in (own or {}).items():
-        if mask.dtype != bool:
-            raise ValueError(f"masks: {name!r} must be an array of booleans, got {mask.dtype}")
         arrays[name] = np.where(mask, arrays[name], np.zeros_like(arrays[name]))
     content = Content(arrays, own, _structure.describe(params), _checked(metadata or {}))
     file = (_packed if packed else _safetensors).encode(content)

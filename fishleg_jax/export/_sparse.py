@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fishleg_jax import _jaxpr, _text, _tree
-from fishleg_jax.export._functions import as_tuple
+from fishleg_jax.export._arguments import as_tuple, function_of, masked
 from fishleg_jax.export._sparse_times import (
     MatmulTimes,
     measure_sparse_matmul,
@@ -74,12 +74,13 @@ def sparse_apply(
     products and products with the transposed kernel in BCSR are timed on this machine, for the
     number of rows of the example.  BCSR is taken where it needs less than 0.9 of the time; where it
     never does, the function stays dense.  Convolutions stay dense, and so do kernels that the
-    function transforms first or uses inside of another compiled function or loop.
+    function transforms first or uses inside of a loop or a `cond`; `jit` and `checkpoint` inside
+    of it are dissolved.
 
     `jax.experimental.sparse`, which has BCSR, is frozen: JAX mends it but does not develop it.
 
     Args:
-        function: Function `(params, *inputs) -> outputs`.
+        function: Function `(params, *inputs) -> outputs`, or a `Model`.
         params: Pytree of arrays.
         example_inputs: Array, or tuple of pytrees of arrays, of the shapes that the function is
             to be fast for.
@@ -92,7 +93,8 @@ def sparse_apply(
         A `SparseApply`: call it with inputs; `layers` has the measurements.
 
     Raises:
-        ValueError: Masks of another structure, or no arrays in the example.
+        ValueError: Something else than a function, masks of another structure or dtype, or no
+            arrays in the example.
 
     References:
         JAX documentation, `jax.experimental.sparse`.
@@ -107,10 +109,8 @@ def sparse_apply(
         (True, 0.0)
     """
     inputs = as_tuple(example_inputs)
-    if masks is not None:
-        _tree.check_same(params, masks, "masks")
-        params = _tree.apply_mask(params, masks)
-    params = jax.tree.map(jax.numpy.asarray, params)
+    function = function_of(function, inputs)
+    params = jax.tree.map(jax.numpy.asarray, masked(params, masks))
     ask = _lookup(measure) if isinstance(measure, Mapping) else measure
 
     # find the kernels that are multiplied with inputs, and with how many rows
@@ -169,7 +169,8 @@ def _with_products(
 
         return run
 
-    changed = _jaxpr.with_replaced(function, replacement)
+    # inside of an inner `jit` kernels would be traced, and not known again
+    changed = _jaxpr.with_replaced(function, replacement, inline=True)
     return lambda *inputs: changed(params, *inputs)
 
 

@@ -23,7 +23,8 @@ class Leaves(NamedTuple):
             The estimators `kfac` and `fishleg` take the same argument for their factors.
         costs: Cost of each weight in one-shot pruning, a pytree of positive numbers or arrays such
             as `weight_costs` returns: scores are divided by it, so that of two equal scores the
-            dearer weight goes first; None for equal costs.
+            dearer weight goes first; with a pattern the score of a group by the sum of its costs.
+            None for equal costs.
 
     Example:
         >>> import fishleg_jax as flj

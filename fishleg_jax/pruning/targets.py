@@ -1,9 +1,6 @@
-"""Targets of `prune_one_shot` other than a sparsity: a budget to keep, or a limit on the loss.
+"""Values of `sparsity` in `prune_one_shot` other than a number: a budget, a limit, or masks."""
 
-Each of these functions returns a value for its argument `sparsity`.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fishleg_jax import _text
@@ -50,7 +47,21 @@ class Limit(NamedTuple):
         return _text.one_line(self)
 
 
-Target = Budget | Limit
+class Given(NamedTuple):
+    """Masks to end at, returned by `masks`.
+
+    Attributes:
+        masks: Pytree of booleans like the parameters, False for pruned.
+    """
+
+    masks: Any
+
+    def __repr__(self) -> str:
+        """One line, without the entries of arrays."""
+        return _text.one_line(self)
+
+
+Target = Budget | Limit | Given
 
 
 def weights(at_most: int) -> Budget:
@@ -255,6 +266,23 @@ def metric(
     return _limit("metric", at_most_drop, "at_most_drop", function, highest, resolution)
 
 
+def masks(masks: Any) -> Given:
+    """Target that ends at masks chosen elsewhere, such as by `choose_units`, and compensates.
+
+    Args:
+        masks: Pytree of booleans like the parameters, False for pruned; any leaf may have some.
+
+    Returns:
+        A target.  Scores decide which of these weights go first if there are several stages.
+
+    Example:
+        >>> import fishleg_jax as flj
+        >>> flj.targets.masks({"bias": False}).masks
+        {'bias': False}
+    """
+    return Given(masks)
+
+
 def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) -> Limit:
     at_most = numbers.check_not_negative(at_most, name)
     highest, resolution = (
@@ -264,7 +292,7 @@ def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) ->
     return Limit(unit, at_most, function, highest, resolution)
 
 
-__all__: Sequence[str] = ("bytes", "cost", "flops", "loss_increase", "metric", "seconds", "weights")
+__all__ = ["bytes", "cost", "flops", "loss_increase", "masks", "metric", "seconds", "weights"]
 
 
 def __dir__() -> list[str]:

@@ -168,6 +168,7 @@ def test_other_trees_are_refused(small):
         ({"f": 3}, r"f must be a function \(params, inputs\), or a Model"),
         ({"constants": {"a": X}}, r"f must be a function \(params, inputs, constants\)"),
         ({"masks": {"w1": MASKS["w1"]}}, "masks must have the structure"),
+        ({"masks": PARAMS}, "masks must be booleans, True for weights that are kept, but 'b1'"),
         ({"multiple_of": 0}, "multiple_of must be a whole number"),
         ({"tolerance": -1}, "tolerance must be"),
         ({"couplings": "w1"}, "couplings must be a list"),

@@ -1,13 +1,19 @@
 """Functions on disk: JAX alone reads them, for any batch, and a damaged file is refused."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fishleg_jax as flj
+from fishleg_jax.export import _onnx
 
 PARAMS = {"w": jnp.arange(6.0).reshape(3, 2) - 2, "b": jnp.ones(2)}
+
+
+X = jnp.ones((1, 3))
 
 
 def predict(params, x):
@@ -75,14 +81,64 @@ def test_damaged_files_are_refused(path, tmp_path):
         flj.export.load_function(tmp_path / "nothing")
 
 
+def test_a_model_stands_for_its_function(tmp_path):
+    model = flj.Model(predict, flj.likelihoods.gaussian())
+    flj.export.save_function(tmp_path / "f", model, PARAMS, jnp.ones((1, 3)))
+    x = jnp.ones((2, 3))
+    found = flj.export.load_function(tmp_path / "f")(x)
+    np.testing.assert_allclose(found, predict(PARAMS, x), atol=1e-6)
+
+
+WRITERS = (
+    flj.export.save_function,
+    flj.export.to_onnx,
+    flj.export.save_params,
+    flj.export.sparse_apply,
+)
+BAD = [
+    ({"example_inputs": ()}, "example_inputs must have at least one array"),
+    ({"masks": {"w": jnp.ones(3, bool)}}, "masks must have the structure"),
+    ({"masks": PARAMS}, "masks must be booleans, True for weights that are kept, but 'b'"),
+    ({"function": 3}, r"function must be a function \(params, inputs\) -> outputs"),
+    ({"function": lambda params: params}, r"function must be a function \(params, inputs\)"),
+    ({"example_inputs": (jnp.ones((1, 3)),) * 2}, r"function must be .*\(params, 2 inputs\)"),
+    ({"platforms": ["gpuu"]}, "platforms must be .* among cpu, cuda, rocm, tpu.* got .'gpuu'"),
+    ({"platforms": "cpu"}, "platforms must be a list of names"),
+    ({"platforms": []}, "platforms must be a list of names"),
+    ({"path": "no/such/folder/f"}, "path: the folder 'no/such/folder' does not exist"),
+    ({"path": "."}, "path must be the path of a file, got the folder"),
+    ({"path": 3}, "path must be the path of a file, got 3"),
+]
+
+
 @pytest.mark.parametrize(
-    "example, options, message",
+    "function, changes, message",
     [
-        ((), {}, "example_inputs must have at least one array"),
-        (jnp.ones((1, 3)), {"masks": {"w": jnp.ones(3, bool)}}, "masks must have the structure"),
+        (function, *case)
+        for function in WRITERS
+        for case in BAD
+        if case[0].keys() <= inspect.signature(function).parameters.keys()
     ],
 )
-def test_bad_input_gets_one_sentence(tmp_path, example, options, message):
+def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, function, changes, message):
+    """Of all functions that take the argument; before anything runs, or a package is loaded."""
+    monkeypatch.chdir(tmp_path)
+    arguments = {"path": "f", "function": predict, "params": PARAMS, "example_inputs": X, **changes}
+    takes = inspect.signature(function).parameters
     with pytest.raises(ValueError, match=message):
-        flj.export.save_function(tmp_path / "f", predict, PARAMS, example, **options)
+        function(**{name: x for name, x in arguments.items() if name in takes})
     assert not list(tmp_path.iterdir())
+
+
+def test_masks_are_written_into_folders_that_are_there(tmp_path):
+    with pytest.raises(ValueError, match="path: the folder '.*nowhere' does not exist"):
+        flj.save_masks(tmp_path / "nowhere" / "masks.npz", {"w": jnp.ones(2, bool)})
+
+
+def test_nan_is_found_before_a_conversion(tmp_path):
+    params = PARAMS | {"b": jnp.array([1.0, jnp.nan])}
+    with pytest.raises(ValueError, match="function gives NaN on example_inputs"):
+        flj.export.to_onnx(predict, params, X, tmp_path / "f")
+    compare = lambda x, y: _onnx._difference([np.array(x)], [np.array(y)])
+    assert compare([np.inf, 1.0], [np.inf, 2.0]) == 0.5  # infinities are outputs like others
+    assert np.isnan(compare([np.nan, 1.0], [0.0, 2.0]))

@@ -83,6 +83,25 @@ def test_what_stays_dense():
     np.testing.assert_allclose(apply(x), jax.jit(mixed)(params, x), rtol=1e-4, atol=1e-4)
 
 
+def test_kernels_inside_of_jit_and_checkpoint():
+    """Of a function that is compiled, has compiled parts, or recomputes; one in a `cond` stays."""
+    params = {name: sparse_kernel((4, 4), i) for i, name in enumerate("abcd")}
+    inner = jax.jit(lambda w, x: jnp.tanh(x @ w))
+
+    @jax.jit
+    def compiled(p, x):
+        y = inner(p["b"], inner(p["a"], x))
+        y = jax.checkpoint(inner)(p["c"], y)
+        return jax.lax.cond(x[0, 0] > 0, lambda y: y @ p["d"], lambda y: y, y)
+
+    x = jax.random.normal(jax.random.key(3), (2, 4))
+    apply = flj.export.sparse_apply(compiled, params, x, measure=lambda *_: FAST)
+    assert [layer.name for layer in apply.layers] == ["a", "b", "c"]
+    assert products(apply.function, x) == 3
+    for own in (x, -x):
+        np.testing.assert_allclose(apply(own), compiled(params, own), rtol=1e-5, atol=1e-6)
+
+
 def test_measured_times_are_kept():
     measure = flj.export.measure_sparse_matmul
     first = measure((16, 8), 0.25, 3, seconds=0.001)

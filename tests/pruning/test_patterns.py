@@ -342,6 +342,70 @@ def test_stages_bring_more_and_more_groups_to_n_of_m():
     assert (_tiles.split(np.asarray(result.masks["a"]), (4, 1)).sum(axis=-1) == 2).all()
 
 
+def priced(params, costs, pattern, sparsity, scope="global", **leaves):
+    """Masks by magnitude for its cost."""
+    model = flj.Model(lambda p, x: x @ jax.tree.leaves(p)[0], flj.likelihoods.gaussian())
+    return flj.prune_one_shot(
+        model,
+        params,
+        flj.inverse.identity(),
+        [(jnp.ones((2, 3)), None)],
+        sparsity=sparsity,
+        pattern=pattern,
+        scope=scope,
+        prunable=flj.Leaves(costs=costs, **leaves),
+    ).masks
+
+
+def test_units_are_ranked_by_their_scores_over_their_costs():
+    """Sums over sums: in a mean of ratios the cheap weights of a unit would decide alone."""
+    rng = np.random.default_rng(0)
+    params = {"a": rng.uniform(1, 2, (3, 4)), "b": rng.uniform(1, 2, (4, 2))}
+    costs = {"a": rng.uniform(0.01, 3, (3, 4)), "b": 5.0}
+    pattern = flj.patterns.units([[("a", 1), ("b", 0)]])
+    halves = {name: x**2 / 2 for name, x in params.items()}
+    ratio = (halves["a"].sum(0) + halves["b"].sum(1)) / (costs["a"].sum(0) + 2 * 5.0)
+    means = (halves["a"] / costs["a"]).sum(0) + (halves["b"] / 5).sum(1)
+    order = np.argsort(ratio)
+    assert list(order) != list(np.argsort(means))
+    params, costs = (jax.tree.map(jnp.float32, x) for x in (params, costs))
+    for gone in range(1, 4):
+        masks = priced(params, costs, pattern, gone / 4)
+        assert set(np.flatnonzero(~np.asarray(masks["a"][0]))) == set(order[:gone])
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_costs_do_not_choose_within_a_group_of_n_of_m(scope):
+    """The best set of weights goes, and groups go by its score over its cost, layer by layer."""
+    params = {"a": jnp.array([[[1.0], [2.0], [3.0], [1.5], [4.0], [2.5]]] * 2)}
+    costs = {"a": jnp.array([[9.0], [1.0], [9.0], [1.0], [1.0], [1.0]]) * jnp.ones((2, 1, 1))}
+    pattern = flj.patterns.n_m(1, 3)
+    masks = priced(params, costs, pattern, 0.4, scope, prunable="a", stacked="a")
+    # (1² + 2²) over 10 against (1.5² + 2.5²) over 2
+    assert masks["a"][:, :, 0].tolist() == [[False, False, True, True, True, True]] * 2
+
+
+@pytest.mark.parametrize(
+    "sparsity, options, expected",
+    [
+        (0.6, {"pattern": flj.patterns.units(), "stages": 1}, [0.5]),
+        (0.8, {"pattern": flj.patterns.units(), "stages": 2}, [0.5, 0.75]),  # asked: 0.553, 0.8
+        (
+            None,
+            {"pattern": flj.patterns.n_m(1, 3), "stages": 1},
+            [0.5],
+        ),  # of 2/3: two rows are left
+        (flj.targets.weights(19), {"pattern": flj.patterns.units(), "stages": 1}, [0.5]),
+        (0.6, {"stages": 1}, [0.6]),  # single weights as ever
+    ],
+)
+def test_stages_report_the_sparsity_that_whole_groups_reach(sparsity, options, expected):
+    result = pruned(sparsity, **options)
+    assert [stage["sparsity"] for stage in result.stages] == expected
+    if "pattern" in options:
+        assert result.report.total.kept == 32 * (1 - expected[-1])
+
+
 @pytest.mark.parametrize(
     "sparsity, options, words",
     [

@@ -94,7 +94,13 @@ def check_room(groups: Groups, sparsity: float, pruned: int) -> None:
         )
 
 
-def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = None) -> Any:
+def extend(
+    groups: Groups,
+    scores: Any,
+    sparsity: float,
+    masks: Any | None = None,
+    costs: Any | None = None,
+) -> Any:
     """Masks of `make_masks`, for leaves and thresholds that are already decided.
 
     Args:
@@ -103,6 +109,8 @@ def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = Non
         sparsity: Fraction of the prunable weights that are zero afterwards, in [0, 1).
         masks: Previous masks; None for none.  Pruned weights stay pruned, even below a threshold
             with more of them than its share.
+        costs: Cost of each weight, numbers or arrays by leaf, by whose sum over a group of the
+            pattern its score is divided; None for one each.
 
     Raises:
         ValueError: Scores that are negative or NaN.
@@ -117,7 +125,9 @@ def extend(groups: Groups, scores: Any, sparsity: float, masks: Any | None = Non
     largest = jnp.maximum if is_traced(before) else max
     before = before if is_traced(before) else list(map(int, jax.device_get(before)))
     counts = list(map(largest, exact_counts(groups, sparsity, before), before))
-    return placement.like(tree.unflatten(keep_highest(groups, leaves, old, counts)), scores)
+    prices = None if costs is None else jax.tree.leaves(costs)
+    kept = keep_highest(groups, leaves, old, counts, prices)
+    return placement.like(tree.unflatten(kept), scores)
 
 
 def _check_scores(scores: Any, leaves: list, chosen: list[bool]) -> None:

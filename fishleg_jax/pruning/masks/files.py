@@ -20,7 +20,7 @@ def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
         masks: Pytree of booleans.
 
     Raises:
-        ValueError: A leaf is not boolean, such as weights.
+        ValueError: A leaf is not boolean, such as weights; a folder that does not exist.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj

@@ -25,6 +25,7 @@ def keep_highest(
     scores: Sequence[jax.Array],
     old: Sequence[jax.Array],
     counts: Sequence[Any] | jax.Array,
+    costs: Sequence[Any] | None = None,
 ) -> list[jax.Array]:
     """Masks of all leaves without the lowest scores below every threshold.
 
@@ -33,18 +34,24 @@ def keep_highest(
         scores: One array for every leaf.
         old: Previous masks; weights that they prune count as lowest of all.
         counts: Number of weights to prune below every threshold, including those already pruned.
+        costs: Cost of the weights of each leaf, a number or an array, for the groups of a pattern;
+            None for one each.
     """
+    if costs is not None:
+        pairs = zip(scores, costs, strict=True)
+        costs = [jnp.broadcast_to(jnp.asarray(c, s.dtype), s.shape) for s, c in pairs]
     new, k = list(old), 0
     for group in groups.members:
         layers = groups.layers(group)
         chosen = [scores[i] for i in group], [old[i] for i in group]
         part = None if groups.pattern is None else groups.layout.part(group, layers is not None)
+        own = None if costs is None else [costs[i] for i in group]
         if layers is None:
-            kept = _keep(*chosen, counts[k], part)
+            kept = _keep(*chosen, counts[k], part, own)
             k += 1
         else:
             each = jnp.stack([jnp.asarray(n) for n in counts[k : k + layers]])
-            kept = _keep_layers(*chosen, each, part)
+            kept = _keep_layers(*chosen, each, part, own)
             k += layers
         for i, mask in zip(group, kept, strict=True):
             new[i] = mask
@@ -53,18 +60,28 @@ def keep_highest(
 
 @functools.partial(jax.jit, static_argnums=3)
 def _keep_layers(
-    scores: list[jax.Array], old: list[jax.Array], counts: jax.Array, layout: Layout | None = None
+    scores: list[jax.Array],
+    old: list[jax.Array],
+    counts: jax.Array,
+    layout: Layout | None = None,
+    costs: list[jax.Array] | None = None,
 ) -> list[jax.Array]:
     """Keeps the highest like `_keep`, for a stack of layers, each with its own count."""
-    return sharding.automatic(jax.vmap(_lowest_of(layout)), old, scores, old, counts)
+    arguments = (scores, old, counts) if costs is None else (scores, old, counts, costs)
+    return sharding.automatic(jax.vmap(_lowest_of(layout)), old, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _keep(
-    scores: list[jax.Array], old: list[jax.Array], count: Any, layout: Layout | None = None
+    scores: list[jax.Array],
+    old: list[jax.Array],
+    count: Any,
+    layout: Layout | None = None,
+    costs: list[jax.Array] | None = None,
 ) -> list[jax.Array]:
     """Masks without the `count` lowest scores; weights already pruned count as lowest of all."""
-    return sharding.automatic(_lowest_of(layout), old, scores, old, count)
+    arguments = (scores, old, count) if costs is None else (scores, old, count, costs)
+    return sharding.automatic(_lowest_of(layout), old, *arguments)
 
 
 def _lowest_of(layout: Layout | None) -> Callable[..., list[jax.Array]]:

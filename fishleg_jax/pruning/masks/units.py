@@ -1,9 +1,10 @@
 """Finds the units of a pattern with the lowest scores, and prunes them.
 
 Every unit has weights that it would prune: all that it still has, or of n of m weights the m − n
-with the lowest scores.  Units are ranked by the mean score of these, and go one by one, ties by
-position, as long as no more weights are pruned than are asked for.  The last one is found like the
-threshold of single weights, by counting.
+with the lowest scores.  Units are ranked by the mean score of these, or with costs by the sum of
+their scores over the sum of their costs, and go one by one, ties by position, as long as no more
+weights are pruned than are asked for.  The last one is found like the threshold of single weights,
+by counting.
 """
 
 import math
@@ -22,7 +23,11 @@ Member = tuple[int, Tile]
 
 
 def without_lowest_units(
-    layout: Layout, scores: list[jax.Array], old: list[jax.Array], count: Any
+    layout: Layout,
+    scores: list[jax.Array],
+    old: list[jax.Array],
+    count: Any,
+    costs: list[jax.Array] | None = None,
 ) -> list[jax.Array]:
     """Masks in which the units with the lowest scores are pruned.
 
@@ -32,6 +37,7 @@ def without_lowest_units(
         old: Previous masks.
         count: Number of weights to prune, at most, including those already pruned; units that have
             nothing left to prune take none of it.
+        costs: Costs of the weights, one array for every leaf; None for one each.
     """
     if not layout.families:  # smaller than a tile
         return old
@@ -45,7 +51,7 @@ def without_lowest_units(
     }
     ranks, sizes = [], []
     for family in layout.families:
-        value, number = _mean_scores(family, scores, proposed)
+        value, number = _mean_scores(family, scores, proposed, costs)
         ranks.append(rank(value, number > 0))
         sizes.append(number)
     before = sum(map(_tree.count, [~m for m in old]))
@@ -104,22 +110,29 @@ def _proposed(layout: Layout, scores: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def _mean_scores(
-    family: tuple[Member, ...], scores: list[jax.Array], proposed: dict[Member, jax.Array]
+    family: tuple[Member, ...],
+    scores: list[jax.Array],
+    proposed: dict[Member, jax.Array],
+    costs: list[jax.Array] | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean score of the weights that every unit would prune, and their number."""
-    totals, numbers = [], []
-    for leaf, tile in family:
-        out = proposed[leaf, tile]
-        total = jnp.sum(jnp.where(out, split(scores[leaf], tile), 0), axis=-1)
-        number = jnp.sum(out, axis=-1, dtype=jnp.int32)
-        totals.append(total)
-        numbers.append(number)
-    if len(family) > 1:  # grids of coupled leaves have units along different axes, or repeat them
-        units = min(total.size for total in totals)
-        totals = [total.reshape(-1, units).sum(0) for total in totals]
-        numbers = [number.reshape(-1, units).sum(0) for number in numbers]
-    number = sum(numbers)
-    return sum(totals) / jnp.maximum(number, 1), number
+    """Mean score of the weights that every unit would prune, or per cost, and their number."""
+    summed = lambda of_leaf: _sum(
+        [of_leaf(proposed[leaf, tile], leaf, tile) for leaf, tile in family]
+    )
+    over = lambda arrays: summed(
+        lambda out, leaf, tile: jnp.sum(jnp.where(out, split(arrays[leaf], tile), 0), axis=-1)
+    )
+    number = summed(lambda out, *_: jnp.sum(out, axis=-1, dtype=jnp.int32))
+    price = number if costs is None else over(costs)
+    return over(scores) / jnp.where(number > 0, price, 1), number
+
+
+def _sum(parts: list[jax.Array]) -> jax.Array:
+    """Sum by unit: grids of coupled leaves have units along different axes, or repeat them."""
+    if len(parts) == 1:
+        return parts[0]
+    units = min(part.size for part in parts)
+    return sum(part.reshape(-1, units).sum(0) for part in parts)
 
 
 def _last(fits: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:

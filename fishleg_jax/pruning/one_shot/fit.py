@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
 from fishleg_jax._batch import number_of_examples
 from fishleg_jax._checks import arrays
 from fishleg_jax._devices import mesh
@@ -14,6 +13,7 @@ from fishleg_jax.inverse._placed import compiled
 from fishleg_jax.inverse.base import InverseFisher, check_on_host
 from fishleg_jax.model import BatchLike, check_all_targets
 from fishleg_jax.pruning import _soundness
+from fishleg_jax.pruning.masks.groups import check_masks
 from fishleg_jax.pruning.one_shot.checks import check_functions, check_key
 
 LOOK = 16  # updates between looks at whether a fit has settled
@@ -69,8 +69,10 @@ def fit(
     if state is not None and estimator.carry is None:
         raise ValueError(f"state must be None for {estimator}, which carries no state on")
     if masks is not None:
-        _tree.check_same(params, masks, "masks")
-    check_all_targets(estimator.model, params, batches, "batches")
+        check_masks(params, masks)
+    # estimates that take gradients of examples do so under Auto axes, with a plain model
+    names_axes = estimator.examples_per_gradient is None
+    check_all_targets(estimator.model, params, batches, "batches", names_axes)
     if estimator.model is not None:
         _soundness.check_single_examples(estimator, estimator.model, params, batches)
     return fitted(estimator, params, batches, key, masks, on_update, state)

@@ -54,9 +54,9 @@ def prune_one_shot(
             pruning.
         batches: Batches of training data for the curvature, never of the data reported on.
         sparsity: Fraction of the n prunable weights to prune, in [0, 1): `floor(sparsity · n)`; or
-            one of `targets`: a number of weights, bytes or operations to keep, or the most that a
-            limit on a loss or a metric allows.  None for the sparsity that a pattern of n:m, or
-            densities by name, give.
+            one of `targets`: a number of weights, bytes or operations to keep, the most that a
+            limit on a loss or a metric allows, or masks chosen elsewhere.  None for the sparsity
+            that a pattern of n:m, or densities by name, give.
         stages: Number of stages, each of which refits the inverse at the weights and masks of the
             stage before; None, the default, for as many as it takes, up to 16; or
             `flj.Stages(number, schedule=, batches_per_stage=, ...)`.

@@ -13,7 +13,8 @@ class Result(NamedTuple):
         masks: Pytree of booleans like the weights, False for pruned.
         report: Row for every prunable leaf and a total; print it.
         state: State of the inverse Fisher (of the last stage), for reuse at another sparsity.
-        stages: Dictionary for every stage: its `sparsity`, the `predicted` increase of the loss in
+        stages: Dictionary for every stage: its `sparsity` (with a pattern the one that whole groups
+            reach, at most the one asked for), the `predicted` increase of the loss in
             it, the `actual` one if known, the amount of a limit `lost` so far or the `cost` kept of
             a budget, and the numbers that the compensation reports.
         stopped: None if all went as requested; else a sentence that says at which stage a number

@@ -27,7 +27,7 @@ from fishleg_jax.pruning.masks.groups import (
 )
 from fishleg_jax.pruning.masks.patterns import Pattern
 from fishleg_jax.pruning.masks.targets import target_of
-from fishleg_jax.pruning.one_shot import checks, goal
+from fishleg_jax.pruning.one_shot import checks, given_masks, goal
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
 from fishleg_jax.pruning.one_shot.data import Data
 from fishleg_jax.pruning.one_shot.fit import fitted
@@ -39,7 +39,7 @@ from fishleg_jax.pruning.one_shot.steps import by_steps
 from fishleg_jax.pruning.report import make_report
 from fishleg_jax.pruning.scores import Saliency, check_saliency
 from fishleg_jax.pruning.selection._border import Selection
-from fishleg_jax.pruning.targets import Budget, Limit, Target
+from fishleg_jax.pruning.targets import Budget, Given, Limit, Target
 from fishleg_jax.pruning.update import Surgeon
 
 
@@ -144,6 +144,13 @@ def checked(
     arrays.check_params(params)
     arrays.check_batches(batches)
     check_saliency(saliency, estimator)
+    wanted = None
+    if isinstance(sparsity, Given):
+        others = {"scope": (scope, "global"), "selection": (selection, None)}
+        wanted, leaves, sparsity, masks = given_masks.settle(
+            sparsity, params, leaves, masks, pattern=(pattern, None), **others
+        )
+        saliency = "obs" if saliency == "auto" else saliency  # all choose the same weights
     # Settle what was left open: compensation, held-out data, number of stages.
     curved = estimator.updates != 0  # `identity` sees no data
     labelled = checks.have_labels(batches)
@@ -190,7 +197,8 @@ def checked(
     number = stages.most if chooses else stages.number
     stages = stages._replace(number=number)
     # Check that estimate, model and data match.
-    plan = Plan(Surgeon(estimator, compensation, groups, moves, saliency), leaves.costs, selection)
+    surgeon = Surgeon(estimator, compensation, groups, moves, saliency)
+    plan = Plan(surgeon, leaves.costs, selection, wanted=wanted)
     _check_data(plan, model, params, batches, held_out, stages, per_stage)
     labelled = checks.have_labels(batches if held_out is None else held_out)
     plan = plan._replace(measure=stages.number > 1 and estimator.updates != 0 and labelled)

@@ -18,6 +18,7 @@ from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.pruning import update
 from fishleg_jax.pruning._soundness import check_curvature
 from fishleg_jax.pruning.masks.build import extend
+from fishleg_jax.pruning.masks.groups import zeros_in
 from fishleg_jax.pruning.report import removed_scores
 from fishleg_jax.pruning.scores import Saliency
 from fishleg_jax.pruning.selection._border import Selection
@@ -32,12 +33,14 @@ class Plan(NamedTuple):
         costs: Cost of each weight, which divides its score; None for equal costs.
         selection: Refinement of the masks; None for the score-based masks.
         measure: Whether to report the change of the loss if the compensation does not.
+        wanted: Masks to end at, if they are given; None to choose by the scores.
     """
 
     surgeon: Surgeon
     costs: Any | None = None
     selection: Selection | None = None
     measure: bool = False
+    wanted: Any | None = None
 
     @property
     def first_order(self) -> bool:
@@ -139,13 +142,18 @@ def rescored(plan: Plan, scored: Scored, saliency: Saliency, fitted: Any) -> Sco
 
 def choose(plan: Plan, scored: Scored, sparsity: float) -> Any:
     """Masks of a sparsity, by the scores at a point; those of a higher sparsity keep a subset."""
-    return extend(plan.surgeon.groups, _ranked(plan, scored), sparsity, scored.point.masks)
+    # the groups of a pattern have costs of their own: the sums of those of their weights
+    costs = None if plan.surgeon.groups.pattern is None else plan.costs
+    return extend(plan.surgeon.groups, _ranked(plan, scored), sparsity, scored.point.masks, costs)
 
 
 def _ranked(plan: Plan, scored: Scored) -> Any:
-    if plan.costs is None:
-        return scored.scores
-    return jax.tree.map(jnp.divide, scored.scores, plan.costs)
+    scores = scored.scores
+    if plan.costs is not None and plan.surgeon.groups.pattern is None:
+        scores = jax.tree.map(jnp.divide, scores, plan.costs)
+    if plan.wanted is not None:  # all else goes last
+        scores = jax.tree.map(lambda s, m: jnp.where(m, jnp.inf, s), scores, plan.wanted)
+    return scores
 
 
 def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
@@ -158,7 +166,8 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
 
     Returns:
         The next point, and the numbers that the compensation reports.  `predicted` is the sum of
-        the scores of the pruned weights if the compensation predicts nothing itself.
+        the scores of the pruned weights if the compensation predicts nothing itself; `sparsity` is
+        the one reached, with a pattern.
 
     Raises:
         FloatingPointError: The new weights or their loss are not finite.
@@ -179,6 +188,10 @@ def advance(plan: Plan, scored: Scored, sparsity: float) -> tuple[Point, dict]:
     # Report the predicted and, if wanted, the measured change of the loss.
     predicted, removed = jitted(_removed)(scores, point.masks, masks, point.removed)
     info = {"predicted": float(predicted)} | (scored.choice or {}) | info
+    groups = plan.surgeon.groups
+    if groups.pattern is not None:  # whole groups reach less than is asked for
+        pruned = sum(map(int, jax.device_get(zeros_in(groups, masks))))
+        info["sparsity"] = pruned / groups.weights
     if plan.measure and "actual" not in info:
         info |= _measured(curvature, point.params, params)
     changes = [info.get(name, 0.0) for name in ("actual", "held_out")]
