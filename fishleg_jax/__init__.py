@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     from fishleg_jax._curvature import Curvature, curvature
     from fishleg_jax.compaction.choice import choose_units
     from fishleg_jax.compaction.compact import compact, find_couplings
+    from fishleg_jax.compaction.gate_scores import gate_scores
     from fishleg_jax.compaction.report import CompactReport
     from fishleg_jax.compaction.result import Compact
     from fishleg_jax.compaction.unit_scores import UnitScores, unit_scores
@@ -78,6 +79,7 @@ __all__ = [
     "fisher_vector_product",
     "fishleg_prune",
     "fit",
+    "gate_scores",
     "gradual_prune",
     "inverse",
     "likelihoods",
@@ -151,6 +153,7 @@ _HOMES = {
     "fisher_vector_product": "fisher",
     "fishleg_prune": "pruning.gradual.fishleg",
     "fit": "pruning.one_shot.fit",
+    "gate_scores": "compaction.gate_scores",
     "gradual_prune": "pruning.gradual.transform",
     "load_masks": "pruning.masks.files",
     "loss": "model",

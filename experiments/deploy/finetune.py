@@ -3,9 +3,10 @@
     python -m experiments.deploy.finetune
     python -m experiments.deploy.finetune --network autoencoder --checkpoint autoencoder.npz
 
-Units are chosen by the sums of their weights' scores for their cost: squared weights (`magnitude`,
-the L2 norm), OBS scores of FishLeg (`obs`), `½ w² F_ii` of FishLeg (`obd`), or `fishleg`: of the
-two the one with the lower loss on training examples that the curvature has not seen.  The smaller
+Units are chosen by their scores for their cost: squared weights (`magnitude`, the L2 norm), the
+Fisher of gates behind the units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse
+(`obs`) or Fisher (`obd`, `flj.unit_scores`), or `auto`: of all these the one with the lowest loss
+on training examples that the curvature has not seen.  The smaller
 network is trained on all training images, with one learning rate for all methods.  Batch norm is
 recomputed before its accuracy without training is measured.  Dense and smaller networks are timed
 in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the same
@@ -16,6 +17,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +34,9 @@ from experiments.report import record
 from experiments.running import arguments, results
 from experiments.running.runner import Runner
 
-SCORES = ("magnitude", "obs", "obd")
-METHODS = (*SCORES, "fishleg")
+SCORES = ("magnitude", "gates", "obs", "obd")
+METHODS = (*SCORES, "auto")
+CHUNK = 64  # examples whose gradients are in memory at a time
 HELD_OUT = 512  # training examples that decide between scores
 TIMED = 128  # examples in a timed batch
 
@@ -71,17 +74,36 @@ class Job(NamedTuple):
         ]
 
 
-def scores_of(job: Job) -> dict[str, Any]:
-    """Scores of all weights, by name; one fit of FishLeg serves two of them."""
-    params, model = job.dense.params, job.spec.model
-    estimator = flj.inverse.fishleg(model)
-    state = flj.fit(estimator, params, job.batches(job.args.examples), key=jax.random.key(job.seed))
-    scores = {
-        "magnitude": jax.tree.map(jnp.square, params),
-        "obs": flj.obs_saliency(params, estimator.diagonal(state, params)),
-        "obd": flj.obd_saliency(params, estimator.fisher_diagonal(state, params)),
-    }
-    return jax.tree.map(lambda x: jnp.maximum(x, 0), scores)
+class Scores:
+    """Scores of units by name, made when they are asked for; one fit serves those of FishLeg."""
+
+    def __init__(self, job: Job):
+        """Makes nothing yet."""
+        self.job = job
+        self.batches = job.batches(job.args.examples)
+        self.key = jax.random.key(job.seed)
+
+    @cached_property
+    def gates(self) -> flj.UnitScores:
+        """Scores of gates, which find the couplings."""
+        model = self.job.spec.model._replace(predict=self.job.predict)
+        params = self.job.dense.params
+        return flj.gate_scores(model, params, self.batches, key=self.key, examples_per_chunk=CHUNK)
+
+    @cached_property
+    def fitted(self) -> tuple[flj.InverseFisher, Any]:
+        """FishLeg and its state."""
+        estimator = flj.inverse.fishleg(self.job.spec.model)
+        return estimator, flj.fit(estimator, self.job.dense.params, self.batches, key=self.key)
+
+    def __getitem__(self, name: str) -> Any:
+        """Scores by one of `SCORES`."""
+        params = self.job.dense.params
+        if name == "magnitude":
+            return jax.tree.map(jnp.square, params)
+        if name == "gates":
+            return self.gates
+        return flj.unit_scores(*self.fitted, params, self.gates.couplings, saliency=name)
 
 
 def smaller(job: Job, scores: Any) -> Smaller:
@@ -148,10 +170,10 @@ def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
 
 def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
     """Removes units and trains on by every method that is still missing."""
-    scores = scores_of(job)
+    scores = Scores(job)
     made: dict[str, Smaller] = {}
     for method in missing:
-        names = ("obs", "obd") if method == "fishleg" else (method,)
+        names = SCORES if method == "auto" else (method,)
         for name in names:
             made[name] = made.get(name) or smaller(job, scores[name])
         chosen = better(job, {name: made[name] for name in names}) if len(names) > 1 else method
@@ -231,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights; default: the shared ones")
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
     one = arguments.one_of(METHODS)
-    several = ["magnitude", "fishleg"]
+    several = ["magnitude", "auto"]
     option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
     option(parser, "--share", arguments.positive, 0.5, "of the operations, that stays")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "of which sizes are multiples")
