@@ -166,19 +166,19 @@ def _parser() -> argparse.ArgumentParser:
     one = arguments.one_of(arguments.CLASSIFIERS)
     option(parser, "--model", one, "mlp", f"of {', '.join(arguments.CLASSIFIERS)}")
     parser.add_argument("--data-dir", type=Path, help="where TensorFlow Datasets has its data")
-    option(parser, "--bits", arguments.at_least(0), 1, "of a kept weight, besides its sign")
-    option(parser, "--sparsity", arguments.sparsity, 0.5)
+    option(parser, "--bits", arguments.at_least(0), 0, "of a kept weight, besides its sign")
+    option(parser, "--sparsity", arguments.sparsity, 0.7)
     option(parser, "--blocks", arguments.at_least(1), 8, "of each size, to compare solvers")
     option(parser, "--examples", arguments.at_least(1), 1024, "for the second moments")
-    option(parser, "--seed", arguments.seed, 0)
+    option(parser, "--seed", arguments.seed, [0], several=True)
     parser.add_argument("--out", type=Path, default=out, help=f"default: {out}")
     record.add_option(parser)
     return parser
 
 
-def _blocks(layers: Mapping[str, tuple], args: Any) -> dict[str, list[Block]]:
+def _blocks(layers: Mapping[str, tuple], args: Any, seed: int) -> dict[str, list[Block]]:
     """Small blocks and whole rows of random layers."""
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(seed)
     small, whole = [], []
     for _ in range(args.blocks):
         weights, fisher = list(layers.values())[rng.integers(len(layers))]
@@ -190,24 +190,62 @@ def _blocks(layers: Mapping[str, tuple], args: Any) -> dict[str, list[Block]]:
     return {f"{SMALL} weights": small, "rows": whole}
 
 
-def table(found: Mapping[str, list[dict]], rows: Sequence[dict], args: Any) -> record.Table:
+def table(found: Mapping[str, list[dict]], networks: Sequence[dict], args: Any) -> record.Table:
     """Energies and seconds of the solvers, and the networks."""
     cells: list[list[record.Cell]] = [
         [f"{size}: {row['solver']}", record.spread(row["energies"]), row["seconds"], None, None]
         for size, own in found.items()
         for row in own
     ]
-    cells += [[f"network: {row['how']}", None, None, row["accuracy"], row["loss"]] for row in rows]
+    for how in dict.fromkeys(row["how"] for row in networks):
+        own = [row for row in networks if row["how"] == how]
+        spreads = [record.spread([row[field] for row in own]) for field in ("accuracy", "loss")]
+        cells.append([f"network: {how}", None, None, *spreads])
     return record.Table(
         title=f"{args.model}, {args.sparsity:.0%} zeros and {args.bits} bits besides the sign",
         columns=["", "energy over rounding's", "seconds a block", "accuracy, %", "loss"],
         rows=cells,
         decimals=[0, 3, 4, 2, 4],
-        seed=str(args.seed),
+        seed=", ".join(map(str, args.seed)),
         data=MODELS[args.model].dataset,
         examples=f"{args.examples:,} training examples for second moments; all test examples",
-        note=f"Median over {args.blocks} blocks, with the least and the largest.",
+        note=f"Median over {args.blocks} blocks of each seed, or over seeds, with the least and "
+        "the largest; blocks of 8 weights have 4 zeros.",
     )
+
+
+def run_seed(args: Any, seed: int) -> tuple[dict[str, list[dict]], list[dict]]:
+    """Solvers on the blocks of one network, and the network quantised."""
+    spec = MODELS[args.model]
+    params, constants, train = cases.network(
+        spec.name, train_in=args.out, data_dir=args.data_dir, seed=seed
+    )
+    data = datasets.load(spec.dataset, args.data_dir)
+    batches = cases.curvature_batches(
+        train, constants, examples=args.examples, batch_size=spec.batch, seed=seed
+    )
+    layers = layers_of(spec, params, batches)
+    found = {
+        size: compared(own, (*SOLVERS, *(["brute force"] * (size != "rows"))), args.bits, seed)
+        for size, own in _blocks(layers, args, seed).items()
+    }
+    dense = results.evaluated(spec, data, params, constants)
+    return found, network(spec, dense, layers, data, args)
+
+
+def joined(parts: Sequence[Mapping[str, list[dict]]]) -> dict[str, list[dict]]:
+    """Energies of the blocks of all seeds, and the mean of their seconds."""
+    return {
+        size: [
+            {
+                "solver": rows[0]["solver"],
+                "energies": [x for row in rows for x in row["energies"]],
+                "seconds": float(np.mean([row["seconds"] for row in rows])),
+            }
+            for rows in zip(*(part[size] for part in parts), strict=True)
+        ]
+        for size in parts[0]
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,31 +259,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    spec = MODELS[args.model]
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        params, constants, train = cases.network(
-            spec.name, train_in=args.out, data_dir=args.data_dir, seed=args.seed
-        )
-        data = datasets.load(spec.dataset, args.data_dir)
+        cases.check(args.model, args.data_dir)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"--out {args.out} can't be written: {error.strerror}")
-    batches = cases.curvature_batches(
-        train, constants, examples=args.examples, batch_size=spec.batch, seed=args.seed
-    )
-    layers = layers_of(spec, params, batches)
-    blocks = _blocks(layers, args)
-    found = {
-        size: compared(own, (*SOLVERS, *(["brute force"] * (size != "rows"))), args.bits, args.seed)
-        for size, own in blocks.items()
-    }
-    dense = results.evaluated(spec, data, params, constants)
-    rows = network(spec, dense, layers, data, args)
-    made = table(found, rows, args)
+    runs = [run_seed(args, seed) for seed in args.seed]
+    found = joined([solvers for solvers, _ in runs])
+    networks = [row for _, rows in runs for row in rows]
+    made = table(found, networks, args)
     print(made)
-    print(files.write_json(args.out / "results.json", [{"solvers": found, "network": rows}]))
+    print(files.write_json(args.out / "results.json", [{"solvers": found, "networks": networks}]))
     print(plots.energies(args.out / "energies.png", found))
     record.keep(args.record, made, "experiments.quantise", argv)
     return 0

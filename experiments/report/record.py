@@ -99,7 +99,7 @@ def commit(root: Path = pages.ROOT) -> str:
 
 
 def command(module: str, argv: Sequence[str] | None) -> str:
-    """The command line that ran, without `--record`.
+    """The command line that ran, without `--record` and `--out`, which change no figure.
 
     Args:
         module: the module that is run by `python -m`.
@@ -107,7 +107,7 @@ def command(module: str, argv: Sequence[str] | None) -> str:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     for i in range(len(given) - 1, -1, -1):
-        if given[i] == "--record":
+        if given[i] in ("--record", "--out"):
             del given[i : i + 2]
     return shlex.join(["python", "-m", module, *given])
 

@@ -19,10 +19,10 @@ TABLE = record.Table(
 
 
 def test_a_kept_table_makes_a_page(tmp_path):
-    argv = ["--seed", "0,1", "--record", "some", "--out", "a folder"]
+    argv = ["--seed", "0,1", "--record", "some", "--out", "here", "--data-dir", "a folder"]
     record.keep("some", TABLE, "experiments.one", argv, tmp_path)
     kept = json.loads((tmp_path / "docs" / "results" / "some.json").read_text())
-    assert kept["command"] == ["python -m experiments.one --seed 0,1 --out 'a folder'"]
+    assert kept["command"] == ["python -m experiments.one --seed 0,1 --data-dir 'a folder'"]
     assert kept["commit"] == "unknown"  # no repository
     page = pages.render("some", tmp_path)
     assert "| pruned | 2.00 (1.50–2.50) |" in page and "| none | |" in page
