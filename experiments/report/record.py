@@ -112,6 +112,13 @@ def command(module: str, argv: Sequence[str] | None) -> str:
     return shlex.join(["python", "-m", module, *given])
 
 
+def _rounded(value: Cell, digits: int) -> Cell:
+    """A cell with the decimals that the page shows."""
+    if isinstance(value, list):
+        return [round(x, digits) for x in value]
+    return round(value, digits) if isinstance(value, float) else value
+
+
 def keep(
     name: str | None,
     table: Table,
@@ -142,6 +149,9 @@ def keep(
         "note": table.note,
         "columns": table.columns,
         "decimals": [None, *table.decimals[1:]],
-        "rows": table.rows,
+        "rows": [
+            [_rounded(x, digits) for x, digits in zip(row, table.decimals, strict=True)]
+            for row in table.rows
+        ],
     }
     print(files.write_json(root / "docs" / "results" / f"{name}.json", made))

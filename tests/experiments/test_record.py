@@ -10,7 +10,7 @@ from experiments.report import record
 TABLE = record.Table(
     title="a table",
     columns=["", "loss"],
-    rows=[["dense", 1.0], ["pruned", [2.0, 1.5, 2.5]], ["none", None]],
+    rows=[["dense", 1.0], ["pruned", [2.001, 1.5, 2.5]], ["none", None]],
     decimals=[0, 2],
     seed="0, 1",
     data="digits",
@@ -24,6 +24,7 @@ def test_a_kept_table_makes_a_page(tmp_path):
     kept = json.loads((tmp_path / "docs" / "results" / "some.json").read_text())
     assert kept["command"] == ["python -m experiments.one --seed 0,1 --data-dir 'a folder'"]
     assert kept["commit"] == "unknown"  # no repository
+    assert kept["rows"][1] == ["pruned", [2.0, 1.5, 2.5]]  # rounded as it is shown
     page = pages.render("some", tmp_path)
     assert "| pruned | 2.00 (1.50–2.50) |" in page and "| none | |" in page
 
