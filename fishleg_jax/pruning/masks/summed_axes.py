@@ -67,20 +67,15 @@ def _step(equation: Any, own: list[Origin], found: list[list[set[int]]]) -> list
         _, inputs, *spatial = params["dimension_numbers"].rhs_spec
         _record(own[1], (inputs, *spatial), found)
     elif name in CALLS:
-        # the first operand of a `cond` is its index
-        inner = own[1:] if name == "cond" else own
-        results = [
-            _follow(x, inner, found) for x in _jaxpr.functions(equation)[: 1 + (name == "cond")]
-        ]
-        return results[0] if len(results) == 1 else []
+        inner = _jaxpr.functions(equation)
+        if name != "cond":
+            return _follow(inner[0], own, found)
+        for branch in inner:  # the first operand is their index
+            _follow(branch, own[1:], found)
     elif name == "scan":
-        whole = params["num_consts"] + params["num_carry"]
-        layers = [None if x is None else (x[0], x[1][1:]) for x in own[whole:]]
-        _follow(
-            params["jaxpr"],
-            [*own[: params["num_consts"]], *[None] * params["num_carry"], *layers],
-            found,
-        )
+        constant, carry = params["num_consts"], params["num_carry"]
+        layers = [None if x is None else (x[0], x[1][1:]) for x in own[constant + carry :]]
+        _follow(params["jaxpr"], [*own[:constant], *[None] * carry, *layers], found)
     elif name == "transpose":
         leaf, axes = own[0]
         return [(leaf, tuple(axes[i] for i in params["permutation"]))]
