@@ -101,7 +101,7 @@ def load_function(path: str | os.PathLike[str]) -> Callable[..., Any]:
 
     try:
         file = Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, TypeError) as error:
         raise ValueError(f"path: {str(path)!r} can't be read as a function: {error}") from None
     body, digest = file[: -DIGEST - len(MAGIC)], file[-DIGEST - len(MAGIC) : -len(MAGIC)]
     if not file.endswith(MAGIC) or hashlib.sha256(body).digest() != digest:

@@ -117,7 +117,7 @@ def load_params(path: str | os.PathLike[str], like: Any | None = None) -> Loaded
         file = Path(path).read_bytes()
         packed = file.startswith(_packed.MAGIC)
         content = (_packed if packed else _safetensors).decode(file)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"path: {str(path)!r} can't be read as parameters: {error}") from None
     if like is None:
         return Loaded(_tree_of(content.arrays, content), _masks(content), content.metadata)

@@ -79,6 +79,9 @@ def test_damaged_files_are_refused(path, tmp_path):
             flj.export.load_function(damaged)
     with pytest.raises(ValueError, match="nothing"):
         flj.export.load_function(tmp_path / "nothing")
+    for read in (flj.export.load_function, flj.export.load_params):
+        with pytest.raises(ValueError, match="path: '3' can't be read"):
+            read(3)
 
 
 def test_a_model_stands_for_its_function(tmp_path):

@@ -20,10 +20,11 @@ from fishleg_jax.pruning.compensation import _adjustable
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
 from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import Sparsity
-from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs
+from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs, groups_in
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.gradual.step import make_step
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
+from fishleg_jax.pruning.masks.along import warn_of_axes
 from fishleg_jax.pruning.masks.densities import Scope
 from fishleg_jax.pruning.masks.groups import (
     Groups,
@@ -190,6 +191,7 @@ def gradual_prune(
         # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
         if model is not None and batch is not None:
+            warn_of_axes(groups_in(plan, state, params), model, params, batch)
             curvature = _curvature.curvature(model, [batch], examples_per_chunk=examples_per_chunk)
             if axis_name is not None:
                 curvature = _curvature.over_axis(curvature, axis_name)

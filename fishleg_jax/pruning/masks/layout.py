@@ -86,7 +86,7 @@ def layout_of(
         if not families:
             raise ValueError(f"pattern: no leaf of its couplings is prunable, got {pattern}")
     else:
-        axes = _axes(pattern, names)
+        axes = axes_of(pattern, names)
         families = [
             ((i, _tile(pattern, names[i], shapes[i], stacked[i], axes[i])),)
             for i, yes in enumerate(chosen)
@@ -109,7 +109,7 @@ def most_to_prune(layout: Layout | None, shapes: Sequence[tuple[int, ...]], leaf
     return covered(shapes[leaf], tile) // math.prod(tile) * (math.prod(tile) - layout.keep)
 
 
-def _axes(pattern: Pattern, names: Sequence[str]) -> list[int | None]:
+def axes_of(pattern: Pattern, names: Sequence[str]) -> list[int | None]:
     """Axis of every leaf, of the first expression that matches it."""
     if pattern.axis is None or isinstance(pattern.axis, int):
         return [pattern.axis] * len(names)

@@ -17,6 +17,7 @@ from fishleg_jax.pruning.compensation import _adjustable
 from fishleg_jax.pruning.compensation._group import group
 from fishleg_jax.pruning.compensation._independent import Compensation, independent
 from fishleg_jax.pruning.leaves import Leaves, leaves_of
+from fishleg_jax.pruning.masks.along import warn_of_axes
 from fishleg_jax.pruning.masks.build import check_room
 from fishleg_jax.pruning.masks.densities import Scope
 from fishleg_jax.pruning.masks.groups import (
@@ -165,6 +166,7 @@ def checked(
         batches, held_out = _set_aside(estimator, batches, share, stages)
     # Decide which weights are pruned: leaves, initial masks, sparsities.
     groups = make_groups(params, leaves.prunable, scope, leaves.stacked, pattern)
+    warn_of_axes(groups, model, params, batches[0])
     sparsity = target_of(groups, sparsity)
     start = begin(params, first_masks(params, groups, masks))
     before = sum(map(int, jax.device_get(zeros_in(groups, start.masks))))
