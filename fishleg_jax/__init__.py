@@ -44,6 +44,9 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.pruning.scores import obd_saliency, obs_saliency
     from fishleg_jax.pruning.trust import Trust, trust
     from fishleg_jax.rematerialise import remat
+    from fishleg_jax.training.optimizer import fishleg_optimizer, scale_by_fishleg
+    from fishleg_jax.training.precondition import scale_by_inverse_fisher
+    from fishleg_jax.training.state import NaturalState
 
 __version__ = "0.1.0"
 
@@ -59,6 +62,7 @@ __all__ = [
     "Memory",
     "Model",
     "MultiSteps",
+    "NaturalState",
     "PruneState",
     "Report",
     "Result",
@@ -74,6 +78,7 @@ __all__ = [
     "export",
     "find_couplings",
     "fisher_vector_product",
+    "fishleg_optimizer",
     "fishleg_prune",
     "fit",
     "gradual_prune",
@@ -93,6 +98,8 @@ __all__ = [
     "prune_one_shot",
     "remat",
     "save_masks",
+    "scale_by_fishleg",
+    "scale_by_inverse_fisher",
     "schedules",
     "selection",
     "sparsity",
@@ -119,6 +126,7 @@ _MODULES = {
     "schedules": "pruning.schedules",
     "selection": "pruning.selection",
     "targets": "pruning.targets",
+    "training": "training",
 }
 _HOMES = {
     "Batch": "model",
@@ -132,6 +140,7 @@ _HOMES = {
     "Memory": "memory",
     "Model": "model",
     "MultiSteps": "pruning.gradual.wrapper",
+    "NaturalState": "training.state",
     "PruneState": "pruning.gradual.wrapper",
     "Report": "pruning.report",
     "Result": "pruning.one_shot.result",
@@ -145,6 +154,7 @@ _HOMES = {
     "curvature": "_curvature",
     "find_couplings": "compaction.compact",
     "fisher_vector_product": "fisher",
+    "fishleg_optimizer": "training.optimizer",
     "fishleg_prune": "pruning.gradual.fishleg",
     "fit": "pruning.one_shot.fit",
     "gradual_prune": "pruning.gradual.transform",
@@ -161,6 +171,8 @@ _HOMES = {
     "prune_one_shot": "pruning.one_shot.prune",
     "remat": "rematerialise",
     "save_masks": "pruning.masks.files",
+    "scale_by_fishleg": "training.optimizer",
+    "scale_by_inverse_fisher": "training.precondition",
     "sparsity": "pruning.apply",
     "stage_sparsities": "pruning.schedules",
     "trust": "pruning.trust",
