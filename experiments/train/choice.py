@@ -3,8 +3,6 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
-
 from experiments.data import datasets
 from experiments.models import training
 from experiments.train.steps import Program
@@ -74,11 +72,9 @@ def try_rate(program: Program, train: datasets.Arrays, trials: Trials, rate: flo
     """
     spec, cut = program.spec, len(train[0]) - trials.held_out
     seen, held_out = ([part[at] for part in train] for at in (slice(cut), slice(cut, None)))
-    start = program.start(*jax.jit(spec.init)(jax.random.key(SEED)))
+    start = program.start(SEED)
     numbers = range(1, trials.steps + 1)
-    done = program.run(
-        tuple(seen), start, numbers, rate=rate, length=trials.steps, seed=SEED
-    )
+    done = program.run(tuple(seen), start, numbers, rate=rate, length=trials.steps, seed=SEED)
     if done.diverged:
         return math.nan
     params, constants, _ = done.carry

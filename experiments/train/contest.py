@@ -1,5 +1,6 @@
 """Trainings of several optimisers, epoch by epoch in turn, so that their seconds compare."""
 
+import math
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from experiments.data import datasets
 from experiments.models import training
 from experiments.models.specs import Spec
-from experiments.running import metrics
+from experiments.running import files, metrics
 from experiments.running.checkpointing import Checkpoints
 from experiments.train.steps import Program
 
@@ -69,7 +70,7 @@ class Training:
         self._each = len(split.train[0]) // program.batch
         self.folder, self._every = folder, checkpoint_every
         folder.mkdir(parents=True, exist_ok=True)
-        start = program.start(*jax.jit(program.spec.init)(jax.random.key(seed)))
+        start = program.start(seed)
         with Checkpoints(folder / CHECKPOINTS) as kept:
             done, self.carry = kept.restore(start) or (0, start)
         metrics.rewind(folder / METRICS, done)
@@ -106,17 +107,19 @@ class Training:
             score[part], loss[part] = training.evaluate(
                 spec.model, params, data, constants, spec.mean
             )
-        row = {
-            "step": numbers[-1],
-            "epoch": self.epoch + 1,
-            "train_loss": loss["train"],
-            "test_loss": loss["test"],
-            score_name(spec): score["test"],
-            "seconds": done.seconds,
-            "process_seconds": done.process_seconds,
-            "diverged": done.diverged,
-            "sitting": sitting,
-        }
+        row = files.without_nan(
+            {
+                "step": numbers[-1],
+                "epoch": self.epoch + 1,
+                "train_loss": loss["train"],
+                "test_loss": loss["test"],
+                score_name(spec): score["test"],
+                "seconds": done.seconds,
+                "process_seconds": done.process_seconds,
+                "diverged": done.diverged or not math.isfinite(loss["train"]),
+                "sitting": sitting,
+            }
+        )
         metrics.append(self.folder / METRICS, [row])
         self.history.append(row)
         if not self.over and time.perf_counter() - self._saved > self._every:

@@ -7,8 +7,10 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+import fishleg_jax as flj
 from experiments.models.specs import Spec
 
+AUX_EVERY = 5  # steps between batches that curvature is estimated from, the library's default
 Rate = optax.Schedule
 Make = Callable[[Spec, Rate, float], optax.GradientTransformation]
 
@@ -32,6 +34,26 @@ class Optimizer(NamedTuple):
     make: Make
     settings: Mapping[str, Any] = {}
     work: Callable[[int], dict[str, bool]] = _no_work
+
+
+def _curvature(step: int) -> dict[str, bool]:
+    """Whether curvature sees the batch of a step: as in the library, but without a conditional."""
+    return {"assimilate": step == 1 or step % AUX_EVERY == 0}
+
+
+def _fishleg(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+    return flj.fishleg_optimizer(
+        spec.model, rate, weight_decay=decay, aux_every=AUX_EVERY, damping="adaptive"
+    )
+
+
+def _kfac(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+    estimator = flj.inverse.kfac(spec.model)
+    return optax.chain(
+        flj.scale_by_inverse_fisher(estimator, aux_every=AUX_EVERY, damping="adaptive"),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def _adam(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
@@ -72,6 +94,8 @@ def _muon(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
 
 # SOAP and Shampoo are missing: optax.contrib has neither, nor has any package that is kept up
 OPTIMIZERS = {
+    "fishleg": Optimizer(_fishleg, {"aux_every": AUX_EVERY, "damping": "adaptive"}, _curvature),
+    "kfac": Optimizer(_kfac, {"aux_every": AUX_EVERY, "damping": "adaptive"}, _curvature),
     "adam": Optimizer(_adam),
     "adamw": Optimizer(_adamw),
     "sgd": Optimizer(_sgd, {"momentum": 0.9}),
@@ -79,9 +103,7 @@ OPTIMIZERS = {
 }
 
 
-def make(
-    spec: Spec, name: str, rate: Rate, decay: float
-) -> optax.GradientTransformationExtraArgs:
+def make(spec: Spec, name: str, rate: Rate, decay: float) -> optax.GradientTransformationExtraArgs:
     """Makes an optimiser whose `update` takes `batch=`, whether it needs that or not.
 
     Args:

@@ -17,6 +17,8 @@ from experiments.models.specs import Spec, as_batch
 from experiments.models.training import loss_of
 from experiments.train import optimizers
 
+# compiled once for each model; a bound method would be compiled with every call
+init_weights = jax.jit(Spec.init, static_argnums=0)
 LOOK_EVERY = 20  # steps between looks at the loss, which end a training that has diverged
 
 
@@ -83,9 +85,9 @@ class Program:
         self._shapes = Carry(params, constants, jax.eval_shape(init, params))
         self._compiled = {}
 
-    def start(self, params: Any, constants: Any) -> Carry:
-        """The carry before the first step; steps take its memory, so that it is a copy."""
-        params, constants = jax.tree.map(jnp.array, (params, constants))
+    def start(self, seed: int) -> Carry:
+        """The carry before the first step, with random weights of this seed."""
+        params, constants = init_weights(self.spec, jax.random.key(seed))
         return Carry(params, constants, self._init(params))
 
     def prepare(self, steps: Iterable[int]) -> None:
