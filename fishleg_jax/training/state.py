@@ -48,3 +48,19 @@ class NaturalState(NamedTuple):
     def __repr__(self) -> str:
         """Returns one line, without the entries of arrays."""
         return _text.one_line(self)
+
+
+def natural_state(state: Any) -> NaturalState:
+    """State of the natural gradient inside that of a chain or a wrapper.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    is_natural = lambda x: isinstance(x, NaturalState)  # noqa: E731
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_natural) if is_natural(x)]
+    if len(found) != 1:
+        raise ValueError(
+            "state must contain the state of one scale_by_inverse_fisher, scale_by_fishleg or "
+            f"fishleg_optimizer, found {len(found)} in {type(state).__name__}"
+        )
+    return found[0]
