@@ -2,18 +2,23 @@
 
     python -m experiments.train
     python -m experiments.train --dataset mnist --optimizer fishleg,adam --epochs 1,2,3 --seed 0,1,2
+    python -m experiments.train --dataset mnist --prune 0.95
 
 All optimisers start from the same weights and see the same batches in the same order, with the same
 schedule, half a cosine over all steps.  Their learning rates are chosen on one grid: each rate is
 tried in a short training with a schedule of that length, and judged by the loss on training
-examples that are left out there; no test example is looked at.  Then all train in turn, epoch by
-epoch, so that ratios of seconds are of one run.  Each number of `--epochs` is a
-training of its own.
+examples that are left out there; no test example is looked at.  A star behind a rate says that it
+is at an end of the grid.  Then all train in turn, epoch by epoch, so that ratios of seconds are of
+one run.  Each number of `--epochs` is a training of its own.
 
 After every epoch the network is evaluated: the training loss is the mean in nats per example, in
 evaluation mode, on 10,000 training examples that are always the same ones (all where there are no
 more).  Seconds are without evaluation and compilation; on a CPU those of the processor.  `mnist`,
 `faces` and `curves` are the auto-encoders of the papers, and curves are drawn into `--out`.
+
+With `--prune` networks are pruned on the way, between a tenth and seven tenths of the steps: by
+fishleg with the estimate that it trains with, by others with `fishleg_prune` behind them.  Their
+learning rates are those of trainings without pruning.
 
 Prints tables and writes `results.json` and `loss.png` into `--out`, with a `metrics.jsonl` for each
 training.  The same command goes on after it was stopped.
@@ -24,98 +29,19 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments.data import curves, datasets
-from experiments.models.specs import MODELS, Spec
-from experiments.running import arguments, results
+from experiments.data import datasets
+from experiments.models.specs import Spec
 from experiments.running.runner import Runner
 from experiments.train import choice, contest, plots, summary
 from experiments.train.choice import Trials
 from experiments.train.optimizers import OPTIMIZERS
+from experiments.train.options import parse
+from experiments.train.pruning import make_goal
 from experiments.train.steps import program
-
-# of each data set the model, the usual number of epochs and the weight decay
-NETWORKS = {
-    "digits": ("cnn", 10, 1e-3),
-    "mnist": ("autoencoder", 3, 1e-5),
-    "faces": ("faces", 20, 1e-5),
-    "curves": ("curves", 10, 1e-5),
-    "cifar10": ("resnet20", 10, 5e-4),
-    "tinyshakespeare": ("transformer", 3, 1e-3),
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = arguments.command(
-        "experiments.train", "Train networks from scratch, and compare optimisers."
-    )
-    add, option = parser.add_argument, partial(arguments.option, parser)
-    whole = arguments.at_least(1)
-    add("--dataset", choices=NETWORKS, default="digits", help="default: digits")
-    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
-    names = ", ".join(OPTIMIZERS)
-    one = arguments.one_of(OPTIMIZERS)
-    option("--optimizer", one, list(OPTIMIZERS), f"of {names}", several=True)
-    add(
-        "--epochs",
-        type=arguments.comma_list(whole),
-        metavar="A,B",
-        help="lengths, each a training of its own; default: the data set's",
-    )
-    add("--batch-size", type=whole, metavar="N", help="default: the model's")
-    add("--weight-decay", type=arguments.not_negative, help="default: the data set's")
-    option("--seed", arguments.seed, [0], "of weights and order of examples", several=True)
-    option("--rates", arguments.positive, choice.RATES, "the grid of learning rates", several=True)
-    add(
-        "--rate",
-        type=arguments.by_name(OPTIMIZERS, arguments.positive),
-        default={},
-        metavar="X|A=X,B=Y",
-        help="learning rates by optimiser, instead of those chosen on the grid",
-    )
-    add(
-        "--trial-steps",
-        type=whole,
-        metavar="N",
-        help="length of the trials of rates; default: two epochs, and at most 300 steps",
-    )
-    option("--checkpoint-every", arguments.positive, 30.0, "seconds, at ends of epochs")
-    option("--out", Path, Path("results/train"))
-    return parser
-
-
-def _parse(
-    argv: Sequence[str] | None,
-) -> tuple[argparse.Namespace, Spec, datasets.Data, Trials]:
-    """Reads and checks the arguments; a bad one ends the program before anything is written."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    name, epochs, decay = NETWORKS[args.dataset]
-    spec = MODELS[name]
-    args.epochs = args.epochs or [epochs]
-    args.weight_decay = decay if args.weight_decay is None else args.weight_decay
-    args.batch_size = args.batch_size or spec.train_batch
-    try:
-        datasets.check(spec.dataset, args.data_dir)
-        results.load(args.out / "results.json")
-        if args.dataset == "curves":
-            split = datasets.Data(*curves.load(args.out / "curves.npy"))
-        else:
-            split = datasets.load(spec.dataset, args.data_dir)
-        trials = choice.make_trials(
-            split.train, args.batch_size, tuple(args.rates), args.trial_steps
-        )
-        args.out.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
-    return args, spec, split, trials
 
 
 def _settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -203,11 +129,15 @@ def train(
         The objects of `results.json`, those that were there among them.
     """
     runner = Runner(args.out / "results.json")
+    steps = epochs * (len(split.train[0]) // args.batch_size)
+    goal = make_goal(args.prune, steps) if args.prune else None
+    pruned = {} if goal is None else {"pruning": goal._asdict()}
     wanted = [
         {
             **_identity(args, spec, name),
             "learning_rate": rate,
-            "settings": {**_settings(args, name), **chosen},
+            "sparsity_target": args.prune,
+            "settings": {**_settings(args, name), **chosen, **pruned},
         }
         for name, (rate, chosen) in rates.items()
     ]
@@ -215,7 +145,7 @@ def train(
     left = {one["optimizer"]: common | one for one in runner.missing(common, wanted)}
     trainings = [
         contest.Training(
-            program(spec, name, args.weight_decay, args.batch_size),
+            program(spec, name, args.weight_decay, args.batch_size, goal),
             split,
             rate=identity["learning_rate"],
             epochs=epochs,
@@ -235,7 +165,7 @@ def train(
 def _folder(identity: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     model, name, epochs, seed = (identity[k] for k in ("model", "optimizer", "epochs", "seed"))
-    return f"{model}_{name}_{epochs}epochs_seed{seed}_{digest}"
+    return f"{model}_{name}_{epochs}_epochs_seed{seed}_{digest}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args, spec, split, trials = _parse(argv)
+    args, spec, split, trials = parse(argv)
     rates = {name: rate_of(args, spec, split, trials, name) for name in args.optimizer}
     rows = [
         row
@@ -257,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     print(summary.show(rows, contest.score_name(spec)))
     print(args.out / "results.json")
-    print(plots.draw(args.out / "loss.png", rows, spec.name))
+    name, how = (
+        ("loss", "") if not args.prune else ("loss_pruned", f", pruned to {100 * args.prune:g} %")
+    )
+    print(plots.draw(args.out / f"{name}.png", rows, f"{args.dataset}, {spec.name}{how}"))
     return 0
 
 

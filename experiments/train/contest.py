@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import fishleg_jax as flj
 from experiments.data import datasets
 from experiments.models import training
 from experiments.models.specs import Spec
@@ -132,8 +133,13 @@ class Training:
         last = self.history[-1]
         names = ("train_loss", "test_loss", score_name(self.program.spec), "diverged")
         totals = ("seconds", "process_seconds")
+        pruned = {}
+        if self.program.goal is not None:
+            found = flj.sparsity(self.carry.params, self.program.spec.prunable)
+            pruned = {"sparsity": found}
         return {
             "steps": last["step"],
+            **pruned,
             **{name: last[name] for name in names},
             **{name: sum(row[name] for row in self.history) for name in totals},
             "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(self.carry.state)),

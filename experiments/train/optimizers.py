@@ -9,15 +9,10 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 import fishleg_jax as flj
 from experiments.models.specs import Spec
+from experiments.train import pruning
+from experiments.train.pruning import Goal
 
 AUX_EVERY = 5  # steps between batches that curvature is estimated from, the library's default
-Rate = optax.Schedule
-Make = Callable[[Spec, Rate, float], optax.GradientTransformation]
-
-
-def _no_work(step: int) -> dict[str, bool]:
-    del step
-    return {}
 
 
 class Optimizer(NamedTuple):
@@ -27,46 +22,46 @@ class Optimizer(NamedTuple):
         make: A function `(spec, learning_rate, weight_decay) -> transformation`, where the learning
             rate is a function of the step.
         settings: Settings beside these, for `results.json`.
-        work: A function of the step, counted from 1, that returns further arguments of `update`;
-            they are chosen on the host, and each choice is a compilation of its own.
+        curvature: Whether it estimates curvature from some of the batches.
+        prunes: Whether `make` has a fourth argument, a `pruning.Goal`, with which it prunes with
+            the estimate that it trains with.
     """
 
-    make: Make
+    make: Callable[..., optax.GradientTransformation]
     settings: Mapping[str, Any] = {}
-    work: Callable[[int], dict[str, bool]] = _no_work
+    curvature: bool = False
+    prunes: bool = False
 
 
-def _curvature(step: int) -> dict[str, bool]:
-    """Whether curvature sees the batch of a step: as in the library, but without a conditional."""
-    return {"assimilate": step == 1 or step % AUX_EVERY == 0}
-
-
-def _fishleg(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+def _fishleg(
+    spec: Spec, rate: optax.Schedule, decay: float, goal: Goal | None = None
+) -> optax.GradientTransformation:
+    shared = {} if goal is None else {"prune": pruning.sharing(spec, goal)}
     return flj.fishleg_optimizer(
-        spec.model, rate, weight_decay=decay, aux_every=AUX_EVERY, damping="adaptive"
+        spec.model, rate, weight_decay=decay, aux_every=AUX_EVERY, **shared
     )
 
 
-def _kfac(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+def _kfac(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     estimator = flj.inverse.kfac(spec.model)
     return optax.chain(
-        flj.scale_by_inverse_fisher(estimator, aux_every=AUX_EVERY, damping="adaptive"),
+        flj.scale_by_inverse_fisher(estimator, aux_every=AUX_EVERY),
         optax.add_decayed_weights(decay),
         optax.scale_by_learning_rate(rate),
     )
 
 
-def _adam(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+def _adam(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     del spec, decay
     return optax.adam(rate)
 
 
-def _adamw(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+def _adamw(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     del spec
     return optax.adamw(rate, weight_decay=decay)
 
 
-def _sgd(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+def _sgd(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     del spec
     return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9))
 
@@ -82,7 +77,7 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _muon(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
+def _muon(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
     del spec
     return muon(
         rate,
@@ -93,9 +88,10 @@ def _muon(spec: Spec, rate: Rate, decay: float) -> optax.GradientTransformation:
 
 
 # SOAP and Shampoo are missing: optax.contrib has neither, nor has any package that is kept up
+_CURVATURE = {"aux_every": AUX_EVERY}
 OPTIMIZERS = {
-    "fishleg": Optimizer(_fishleg, {"aux_every": AUX_EVERY, "damping": "adaptive"}, _curvature),
-    "kfac": Optimizer(_kfac, {"aux_every": AUX_EVERY, "damping": "adaptive"}, _curvature),
+    "fishleg": Optimizer(_fishleg, _CURVATURE, curvature=True, prunes=True),
+    "kfac": Optimizer(_kfac, _CURVATURE, curvature=True),
     "adam": Optimizer(_adam),
     "adamw": Optimizer(_adamw),
     "sgd": Optimizer(_sgd, {"momentum": 0.9}),
@@ -103,7 +99,9 @@ OPTIMIZERS = {
 }
 
 
-def make(spec: Spec, name: str, rate: Rate, decay: float) -> optax.GradientTransformationExtraArgs:
+def make(
+    spec: Spec, name: str, rate: optax.Schedule, decay: float, goal: Goal | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Makes an optimiser whose `update` takes `batch=`, whether it needs that or not.
 
     Args:
@@ -111,5 +109,28 @@ def make(spec: Spec, name: str, rate: Rate, decay: float) -> optax.GradientTrans
         name: A name in `OPTIMIZERS`.
         rate: Learning rate as a function of the step.
         decay: Weight decay.
+        goal: Sparsity that is reached on the way; None for no pruning.
     """
-    return optax.with_extra_args_support(OPTIMIZERS[name].make(spec, rate, decay))
+    one = OPTIMIZERS[name]
+    if goal is not None and one.prunes:
+        return one.make(spec, rate, decay, goal)
+    made = one.make(spec, rate, decay)
+    return optax.with_extra_args_support(made if goal is None else pruning.behind(made, spec, goal))
+
+
+def work(name: str, goal: Goal | None, step: int) -> dict[str, bool]:
+    """Further arguments of `update`, chosen on the host; each choice is a compilation of its own.
+
+    Inside a conditional, gradients of convolutions would be many times slower on a CPU.
+
+    Args:
+        name: A name in `OPTIMIZERS`.
+        goal: As in `make`.
+        step: Number of the step, counted from 1.
+    """
+    one = OPTIMIZERS[name]
+    if one.curvature and (goal is None or one.prunes):
+        sees = step == 1 or step % AUX_EVERY == 0  # as in the library
+        due = goal is not None and goal.due(step)
+        return {"assimilate": sees} if sees or due else {"hold": True}
+    return {} if goal is None else pruning.work(goal, step)

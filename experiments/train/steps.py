@@ -16,6 +16,7 @@ from experiments.data.batches import batch_at
 from experiments.models.specs import Spec, as_batch
 from experiments.models.training import loss_of
 from experiments.train import optimizers
+from experiments.train.pruning import Goal
 
 # compiled once for each model; a bound method would be compiled with every call
 init_weights = jax.jit(Spec.init, static_argnums=0)
@@ -61,15 +62,16 @@ class Program:
         spec: The model.
         name: The optimiser, a name in `optimizers.OPTIMIZERS`.
         batch: Examples in a step.
+        goal: Sparsity that is reached on the way, or None.
     """
 
-    def __init__(self, spec: Spec, name: str, decay: float, batch: int):
+    def __init__(self, spec: Spec, name: str, decay: float, batch: int, goal: Goal | None = None):
         """Compiles the initial state; steps follow in `prepare`."""
-        self.spec, self.name, self.batch = spec, name, batch
+        self.spec, self.name, self.batch, self.goal = spec, name, batch, goal
         gradient = jax.value_and_grad(loss_of(spec), has_aux=True)
 
         def make(rate, length):
-            return optimizers.make(spec, name, cosine(rate, length), decay)
+            return optimizers.make(spec, name, cosine(rate, length), decay, goal)
 
         def step(rate, length, carry, inputs, targets, work):
             params, constants, state = carry
@@ -135,13 +137,13 @@ class Program:
         return Stretch(carry, *seconds, diverged)
 
     def _work(self, step: int) -> tuple[tuple[str, bool], ...]:
-        return tuple(optimizers.OPTIMIZERS[self.name].work(step).items())
+        return tuple(optimizers.work(self.name, self.goal, step).items())
 
 
 @lru_cache(maxsize=16)
-def program(spec: Spec, name: str, decay: float, batch: int) -> Program:
+def program(spec: Spec, name: str, decay: float, batch: int, goal: Goal | None = None) -> Program:
     """The `Program` with these arguments, made once."""
-    return Program(spec, name, decay, batch)
+    return Program(spec, name, decay, batch, goal)
 
 
 def _example(spec: Spec, batch: int) -> tuple[Any, Any]:

@@ -47,7 +47,7 @@ def until(row: dict, reference: dict) -> float | None:
         The epochs until then times `cost`, over the epochs of the other; None where the loss is
         never reached.
     """
-    ratio, wanted = cost(row, reference), reference["train_loss"]
+    ratio, wanted = cost(row, reference), reference["history"][-1]["train_loss"]
     if ratio is None or wanted is None:
         return None
     for one in row["history"]:
@@ -83,7 +83,7 @@ def _of_length(rows: Sequence[dict], score: str, length: int) -> str:
         cells.append(
             [
                 name,
-                f"{own[0]['learning_rate']:g}",
+                _rate(own[0]),
                 *(_cell([_epoch(row, n) for row in own], score) for n in at),
                 _median([cost(*pair) for pair in pairs]),
                 _median([until(*pair) for pair in pairs]),
@@ -99,6 +99,13 @@ def _of_lengths(rows: Sequence[dict], score: str, lengths: Sequence[int]) -> str
         found = ([r for r in rows if r["optimizer"] == name and r["epochs"] == n] for n in lengths)
         cells.append([name, *(_cell(own, score) for own in found)])
     return tables.table(["epochs, each its own schedule", *map(str, lengths)], cells)
+
+
+def _rate(row: dict) -> str:
+    """The learning rate, with a star at either end of the grid, beyond which may be better ones."""
+    rate, grid = row["learning_rate"], row["settings"]["trial_rates"]
+    star = "*" if grid and rate in (min(grid), max(grid)) else ""
+    return f"{rate:g}{star}"
 
 
 def _epoch(row: dict, epoch: int) -> dict:
