@@ -113,7 +113,7 @@ def scale_by_inverse_fisher(
         ...     grads = jax.grad(lambda w: flj.loss(model, w, batch))(params)
         ...     updates, state = tx.update(grads, state, params, batch=batch)
         ...     return optax.apply_updates(params, updates), state
-        >>> for _ in range(100):
+        >>> for _ in range(200):
         ...     params, state = step(params, state)
         >>> params.round(2)
         Array([1., 2., 3.], dtype=float32)

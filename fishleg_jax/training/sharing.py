@@ -90,9 +90,7 @@ def shared(
         )
         # Prune with the estimate after that step.
         natural: NaturalState = natural_state(stepped)
-        lent = state.pruning._replace(
-            estimate=natural.estimate, assimilated=natural.assimilated
-        )
+        lent = state.pruning._replace(estimate=natural.estimate, assimilated=natural.assimilated)
         out, pruned = pruning.update(
             moved,
             lent,

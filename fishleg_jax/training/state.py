@@ -22,7 +22,7 @@ class NaturalState(NamedTuple):
         damping: Damping γ of the last step, in units of the Fisher per example; NaN before.
         fisher_norm: Length `√(mᵀ Q m)` of the last direction in the norm of the damped Fisher; 0 if
             it was refused.
-        length: Its Euclidean length.
+        length: Its Euclidean length, measured for `adaptive` only.
         factor: Factor on the estimate's damping that `damping="adaptive"` has found; 1 otherwise.
         ratio: Measured over predicted change of the loss at the last trial of `adaptive`; NaN
             before and without it.

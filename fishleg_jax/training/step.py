@@ -9,7 +9,7 @@ import optax
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse._assimilation import Assimilation, add, assimilate
-from fishleg_jax.inverse.base import InverseFisher, movable_damping, with_damping
+from fishleg_jax.inverse.base import InverseFisher, with_damping
 from fishleg_jax.training.damping import adapted, damping_of
 from fishleg_jax.training.grafting import with_lengths
 from fishleg_jax.training.state import NaturalState
@@ -55,7 +55,7 @@ class StepInputs(NamedTuple):
 def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any, NaturalState]:
     """Direction of a step, and the state after it."""
     grads = _tree.apply_mask(_tree.widen(inputs.grads), inputs.mask)
-    sound = _tree.all_finite(grads)
+    sound = jnp.isfinite(_tree.dot(grads, grads))
     state = state._replace(count=optax.safe_increment(state.count))
     # Assimilate the batch, and compare the last step with what was predicted for it.
     if not inputs.hold:
@@ -66,45 +66,47 @@ def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any,
     # Take the gradient into the running mean, unless it is not finite.
     share = jnp.where(sound, 1 - plan.momentum, 0.0)
     momentum = jax.tree.map(
-        lambda m, g: m + share.astype(m.dtype) * jnp.where(sound, g - m, 0), state.momentum, grads
+        lambda m, g: jnp.where(sound, m + share.astype(m.dtype) * (g - m), m), state.momentum, grads
     )
     weight = state.weight + share.astype(state.weight.dtype) * (1 - state.weight)
-    mean = jax.tree.map(lambda m: m / jnp.maximum(weight, 1e-30).astype(m.dtype), momentum)
     # Multiply by the estimate, at the damping of the step.
     estimate = state.estimate
     damping = damping_of(plan.damping, state, inputs.step)
-    if plan.damping is not None and movable_damping(estimate):
+    if plan.damping is not None:
         estimate = with_damping(estimate, damping)
-    direction = plan.estimator.multiply(estimate, mean, inputs.mask)
-    squared = _tree.dot(mean, direction)
-    # Bound its length in the norm of the Fisher, and graft lengths.
-    norm = jnp.sqrt(jnp.maximum(squared, 0))
+    direction = plan.estimator.multiply(estimate, momentum, inputs.mask)
+    # Lengths of the direction of the mean, which is the sum over its weights.  All of this is
+    # scalars: a pass over the weights costs as much as a part of a gradient.
+    scale = 1 / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
+    squared = _tree.dot(momentum, direction)
+    norm = scale * jnp.sqrt(jnp.maximum(squared, 0))
     if plan.max_fisher_norm is not None:
         bound = jnp.minimum(1.0, plan.max_fisher_norm / jnp.maximum(norm, 1e-30))
-        direction = jax.tree.map(lambda d: bound.astype(d.dtype) * d, direction)
-        norm = bound * norm
-    graft = state.graft
+        scale, norm = bound * scale, bound * norm
+    graft, length = state.graft, state.length
     if plan.graft is not None:
         zeroed = jax.tree.map(lambda g: jnp.where(sound, g, 0), grads)
         steps, graft = plan.graft.update(zeroed, graft)
         graft = _tree.keep_where(sound, graft, state.graft)
         direction = with_lengths(direction, steps)
-    length = jnp.sqrt(_tree.dot(direction, direction))
+        scale = jnp.ones_like(scale)
     # Refuse anything that is not finite: the step is 0.
-    usable = sound & jnp.isfinite(squared) & jnp.isfinite(length)
-    ready = is_ready(plan.estimator, state)
-    use = usable & ready
+    usable = sound & jnp.isfinite(squared) & jnp.isfinite(scale)
+    use = usable & is_ready(plan.estimator, state)
+    if state.before is not None:
+        length = jnp.where(use, scale * jnp.sqrt(_tree.dot(direction, direction)), 0.0)
     direction = jax.tree.map(
-        lambda d, g: jnp.where(use, d, 0).astype(g.dtype), direction, inputs.grads
+        lambda d, g: jnp.where(use, scale.astype(d.dtype) * d, 0).astype(g.dtype),
+        direction,
+        inputs.grads,
     )
-    zero = jnp.zeros_like
     return direction, state._replace(
         momentum=momentum,
         weight=weight,
         failures=add(state.failures, ~usable),
         damping=state.damping if damping is None else jnp.asarray(damping, state.damping.dtype),
-        fisher_norm=jnp.where(use, norm, zero(norm)).astype(state.fisher_norm.dtype),
-        length=jnp.where(use, length, zero(length)).astype(state.length.dtype),
+        fisher_norm=jnp.where(use, norm, 0.0).astype(state.fisher_norm.dtype),
+        length=length.astype(state.length.dtype),
         before=None if state.before is None else jax.tree.map(jnp.copy, inputs.params),
         graft=graft,
     )
