@@ -16,9 +16,9 @@ evaluation mode, on 10,000 training examples that are always the same ones (all 
 more).  Seconds are without evaluation and compilation; on a CPU those of the processor.  `mnist`,
 `faces` and `curves` are the auto-encoders of the papers, and curves are drawn into `--out`.
 
-With `--prune` networks are pruned on the way, between a tenth and seven tenths of the steps: by
-fishleg with the estimate that it trains with, by others with `fishleg_prune` behind them.  Their
-learning rates are those of trainings without pruning.
+With `--prune` networks are pruned on the way, between a tenth and seven tenths of the steps: with
+fishleg and kfac by the estimate that trains them, with others by `fishleg_prune` behind them.
+Learning rates are those of trainings without pruning.
 
 Prints tables and writes `results.json` and `loss.png` into `--out`, with a `metrics.jsonl` for each
 training.  The same command goes on after it was stopped.

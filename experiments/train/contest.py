@@ -41,7 +41,9 @@ class Training:
 
     Attributes:
         program: Compiled steps of the optimiser.
-        history: An object for each epoch, see `advance`.
+        epochs: Number of epochs wanted.
+        history: An object for each epoch made, as in `metrics.jsonl`.
+        carry: The carry after the last of them.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Training:
             checkpoint_every: Seconds between two checkpoints, at ends of epochs.
         """
         self.program, self._split, self._subset = program, split, subset(split.train)
-        self._rate, self._epochs, self._seed = rate, epochs, seed
+        self._rate, self.epochs, self._seed = rate, epochs, seed
         self._each = len(split.train[0]) // program.batch
         self.folder, self._every = folder, checkpoint_every
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ class Training:
     @property
     def over(self) -> bool:
         """Whether all epochs are made, or a loss was not finite."""
-        return self.epoch == self._epochs or bool(self.history and self.history[-1]["diverged"])
+        return self.epoch == self.epochs or bool(self.history and self.history[-1]["diverged"])
 
     def advance(self, sitting: str) -> None:
         """Trains for an epoch, and evaluates.
@@ -96,7 +98,7 @@ class Training:
         """
         spec, begin = self.program.spec, self.epoch * self._each
         numbers = range(begin + 1, begin + self._each + 1)
-        length = self._epochs * self._each
+        length = self.epochs * self._each
         done = self.program.run(
             self._split.train, self.carry, numbers, rate=self._rate, length=length, seed=self._seed
         )
@@ -165,7 +167,7 @@ def compete(trainings: Sequence[Training], title: str) -> Iterator[Training]:
     yield from (one for one in trainings if one.over)
     left = [one for one in trainings if not one.over]
     made = sum(one.epoch for one in trainings)
-    total = sum(one._epochs for one in trainings)
+    total = sum(one.epochs for one in trainings)
     with tqdm(desc=title, total=total, initial=made, disable=None) as bar:
         while left:
             level = min(one.epoch for one in left)

@@ -22,33 +22,43 @@ class Optimizer(NamedTuple):
         make: A function `(spec, learning_rate, weight_decay) -> transformation`, where the learning
             rate is a function of the step.
         settings: Settings beside these, for `results.json`.
-        curvature: Whether it estimates curvature from some of the batches.
-        prunes: Whether `make` has a fourth argument, a `pruning.Goal`, with which it prunes with
-            the estimate that it trains with.
+        curvature: Whether it estimates curvature from some of the batches.  `make` has a fourth
+            argument then, a `pruning.Goal`, with which it prunes by that estimate.
     """
 
     make: Callable[..., optax.GradientTransformation]
     settings: Mapping[str, Any] = {}
     curvature: bool = False
-    prunes: bool = False
+
+
+def _natural(
+    spec: Spec,
+    rate: optax.Schedule,
+    decay: float,
+    goal: Goal | None,
+    estimator: flj.InverseFisher | None,
+) -> optax.GradientTransformation:
+    prune = None if goal is None else pruning.sharing(spec, goal)
+    return flj.fishleg_optimizer(
+        spec.model,
+        rate,
+        weight_decay=decay,
+        estimator=estimator,
+        prune=prune,
+        aux_every=AUX_EVERY,
+    )
 
 
 def _fishleg(
     spec: Spec, rate: optax.Schedule, decay: float, goal: Goal | None = None
 ) -> optax.GradientTransformation:
-    shared = {} if goal is None else {"prune": pruning.sharing(spec, goal)}
-    return flj.fishleg_optimizer(
-        spec.model, rate, weight_decay=decay, aux_every=AUX_EVERY, **shared
-    )
+    return _natural(spec, rate, decay, goal, None)
 
 
-def _kfac(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    estimator = flj.inverse.kfac(spec.model)
-    return optax.chain(
-        flj.scale_by_inverse_fisher(estimator, aux_every=AUX_EVERY),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(rate),
-    )
+def _kfac(
+    spec: Spec, rate: optax.Schedule, decay: float, goal: Goal | None = None
+) -> optax.GradientTransformation:
+    return _natural(spec, rate, decay, goal, flj.inverse.kfac(spec.model))
 
 
 def _adam(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
@@ -90,7 +100,7 @@ def _muon(spec: Spec, rate: optax.Schedule, decay: float) -> optax.GradientTrans
 # SOAP and Shampoo are missing: optax.contrib has neither, nor has any package that is kept up
 _CURVATURE = {"aux_every": AUX_EVERY}
 OPTIMIZERS = {
-    "fishleg": Optimizer(_fishleg, _CURVATURE, curvature=True, prunes=True),
+    "fishleg": Optimizer(_fishleg, _CURVATURE, curvature=True),
     "kfac": Optimizer(_kfac, _CURVATURE, curvature=True),
     "adam": Optimizer(_adam),
     "adamw": Optimizer(_adamw),
@@ -112,7 +122,7 @@ def make(
         goal: Sparsity that is reached on the way; None for no pruning.
     """
     one = OPTIMIZERS[name]
-    if goal is not None and one.prunes:
+    if goal is not None and one.curvature:
         return one.make(spec, rate, decay, goal)
     made = one.make(spec, rate, decay)
     return optax.with_extra_args_support(made if goal is None else pruning.behind(made, spec, goal))
@@ -129,7 +139,7 @@ def work(name: str, goal: Goal | None, step: int) -> dict[str, bool]:
         step: Number of the step, counted from 1.
     """
     one = OPTIMIZERS[name]
-    if one.curvature and (goal is None or one.prunes):
+    if one.curvature:
         sees = step == 1 or step % AUX_EVERY == 0  # as in the library
         due = goal is not None and goal.due(step)
         return {"assimilate": sees} if sees or due else {"hold": True}

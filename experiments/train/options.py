@@ -73,22 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_pruning(args: argparse.Namespace, epoch: int) -> None:
-    """Raises a ValueError for pruning in too few steps, or an optimiser that it does not work for.
-
-    Args:
-        args: The arguments.
-        epoch: Number of steps in an epoch.
-    """
-    if not args.prune:
-        return
-    for name in args.optimizer:
-        if OPTIMIZERS[name].curvature and not OPTIMIZERS[name].prunes:
-            raise ValueError(f"--prune does not work for {name}, which has curvature of its own")
-    for epochs in args.epochs:
-        make_goal(args.prune, epochs * epoch)
-
-
 def parse(
     argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, Spec, datasets.Data, Trials]:
@@ -119,7 +103,8 @@ def parse(
         trials = choice.make_trials(
             split.train, args.batch_size, tuple(args.rates), args.trial_steps
         )
-        _check_pruning(args, len(split.train[0]) // args.batch_size)
+        for epochs in args.epochs if args.prune else ():
+            make_goal(args.prune, epochs * (len(split.train[0]) // args.batch_size))
         args.out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         parser.error(str(error))

@@ -218,7 +218,6 @@ def test_work_of_a_pruning_is_chosen_on_the_host():
         (["--batch-size", "1200"], "--batch-size 1200: 1168 training examples are left beside the"),
         (["--rate", "adam=-1"], "'-1' is not a positive number"),
         (["--weight-decay", "-1"], "'-1' is not a number of at least 0"),
-        (["--prune", "0.5", "--optimizer", "kfac"], "--prune does not work for kfac"),
         (["--prune", "0.5", "--epochs", "1", "--batch-size", "600"], "takes at least 10 steps"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "--data-dir nowhere has no mnist"),
     ],
