@@ -9,8 +9,9 @@ import fishleg_jax as flj
 from experiments.gradual.plans import AHEAD, BEGIN, END, START
 from experiments.models.specs import Spec
 
-UPDATES = 50  # mask updates in a training, at most
+UPDATES = 50  # mask updates in a training, about
 AUX_EVERY = 10  # steps between batches that a pruning's own estimate sees, as in gradual pruning
+LEAST = 60  # steps of a training, in which that estimate is ready before the pruning ends
 
 
 class Goal(NamedTuple):
@@ -43,10 +44,14 @@ def make_goal(sparsity: float, steps: int) -> Goal:
     Raises:
         ValueError: There are too few steps.
     """
-    every = max(1, steps // UPDATES)
+    if steps < LEAST:
+        raise ValueError(
+            f"--prune {sparsity:g} takes {LEAST} steps or more, --epochs gives {steps}"
+        )
+    every = steps // UPDATES
+    if every > AUX_EVERY:  # masks are updated where curvature is, which saves a compilation
+        every -= every % AUX_EVERY
     begin, end = (int(part * steps / every) * every for part in (BEGIN, END))
-    if not 0 < begin < end:
-        raise ValueError(f"--prune {sparsity:g} takes at least 10 steps, --epochs gives {steps}")
     return Goal(sparsity, begin, end, every)
 
 

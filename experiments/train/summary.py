@@ -96,8 +96,9 @@ def _of_length(rows: Sequence[dict], score: str, length: int) -> str:
 def _of_lengths(rows: Sequence[dict], score: str, lengths: Sequence[int]) -> str:
     cells = []
     for name in dict.fromkeys(row["optimizer"] for row in rows):
-        found = ([r for r in rows if r["optimizer"] == name and r["epochs"] == n] for n in lengths)
-        cells.append([name, *(_cell(own, score) for own in found)])
+        own = [row for row in rows if row["optimizer"] == name]
+        last = [[_epoch(row, n) for row in own if row["epochs"] == n] for n in lengths]
+        cells.append([name, *(_cell(found, score) for found in last)])
     return tables.table(["epochs, each its own schedule", *map(str, lengths)], cells)
 
 
