@@ -170,7 +170,7 @@ def test_the_schedule_is_half_a_cosine():
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_every_optimiser_learns(name):
     data = contest.datasets.digits().train
-    rate = {"sgd": 0.1, "muon": 0.03}.get(name, 0.01)
+    rate = {"kfac": 0.3, "sgd": 0.1, "muon": 0.03}.get(name, 0.01)
     program = steps.program(SMALL, name, 1e-3, 100)
     before = contest.training.evaluate(SMALL.model, program.start(0).params, data, {})
     done = program.run(data, program.start(0), range(1, 49), rate=rate, length=48, seed=0)
