@@ -15,7 +15,7 @@ from experiments.train.pruning import make_goal
 
 # of each data set the model, the usual number of epochs and the weight decay
 NETWORKS = {
-    "digits": ("cnn", 10, 1e-3),
+    "digits": ("mlp", 20, 1e-3),
     "mnist": ("autoencoder", 3, 1e-5),
     "faces": ("faces", 20, 1e-5),
     "curves": ("curves", 10, 1e-5),
