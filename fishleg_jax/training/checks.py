@@ -45,7 +45,9 @@ def check_arguments(
         numbers.check_positive(damping, "damping", ", a function of the step, 'adaptive' or None")
     if not is_array(momentum):
         numbers.check_number(momentum, "momentum", lambda x: 0 <= x < 1, "a number in [0, 1)")
-    if max_fisher_norm is not None and not is_array(max_fisher_norm):
+    if callable(max_fisher_norm):
+        _gradual_checks.check_schedule(max_fisher_norm, "max_fisher_norm")
+    elif max_fisher_norm is not None and not is_array(max_fisher_norm):
         numbers.check_positive(max_fisher_norm, "max_fisher_norm", " or None")
     if grafting not in GRAFTS:
         raise ValueError(f"grafting must be None, 'sgd' or 'adam', got {grafting!r}")

@@ -10,7 +10,7 @@ from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse._assimilation import Assimilation, add, assimilate
 from fishleg_jax.inverse.base import InverseFisher, with_damping
-from fishleg_jax.training.damping import adapted, damping_of
+from fishleg_jax.training.damping import adapted, damping_of, started
 from fishleg_jax.training.grafting import with_lengths
 from fishleg_jax.training.state import NaturalState
 
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
     aux_every: int | jax.Array
     damping: Any
     momentum: float | jax.Array
-    max_fisher_norm: float | jax.Array | None
+    max_fisher_norm: Any
     graft: optax.GradientTransformation | None
 
 
@@ -61,6 +61,8 @@ def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any,
     if not inputs.hold:
         state = _assimilated(plan, inputs, state)
         if state.before is not None and inputs.own is not None:
+            if plan.estimator.fisher_diagonal is not None:
+                state = started(plan.estimator, inputs.params, state)
             model = plan.estimator.model
             state = adapted(model, *inputs.own, grads, inputs.params, state)
     # Take the gradient into the running mean, unless it is not finite.
@@ -81,7 +83,9 @@ def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any,
     squared = _tree.dot(momentum, direction)
     norm = scale * jnp.sqrt(jnp.maximum(squared, 0))
     if plan.max_fisher_norm is not None:
-        bound = jnp.minimum(1.0, plan.max_fisher_norm / jnp.maximum(norm, 1e-30))
+        most = plan.max_fisher_norm
+        most = most(inputs.step) if callable(most) else most
+        bound = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
         scale, norm = bound * scale, bound * norm
     graft, length = state.graft, state.length
     if plan.graft is not None:
