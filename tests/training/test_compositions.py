@@ -152,6 +152,17 @@ def test_absurd_learning_rates_leave_finite_weights_and_say_so():
     assert not np.isfinite(losses[-1]) and int(natural_state(state).failures) > 0
 
 
+@pytest.mark.parametrize(
+    "rate", [100.0, optax.constant_schedule(100.0)], ids=["number", "function"]
+)
+def test_the_optimiser_bounds_whole_steps(rate):
+    tx = flj.fishleg_optimizer(LINEAR, rate, max_fisher_norm=0.5)
+    params, state, losses = train(tx)
+    natural = natural_state(state)
+    np.testing.assert_allclose(100 * natural.fisher_norm, 0.5, rtol=1e-5)  # at every step, so far
+    assert lowered(params) < 1 and np.isfinite(losses).all()
+
+
 def test_devices_share_their_batches():
     """Two devices, each with half of every batch, by `vmap` over a named axis."""
     estimator = flj.inverse.fishleg(LINEAR, 0.1, kind="empirical", axis_name="devices")
