@@ -1,4 +1,4 @@
-"""Low-rank factors: a few eigenvectors of each axis and shared eigenvalues, against dense algebra."""
+"""Low-rank factors, a few eigenvectors and shared eigenvalues, against dense algebra."""
 
 import functools
 import math
