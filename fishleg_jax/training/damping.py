@@ -21,9 +21,9 @@ from fishleg_jax.model import Model, loss
 from fishleg_jax.training.state import NaturalState
 
 START = 0.05  # damping at first, relative to the trace of a leaf's Fisher
-HIGH, LOW = 1.5, 0.5  # ratio above which the damping grows, and below which it falls
-GROWTH = 1.2  # of the damping at a trial
-SMALLEST, LARGEST = 1e-9, 1e9  # factor on the estimate's own damping
+HIGH, LOW = 2.0, 1.0  # ratio above which the damping grows, and below which it falls
+GROWTH = 1.4  # of the damping at a trial
+SMALLEST, LARGEST = 1e-4, 1e9  # factor on the estimate's own damping
 
 
 def damping_of(damping: Any, state: NaturalState, step: jax.Array) -> jax.Array | None:
