@@ -45,13 +45,21 @@ def check_arguments(
         numbers.check_positive(damping, "damping", ", a function of the step, 'adaptive' or None")
     if not is_array(momentum):
         numbers.check_number(momentum, "momentum", lambda x: 0 <= x < 1, "a number in [0, 1)")
-    if max_fisher_norm is not None and not is_array(max_fisher_norm):
-        numbers.check_positive(max_fisher_norm, "max_fisher_norm", " or None")
+    if callable(max_fisher_norm):
+        _gradual_checks.check_schedule(max_fisher_norm, "max_fisher_norm")
+    else:
+        check_norm(max_fisher_norm)
     if grafting not in GRAFTS:
         raise ValueError(f"grafting must be None, 'sgd' or 'adam', got {grafting!r}")
     axis.check_name(axis_name)
     if not is_array(seed) and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
+
+
+def check_norm(max_fisher_norm: Any) -> None:
+    """Raises a ValueError for an invalid bound on the Fisher norm; None and arrays are valid."""
+    if max_fisher_norm is not None and not is_array(max_fisher_norm):
+        numbers.check_positive(max_fisher_norm, "max_fisher_norm", " or None")
 
 
 def check_rate(learning_rate: Any, weight_decay: Any) -> None:

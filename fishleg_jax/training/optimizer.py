@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fishleg_jax import _tree, inverse
@@ -15,6 +16,8 @@ from fishleg_jax.training.precondition import Damping, scale_by_inverse_fisher
 from fishleg_jax.training.sharing import Prune, shared
 
 WINDOW = 40  # assimilated batches in the running means
+STEP = 0.5  # largest length of a step in the norm of the Fisher
+TINY = 1e-30  # learning rate below which steps count as none
 
 
 def scale_by_fishleg(
@@ -22,7 +25,7 @@ def scale_by_fishleg(
     *,
     rank: int | None = 64,
     aux_every: int = 5,
-    damping: Damping = None,
+    damping: Damping = "adaptive",
     momentum: float = 0.9,
     max_fisher_norm: float | None = 1.0,
     grafting: str | None = None,
@@ -45,14 +48,16 @@ def scale_by_fishleg(
         aux_every: Steps between batches that the estimate assimilates, once it is ready; 5 by
             default.
         damping: Damping γ in units of the Fisher per example: a positive number, a function of the
-            step (counted from 1), `"adaptive"` or an array by `optax.inject_hyperparams`.  None,
-            the default, measures it: a tenth of a typical entry of the Fisher's diagonal.
+            step (counted from 1), an array by `optax.inject_hyperparams`, or None for the
+            estimate's own, which suits pruning and is far too small at a random start.
+            `"adaptive"`, the default, starts at a twentieth of the Fisher's trace, and follows the
+            measured curvature of the loss along the steps.
         momentum: Share of the running mean of the gradients that a new gradient leaves, in [0, 1);
             0.9 by default.
         max_fisher_norm: Largest length `√(mᵀQm)` of a direction in the norm of the damped Fisher,
-            before the learning rate; 1 by default, None for no bound.  A step changes what the
-            network predicts by at most about half the square of `learning_rate · max_fisher_norm`,
-            in nats per example, so that a bound holds large learning rates in check.
+            before the learning rate, or a function of the step; 1 by default, None for no bound.
+            The predictions change by at most about half the square of `learning_rate ·
+            max_fisher_norm`, in nats per example.
         grafting: `sgd` or `adam` gives every leaf's direction the length that the step of that
             optimiser, with a learning rate of 1, would have; None, the default, keeps the lengths.
         stacked: Leaves with a leading axis of layers, as from `nn.scan` and `lax.scan`: regular
@@ -75,16 +80,18 @@ def scale_by_fishleg(
         Garcia et al., Fisher-Legendre (FishLeg) optimization of deep neural networks, ICLR 2023.
 
     Example:
-        >>> import jax.numpy as jnp, optax, fishleg_jax as flj
+        >>> import jax, jax.numpy as jnp, fishleg_jax as flj
         >>> model = flj.Model(lambda w, x: x @ w, flj.likelihoods.gaussian())
-        >>> natural = flj.scale_by_fishleg(model, damping=1e-3, max_fisher_norm=None)
-        >>> tx = optax.chain(natural, optax.scale_by_learning_rate(1.0))
-        >>> params, inputs = jnp.zeros(2), jnp.array([[10.0, 0.0], [0.0, 0.1]])
-        >>> grads = -inputs.T @ inputs @ jnp.ones(2) / 2  # of targets at the weights (1, 1)
-        >>> batch = inputs, inputs @ jnp.ones(2)
+        >>> scales = jnp.array([0.1, 1.0, 10.0])
+        >>> inputs = jax.random.normal(jax.random.key(0), (64, 3)) * scales
+        >>> batch = inputs, inputs @ jnp.ones((3, 2))
+        >>> params = jnp.zeros((3, 2))
+        >>> grads = jax.grad(lambda w: flj.loss(model, w, batch))(params)
+        >>> tx = flj.scale_by_fishleg(model)
         >>> updates, state = tx.update(grads, tx.init(params), params, batch=batch)
-        >>> updates.round(1)
-        Array([1. , 0.8], dtype=float32)
+        >>> uneven = lambda x: float(jnp.abs(x[2] / x[0]).mean())
+        >>> uneven(updates) < uneven(grads) / 10
+        True
     """
     estimator = streaming(
         model,
@@ -122,9 +129,9 @@ def fishleg_optimizer(
     prune: Prune | None = None,
     rank: int | None = 64,
     aux_every: int = 5,
-    damping: Damping = None,
+    damping: Damping = "adaptive",
     momentum: float = 0.9,
-    max_fisher_norm: float | None = 1.0,
+    max_fisher_norm: float | None = STEP,
     grafting: str | None = None,
     axis_name: str | None = None,
     seed: int = 0,
@@ -160,14 +167,16 @@ def fishleg_optimizer(
         aux_every: Steps between batches that the estimate assimilates, once it is ready; 5 by
             default.
         damping: Damping γ in units of the Fisher per example: a positive number, a function of the
-            step (counted from 1), `"adaptive"` or an array by `optax.inject_hyperparams`.  None,
-            the default, measures it: a tenth of a typical entry of the Fisher's diagonal.
+            step (counted from 1), an array by `optax.inject_hyperparams`, or None for the
+            estimate's own, which suits pruning and is far too small at a random start.
+            `"adaptive"`, the default, starts at a twentieth of the Fisher's trace, and follows the
+            measured curvature of the loss along the steps.
         momentum: Share of the running mean of the gradients that a new gradient leaves, in [0, 1);
             0.9 by default.
-        max_fisher_norm: Largest length `√(mᵀQm)` of a direction in the norm of the damped Fisher,
-            before the learning rate; 1 by default, None for no bound.  A step changes what the
-            network predicts by at most about half the square of `learning_rate · max_fisher_norm`,
-            in nats per example, so that a bound holds large learning rates in check.
+        max_fisher_norm: Largest length of a whole step, with the learning rate and without weight
+            decay, in the norm of the damped Fisher; 0.5 by default, None for no bound.  A step
+            then changes the predictions by at most about half the square of it, in nats per
+            example, which is what keeps a learning rate that is too high from doing harm.
         grafting: `sgd` or `adam` gives every leaf's direction the length that the step of that
             optimiser, with a learning rate of 1, would have; None, the default, keeps the lengths.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
@@ -213,13 +222,21 @@ def fishleg_optimizer(
     _checks.check_rate(learning_rate, weight_decay)
     if estimator is None:
         estimator = streaming(model, rank, axis_name=axis_name)
+    _checks.check_norm(max_fisher_norm)
+    bound = max_fisher_norm
+    if bound is not None:  # the bound on a whole step is one on the direction over the rate
+
+        def bound(step):
+            rate = learning_rate(step - 1) if callable(learning_rate) else learning_rate
+            return max_fisher_norm / jnp.maximum(rate, TINY)
+
     chain = optax.chain(
         scale_by_inverse_fisher(
             estimator,
             aux_every=aux_every,
             damping=damping,
             momentum=momentum,
-            max_fisher_norm=max_fisher_norm,
+            max_fisher_norm=bound,
             grafting=grafting,
             axis_name=axis_name,
             seed=seed,

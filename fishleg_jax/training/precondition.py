@@ -30,7 +30,7 @@ def scale_by_inverse_fisher(
     aux_every: int = 5,
     damping: Damping = None,
     momentum: float = 0.9,
-    max_fisher_norm: float | None = None,
+    max_fisher_norm: float | Callable[[jax.Array], Any] | None = None,
     grafting: str | None = None,
     axis_name: str | None = None,
     seed: int = 0,
@@ -66,14 +66,17 @@ def scale_by_inverse_fisher(
             default.
         damping: Damping γ in units of the Fisher per example: a positive number, a function of the
             step (counted from 1) or an array by `optax.inject_hyperparams`.  None, the default, for
-            the estimate's own.  `"adaptive"` multiplies the estimate's own by a factor that follows
-            the measured change of the loss over the predicted one (Levenberg and Marquardt): every
-            5 steps the last step is undone on the new batch, and the factor grows or falls by a few
-            per cent.
+            the estimate's own.  `"adaptive"` multiplies the estimate's own by a factor (Levenberg
+            and Marquardt): it starts at a twentieth of the Fisher's trace, where the estimate knows
+            its diagonal.  With every batch that the estimate assimilates the last step is undone on
+            that batch, which measures the curvature of the loss along it: the factor grows by 40 per
+            cent if the step went more than twice as far as the minimum along it, and falls as much
+            if it ended before.  The state then keeps the weights before the step.
         momentum: Share of the running mean of the gradients that a new gradient leaves, in [0, 1);
             0.9 by default, 0 for none.  The mean is corrected for its start at zero.
         max_fisher_norm: Largest length `√(mᵀQm)` of a direction in the norm of the damped Fisher,
-            before the learning rate; longer ones are shortened.  None, the default, for no bound.
+            before the learning rate, a number or a function of the step (counted from 1); longer
+            ones are shortened.  None, the default, for no bound.
         grafting: `sgd` or `adam` gives every leaf's direction the length that the step of that
             optimiser, with a learning rate of 1, would have; None, the default, keeps the lengths.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None

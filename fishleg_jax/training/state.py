@@ -24,8 +24,8 @@ class NaturalState(NamedTuple):
             it was refused.
         length: Its Euclidean length, measured for `adaptive` only.
         factor: Factor on the estimate's damping that `damping="adaptive"` has found; 1 otherwise.
-        ratio: Measured over predicted change of the loss at the last trial of `adaptive`; NaN
-            before and without it.
+        ratio: Curvature of the loss along a step, over its fall to first order, at the last trial
+            of `adaptive`; NaN before and without it.
         before: Parameters before the last step, for these trials; None without them.
         graft: State of the optimiser whose step lengths are grafted; empty without one.
     """

@@ -10,7 +10,7 @@ from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse._assimilation import Assimilation, add, assimilate
 from fishleg_jax.inverse.base import InverseFisher, with_damping
-from fishleg_jax.training.damping import adapted, damping_of
+from fishleg_jax.training.damping import adapted, damping_of, started
 from fishleg_jax.training.grafting import with_lengths
 from fishleg_jax.training.state import NaturalState
 
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
     aux_every: int | jax.Array
     damping: Any
     momentum: float | jax.Array
-    max_fisher_norm: float | jax.Array | None
+    max_fisher_norm: Any
     graft: optax.GradientTransformation | None
 
 
@@ -58,11 +58,11 @@ def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any,
     sound = jnp.isfinite(_tree.dot(grads, grads))
     state = state._replace(count=optax.safe_increment(state.count))
     # Assimilate the batch, and compare the last step with what was predicted for it.
-    if not inputs.hold:
-        state = _assimilated(plan, inputs, state)
-        if state.before is not None and inputs.own is not None:
-            model = plan.estimator.model
-            state = adapted(model, *inputs.own, grads, inputs.params, state)
+    due = is_due(plan, inputs, state)
+    if due is not False:
+        state = _assimilated(plan, inputs, state, due)
+        if state.before is not None:
+            state = _adapted(plan, inputs, state, due)
     # Take the gradient into the running mean, unless it is not finite.
     share = jnp.where(sound, 1 - plan.momentum, 0.0)
     momentum = jax.tree.map(
@@ -81,7 +81,9 @@ def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any,
     squared = _tree.dot(momentum, direction)
     norm = scale * jnp.sqrt(jnp.maximum(squared, 0))
     if plan.max_fisher_norm is not None:
-        bound = jnp.minimum(1.0, plan.max_fisher_norm / jnp.maximum(norm, 1e-30))
+        most = plan.max_fisher_norm
+        most = most(inputs.step) if callable(most) else most
+        bound = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
         scale, norm = bound * scale, bound * norm
     graft, length = state.graft, state.length
     if plan.graft is not None:
@@ -120,24 +122,37 @@ def is_ready(estimator: InverseFisher, state: NaturalState) -> jax.Array:
     return ready if estimator.ready is None else ready & estimator.ready(state.estimate)
 
 
-def _assimilated(plan: Plan, inputs: StepInputs, state: NaturalState) -> NaturalState:
+def is_due(plan: Plan, inputs: StepInputs, state: NaturalState) -> jax.Array | bool:
+    """Whether the estimate assimilates the step's batch; a bool if that is known beforehand."""
+    if plan.estimator.updates == 0 or inputs.assimilate is False or inputs.batch is None:
+        return False
+    if inputs.assimilate is True:
+        return inputs.emit
+    due = (inputs.step % plan.aux_every == 0) | ~is_ready(plan.estimator, state)
+    due &= inputs.emit
+    return due if inputs.assimilate is None else due & inputs.assimilate
+
+
+def _assimilated(
+    plan: Plan, inputs: StepInputs, state: NaturalState, due: jax.Array | bool
+) -> NaturalState:
     """State with the batch assimilated by its estimate, if that is due."""
-    estimator = plan.estimator
-    if estimator.updates == 0 or inputs.assimilate is False or inputs.batch is None:
-        return state
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), inputs.step)
 
     def run(parts):
-        return assimilate(estimator, parts, inputs.params, inputs.batch, key, inputs.mask)
+        return assimilate(plan.estimator, parts, inputs.params, inputs.batch, key, inputs.mask)
 
     parts = Assimilation(state.estimate, state.assimilated, state.failures)
-    if inputs.assimilate is True:
-        due = inputs.emit
-    else:
-        due = (inputs.step % plan.aux_every == 0) | ~is_ready(estimator, state)
-        due &= inputs.emit
-        due &= True if inputs.assimilate is None else inputs.assimilate
     # no conditional if `due` is known beforehand: XLA for the CPU runs gradients of convolutions
     # in one far slower
     parts = run(parts) if due is True else run_if(due, run, parts)
     return state._replace(**parts._asdict())
+
+
+def _adapted(
+    plan: Plan, inputs: StepInputs, state: NaturalState, due: jax.Array | bool
+) -> NaturalState:
+    """State with the adaptive damping started, or adapted by the last step, if that is due."""
+    if plan.estimator.fisher_diagonal is not None:
+        state = started(plan.estimator, inputs.params, state, due)
+    return adapted(plan.estimator.model, *inputs.own, inputs.params, state, due)

@@ -7,6 +7,7 @@ import optax
 import fishleg_jax as flj
 
 STEPS = 12
+RATE = 3.0  # the empirical Fisher is large where residuals are
 
 
 def predict(params, x):
@@ -28,6 +29,12 @@ def batches(steps=STEPS, examples=8, dtype=jnp.float32):
     x = jax.random.normal(keys[0], (steps, examples, 4)) * jnp.array([0.1, 0.5, 1.0, 3.0])
     y = x @ jax.random.normal(keys[1], (4, 3)) + jax.random.normal(keys[2], (steps, examples, 3))
     return jax.tree.map(lambda a: a.astype(dtype), (x, y))
+
+
+def lowered(params, data=None):
+    """Loss on all batches over that of the initial weights."""
+    whole = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batches() if data is None else data)
+    return float(flj.loss(LINEAR, params, whole) / flj.loss(LINEAR, initial(), whole))
 
 
 def at(index, tree):

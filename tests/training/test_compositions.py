@@ -7,21 +7,24 @@ import optax
 import pytest
 
 import fishleg_jax as flj
+from fishleg_jax.training.damping import GROWTH, START
 from fishleg_jax.training.state import natural_state
 from tests.training.problems import (
     DIAGONAL,
     LINEAR,
+    RATE,
     STEPS,
     at,
     batches,
     gradient,
     initial,
+    lowered,
     make_step,
     train,
 )
 
 NATURAL = flj.scale_by_inverse_fisher(DIAGONAL, aux_every=3)
-CHAIN = optax.chain(NATURAL, optax.scale_by_learning_rate(0.1))
+CHAIN = optax.chain(NATURAL, optax.scale_by_learning_rate(RATE))
 
 
 def leaves(tree):
@@ -34,8 +37,8 @@ def same(one, other, **tolerance):
 
 
 def test_training_lowers_the_loss():
-    _, state, losses = train(CHAIN)
-    assert losses[-3:].mean() < 0.5 * losses[0]
+    params, state, _ = train(CHAIN)
+    assert lowered(params) < 0.6
     assert int(natural_state(state).count) == STEPS and int(natural_state(state).failures) == 0
 
 
@@ -85,18 +88,18 @@ def test_assimilate_decides_without_the_step_count():
 @pytest.mark.parametrize(
     "tx",
     [
-        optax.named_chain(("natural", NATURAL), ("rate", optax.scale_by_learning_rate(0.1))),
-        optax.chain(optax.clip_by_global_norm(1.0), CHAIN, optax.add_decayed_weights(-1e-3)),
+        optax.named_chain(("natural", NATURAL), ("rate", optax.scale_by_learning_rate(RATE))),
+        optax.chain(optax.clip_by_global_norm(1e3), CHAIN, optax.add_decayed_weights(-1e-3)),
         optax.inject_hyperparams(
             lambda rate: optax.chain(NATURAL, optax.scale_by_learning_rate(rate))
-        )(optax.linear_schedule(0.1, 0.05, STEPS)),
+        )(optax.linear_schedule(RATE, RATE / 2, STEPS)),
         flj.MultiSteps(CHAIN, 2).gradient_transformation(),
     ],
     ids=["named_chain", "clip", "inject", "multi_steps"],
 )
 def test_within_others(tx):
-    _, state, losses = train(tx)
-    assert losses[-3:].mean() < 0.8 * losses[0]
+    params, state, _ = train(tx)
+    assert lowered(params) < 0.85
     assert int(natural_state(state).failures) == 0
 
 
@@ -118,10 +121,10 @@ def test_mini_steps_assimilate_the_last_batch_only():
 
 
 def test_bfloat16_weights_get_bfloat16_steps_from_float32_statistics():
-    params, state, losses = train(CHAIN, initial(jnp.bfloat16), batches(dtype=jnp.bfloat16))
+    params, state, _ = train(CHAIN, initial(jnp.bfloat16), batches(dtype=jnp.bfloat16))
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(natural_state(state).momentum))
-    assert losses[-3:].mean() < 0.5 * losses[0]
+    assert lowered(params) < 0.6
 
 
 @pytest.mark.parametrize("where", ["inputs", "targets"])
@@ -147,6 +150,17 @@ def test_absurd_learning_rates_leave_finite_weights_and_say_so():
     params, state, losses = train(tx)
     assert all(np.isfinite(x).all() for x in leaves(params))
     assert not np.isfinite(losses[-1]) and int(natural_state(state).failures) > 0
+
+
+@pytest.mark.parametrize(
+    "rate", [100.0, optax.constant_schedule(100.0)], ids=["number", "function"]
+)
+def test_the_optimiser_bounds_whole_steps(rate):
+    tx = flj.fishleg_optimizer(LINEAR, rate, max_fisher_norm=0.5)
+    params, state, losses = train(tx)
+    natural = natural_state(state)
+    np.testing.assert_allclose(100 * natural.fisher_norm, 0.5, rtol=1e-5)  # at every step, so far
+    assert lowered(params) < 1 and np.isfinite(losses).all()
 
 
 def test_devices_share_their_batches():
@@ -187,18 +201,46 @@ def test_masks_keep_pruned_weights_out():
     assert (state.estimate.squares["w"][1] == 0).all()
 
 
-def test_adaptive_damping_grows_where_the_estimate_is_too_bold_and_falls_where_it_is_timid():
-    for damping, sign in ((1e4, -1), (1e-6, 1)):
-        estimator = flj.inverse.diagonal(LINEAR, damping, labels="empirical")
-        if sign > 0:  # no curvature known, so that the damping is all there is
-            estimator = estimator._replace(
-                update=lambda state, *_: state._replace(count=state.count + 1)
-            )
-        tx = flj.scale_by_inverse_fisher(estimator, damping="adaptive", momentum=0.0)
-        _, state, _ = train(optax.chain(tx, optax.scale_by_learning_rate(1e-9)))
-        natural = natural_state(state)
-        assert sign * np.log(float(natural.factor)) > 0
-        np.testing.assert_allclose(natural.damping, damping * natural.factor, rtol=1e-5)
+@pytest.mark.parametrize("rate, sign", [(1e-4, -1), (1e3, 1)], ids=["timid", "bold"])
+def test_adaptive_damping_follows_the_curvature_along_the_steps(rate, sign):
+    """With no curvature known the damping is all there is."""
+    blind = flj.inverse.diagonal(LINEAR, 100.0)._replace(
+        update=lambda state, *_: state._replace(count=state.count + 1), fisher_diagonal=None
+    )
+    tx = flj.scale_by_inverse_fisher(blind, damping="adaptive", momentum=0.0)
+    state = train(optax.chain(tx, optax.scale_by_learning_rate(rate)), data=batches(6))[1]
+    natural = natural_state(state)
+    assert sign * (float(natural.ratio) - 1) > 0.5
+    assert float(natural.factor) == pytest.approx(GROWTH**sign)
+    assert float(natural.damping) == pytest.approx(100 * GROWTH**sign)
+
+
+def test_the_ratio_of_adaptive_damping_is_that_of_the_definition():
+    data = batches(6)
+    tx = flj.scale_by_inverse_fisher(DIAGONAL, damping="adaptive")
+    chain = optax.chain(tx, optax.scale_by_learning_rate(RATE))
+    step, carry = jax.jit(make_step(chain)), (initial(), chain.init(initial()))
+    history = []
+    for i in range(5):
+        history.append(carry)
+        carry, _ = step(carry, at(i, data))
+    (before, _), (now, previous) = history[3], history[4]
+    batch = at(4, data)
+    last = jax.tree.map(jnp.subtract, now, before)
+    inner = optax.tree.vdot(gradient(now, batch), last)
+    loss = lambda params: flj.loss(LINEAR, params, batch)
+    measured = 2 * (loss(before) - loss(now) + inner)
+    first_order = RATE * natural_state(previous).fisher_norm ** 2
+    ratio = natural_state(carry[1]).ratio
+    np.testing.assert_allclose(ratio, measured / first_order, rtol=1e-3)
+
+
+def test_adaptive_damping_starts_at_a_share_of_the_fishers_trace():
+    batch = at(0, batches())
+    tx = flj.scale_by_inverse_fisher(DIAGONAL, damping="adaptive")
+    _, state = tx.update(gradient(initial(), batch), tx.init(initial()), initial(), batch=batch)
+    trace = DIAGONAL.fisher_diagonal(state.estimate, initial())["w"].sum()
+    np.testing.assert_allclose(state.damping, START * trace, rtol=1e-5)
 
 
 ARGUMENTS = {

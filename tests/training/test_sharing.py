@@ -7,7 +7,17 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.training.state import natural_state
-from tests.training.problems import DIAGONAL, LINEAR, at, batches, gradient, initial, train
+from tests.training.problems import (
+    DIAGONAL,
+    LINEAR,
+    RATE,
+    at,
+    batches,
+    gradient,
+    initial,
+    lowered,
+    train,
+)
 
 STEPS = 24
 SCHEDULE = flj.schedules.cubic(0.5, begin=4, end=16)
@@ -19,13 +29,15 @@ def prune(estimator):
 
 
 def optimizer(**options):
-    return flj.fishleg_optimizer(LINEAR, 0.1, estimator=DIAGONAL, aux_every=2, **options)
+    return flj.fishleg_optimizer(
+        LINEAR, RATE, estimator=DIAGONAL, aux_every=2, max_fisher_norm=None, **options
+    )
 
 
 def test_training_prunes_to_the_schedules_sparsity_with_the_optimisers_estimate():
-    params, state, losses = train(optimizer(prune=prune), data=DATA)
+    params, state, _ = train(optimizer(prune=prune), data=DATA)
     assert (np.asarray(params["w"]) == 0).sum() == 6 and flj.sparsity(params) == 0.5
-    assert flj.check(state).ok and losses[-3:].mean() < 0.5 * losses[0]
+    assert flj.check(state).ok and lowered(params, DATA) < 0.6
     # the estimate is kept once, and so are its batches
     assert state.pruning.estimate == ()
     assert int(natural_state(state).assimilated) == 1 + STEPS // 2
@@ -60,7 +72,7 @@ def test_without_pruning_the_step_is_the_chains():
     tx = optax.chain(
         flj.scale_by_inverse_fisher(DIAGONAL, aux_every=2),
         optax.add_decayed_weights(0.1),
-        optax.scale_by_learning_rate(0.1),
+        optax.scale_by_learning_rate(RATE),
     )
     expected, _, _ = train(tx)
     found, _, _ = train(optimizer(weight_decay=0.1))
@@ -80,6 +92,6 @@ def test_what_is_no_pruning_is_refused():
     with pytest.raises(ValueError, match="prune must be a function such as lambda shared"):
         optimizer(prune=prune(DIAGONAL))
     with pytest.raises(ValueError, match="prune: its result must be an optax transformation"):
-        optimizer(prune=lambda estimator: estimator)
+        optimizer(prune=lambda estimator: None)
     with pytest.raises(ValueError, match="prune must return fishleg_prune or gradual_prune"):
         optimizer(prune=lambda estimator: optax.identity()).init(initial())
