@@ -46,6 +46,9 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.pruning.scores import obd_saliency, obs_saliency
     from fishleg_jax.pruning.trust import Trust, trust
     from fishleg_jax.rematerialise import remat
+    from fishleg_jax.training.optimizer import fishleg_optimizer, scale_by_fishleg
+    from fishleg_jax.training.precondition import scale_by_inverse_fisher
+    from fishleg_jax.training.state import NaturalState
 
 __version__ = "0.1.0"
 
@@ -61,6 +64,7 @@ __all__ = [
     "Memory",
     "Model",
     "MultiSteps",
+    "NaturalState",
     "PruneState",
     "Report",
     "Result",
@@ -77,6 +81,7 @@ __all__ = [
     "export",
     "find_couplings",
     "fisher_vector_product",
+    "fishleg_optimizer",
     "fishleg_prune",
     "fit",
     "gate_scores",
@@ -97,6 +102,8 @@ __all__ = [
     "prune_one_shot",
     "remat",
     "save_masks",
+    "scale_by_fishleg",
+    "scale_by_inverse_fisher",
     "schedules",
     "selection",
     "sparsity",
@@ -124,6 +131,7 @@ _MODULES = {
     "schedules": "pruning.schedules",
     "selection": "pruning.selection",
     "targets": "pruning.targets",
+    "training": "training",
 }
 _HOMES = {
     "Batch": "model",
@@ -137,6 +145,7 @@ _HOMES = {
     "Memory": "memory",
     "Model": "model",
     "MultiSteps": "pruning.gradual.wrapper",
+    "NaturalState": "training.state",
     "PruneState": "pruning.gradual.wrapper",
     "Report": "pruning.report",
     "Result": "pruning.one_shot.result",
@@ -151,6 +160,7 @@ _HOMES = {
     "curvature": "_curvature",
     "find_couplings": "compaction.compact",
     "fisher_vector_product": "fisher",
+    "fishleg_optimizer": "training.optimizer",
     "fishleg_prune": "pruning.gradual.fishleg",
     "fit": "pruning.one_shot.fit",
     "gate_scores": "compaction.gate_scores",
@@ -168,6 +178,8 @@ _HOMES = {
     "prune_one_shot": "pruning.one_shot.prune",
     "remat": "rematerialise",
     "save_masks": "pruning.masks.files",
+    "scale_by_fishleg": "training.optimizer",
+    "scale_by_inverse_fisher": "training.precondition",
     "sparsity": "pruning.apply",
     "stage_sparsities": "pruning.schedules",
     "trust": "pruning.trust",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import columns, faces
+from experiments.data import columns, curves, faces
 from experiments.running import files, processes
 
 DIGITS_TEST = 500
@@ -143,7 +143,7 @@ def check(name: str, data_dir: str | Path | None = None) -> None:
     """
     if name in SHARED:
         files.shared(SHARED[name])
-    elif name != "digits":
+    elif name not in ("digits", "curves"):
         prepared(name.removesuffix("_raw"), data_dir)
 
 
@@ -151,11 +151,12 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
     """A data set as arrays.
 
     Where there are several processes, one of TensorFlow Datasets comes as columns, of which each
-    process reads only the rows that it asks for; `digits`, `faces` and the text are small.
+    process reads only the rows that it asks for; the others are small.
 
     Args:
         name: `digits`, `mnist`, `cifar10`, `tinyshakespeare`, or `mnist_raw`, whose pixels stay in
-            [0, 1] and whose targets are the pixels, or `faces`, see `experiments.data.faces`.
+            [0, 1] and whose targets are the pixels, or `faces` or `curves`, see the modules of
+            these names in `experiments.data`.
         data_dir: where TensorFlow Datasets has its data, see `prepared`.
 
     Returns:
@@ -170,6 +171,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
         return tinyshakespeare(files.shared(SHARED[name]))
     if name == "faces":
         return Data(*faces.load(files.shared(SHARED[name])))
+    if name == "curves":
+        return Data(*curves.load())
     stored = name.removesuffix("_raw")
     folder = prepared(stored, data_dir)
     mean, scale = np.float32(NORMALISATION[name])

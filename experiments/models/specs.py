@@ -124,6 +124,7 @@ def make_spec(
 
 
 _AUTOENCODER = (1000, 500, 250, 30, 250, 500, 1000, 784)
+_CURVES = (400, 200, 100, 50, 25, 6, 25, 50, 100, 200, 400, 784)
 _FACES = (2000, 1000, 500, 30, 500, 1000, 2000, 625)
 
 # ResNet-20 prunes the 18 convolutions of its blocks and the two 1x1 shortcuts, 269,824 weights,
@@ -199,6 +200,19 @@ MODELS = {
             examples=10_000,
             batch=100,
             mean=lambda outputs: outputs,
+        ),
+        make_spec(
+            "curves",
+            networks.Mlp(_CURVES, linear=5),
+            "curves",
+            (28, 28, 1),
+            likelihood=flj.likelihoods.bernoulli(),
+            epochs=10,
+            train_batch=100,
+            learning_rate=1e-3,
+            examples=10_000,
+            batch=100,
+            mean=jax.nn.sigmoid,
         ),
         make_spec(
             "transformer",

@@ -40,6 +40,7 @@ class Factor(NamedTuple):
         triangles: Whether the triangular C are learned.
         spectrum: Whether Q has a learned diagonal E in the middle.
         sandwich: Whether Q has a learned outer diagonal D.
+        rank: Number of eigenvectors of each of two axes, for `low_rank`; None for other factors.
     """
 
     axes: tuple[int, ...]
@@ -47,6 +48,7 @@ class Factor(NamedTuple):
     triangles: bool
     spectrum: bool
     sandwich: bool
+    rank: int | None = None
 
     @property
     def dense_axes(self) -> tuple[int, ...]:
@@ -171,6 +173,39 @@ def spectral(
     return _dense(_merge(shape, axes), caps, spectrum=True, sandwich=sandwich)
 
 
+def low_rank(shape: tuple[int, ...], cap: int | None = None) -> Factor:
+    """A few Kronecker eigenvectors over whole axes, for training: diagonal for vectors.
+
+    The `cap` leading eigenvectors `V` of the inputs and `W` of the outputs, one eigenvalue for
+    every pair of them, one for each with the rest of the other axis, and one for all the rest.  A
+    product costs about `4·cap/(3·batch)` of a gradient, whatever the axes, and neither second
+    moments of whole axes nor their eigendecompositions are needed: eigenvectors follow by
+    orthogonal iteration.
+
+    Args:
+        shape: Shape of the leaf.
+        cap: Number of eigenvectors of each axis, at most its size; None for all of them.
+
+    Returns:
+        The structure of Q.  It is not learned: `inverse.fishleg` rejects it with `learn=True`.
+
+    Raises:
+        ValueError: The cap is below 1.
+
+    Example:
+        >>> from fishleg_jax.inverse import factors
+        >>> factors.low_rank((784, 1000), cap=64).rank
+        64
+    """
+    if cap is not None and cap < 1:
+        raise ValueError(f"cap must be at least 1 or None, got {cap}")
+    if len(shape) < 2 or math.prod(shape) <= 1:
+        return diagonal(shape)
+    axes = _merge(shape, 2)
+    rank = max(axes) if cap is None else cap
+    return Factor(axes, (0, 0), triangles=False, spectrum=True, sandwich=False, rank=rank)
+
+
 def block_diagonal(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     """Dense blocks of at most `cap` weights along the flattened leaf."""
     return _dense((math.prod(shape),), (cap,), triangles=True)
@@ -246,6 +281,7 @@ __all__ = [
     "diagonal",
     "full",
     "kronecker",
+    "low_rank",
     "spectral",
 ]
 

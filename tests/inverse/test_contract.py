@@ -32,6 +32,7 @@ ROWS = {
     "fishleg, block_diagonal, joined bias": functools.partial(
         learner, factors=factors.block_diagonal, cap=5, join_bias="^d/kernel"
     ),
+    "fishleg, low rank": functools.partial(fishleg, factors=factors.low_rank, cap=2),
     "fishleg, full": functools.partial(fishleg, factors=factors.full),
     "woodfisher": lambda model: flj.inverse.woodfisher(model, 0.1, gradients=60),
     "woodfisher, blocks": lambda model: flj.inverse.woodfisher(

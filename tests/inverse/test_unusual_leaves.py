@@ -10,8 +10,8 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
+from fishleg_jax.inverse._assimilation import _skipped
 from fishleg_jax.inverse._kronecker.units import make_units
-from fishleg_jax.pruning.gradual.assimilation import _skipped
 from tests import dense
 
 pytestmark = pytest.mark.slow

@@ -160,6 +160,8 @@ def fishleg(
 
     def init(params):
         dtype = _tree.wide_dtype(jnp.result_type(*jax.tree.leaves(params)))
+        if learn and any(u.factor.rank is not None for u in units_of(params)):
+            raise ValueError("learn must be False with factors.low_rank, which is not learned")
         return empty_state(units_of(params), damping, dtype, optimizer if learn else None)
 
     def update(state, params, batch, key, mask=None):

@@ -12,6 +12,7 @@ from fishleg_jax._devices import axis
 from fishleg_jax.inverse import factors as _factors
 from fishleg_jax.inverse._fishleg.state import FishLegState, move
 from fishleg_jax.inverse._kronecker import frames as _frames
+from fishleg_jax.inverse._kronecker import low_rank as _low_rank
 from fishleg_jax.inverse._kronecker.units import Unit
 
 RELATIVE_DAMPING = 0.1  # default damping, relative to the typical entry of the Fisher's diagonal
@@ -69,28 +70,40 @@ def assimilate_samples(
         rows = jax.vmap(unit.pack)(samples)
         return rows if unit.stack is None else rows.swapaxes(0, 1)  # layers first
 
+    spectral = [u for u in units if u.factor.spectrum]
+    turning = [u for u in spectral if u.factor.dense_axes]
+    others = [u for u in units if not u.factor.spectrum]
+    iterating = [u for u in units if u.factor.rank is not None]
+
     def averaged(unit, old, function, *arguments):
         new = unit.each(partial(function, unit.factor), *arguments, rows_of(unit))
         return move(old, axis.mean(new, axis_name), weight)
 
     def assimilate(carry):
         moments, frames = carry
-        moments = {u.name: averaged(u, moments[u.name], _frames.mean_moments) for u in units}
+        before, moments = moments, {}
+        for u in units:
+            if u in iterating:
+                of = _low_rank.mean_moments, frames[u.name]
+            else:
+                of = (_frames.mean_moments,)
+            moments[u.name] = averaged(u, before[u.name], *of)
 
-        def turned(chosen):
+        def turned(chosen, turn=_frames.turn):
             return {
-                u.name: u.one_by_one(
-                    partial(_frames.turn, u.factor), frames[u.name], moments[u.name]
-                )
+                u.name: u.one_by_one(partial(turn, u.factor), frames[u.name], moments[u.name])
                 for u in chosen
             }
 
         # frames of the moments, and then their spectrum, which moves along, of the same samples
-        spectral = [u for u in units if u.factor.spectrum]
-        turning = [u for u in spectral if u.factor.dense_axes]
-        others = [u for u in units if not u.factor.spectrum]
         old = {u.name: frames[u.name] for u in turning}
-        frames = frames | run_if(due & usable, lambda _: turned(turning), old) | turned(others)
+        new = run_if(due & usable, lambda _: turned(turning), old) | turned(others)
+        if iterating:
+            old = {u.name: (frames[u.name], moments[u.name]) for u in iterating}
+            pairs = run_if(due & usable, lambda _: turned(iterating, _low_rank.turn), old)
+            new |= {name: frame for name, (frame, _) in pairs.items()}
+            moments |= {name: iterated for name, (_, iterated) in pairs.items()}
+        frames = frames | new
         for u in spectral:
             frame = frames[u.name]
             spectrum = averaged(u, frame.spectrum, _frames.mean_spectrum, frame)
@@ -157,7 +170,10 @@ def measure(
     for unit in measured_leaves(units, shapes):
         kept = unit.pack(masks)
         number = kept.reshape(unit.stack or 1, -1).sum(1)
-        if unit.factor.spectrum:
+        if unit.factor.rank is not None:
+            trace = unit.each(partial(_low_rank.trace, unit.factor), frames[unit.name])
+            trace = trace.reshape(-1)
+        elif unit.factor.spectrum:
             trace = frames[unit.name].spectrum.reshape(unit.stack or 1, -1).sum(1)
         else:  # all axes have the same trace
             first = moments[unit.name][0]

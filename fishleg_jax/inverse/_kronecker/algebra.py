@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax._devices import sharding
+from fishleg_jax.inverse._kronecker import low_rank
 from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -146,6 +147,8 @@ def multiply(
     Returns:
         Array of the vector's shape.
     """
+    if factor.rank is not None:
+        return low_rank.multiply(factor, frame, damping, vector)
     x = vector.reshape(factor.axes)
     d = None if coordinates.log_sandwich is None else jnp.exp(coordinates.log_sandwich)
     x = pad(factor, x if d is None else d * x)
@@ -166,6 +169,8 @@ def fisher_diagonal_of(factor: Factor, frame: Frame) -> jax.Array:
 
     The Fisher is `(V_1 ⊗ V_2 ⊗ ...) E (V_1 ⊗ V_2 ⊗ ...)ᵀ`, E the spectrum or `Λ_1 ⊗ Λ_2 ⊗ ...`.
     """
+    if factor.rank is not None:
+        return low_rank.diagonal_of(factor, frame, frame.spectrum)
     vectors = [frame.vectors[k] for k in factor.dense_axes]
     return crop(factor, apply(factor, [v**2 for v in vectors], eigenvalues(factor, frame)))
 
@@ -187,6 +192,8 @@ def diagonal_of(
     factor: Factor, frame: Frame, coordinates: Coordinates, damping: jax.Array
 ) -> jax.Array:
     """Exact diagonal of Q, of shape `factor.axes`.  Arguments as in `multiply`."""
+    if factor.rank is not None:
+        return low_rank.diagonal_of(factor, frame, 1 / (frame.spectrum + damping))
     matrices = roots(factor, frame, coordinates, damping)
     # diag(R E Rᵀ) = (R ∘ R) diag(E), and (A ⊗ B) ∘ (A ⊗ B) = (A ∘ A) ⊗ (B ∘ B)
     between = middle(factor, frame, coordinates, damping)

@@ -68,15 +68,15 @@ def of_units(
         matrix_of: Function `(factor, *parts of one layer) -> Matrix`.
 
     Returns:
-        Pieces for every leaf; None without a tile, for biases that share a kernel's factor, and for
-        tiles too large that cover no axis.
+        Pieces for every leaf; None without a tile, for biases that share a kernel's factor, for
+        `low_rank` factors, and for tiles too large that cover no axis.
     """
     leaves = jax.tree.leaves(tangent)
     found: list[Pieces | None] = [None] * len(leaves)
     for unit in units:
         i = unit.leaves[0]
         tile, shape = tiles[i], leaves[i].shape
-        if tile is None or 0 in grid_of(shape, tile):
+        if tile is None or unit.factor.rank is not None or 0 in grid_of(shape, tile):
             continue
         if unit.stack is not None:
             if tile[0] != 1:

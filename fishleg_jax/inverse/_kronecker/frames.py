@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fishleg_jax._devices import sharding
+from fishleg_jax.inverse._kronecker import low_rank
 from fishleg_jax.inverse._kronecker.algebra import (
     HIGHEST,
     apply,
@@ -23,6 +24,8 @@ from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 def empty_frame(factor: Factor, dtype: jnp.dtype) -> Frame:
     """Initial frame without data, for which Q is `I/γ`."""
+    if factor.rank is not None:
+        return low_rank.empty_frame(factor, dtype)
 
     def vectors(axis):
         size = factor.block_size(axis)
@@ -61,6 +64,8 @@ def zero_coordinates(factor: Factor, dtype: jnp.dtype) -> Coordinates:
 
 def zero_moments(factor: Factor, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
     """Initial second moments, all zero."""
+    if factor.rank is not None:
+        return low_rank.zero_moments(factor, dtype)
     sizes = [(factor.blocks[k], factor.block_size(k)) for k in factor.dense_axes]
     return tuple(jnp.zeros((blocks, size, size), dtype) for blocks, size in sizes)
 
@@ -103,6 +108,8 @@ def mean_moments(factor: Factor, samples: jax.Array) -> tuple[jax.Array, ...]:
 
 def mean_spectrum(factor: Factor, frame: Frame, samples: jax.Array) -> jax.Array:
     """Mean squares of Fisher samples, along a leading axis, in the frame's eigenvectors."""
+    if factor.rank is not None:
+        return low_rank.mean_spectrum(factor, frame, samples)
     rotated = jax.vmap(partial(rotate, factor, frame))(samples.reshape(len(samples), *factor.axes))
     return jnp.mean(rotated**2, axis=0)
 

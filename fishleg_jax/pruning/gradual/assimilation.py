@@ -1,14 +1,11 @@
 """Assimilation of batches into the estimate of the inverse Fisher, and refusal of invalid ones."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
-from fishleg_jax._devices import axis
-from fishleg_jax.inverse._fishleg.state import FishLegState
+from fishleg_jax.inverse._assimilation import Assimilation, assimilate
 from fishleg_jax.pruning.compensation._adjustable import movable
 from fishleg_jax.pruning.gradual.plan import (
     GradualPlan,
@@ -47,13 +44,9 @@ def assimilated(
         if plan.renew is not None:
             estimate = _tree.keep_where(first, estimator.init(inputs.params), estimate)
             number = jnp.where(first, 0, number)
-        new = estimator.update(estimate, inputs.params, inputs.batch, key, free)
-        sound = axis.everywhere(_finite_numbers(inputs.batch), estimator.axis_name)
-        sound &= _stays_finite(estimate, new)
-        refused = ~sound | (_skipped(new) > _skipped(estimate))
-        # selects of a whole state, by a condition on all of it, would take minutes to compile
-        new = run_if(~sound, lambda _: estimate, new)
-        return new, number + sound, jnp.full_like(latest, inputs.step), add(failures, refused)
+        before = Assimilation(estimate, number, failures)
+        after = assimilate(estimator, before, inputs.params, inputs.batch, key, free)
+        return after.estimate, after.assimilated, jnp.full_like(latest, inputs.step), after.failures
 
     # Decide whether the batch is due.
     if inputs.assimilate is True:
@@ -92,36 +85,3 @@ def _renewal(
     begins = (last % plan.mask_every == 0) & ~ending
     inside = (-inputs.step % plan.mask_every < plan.renew) | ending
     return inside, begins | (inputs.step > state.latest + 1)
-
-
-def add(total: jax.Array, more: jax.Array) -> jax.Array:
-    """Sum of counts that saturates at the largest number instead of wrapping round."""
-    return total + jnp.minimum(more.astype(total.dtype), jnp.iinfo(total.dtype).max - total)
-
-
-def _finite_numbers(tree: Any) -> jax.Array:
-    inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    return _tree.all_finite(inexact) if inexact else jnp.array(True)
-
-
-def _stays_finite(old: Any, new: Any) -> jax.Array:
-    """Whether all finite entries stay finite; a fresh state may have NaNs of its own."""
-    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-    kept = [
-        jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a))
-        for a, b in pairs
-        if jnp.issubdtype(a.dtype, jnp.inexact)
-    ]
-    return jnp.stack(kept).all() if kept else jnp.array(True)
-
-
-def _skipped(estimate: Any) -> jax.Array:
-    """Number of batches or gradients that an estimate reports as left out.
-
-    Reads a field of the state itself: names further inside may be those of the user's parameters.
-    """
-    holder = estimate.guard if isinstance(estimate, FishLegState) else estimate
-    number = getattr(holder, "skipped", None)
-    counts = isinstance(number, jax.Array) and number.ndim == 0
-    counts = counts and jnp.issubdtype(number.dtype, jnp.integer)
-    return number if counts else jnp.zeros((), jnp.int32)

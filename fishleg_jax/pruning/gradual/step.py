@@ -9,8 +9,9 @@ import optax
 from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._tree import apply_mask
+from fishleg_jax.inverse._assimilation import add
 from fishleg_jax.pruning._soundness import some_curvature
-from fishleg_jax.pruning.gradual.assimilation import add, assimilated, is_ready
+from fishleg_jax.pruning.gradual.assimilation import assimilated, is_ready
 from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import ScheduleRequest
 from fishleg_jax.pruning.gradual.extension import (

@@ -1,0 +1,1 @@
+"""Training with an estimate of the inverse Fisher, as optax transformations."""
