@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"inverse"},
     {"memory", "pruning"},
-    {"compaction", "export"},
+    {"compaction", "export", "mismatch", "storage"},
 ]
 PRUNING = [
     {"_paired", "_tables", "_soundness", "costs", "leaves", "schedules", "scores"},
