@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fishleg_jax import storage
 
 UNIT = storage.gaussian(1.0)  # a variance of 1 for weights in a range of 1
-COSTS = st.lists(st.floats(0, 100, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=4)
+COST = st.floats(0, 100, width=32) | st.sampled_from([0.0, 1.0])
+COSTS = st.sampled_from([1, 4]).flatmap(lambda n: st.lists(COST, min_size=n, max_size=n))
 
 
 def rise(fisher, cells):

@@ -25,9 +25,9 @@ def round_trip(params, cells, seed=0, **options):
     return storage.read(storage.write(params, cells, keys[0], **options), keys[1])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=6),
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=5, max_size=5),  # one shape compiles once
     st.sampled_from(CODINGS),
     st.integers(1, 5),
 )
@@ -50,8 +50,9 @@ def test_noise_has_the_variance_that_is_stated(coding):
     np.testing.assert_allclose(stated, (0.05 * top) ** 2 / cells, rtol=1e-5)
     measured = np.var(np.asarray(found["w"] - params["w"])[:, :2], axis=0)
     np.testing.assert_allclose(measured, stated, rtol=0.1)  # standard error 2 %
-    top = {"leaf": 0.2, "network": 4.0}[coding.ranges]
-    assert float(jnp.abs(found["v"]).max()) <= top
+    top = {"leaf": params["v"][0], "network": 4.0}[coding.ranges]
+    assert jnp.abs(found["v"]).max() <= top  # reads are clipped to the range
+    assert found["v"].min() < 0.2 and (coding.ranges == "leaf" or found["v"].max() > 0.2)
 
 
 def test_protected_signs_and_zeros_survive_any_noise():
@@ -62,8 +63,10 @@ def test_protected_signs_and_zeros_survive_any_noise():
         assert (after[before == 0] == 0).all()
         assert float(jnp.abs(after).max()) <= float(jnp.abs(before).max())
         assert not jnp.array_equal(before, after)
-    open_zeros = round_trip(PARAMS, 1, cell=loud, coding=storage.Coding(zeros=False))
-    assert (open_zeros["w"][1, 0] != 0) or (open_zeros["b"][2] != 0)
+    zeros = jnp.zeros(200).at[0].set(1.0)
+    assert not round_trip(zeros, 1, cell=loud)[1:].any()
+    open_zeros = round_trip(zeros, 1, cell=loud, coding=storage.Coding(zeros=False))
+    assert 50 < (open_zeros[1:] != 0).sum() < 150  # every other read is below the range
     open_signs = round_trip({"w": jnp.full(200, 0.1)}, 1, coding=storage.Coding(signs=False))
     assert (open_signs["w"] != 0.1).all()
 
