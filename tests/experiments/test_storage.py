@@ -44,7 +44,8 @@ def test_a_run_stores_digits_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(storing.MODELS, "mlp", MODELS["mlp"]._replace(epochs=8))
     monkeypatch.setattr(measuring, "made", _quick(measuring.made))
     out = tmp_path / "out"
-    arguments = ["--each", "1,4", "--draws", "3", "--examples", "64", "--out", str(out)]
+    arguments = ["--each", "1,4", "--draws", "3", "--examples", "64", "--cell", "pcm"]
+    arguments += ["--out", str(out)]
     assert storing.main(arguments) == 0
     said = capsys.readouterr().out
     rows = json.loads((out / "results.json").read_text())
@@ -61,7 +62,7 @@ def test_a_run_stores_digits_and_goes_on(tmp_path, capsys, monkeypatch):
         assert curvature["expected_rise"] < equal["expected_rise"]
         assert by[name, "equal", 1.0]["expected_rise"] > equal["expected_rise"]
     assert "dense, curvature" in said and "one range for the network" in said
-    assert (out / "accuracy_vs_cells.png").stat().st_size > 0
+    assert (out / "cells_pcm.png").stat().st_size > 0
     assert storing.main(arguments) == 0
     assert json.loads((out / "results.json").read_text()) == rows
 
@@ -82,4 +83,4 @@ def _quick(made):
 
 def test_bad_arguments_are_refused(refuses):
     refuses(storing.main, ["--each", "0.5,2"], "a weight takes at least one cell")
-    refuses(storing.main, ["--spread", "0"], "not a positive number")
+    refuses(storing.main, ["--cell", "0"], "not a positive number")
