@@ -49,6 +49,7 @@ ON_SUBSETS = {"digits": DIGITS, "cifar10": ensemble.SMALL}
 SPARSITIES = {"digits": 0.9, "cifar10": 0.8}
 EXAMPLES = {"digits": 512, "cifar10": 2048}
 SUBSETS = {"digits": 40, "cifar10": 20}
+EPOCHS = {"digits": 15, "cifar10": ensemble.SMALL.epochs}  # of the networks on subsets
 COLUMNS = {
     "differ, %": ("mismatches", 2),
     "lost": ("lost", 0),
@@ -114,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--sparsity", type=arguments.sparsity, help=f"default: {_by_dataset(SPARSITIES)}")
     add("--examples", type=arguments.at_least(64), help=f"default: {_by_dataset(EXAMPLES)}")
     add("--subsets", type=arguments.at_least(4), help=f"networks; default: {_by_dataset(SUBSETS)}")
-    add("--epochs", type=arguments.at_least(1), help="of the networks on subsets")
+    words = f"of the networks on subsets; default: {_by_dataset(EPOCHS)}"
+    add("--epochs", type=arguments.at_least(1), help=words)
     methods = f"separated by semicolons, of {'; '.join(NAMES)}; default: all"
     add("--method", type=_methods, default=list(NAMES), help=methods)
     option(parser, "--seed", arguments.seed, [0], several=True)
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    given = {"sparsity": SPARSITIES, "examples": EXAMPLES, "subsets": SUBSETS}
+    given = {"sparsity": SPARSITIES, "examples": EXAMPLES, "subsets": SUBSETS, "epochs": EPOCHS}
     for name, values in given.items():
         if getattr(args, name) is None:
             setattr(args, name, values[args.dataset])
@@ -160,7 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": case.spec.name,
             "sparsity_target": args.sparsity,
             "seed": seed,
-            "settings": {"examples": args.examples, "subsets": args.subsets},
+            "settings": {
+                "examples": args.examples,
+                "subsets": args.subsets,
+                "epochs": args.epochs,
+            },
         }
         for one in runner.missing(identity, [{"method": name} for name in args.method]):
             result, constants = prune(

@@ -53,7 +53,7 @@ def subset(examples: int, number: int) -> np.ndarray:
 
 
 def memorisation(
-    spec: Spec, train: datasets.Arrays, folder: Path, models: int, epochs: int | None = None
+    spec: Spec, train: datasets.Arrays, folder: Path, models: int, epochs: int
 ) -> flj.Memorisation:
     """Scores of all training examples from an ensemble, of which each model is kept in a file.
 
@@ -62,12 +62,11 @@ def memorisation(
         train: the training inputs and labels.
         folder: where the results of each model are kept.
         models: number of models.
-        epochs: of each training; None for the model's own number.
+        epochs: of each training.
     """
     right, members = [], []
-    length = spec.epochs if epochs is None else epochs
     for number in tqdm(range(models), desc="networks on subsets", disable=None):
-        path = folder / f"{spec.name}_{len(train[0])}_{length}epochs_{number}.npz"
+        path = folder / f"{spec.name}_{len(train[0])}_{epochs}epochs_{number}.npz"
         own = subset(len(train[0]), number)
         if not path.exists():
             part = tuple(x[own] for x in train)
