@@ -12,7 +12,7 @@ import jax as _jax  # noqa: F401
 import optax as _optax  # noqa: F401
 
 if typing.TYPE_CHECKING:
-    from fishleg_jax import export, inverse, likelihoods
+    from fishleg_jax import export, inverse, likelihoods, storage
     from fishleg_jax._curvature import Curvature, curvature
     from fishleg_jax.compaction.choice import choose_units
     from fishleg_jax.compaction.compact import compact, find_couplings
@@ -23,6 +23,10 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.fisher import fisher_vector_product
     from fishleg_jax.inverse.base import InverseFisher
     from fishleg_jax.memory import Memory, peak_memory
+    from fishleg_jax.mismatch.disagreement import disagreement
+    from fishleg_jax.mismatch.label_free import label_free
+    from fishleg_jax.mismatch.memorisation import Memorisation, influence, memorisation
+    from fishleg_jax.mismatch.report import Disagreement
     from fishleg_jax.model import Batch, Model, loss, losses
     from fishleg_jax.per_example import per_example_gradients
     from fishleg_jax.pruning import compensation, schedules, selection, targets
@@ -58,9 +62,11 @@ __all__ = [
     "Compact",
     "CompactReport",
     "Curvature",
+    "Disagreement",
     "GradualState",
     "InverseFisher",
     "Leaves",
+    "Memorisation",
     "Memory",
     "Model",
     "MultiSteps",
@@ -78,6 +84,7 @@ __all__ = [
     "compact",
     "compensation",
     "curvature",
+    "disagreement",
     "export",
     "find_couplings",
     "fisher_vector_product",
@@ -86,13 +93,16 @@ __all__ = [
     "fit",
     "gate_scores",
     "gradual_prune",
+    "influence",
     "inverse",
+    "label_free",
     "likelihoods",
     "load_masks",
     "loss",
     "losses",
     "make_masks",
     "masks",
+    "memorisation",
     "obd_saliency",
     "obs_saliency",
     "patterns",
@@ -108,6 +118,7 @@ __all__ = [
     "selection",
     "sparsity",
     "stage_sparsities",
+    "storage",
     "targets",
     "trust",
     "unit_scores",
@@ -123,6 +134,7 @@ _MODULES = {
     "inverse": "inverse",
     "likelihoods": "likelihoods",
     "memory": "memory",
+    "mismatch": "mismatch",
     "model": "model",
     "patterns": "pruning.masks.patterns",
     "per_example": "per_example",
@@ -130,6 +142,7 @@ _MODULES = {
     "rematerialise": "rematerialise",
     "schedules": "pruning.schedules",
     "selection": "pruning.selection",
+    "storage": "storage",
     "targets": "pruning.targets",
     "training": "training",
 }
@@ -139,9 +152,11 @@ _HOMES = {
     "Compact": "compaction.result",
     "CompactReport": "compaction.report",
     "Curvature": "_curvature",
+    "Disagreement": "mismatch.report",
     "GradualState": "pruning.gradual.state",
     "InverseFisher": "inverse.base",
     "Leaves": "pruning.leaves",
+    "Memorisation": "mismatch.memorisation",
     "Memory": "memory",
     "Model": "model",
     "MultiSteps": "pruning.gradual.wrapper",
@@ -158,6 +173,7 @@ _HOMES = {
     "choose_units": "compaction.choice",
     "compact": "compaction.compact",
     "curvature": "_curvature",
+    "disagreement": "mismatch.disagreement",
     "find_couplings": "compaction.compact",
     "fisher_vector_product": "fisher",
     "fishleg_optimizer": "training.optimizer",
@@ -165,11 +181,14 @@ _HOMES = {
     "fit": "pruning.one_shot.fit",
     "gate_scores": "compaction.gate_scores",
     "gradual_prune": "pruning.gradual.transform",
+    "influence": "mismatch.memorisation",
+    "label_free": "mismatch.label_free",
     "load_masks": "pruning.masks.files",
     "loss": "model",
     "losses": "model",
     "make_masks": "pruning.masks.build",
     "masks": "pruning.gradual.state",
+    "memorisation": "mismatch.memorisation",
     "obd_saliency": "pruning.scores",
     "obs_saliency": "pruning.scores",
     "peak_memory": "memory",

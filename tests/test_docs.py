@@ -27,6 +27,7 @@ MODULES = (
     "patterns",
     "schedules",
     "selection",
+    "storage",
     "targets",
 )
 UNDOCUMENTED = ("compensation.STEPS",)  # a constant, which has no docstring of its own

@@ -96,6 +96,7 @@ MODULES = (
     flj.likelihoods,
     flj.schedules,
     flj.selection,
+    flj.storage,
     flj.targets,
 )
 WITHOUT_DOCSTRING = ("Selection", "Compensation", "Constructor", "STEPS")  # aliases, a constant

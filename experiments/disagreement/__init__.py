@@ -1,0 +1,1 @@
+"""Who loses by pruning: predictions that change, and how strongly their examples are memorised."""

@@ -1,0 +1,79 @@
+"""Networks trained on random subsets, for the memorisation of every training example."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import fishleg_jax as flj
+from experiments.data import datasets
+from experiments.models import networks, training
+from experiments.models.specs import Spec, as_batch, make_spec
+from experiments.running import files
+
+SHARE = 0.7  # of the training examples that a subset has, as in Feldman & Zhang
+BATCH = 1000
+
+# CIFAR-10: a network of 545,000 weights in place of ResNet-20, which takes hours a subset on a CPU
+SMALL = make_spec(
+    "cifar_cnn",
+    networks.Cnn(),
+    "cifar10",
+    (32, 32, 3),
+    epochs=8,
+    train_batch=128,
+    examples=8192,
+    batch=128,
+)
+
+
+@partial(jax.jit, static_argnames="model")
+def _classes(model: flj.Model, params: Any, batch: tuple) -> jax.Array:
+    return model.predict(params, batch[0], *batch[2:]).argmax(axis=-1)
+
+
+def correct(spec: Spec, params: Any, constants: Any, data: datasets.Arrays) -> np.ndarray:
+    """Whether a classifier is right, example by example."""
+    parts = []
+    for begin in range(0, len(data[0]), BATCH):
+        inputs, labels = (x[begin : begin + BATCH] for x in data)
+        found = _classes(spec.model, params, as_batch(inputs, labels, constants))
+        parts.append(np.asarray(found) == labels)
+    return np.concatenate(parts)
+
+
+def subset(examples: int, number: int) -> np.ndarray:
+    """Which examples the model of a number is trained on: booleans, seven in ten."""
+    rng = np.random.default_rng([number, examples])
+    chosen = rng.choice(examples, round(SHARE * examples), replace=False)
+    return np.isin(np.arange(examples), chosen)
+
+
+def memorisation(
+    spec: Spec, train: datasets.Arrays, folder: Path, models: int, epochs: int
+) -> flj.Memorisation:
+    """Scores of all training examples from an ensemble, of which each model is kept in a file.
+
+    Args:
+        spec: the network that is trained on the subsets.
+        train: the training inputs and labels.
+        folder: where the results of each model are kept.
+        models: number of models.
+        epochs: of each training.
+    """
+    right, members = [], []
+    for number in tqdm(range(models), desc="networks on subsets", disable=None):
+        path = folder / f"{spec.name}_{len(train[0])}_{epochs}epochs_{number}.npz"
+        own = subset(len(train[0]), number)
+        if not path.exists():
+            part = tuple(x[own] for x in train)
+            weights = training.train(spec, part, epochs=epochs, seed=number)
+            found = correct(spec, *weights, train)
+            files.write(path, lambda beside, found=found: np.savez(beside, correct=found))
+        with np.load(path) as stored:
+            right.append(stored["correct"])
+        members.append(own)
+    return flj.memorisation(np.array(right), np.array(members))

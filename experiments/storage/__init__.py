@@ -1,0 +1,1 @@
+"""Accuracy against memory cells: by curvature, equal, and digital."""

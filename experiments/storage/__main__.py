@@ -1,0 +1,265 @@
+"""Stores networks in noisy analog cells, allotted by curvature, and counts the cells.
+
+    python -m experiments.storage
+    python -m experiments.storage --model mlpnet --seed 0,1,2
+    python -m experiments.storage --model resnet20 --draws 5 --test 2000 --out results/storage_r20
+
+The dense network and the one that FishLeg's default call prunes are written to noisy cells, and
+read once: phase-change memory as measured, and cells with normal noise of a fifth of their range.
+Every weight has as many cells as any other, or as many as its curvature says; accuracies are means
+over draws of the noise.  Beside them stands digital storage in
+the same cells: 8 bits a weight, in the number of levels that takes the fewest cells with a BCH code
+that makes it safe.  Signs, positions of zeros and ranges are digital for all, and counted.
+
+Prints accuracies, the cells that are needed to come within some points of the accuracy without
+noise, and the four codings beside one another.  Results and a picture go to `--out`; the same
+command goes on after it was stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.data import datasets
+from experiments.models import checkpoints, training
+from experiments.models.specs import MODELS, Spec
+from experiments.report import tables
+from experiments.running import arguments, files
+from experiments.running.runner import Runner
+from experiments.storage import measuring, pictures
+from fishleg_jax import storage
+
+MODEL_NAMES = ("mlp", "cnn", "mlpnet", "resnet20")
+EACH = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0]
+CELLS = ["pcm", "0.2"]
+WITHIN = (0.5, 1.0, 2.0)  # points below the accuracy without noise
+BITS = 8
+EXAMPLES = {"mlp": 512, "cnn": 512, "mlpnet": 4096, "resnet20": 2048}
+EACH_CODING = 4.0  # cells for each weight where codings are compared
+
+
+def interval(values: Sequence[float]) -> str:
+    """A mean with 1.96 standard errors, such as `97.1 ± 0.2`."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return f"{values.mean():.2f}"
+    return f"{values.mean():.2f} ± {1.96 * values.std(ddof=1) / len(values) ** 0.5:.2f}"
+
+
+def _accuracies(rows: Sequence[Mapping[str, Any]], **fields: Any) -> list[float]:
+    own = [row for row in rows if all(row[name] == value for name, value in fields.items())]
+    return [x for row in own for x in row["accuracies"]]
+
+
+def show(rows: Sequence[Mapping[str, Any]], weights: int) -> str:
+    """A table: a row for each number of cells, columns for networks and allotments."""
+    kinds = list(
+        dict.fromkeys((r["network"], r["allotment"]) for r in rows if r["allotment"] != "digital")
+    )
+    lines = []
+    for each in sorted({row["each"] for row in rows if row["allotment"] != "digital"}):
+        cells = [interval(_accuracies(rows, network=n, allotment=a, each=each)) for n, a in kinds]
+        lines.append([f"{each:g}", *cells])
+    for row in (row for row in rows if row["allotment"] == "digital"):
+        title = f"digital, {row['network']}, {row['total_cells'] / weights:.2f} cells a weight"
+        line = [row["accuracies"][0] if n == row["network"] else None for n, _ in kinds]
+        text = [title, *("" if x is None else f"{x:.2f}" for x in line)]
+        if text not in lines:
+            lines.append(text)
+    return tables.table(["cells for a stored weight", *(f"{n}, {a}" for n, a in kinds)], lines)
+
+
+def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells needed by curvature over equal ones, for each network and distance from exact."""
+    found = []
+    for name in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == name and row["allotment"] != "digital"]
+        each = sorted({row["each"] for row in own})
+        both = [
+            np.array([_accuracies(own, allotment=allotment, each=n) for n in each])
+            for allotment in measuring.ALLOTMENTS
+        ]
+        exact = np.mean([row["exact"] for row in own])
+        for points in WITHIN:
+            one = measuring.ratio(each, *both, exact - points)
+            found.append({"network": name, "points": points, **one})
+    return found
+
+
+def _needed(found: Sequence[Mapping[str, Any]]) -> str:
+    columns = {
+        "network": "{network}",
+        "points below": "{points:g}",
+        "equal": "{equal:.2f}",
+        "curvature": "{curvature:.2f}",
+        "ratio": "{ratio:.2f}",
+        "from": "{low:.2f}",
+        "to": "{high:.2f}",
+    }
+    return tables.of_rows(found, columns)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.command("experiments.storage", "Store networks in noisy cells.")
+    add, option = parser.add_argument, arguments.option
+    add("--model", choices=MODEL_NAMES, default="mlp", help="default: mlp, on digits")
+    add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
+    option(parser, "--sparsity", arguments.sparsity, 0.9, "of the pruned network")
+    option(parser, "--cell", _cell, CELLS, "pcm, or noise over the range", several=True)
+    option(parser, "--each", arguments.positive, EACH, "cells for a weight", several=True)
+    option(parser, "--draws", arguments.at_least(2), 10, "of the noise")
+    add("--examples", type=arguments.at_least(64), help="for the curvature")
+    option(parser, "--test", arguments.at_least(1), 10_000, "test examples, at most")
+    option(parser, "--seed", arguments.seed, [0], several=True)
+    out = Path("results/storage")
+    add("--out", type=Path, default=out, help=f"default: {out}")
+    return parser
+
+
+def _cell(text: str) -> str:
+    return text if text == "pcm" else f"{arguments.positive(text):g}"
+
+
+def _measure(
+    args: argparse.Namespace, spec: Spec, split: datasets.Data, loaded: Any, runner: Runner
+) -> None:
+    """All numbers of cells, networks and seeds; those that are known already are kept."""
+    plain = next(iter(measuring.CODINGS))
+    wanted = [
+        {"allotment": allotment, "each": each, "coding": plain}
+        for each in args.each
+        for allotment in measuring.ALLOTMENTS
+    ]
+    others = [coding for coding in measuring.CODINGS if coding != plain]
+    wanted += [
+        {"allotment": allotment, "each": EACH_CODING, "coding": coding}
+        for coding in others
+        for allotment in measuring.ALLOTMENTS
+    ]
+    wanted.append({"allotment": "digital", "each": None, "coding": None})
+    for seed in args.seed:
+        for name, sparsity in (("dense", None), ("pruned", args.sparsity)):
+            network = None  # made once there is something to measure
+            for kind in args.cell:
+                identity = {
+                    "model": spec.name,
+                    "network": name,
+                    "seed": seed,
+                    "settings": {
+                        "cell": kind,
+                        "sparsity": args.sparsity,
+                        "examples": args.examples,
+                        "draws": args.draws,
+                        "test": args.test,
+                    },
+                }
+                missing = runner.missing(identity, wanted)
+                if missing and network is None:
+                    sizes = {"examples": args.examples, "test": args.test, "seed": seed}
+                    network = measuring.made(spec, *loaded, split, sparsity=sparsity, **sizes)
+                for one in missing:
+                    runner.keep({**identity, **one, **_one(args, spec, network, kind, seed, one)})
+
+
+def _one(
+    args: argparse.Namespace,
+    spec: Spec,
+    network: measuring.Network,
+    kind: str,
+    seed: int,
+    wanted: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Further fields of one object of `results.json`."""
+    cell = storage.pcm() if kind == "pcm" else storage.gaussian(float(kind))
+    exact = training.evaluate(spec.model, network.params, network.test, network.constants)[0]
+    if wanted["allotment"] == "digital":
+        return {"exact": exact, **measuring.digital(spec, network, cell, BITS)}
+    return {
+        "exact": exact,
+        **measuring.accuracies(
+            spec,
+            network,
+            wanted["allotment"],
+            wanted["each"],
+            cell=cell,
+            coding=measuring.CODINGS[wanted["coding"]],
+            draws=args.draws,
+            seed=seed,
+        ),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment.
+
+    Args:
+        argv: the arguments; None for those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    spec = MODELS[args.model]
+    args.examples = args.examples or EXAMPLES[args.model]
+    args.each = sorted(args.each)
+    try:
+        if args.each[0] < 1:
+            raise ValueError(f"--each {args.each[0]:g}: a weight takes at least one cell")
+        split = datasets.load(spec.dataset, args.data_dir)
+        args.out.mkdir(parents=True, exist_ok=True)
+        if spec.checkpoint:
+            loaded = checkpoints.load(files.shared(spec.checkpoint), spec)
+        else:
+            loaded = training.trained(spec, split.train, args.out / f"{spec.name}.npz")
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out {args.out} can't be written: {error.strerror}")
+    runner = Runner(args.out / "results.json")
+    _measure(args, spec, split, loaded, runner)
+    weights = sum(w.size for w in jax.tree.leaves(loaded[0]))
+    for kind in args.cell:
+        rows = [row for row in runner.rows if row["settings"]["cell"] == kind]
+        print(f"{spec.name}, cells: {kind if kind == 'pcm' else f'noise of {kind}'}\n")
+        print(_all_tables(rows, weights))
+        print(pictures.accuracy_vs_cells(args.out / f"cells_{kind}.png", _plain(rows), weights))
+    print(runner.path)
+    return 0
+
+
+def _plain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of the default coding, and of digital storage."""
+    return [row for row in rows if row["coding"] in (next(iter(measuring.CODINGS)), None)]
+
+
+def _all_tables(rows: Sequence[Mapping[str, Any]], weights: int) -> str:
+    plain = _plain(rows)
+    title = "cells for a stored weight, to come near the accuracy without noise"
+    return "\n\n".join(
+        [show(plain, weights), f"{title}\n{_needed(ratios(plain))}", f"{_codings(rows)}\n"]
+    )
+
+
+def _codings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies of the codings with as many cells for each weight that takes any."""
+    own = [row for row in rows if row["each"] == EACH_CODING and row["coding"] is not None]
+    kinds = list(dict.fromkeys((row["network"], row["allotment"]) for row in own))
+    lines = [
+        [
+            coding,
+            *(interval(_accuracies(own, coding=coding, network=n, allotment=a)) for n, a in kinds),
+        ]
+        for coding in dict.fromkeys(row["coding"] for row in own)
+    ]
+    title = f"coding, at {EACH_CODING:g} cells"
+    return tables.table([title, *(f"{n}, {a}" for n, a in kinds)], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

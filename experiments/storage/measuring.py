@@ -1,0 +1,238 @@
+"""Accuracies of networks that are read from noisy cells."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fishleg_jax as flj
+from experiments.data import datasets
+from experiments.models import cases, recalibration, training
+from experiments.models.specs import Spec
+from fishleg_jax import storage
+
+ALLOTMENTS = ("equal", "curvature")
+CODINGS = {
+    "protected signs and zeros, a range for each leaf": storage.Coding(),
+    "signs not protected": storage.Coding(signs=False),
+    "zeros not protected": storage.Coding(zeros=False),
+    "one range for the network": storage.Coding(ranges="network"),
+}
+
+
+class Network(NamedTuple):
+    """A network whose weights are to be stored.
+
+    Attributes:
+        name: `dense` or `pruned`.
+        params: its weights.
+        constants: its constants, which are not stored in cells; may be empty.
+        fisher: diagonal of the Fisher at the weights.
+        test: the test examples that accuracies are measured on.
+    """
+
+    name: str
+    params: Any
+    constants: Any
+    fisher: Any
+    test: datasets.Arrays
+
+    @property
+    def weights(self) -> int:
+        """Number of weights that take cells, if zeros are protected."""
+        return sum(int((w != 0).sum()) for w in jax.tree.leaves(self.params))
+
+
+def fisher_of(spec: Spec, params: Any, batches: Sequence[tuple], seed: int) -> Any:
+    """The diagonal of the Fisher, from labels that the network draws."""
+    estimator = flj.inverse.diagonal(spec.model)
+    state = flj.fit(estimator, params, batches, key=jax.random.key(seed))
+    return estimator.fisher_diagonal(state, params)
+
+
+def made(
+    spec: Spec,
+    params: Any,
+    constants: Any,
+    split: datasets.Data,
+    *,
+    sparsity: float | None,
+    examples: int,
+    test: int,
+    seed: int,
+) -> Network:
+    """The dense network, or the one that FishLeg's default call prunes.
+
+    Args:
+        spec: the model.
+        params: the trained weights.
+        constants: the constants that belong to them; may be empty.
+        split: the data set.
+        sparsity: fraction of the prunable weights; None for the dense network.
+        examples: training examples for the pruning and for the Fisher.
+        test: test examples to measure accuracies on, at most.
+        seed: for the choice of examples, the pruning and the Fisher.
+    """
+    train = split.train
+    batches = cases.curvature_batches(
+        train, constants, examples=examples, batch_size=min(spec.batch, 128), seed=seed
+    )
+    if sparsity is not None:
+        params = flj.prune_one_shot(
+            spec.model,
+            params,
+            flj.inverse.fishleg(spec.model),
+            batches,
+            sparsity=sparsity,
+            prunable=spec.prunable,
+            key=jax.random.key(seed),
+        ).params
+        if constants:
+            constants = recalibration.recalibrated(spec, params, constants, train, seed)
+            batches = [(*batch[:2], constants) for batch in batches]
+    fisher = fisher_of(spec, params, batches, seed)
+    name = "dense" if sparsity is None else "pruned"
+    return Network(name, params, constants, fisher, tuple(x[:test] for x in split.test))
+
+
+@partial(jax.jit, static_argnames=("cell", "coding"))
+def _drawn(params: Any, cells: Any, key: jax.Array, cell: Any, coding: Any) -> Any:
+    write, read = jax.random.split(key)
+    return storage.read(storage.write(params, cells, write, cell=cell, coding=coding), read)
+
+
+def cells_of(
+    network: Network, allotment: str, each: float, cell: storage.Cell, coding: storage.Coding
+) -> Any:
+    """Cells for every weight, of so many for each that takes any."""
+    needed = network.weights
+    if not coding.zeros:
+        needed = sum(w.size for w in jax.tree.leaves(network.params))
+    if allotment == "equal":
+        return storage.equal(network.params, int(each * needed), coding=coding)
+    budget = {"cells": int(each * needed), "cell": cell, "coding": coding}
+    return storage.allot(network.fisher, network.params, **budget)
+
+
+def accuracies(
+    spec: Spec,
+    network: Network,
+    allotment: str,
+    each: float,
+    *,
+    cell: storage.Cell,
+    coding: storage.Coding,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Test accuracies of a network after a write and a read, for several draws of the noise.
+
+    Args:
+        spec: the model.
+        network: its weights and the diagonal of the Fisher.
+        allotment: a name in `ALLOTMENTS`.
+        each: cells for each weight on average.
+        cell: the memory cell.
+        coding: of the weights.
+        draws: number of draws.
+        seed: of the noise.
+
+    Returns:
+        Fields for `results.json`: accuracies in percent and losses in nats, draw by draw, the
+        expected rise of the loss, and the numbers of cells.
+    """
+    cells = cells_of(network, allotment, each, cell, coding)
+    found = []
+    for key in jax.random.split(jax.random.key(seed), draws):
+        params = _drawn(network.params, cells, key, cell, coding)
+        found.append(training.evaluate(spec.model, params, network.test, network.constants))
+    cost = storage.cost(network.params, cells, cell=cell, coding=coding)
+    expected = storage.expected_rise(
+        network.fisher, network.params, cells, cell=cell, coding=coding
+    )
+    return {
+        "accuracies": [x for x, _ in found],
+        "losses": [x for _, x in found],
+        "expected_rise": expected,
+        "cells": cost.values,
+        "total_cells": cost.total,
+        "most_cells": max(int(n.max()) for n in jax.tree.leaves(cells)),
+    }
+
+
+def digital(spec: Spec, network: Network, cell: storage.Cell, bits: int) -> dict[str, Any]:
+    """The same network in digital storage in cells of the same kind, free of errors."""
+    found = storage.digital(cell)
+    params = storage.quantise(network.params, bits)
+    accuracy, loss = training.evaluate(spec.model, params, network.test, network.constants)
+    cost = storage.digital_cost(network.params, bits, storage=found)
+    return {
+        "accuracies": [accuracy],
+        "losses": [loss],
+        "cells": cost.values,
+        "total_cells": cost.total,
+        "levels": found.levels,
+        "bit_error": found.bit_error,
+        "corrected": found.corrected,
+        "cells_per_bit": found.cells_per_bit,
+    }
+
+
+def needed(each: Sequence[float], accuracy: np.ndarray, wanted: float) -> tuple[float | None, bool]:
+    """Cells for each weight at which a mean accuracy is reached, between those that were tried.
+
+    Args:
+        each: cells for each weight, rising.
+        accuracy: mean accuracies.
+        wanted: the accuracy.
+
+    Returns:
+        The number, interpolated on a logarithmic axis, None where it is not reached for good; and
+        whether it is reached with the fewest cells already.
+    """
+    above = np.asarray(accuracy) >= wanted
+    if not above[-1]:
+        return None, False
+    # from there on all are above
+    first = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
+    if first == 0:
+        return float(each[0]), True
+    low, high = accuracy[first - 1], accuracy[first]
+    share = (wanted - low) / (high - low)
+    logs = np.log(each[first - 1]), np.log(each[first])
+    return float(np.exp(logs[0] + share * (logs[1] - logs[0]))), False
+
+
+def ratio(
+    each: Sequence[float], equal: np.ndarray, curvature: np.ndarray, wanted: float, seed: int = 0
+) -> dict[str, Any]:
+    """Cells needed by curvature over those of equal allotment, at equal accuracy.
+
+    Args:
+        each: cells for each weight, rising.
+        equal: accuracies `(cells, draws)` with equal numbers of cells.
+        curvature: those of the allotment by curvature.
+        wanted: the accuracy.
+        seed: of the bootstrap over draws.
+
+    Returns:
+        Cells for each weight both ways, their ratio and its 95 % interval; None where an accuracy
+        is not reached.
+    """
+    rng = np.random.default_rng(seed)
+
+    def once(one, other):
+        (ours, _), (theirs, _) = (needed(each, x.mean(axis=1), wanted) for x in (one, other))
+        return ours, theirs, None if None in (ours, theirs) else ours / theirs
+
+    ours, theirs, middle = once(curvature, equal)
+    ratios = []
+    for _ in range(1000):
+        columns = (rng.integers(0, x.shape[1], x.shape[1]) for x in (curvature, equal))
+        found = once(*(x[:, c] for x, c in zip((curvature, equal), columns, strict=True)))[2]
+        if found is not None:
+            ratios.append(found)
+    low, high = np.percentile(ratios, [2.5, 97.5]) if len(ratios) >= 950 else (None, None)
+    return {"curvature": ours, "equal": theirs, "ratio": middle, "low": low, "high": high}

@@ -1,0 +1,1 @@
+"""Comparison of two networks prediction by prediction, and estimates of memorisation."""

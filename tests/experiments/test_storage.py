@@ -1,0 +1,86 @@
+"""Cells of memory: what is needed for an accuracy, a short run, and that it goes on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.data import datasets
+from experiments.models.specs import MODELS
+from experiments.storage import __main__ as storing
+from experiments.storage import measuring
+
+EACH = [1.0, 2.0, 4.0, 8.0]
+PLAIN = (next(iter(measuring.CODINGS)), None)
+
+
+def test_cells_needed_lie_between_those_that_were_tried():
+    accuracy = np.array([50.0, 80.0, 90.0, 95.0])
+    assert measuring.needed(EACH, accuracy, 90.0) == (pytest.approx(4), False)
+    assert measuring.needed(EACH, accuracy, 85.0) == (pytest.approx(8**0.5), False)
+    assert measuring.needed(EACH, accuracy, 40.0) == (1.0, True)
+    assert measuring.needed(EACH, accuracy, 96.0) == (None, False)
+    # reached by chance with two cells, and for good with eight
+    assert measuring.needed(EACH, np.array([50, 90, 80, 95]), 85.0)[0] > 4
+
+
+def test_the_ratio_is_that_of_the_cells_with_its_interval():
+    noise = np.random.default_rng(0).normal(0, 0.5, (4, 50))
+    equal = np.array([50.0, 70.0, 80.0, 90.0])[:, None] + noise
+    curvature = np.array([70.0, 80.0, 90.0, 95.0])[:, None] + noise
+    found = measuring.ratio(EACH, equal, curvature, 80.0)
+    assert found["low"] < 0.5 < found["high"] and found["high"] - found["low"] < 0.1
+    np.testing.assert_allclose(found["ratio"], 0.5, atol=0.05)
+    np.testing.assert_allclose(found["ratio"], found["curvature"] / found["equal"])
+    unreached = measuring.ratio(EACH, equal, curvature, 92.0)
+    assert unreached["ratio"] is unreached["low"] is None and unreached["curvature"] > 4
+
+
+def test_a_run_stores_digits_and_goes_on(tmp_path, capsys, monkeypatch):
+    train, test = datasets.digits()
+    few = datasets.Data(tuple(x[:256] for x in train), tuple(x[:100] for x in test))
+    monkeypatch.setattr(datasets, "load", lambda *_: few)
+    monkeypatch.setitem(storing.MODELS, "mlp", MODELS["mlp"]._replace(epochs=8))
+    monkeypatch.setattr(measuring, "made", _quick(measuring.made))
+    out = tmp_path / "out"
+    arguments = ["--each", "1,4", "--draws", "3", "--examples", "64", "--cell", "pcm"]
+    arguments += ["--out", str(out)]
+    assert storing.main(arguments) == 0
+    said = capsys.readouterr().out
+    rows = json.loads((out / "results.json").read_text())
+    assert {row["network"] for row in rows} == {"dense", "pruned"}
+    for row in rows:
+        if row["allotment"] == "digital":
+            assert row["total_cells"] > row["cells"] > 0 and row["levels"] == 4
+            continue
+        assert len(row["accuracies"]) == 3 and row["expected_rise"] > 0
+    by = {(r["network"], r["allotment"], r["each"]): r for r in rows if r["coding"] in PLAIN}
+    for name in ("dense", "pruned"):
+        equal, curvature = (by[name, allotment, 4.0] for allotment in measuring.ALLOTMENTS)
+        assert equal["cells"] == curvature["cells"]
+        assert curvature["expected_rise"] < equal["expected_rise"]
+        assert by[name, "equal", 1.0]["expected_rise"] > equal["expected_rise"]
+    assert "dense, curvature" in said and "one range for the network" in said
+    assert (out / "cells_pcm.png").stat().st_size > 0
+    assert storing.main(arguments) == 0
+    assert json.loads((out / "results.json").read_text()) == rows
+
+
+def _quick(made):
+    """Prunes by magnitude in place of FishLeg, which compiles for long."""
+
+    def quick(spec, params, constants, split, *, sparsity, **options):
+        if sparsity is not None:
+            params = jax.tree.map(
+                lambda w: w * (abs(w) > np.quantile(abs(w), sparsity)) if w.ndim > 1 else w, params
+            )
+        dense = made(spec, params, constants, split, sparsity=None, **options)
+        return dense if sparsity is None else dense._replace(name="pruned")
+
+    return quick
+
+
+def test_bad_arguments_are_refused(refuses):
+    refuses(storing.main, ["--each", "0.5,2"], "a weight takes at least one cell")
+    refuses(storing.main, ["--cell", "0"], "not a positive number")
