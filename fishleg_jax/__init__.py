@@ -12,7 +12,7 @@ import jax as _jax  # noqa: F401
 import optax as _optax  # noqa: F401
 
 if typing.TYPE_CHECKING:
-    from fishleg_jax import export, inverse, likelihoods
+    from fishleg_jax import bases, export, inverse, likelihoods, low_rank
     from fishleg_jax._curvature import Curvature, curvature
     from fishleg_jax.compaction.choice import choose_units
     from fishleg_jax.compaction.compact import compact, find_couplings
@@ -66,6 +66,7 @@ __all__ = [
     "TrainStateMixin",
     "Trust",
     "apply_masks",
+    "bases",
     "check",
     "choose_units",
     "compact",
@@ -82,6 +83,7 @@ __all__ = [
     "load_masks",
     "loss",
     "losses",
+    "low_rank",
     "make_masks",
     "masks",
     "obd_saliency",
@@ -104,12 +106,14 @@ __all__ = [
 
 # Public names by home below the package, as in the imports above, and modules as attributes.
 _MODULES = {
+    "bases": "bases",
     "compaction": "compaction",
     "compensation": "pruning.compensation",
     "export": "export",
     "fisher": "fisher",
     "inverse": "inverse",
     "likelihoods": "likelihoods",
+    "low_rank": "low_rank",
     "memory": "memory",
     "model": "model",
     "patterns": "pruning.masks.patterns",

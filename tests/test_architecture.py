@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"inverse"},
     {"memory", "pruning"},
-    {"compaction", "export"},
+    {"bases", "compaction", "export", "low_rank"},
 ]
 PRUNING = [
     {"_paired", "_tables", "_soundness", "costs", "leaves", "schedules", "scores"},
