@@ -19,11 +19,13 @@ from experiments.models.specs import Spec, as_batch
 from experiments.models.training import loss_of
 from experiments.running import processes, results
 
-STAGES = 4  # of one-shot pruning
+SCORES = {"magnitude": "magnitude", "fishleg": "obs"}
+GROUP, NONE = flj.compensation.group(), flj.compensation.none()
+IDENTITY = flj.inverse.identity()
 RATE = 1e-3  # of Adam while a network is trained on
 REGROW = 0.1  # share of the pruned coefficients that may come back at a mask update
 BASES = ("space", "dct", "dct_bands")
-METHODS = ("magnitude", "fishleg")
+METHODS = tuple(SCORES)
 MODES = ("one_shot", "dynamic")
 
 
@@ -33,26 +35,49 @@ def steep(x: Any) -> Any:
 
 
 class Changed(NamedTuple):
-    """A network in a basis: the basis, the model of coefficients, and scores by method."""
+    """A network in a basis, with what pruning needs; made once, so that compilations are shared.
+
+    Attributes:
+        basis: the basis.
+        model: the network of coefficients.
+        estimator: FishLeg for it.
+        saliency: scores by name of the basis and method.
+    """
 
     basis: flj.bases.Basis
     model: flj.Model
-    saliency: dict[str, Any]
+    estimator: flj.InverseFisher
+    saliency: dict[tuple[str, str], Any]
 
 
-@lru_cache(maxsize=32)  # so that seeds and densities share what is compiled
-def changed(spec: Spec, basis_name: str) -> Changed:
+@lru_cache(maxsize=32)
+def changed(spec: Spec, dct: bool) -> Changed:
     """A network with coefficients for parameters.
 
     Args:
         spec: the network.
-        basis_name: a name in `BASES`.
+        dct: whether in the DCT of its kernels; else in space.
     """
-    basis = flj.bases.identity() if basis_name == "space" else flj.bases.dct(prunable_in(spec.name))
-    names = {"magnitude": "magnitude", "fishleg": "obs"}
-    if basis_name == "dct_bands":
-        names = {method: flj.bases.by_band(basis, steep, name) for method, name in names.items()}
-    return Changed(basis, flj.bases.in_basis(spec.model, basis), names)
+    basis = flj.bases.dct(prunable_in(spec.name)) if dct else flj.bases.identity()
+    model = flj.bases.in_basis(spec.model, basis)
+    saliency: dict[tuple[str, str], Any] = {}
+    for method, name in SCORES.items():
+        saliency["space", method] = saliency["dct", method] = name
+        saliency["dct_bands", method] = flj.bases.by_band(basis, steep, name)
+    return Changed(basis, model, flj.inverse.fishleg(model), saliency)
+
+
+_STATES: dict[tuple, Any] = {}  # one fit serves all densities
+
+
+def _fitted(
+    spec: Spec, network: Changed, coefficients: Any, batches: list, seed: int, examples: int
+) -> Any:
+    key = spec.name, network.model, results.fingerprint(coefficients), seed, examples
+    if key not in _STATES:
+        _STATES.clear()
+        _STATES[key] = flj.fit(network.estimator, coefficients, batches, key=jax.random.key(seed))
+    return _STATES[key]
 
 
 def pruned(
@@ -86,12 +111,13 @@ def pruned(
         Accuracy, loss, share kept and seconds.
     """
     begin = time.perf_counter()
-    basis, model, saliency = changed(spec, basis_name)
+    network = changed(spec, basis_name != "space")
+    basis, saliency = network.basis, network.saliency[basis_name, method]
     coefficients = basis.coefficients(dense.params)
     prunable = prunable_in(spec.name)
     if mode == "one_shot":
         coefficients = _in_one_shot(
-            *(spec, model, saliency[method], coefficients, split, dense),
+            *(spec, network, saliency, coefficients, split, dense),
             *(method, density, examples, seed),
         )
         constants = dense.constants
@@ -111,7 +137,7 @@ def pruned(
 
 def _in_one_shot(
     spec: Spec,
-    model: flj.Model,
+    network: Changed,
     saliency: Any,
     coefficients: Any,
     split: datasets.Data,
@@ -124,18 +150,21 @@ def _in_one_shot(
     batches = curvature_batches(
         split.train, dense.constants, examples=examples, batch_size=spec.batch, seed=seed
     )
-    fishleg = method == "fishleg"
+    options = {"prunable": prunable_in(spec.name), "saliency": saliency, "stages": 1}
+    if method == "fishleg":
+        estimator, compensation = network.estimator, GROUP
+        state = _fitted(spec, network, coefficients, batches, seed, examples)
+        options["stages"] = flj.Stages(state=state)
+    else:
+        estimator, compensation, batches = IDENTITY, NONE, batches[:1]
     return flj.prune_one_shot(
-        model,
+        network.model,
         coefficients,
-        flj.inverse.fishleg(model) if fishleg else flj.inverse.identity(),
-        batches if fishleg else batches[:1],
+        estimator,
+        batches,
         sparsity=round(1 - density, 6),
-        stages=STAGES if fishleg else 1,
-        compensation=flj.compensation.group() if fishleg else flj.compensation.none(),
-        key=jax.random.key(seed),
-        prunable=prunable_in(spec.name),
-        saliency=saliency,
+        compensation=compensation,
+        **options,
     ).params
 
 
@@ -168,7 +197,7 @@ def _training(
     spec: Spec, basis_name: str, method: str, density: float, total: int
 ) -> tuple[Any, Callable]:
     """The optimiser with pruning and regrowth behind it, and a compiled step."""
-    basis, model, saliency = changed(spec, basis_name)
+    basis, model, _, saliencies = changed(spec, basis_name != "space")
     every = max(total // 20, 1)
     schedule = flj.schedules.cubic(round(1 - density, 6), begin=every, end=3 * total // 4)
     common = {
@@ -176,15 +205,12 @@ def _training(
         "aux_every": every,
         "regrow": partial(_share, until=9 * total // 10),
         "prunable": prunable_in(spec.name),
-        "saliency": saliency[method],
+        "saliency": saliencies[basis_name, method],
     }
     if method == "fishleg":
         pruning = flj.fishleg_prune(model, schedule, **common)
     else:
-        none = flj.compensation.none()
-        pruning = flj.gradual_prune(
-            flj.inverse.identity(), schedule, model=model, compensation=none, **common
-        )
+        pruning = flj.gradual_prune(IDENTITY, schedule, model=model, compensation=NONE, **common)
     tx = optax.chain(optax.adam(optax.cosine_decay_schedule(RATE, total)), pruning)
     loss = loss_of(spec)
 
