@@ -1,12 +1,13 @@
 """Prunes the coefficients of a discrete cosine transform beside the weights themselves.
 
     python -m experiments.bases
-    python -m experiments.bases --networks resnet20 --seeds 0,1,2 --out results/bases
+    python -m experiments.bases --modes dynamic
+    python -m experiments.bases --networks resnet20 --modes one_shot,dynamic
 
 Every network is pruned to the same share of coefficients in three ways: its weights in `space`, the
 DCT of its kernels (`dct`), and the DCT with high frequencies pruned harder (`dct_bands`), by
-magnitude and by FishLeg.  In `one_shot` nothing is trained afterwards; `dynamic` trains on while
-coefficients go and come back.  Only convolutions larger than 1x1 are pruned.  Batch-norm statistics
+magnitude and by FishLeg.  In `one_shot`, the default, nothing is trained afterwards; `dynamic`
+trains on while coefficients go and come back.  Only convolutions larger than 1x1 are pruned.  Batch-norm statistics
 are recomputed on training images after one-shot pruning.
 
 Writes `results.json`, an object for each run, and `bases.png` into `--out`, and prints medians over
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         arguments.option(parser, name, parse, default, words, several=several)
 
     option("--networks", one_of(NETWORKS), DIGITS)
-    option("--modes", one_of(pruning.MODES), pruning.MODES)
+    option("--modes", one_of(pruning.MODES), ("one_shot",))
     option("--bases", one_of(pruning.BASES), pruning.BASES)
     option("--methods", one_of(pruning.METHODS), pruning.METHODS)
     option("--densities", share, [0.3, 0.2, 0.1, 0.05], "share of coefficients that is kept")

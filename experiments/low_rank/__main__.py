@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     option = partial(arguments.option, parser)
     option("--networks", one_of(NETWORKS), ["cnn", "mlp"], several=True)
     option("--methods", one_of(METHODS), list(METHODS), several=True)
-    option("--shares", share, [0.25, 0.1], "share of the kernels' weights to keep", several=True)
+    option("--shares", share, [0.25, 0.15], "share of the kernels' weights to keep", several=True)
     option("--convolutions", one_of(FORMS), "channel", "form of convolutions")
     option("--seeds", seed, [0, 1, 2], several=True)
     option("--examples", at_least(16), 1024, "training examples for the Fisher")

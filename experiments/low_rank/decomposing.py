@@ -15,6 +15,9 @@ from experiments.running import results
 SLOWER = 0.1  # of the model's own learning rate
 
 
+_MOMENTS: dict[tuple, Any] = {}  # of the last network: methods and shares have them in common
+
+
 class Method(NamedTuple):
     """A metric of the decomposition, and a rule of its ranks."""
 
@@ -103,6 +106,7 @@ def decomposed(
     batches = curvature_batches(
         split.train, dense.constants, examples=examples, batch_size=spec.batch, seed=seed
     )
+    key = spec.name, results.fingerprint(dense.params), convolutions, examples, per_gradient, seed
     small = flj.low_rank.decompose(
         spec.model,
         dense.params,
@@ -115,7 +119,11 @@ def decomposed(
         examples_per_chunk=chunk,
         decomposable=spec.prunable,
         key=jax.random.key(seed),
+        moments=_MOMENTS.get(key),
     )
+    if small.moments is not None:
+        _MOMENTS.clear()
+        _MOMENTS[key] = small.moments
     seconds = time.perf_counter() - begin
     network, constants = factored(spec, small, dense.params), dense.constants
     if constants:

@@ -119,8 +119,11 @@ def _hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
 
 def equally(choices: Sequence[Choices], at_most: float) -> list[int]:
     """The same share of each kernel's cost, the largest with which all fit."""
-    shares = lambda x: x.cost / x.cost[-1]
-    return _largest(choices, at_most, lambda x, share: np.searchsorted(shares(x), share, "right"))
+
+    def within(x: Choices, share: float) -> int:
+        return int(np.searchsorted(x.cost / x.cost[-1], share, "right"))
+
+    return _largest(choices, at_most, within)
 
 
 def by_energy(choices: Sequence[Choices], at_most: float) -> list[int]:

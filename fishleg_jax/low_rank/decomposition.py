@@ -5,20 +5,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fishleg_jax import _prunable, _tree
+from fishleg_jax import _chunks, _prunable, _tree
 from fishleg_jax._checks import arrays, numbers
+from fishleg_jax.fisher import check_kind
 from fishleg_jax.low_rank import choice, forms
 from fishleg_jax.low_rank.budget import checked_rule, choose
-from fishleg_jax.low_rank.moments import second_moments
-from fishleg_jax.low_rank.parts import find_parts
+from fishleg_jax.low_rank.moments import check_moments, second_moments
+from fishleg_jax.low_rank.parts import Part, find_parts
 from fishleg_jax.low_rank.report import DecompositionReport, Row
 from fishleg_jax.low_rank.running import apply
 from fishleg_jax.model import BatchLike, Model, check_model
 from fishleg_jax.pruning.targets import Budget, Limit
 
 METRICS = ("fisher", "identity")
-LABELS = ("sampled", "empirical")
+FISHERS = ("exact", "sampled", "empirical")
 
 
 class Decomposition(NamedTuple):
@@ -29,11 +31,14 @@ class Decomposition(NamedTuple):
             one, in its dtype: `{"left", "right"}` or `{"first", "core", "last"}`.
         model: Model that takes them; `low_rank.apply` makes the same of any other function.
         report: Row for every leaf, and a total; print it.
+        moments: Second moments of the gradients, a pair for every kernel by its key path, for
+            another decomposition of the same weights; None for a plain one.
     """
 
     params: Any
     model: Model
     report: DecompositionReport
+    moments: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
         """One line, without the arrays."""
@@ -51,10 +56,11 @@ def decompose(
     convolutions: str | Mapping[str, str] = "channel",
     decomposable: _prunable.LeafSelection = None,
     damping: float = 1e-3,
-    labels: str = "sampled",
+    fisher: str = "exact",
     examples_per_gradient: int = 1,
     examples_per_chunk: int | None = None,
     key: jax.Array | None = None,
+    moments: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Decomposition:
     """Replaces kernels by products of smaller ones, with ranks for a budget of the whole network.
 
@@ -89,12 +95,16 @@ def decompose(
             and convolutions that are prunable by default.
         damping: Number added to the eigenvalues of A and of B, as a share of their mean; 0.001 by
             default.
-        labels: Labels of the Fisher: `sampled` (default) from the model, or `empirical`.
-        examples_per_gradient: Examples averaged into one gradient, 1 by default; more of them cost
-            less time and give noisier factors.
+        fisher: Fisher of the metric: `exact` (default), from random signs times a root of the
+            Fisher of the outputs; `sampled`, from labels drawn from the model; or `empirical`, from
+            the labels of the data.
+        examples_per_gradient: Examples added up in one gradient, 1 by default, which divides every
+            batch; more of them cost less time and give noisier factors.
         examples_per_chunk: Examples whose gradients are held at a time, which bounds memory; None
             for a whole batch.
-        key: Random key of the labels; `jax.random.key(0)` by default.
+        key: Random key of the samples; `jax.random.key(0)` by default.
+        moments: Field `moments` of an earlier result for the same weights and form of convolutions,
+            which saves the pass over the batches; None computes them.
 
     Returns:
         A `Decomposition`: factorised parameters, their model, and a report.
@@ -131,33 +141,38 @@ def decompose(
     arrays.check_params(params)
     arrays.check_batches(batches)
     rule, given = checked_rule(ranks, budget)
-    for name, value, known in (("metric", metric, METRICS), ("labels", labels, LABELS)):
+    for name, value, known in (("metric", metric, METRICS), ("fisher", fisher, FISHERS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     numbers.check_positive(damping, "damping")
+    numbers.check_count(examples_per_gradient, "examples_per_gradient")
+    _chunks.check_chunk(examples_per_chunk)
+    if metric == "fisher":
+        check_kind(fisher, batches[0], jax.random.key(0))
     parts, reasons = find_parts(model, params, batches[0], convolutions, decomposable)
 
     # Second moments of gradients, folded as the kernels are.
-    moments: list = [None] * len(reasons)
-    if metric == "fisher":
-        folding: list = [None] * len(reasons)
-        for part in parts:
-            folding[part.leaf] = part.form, part.use.order
+    if metric == "identity":
+        moments = None
+    elif moments is None:
+        folding = {part.name: (part.form, part.use.order) for part in parts}
         moments = second_moments(
             model,
             params,
             batches,
             folding,
-            labels=labels,
+            fisher=fisher,
             examples_per_gradient=examples_per_gradient,
             examples_per_chunk=examples_per_chunk,
             key=jax.random.key(0) if key is None else key,
         )
+    else:
+        check_moments(parts, moments)
 
     # Choose the ranks of all kernels, then make the factors.
     options = [
-        forms.options_of(part.form, part.kernel, part.use, moments[part.leaf], damping)
-        for part in parts
+        forms.options_of(part.form, part.kernel, part.use, own, damping)
+        for part, own in zip(parts, _of_parts(parts, moments), strict=True)
     ]
     chosen = choose(parts, options, rule, given, params)
     leaves, tree = jax.tree.flatten(params)
@@ -176,4 +191,9 @@ def decompose(
         rows.append(Row.of(name, leaf, part.form, own, index))
     factorised = Model(apply(model.predict, params), model.likelihood)
     report = DecompositionReport(tuple(rows), metric)
-    return Decomposition(tree.unflatten(leaves), factorised, report)
+    kept = None if moments is None else dict(moments)
+    return Decomposition(tree.unflatten(leaves), factorised, report, kept)
+
+
+def _of_parts(parts: Sequence[Part], moments: Mapping | None) -> list:
+    return [None if moments is None else moments[part.name] for part in parts]

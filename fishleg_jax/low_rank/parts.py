@@ -43,10 +43,10 @@ def find_parts(
             reasons[i] = use
         elif form == "spatial" and len(use.before) != 2:
             reasons[i] = f"spatial needs two spatial axes, it has {len(use.before)}"
-        if reasons[i] is None:
+        else:
             kernel = np.asarray(leaf, np.float64).transpose(use.order)
             parts.append(Part(i, name, form, use, kernel))
-        elif decomposable is not None:
+        if reasons[i] is not None and decomposable is not None:
             raise ValueError(f"decomposable: {name!r} is not a kernel with factors: {reasons[i]}")
     if not parts:
         told = ", ".join(

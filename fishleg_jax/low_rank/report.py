@@ -1,6 +1,5 @@
 """Rows leaf by leaf of a decomposition, and their table."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fishleg_jax.low_rank.forms import Options
@@ -96,7 +95,7 @@ def _cells(row: Row) -> list[str]:
 
 def _aligned(cells: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    side: list[Callable[[str, int], str]] = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
+    side: list[Any] = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
     lines = [
         "  ".join(put(text, width) for put, text, width in zip(side, row, widths, strict=True))
         for row in cells

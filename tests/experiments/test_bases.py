@@ -9,7 +9,16 @@ from experiments.bases import networks
 def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
     quick = networks.NETWORKS["cnn"]._replace(epochs=1)
     monkeypatch.setitem(networks.NETWORKS, "cnn", quick)
-    arguments = ["--networks", "cnn", "--methods", "magnitude", "--seeds", "0"]
+    arguments = [
+        "--networks",
+        "cnn",
+        "--modes",
+        "one_shot,dynamic",
+        "--methods",
+        "magnitude",
+        "--seeds",
+        "0",
+    ]
     arguments += ["--bases", "space,dct_bands", "--densities", "0.2", "--dynamic-densities", "0.2"]
     arguments += ["--epochs", "1", "--out", str(tmp_path)]
     assert bases.main(arguments) == 0
