@@ -7,8 +7,8 @@
 Every network is pruned to the same share of coefficients in three ways: its weights in `space`, the
 DCT of its kernels (`dct`), and the DCT with high frequencies pruned harder (`dct_bands`), by
 magnitude and by FishLeg.  In `one_shot`, the default, nothing is trained afterwards; `dynamic`
-trains on while coefficients go and come back.  Only convolutions larger than 1x1 are pruned.  Batch-norm statistics
-are recomputed on training images after one-shot pruning.
+trains on while coefficients go and come back.  Only convolutions larger than 1x1 are pruned.
+Batch-norm statistics are recomputed on training images after one-shot pruning.
 
 Writes `results.json`, an object for each run, and `bases.png` into `--out`, and prints medians over
 seeds with their range.  The same command goes on after it was stopped.
