@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _text, _tree
+from fishleg_jax import _tree
 from fishleg_jax.model import Model, check_model
 
 # matrices of one leaf by axis; a row of a matrix holds the weights of one coefficient
@@ -26,33 +26,35 @@ class Basis(NamedTuple):
         weights: Function from coefficients to weights, the inverse of `coefficients`.
         bands: Function from parameters to the frequency of every coefficient: the sum of its
             indices along the changed axes, NumPy arrays of int32; 0 in a leaf that keeps its basis.
+        name: Name of the function that made the basis.
     """
 
     coefficients: Callable[[Any], Any]
     weights: Callable[[Any], Any]
     bands: Callable[[Any], Any]
+    name: str = "own"
 
     def __repr__(self) -> str:
-        """Name of the function that made the basis."""
-        return _text.by_maker(self)
+        """One line: the name."""
+        return f"Basis({self.name})"
 
 
-def basis_of(matrices_of: Callable[[list[tuple[str, Any]]], Sequence[Matrices]]) -> tuple:
-    """Functions of a `Basis`.
+def basis_of(
+    name: str, matrices_of: Callable[[list[tuple[str, Any]]], Sequence[Matrices]]
+) -> Basis:
+    """Makes a `Basis` from the matrices of every leaf.
 
     Args:
+        name: Name of the basis.
         matrices_of: Function from the named leaves of a tree to the matrices of every leaf; it
             reads names and shapes only.
-
-    Returns:
-        The functions `coefficients`, `weights` and `bands`.
     """
 
     def mapped(function: Callable[[Any, Matrices], Any], tree: Any) -> Any:
         leaves = _tree.named_leaves(tree)
         own = matrices_of(leaves)
         new = [function(leaf, matrices) for (_, leaf), matrices in zip(leaves, own, strict=True)]
-        return jax.tree.structure(tree).unflatten(new)
+        return jax.tree.unflatten(jax.tree.structure(tree), new)
 
     def coefficients(params):
         return mapped(_turned, params)
@@ -63,7 +65,7 @@ def basis_of(matrices_of: Callable[[list[tuple[str, Any]]], Sequence[Matrices]])
     def bands(params):
         return mapped(lambda leaf, own: _band(jnp.shape(leaf), own), params)
 
-    return coefficients, weights, bands
+    return Basis(coefficients, weights, bands, name)
 
 
 def _turned(leaf: Any, matrices: Matrices) -> Any:

@@ -21,7 +21,7 @@ def identity() -> Basis:
         >>> flj.bases.identity().coefficients({"w": jnp.ones(2)})
         {'w': Array([1., 1.], dtype=float32)}
     """
-    return Basis(*basis_of(lambda leaves: [{} for _ in leaves]))
+    return basis_of("identity", lambda leaves: [{} for _ in leaves])
 
 
 def dct(
@@ -81,7 +81,7 @@ def dct(
             )
         return found
 
-    return Basis(*basis_of(matrices_of))
+    return basis_of("dct", matrices_of)
 
 
 def orthonormal(matrices: Mapping[str, Mapping[int, Any]]) -> Basis:
@@ -123,7 +123,7 @@ def orthonormal(matrices: Mapping[str, Mapping[int, Any]]) -> Basis:
             _check_fit(name, jnp.shape(leaf), own[-1])
         return own
 
-    return Basis(*basis_of(matrices_of))
+    return basis_of("orthonormal", matrices_of)
 
 
 def _dct_matrix(size: int) -> np.ndarray:

@@ -52,6 +52,7 @@ def test_the_dct_is_that_of_scipy():
     wanted = scipy.fft.dctn(np.asarray(PARAMS["conv"]), axes=(0, 1), norm="ortho")
     np.testing.assert_allclose(found["conv"], wanted, atol=1e-6)
     assert_same(found["fc"], PARAMS["fc"])
+    assert repr(DCT) == "Basis(dct)"
     turned = {"conv": jnp.transpose(PARAMS["conv"], (3, 2, 0, 1))}
     other = flj.bases.dct("conv", axes=(2, 3)).coefficients(turned)["conv"]
     np.testing.assert_allclose(jnp.transpose(other, (2, 3, 1, 0)), wanted, atol=1e-6)
@@ -132,7 +133,7 @@ def test_kfac_is_the_same_estimate_in_every_basis(x64):
 def test_every_estimate_prunes_coefficients():
     model, coefficients = flj.bases.in_basis(MODEL, DCT), DCT.coefficients(PARAMS)
     few = {"gradients": len(X)}
-    for name, options in (("diagonal", {}), ("fishleg", {}), ("mfac", few), ("woodfisher", few)):
+    for name, options in (("diagonal", {}), ("fishleg", {}), ("mfac", {}), ("woodfisher", few)):
         estimator = getattr(flj.inverse, name)(model, **options)
         result = flj.prune_one_shot(
             model,
@@ -144,6 +145,7 @@ def test_every_estimate_prunes_coefficients():
             held_out=None,
             saliency="obs",
             prunable="conv",
+            compensation=flj.compensation.independent(),
         )
         assert int((result.params["conv"] == 0).sum()) == 9
         assert int((DCT.weights(result.params)["conv"] == 0).sum()) == 0
@@ -175,7 +177,7 @@ def test_coefficients_come_back_while_training_goes_on():
     for _ in range(6):
         params, state = step(params, state)
         seen.append(np.asarray(flj.masks(state)["conv"]))
-        assert int((params["conv"] == 0).sum()) == 9
+        assert seen[-1].sum() == 9
     assert any((later & ~before).any() for before, later in zip(seen, seen[1:], strict=False))
 
 
