@@ -12,7 +12,7 @@ import jax as _jax  # noqa: F401
 import optax as _optax  # noqa: F401
 
 if typing.TYPE_CHECKING:
-    from fishleg_jax import export, inverse, likelihoods, storage
+    from fishleg_jax import bases, export, inverse, likelihoods, low_rank, storage
     from fishleg_jax._curvature import Curvature, curvature
     from fishleg_jax.compaction.choice import choose_units
     from fishleg_jax.compaction.compact import compact, find_couplings
@@ -79,6 +79,7 @@ __all__ = [
     "Trust",
     "UnitScores",
     "apply_masks",
+    "bases",
     "check",
     "choose_units",
     "compact",
@@ -100,6 +101,7 @@ __all__ = [
     "load_masks",
     "loss",
     "losses",
+    "low_rank",
     "make_masks",
     "masks",
     "memorisation",
@@ -127,12 +129,14 @@ __all__ = [
 
 # Public names by home below the package, as in the imports above, and modules as attributes.
 _MODULES = {
+    "bases": "bases",
     "compaction": "compaction",
     "compensation": "pruning.compensation",
     "export": "export",
     "fisher": "fisher",
     "inverse": "inverse",
     "likelihoods": "likelihoods",
+    "low_rank": "low_rank",
     "memory": "memory",
     "mismatch": "mismatch",
     "model": "model",

@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"inverse"},
     {"memory", "pruning"},
-    {"compaction", "export", "mismatch", "storage", "training"},
+    {"bases", "compaction", "export", "low_rank", "mismatch", "storage", "training"},
 ]
 PRUNING = [
     {"_paired", "_tables", "_soundness", "costs", "leaves", "schedules", "scores"},

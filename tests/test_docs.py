@@ -19,11 +19,13 @@ NOT_RUN = "<!-- not run: "  # and a reason, in the line before a block
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 MODULES = (
     "",
+    "bases",
     "compensation",
     "export",
     "inverse",
     "inverse.factors",
     "likelihoods",
+    "low_rank",
     "patterns",
     "schedules",
     "selection",

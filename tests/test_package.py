@@ -89,11 +89,13 @@ def test_types_are_shipped():
 
 MODULES = (
     flj,
+    flj.bases,
     flj.compensation,
     flj.export,
     flj.inverse,
     flj.inverse.factors,
     flj.likelihoods,
+    flj.low_rank,
     flj.schedules,
     flj.selection,
     flj.storage,

@@ -1,0 +1,232 @@
+"""Prunes a network in one basis: in one shot, or while it is trained on."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fishleg_jax as flj
+from experiments.bases.networks import prunable_in
+from experiments.data import datasets
+from experiments.models import recalibration
+from experiments.models.cases import curvature_batches
+from experiments.models.specs import Spec, as_batch
+from experiments.models.training import loss_of
+from experiments.running import processes, results
+
+SCORES = {"magnitude": "magnitude", "fishleg": "obs"}
+GROUP, NONE = flj.compensation.group(), flj.compensation.none()
+IDENTITY = flj.inverse.identity()
+RATE = 1e-3  # of Adam while a network is trained on
+REGROW = 0.1  # share of the pruned coefficients that may come back at a mask update
+BASES = ("space", "dct", "dct_bands")
+METHODS = tuple(SCORES)
+MODES = ("one_shot", "dynamic")
+
+
+def steep(x: Any) -> Any:
+    """Rate of compression by relative frequency: the highest loses at twice the magnitude."""
+    return 4.0**x
+
+
+class Changed(NamedTuple):
+    """A network in a basis, with what pruning needs; made once, so that compilations are shared.
+
+    Attributes:
+        basis: the basis.
+        model: the network of coefficients.
+        estimator: FishLeg for it.
+        saliency: scores by name of the basis and method.
+    """
+
+    basis: flj.bases.Basis
+    model: flj.Model
+    estimator: flj.InverseFisher
+    saliency: dict[tuple[str, str], Any]
+
+
+@lru_cache(maxsize=32)
+def changed(spec: Spec, dct: bool) -> Changed:
+    """A network with coefficients for parameters.
+
+    Args:
+        spec: the network.
+        dct: whether in the DCT of its kernels; else in space.
+    """
+    basis = flj.bases.dct(prunable_in(spec.name)) if dct else flj.bases.identity()
+    model = flj.bases.in_basis(spec.model, basis)
+    saliency: dict[tuple[str, str], Any] = {}
+    for method, name in SCORES.items():
+        saliency["space", method] = saliency["dct", method] = name
+        saliency["dct_bands", method] = flj.bases.by_band(basis, steep, name)
+    return Changed(basis, model, flj.inverse.fishleg(model), saliency)
+
+
+_STATES: dict[tuple, Any] = {}  # one fit serves all densities
+
+
+def _fitted(
+    spec: Spec, network: Changed, coefficients: Any, batches: list, seed: int, examples: int
+) -> Any:
+    key = spec.name, network.model, results.fingerprint(coefficients), seed, examples
+    if key not in _STATES:
+        _STATES.clear()
+        _STATES[key] = flj.fit(network.estimator, coefficients, batches, key=jax.random.key(seed))
+    return _STATES[key]
+
+
+def pruned(
+    spec: Spec,
+    dense: results.Dense,
+    split: datasets.Data,
+    *,
+    mode: str,
+    basis_name: str,
+    method: str,
+    density: float,
+    examples: int,
+    epochs: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Prunes to one density and evaluates the weights back in space.
+
+    Args:
+        spec: the model.
+        dense: the trained network.
+        split: the data set.
+        mode: `one_shot`, or `dynamic` for pruning while it is trained on, with regrowth.
+        basis_name: `space`, `dct`, or `dct_bands` for scores divided by `steep`.
+        method: `magnitude` or `fishleg`.
+        density: share of the convolutions' coefficients that is kept.
+        examples: training examples for the curvature of one-shot pruning.
+        epochs: how long the network is trained on.
+        seed: for the choice and order of examples.
+
+    Returns:
+        Accuracy, loss, share kept and seconds.
+    """
+    begin = time.perf_counter()
+    network = changed(spec, basis_name != "space")
+    basis, saliency = network.basis, network.saliency[basis_name, method]
+    coefficients = basis.coefficients(dense.params)
+    prunable = prunable_in(spec.name)
+    if mode == "one_shot":
+        coefficients = _in_one_shot(
+            *(spec, network, saliency, coefficients, split, dense),
+            *(method, density, examples, seed),
+        )
+        constants = dense.constants
+        if constants:
+            constants = recalibration.recalibrated(
+                spec, basis.weights(coefficients), constants, split.train, seed
+            )
+    else:
+        coefficients, constants = _while_trained(
+            spec, basis_name, coefficients, split, dense, method, density, epochs, seed
+        )
+    seconds = time.perf_counter() - begin
+    accuracy, loss = results.measure(spec, basis.weights(coefficients), split.test, constants)
+    kept = 1 - flj.sparsity(coefficients, prunable)
+    return {"accuracy": accuracy, "loss": loss, "kept": kept, "seconds": seconds}
+
+
+def _in_one_shot(
+    spec: Spec,
+    network: Changed,
+    saliency: Any,
+    coefficients: Any,
+    split: datasets.Data,
+    dense: results.Dense,
+    method: str,
+    density: float,
+    examples: int,
+    seed: int,
+) -> Any:
+    batches = curvature_batches(
+        split.train, dense.constants, examples=examples, batch_size=spec.batch, seed=seed
+    )
+    options = {"prunable": prunable_in(spec.name), "saliency": saliency, "stages": 1}
+    if method == "fishleg":
+        estimator, compensation = network.estimator, GROUP
+        state = _fitted(spec, network, coefficients, batches, seed, examples)
+        options["stages"] = flj.Stages(state=state)
+    else:
+        estimator, compensation, batches = IDENTITY, NONE, batches[:1]
+    return flj.prune_one_shot(
+        network.model,
+        coefficients,
+        estimator,
+        batches,
+        sparsity=round(1 - density, 6),
+        compensation=compensation,
+        **options,
+    ).params
+
+
+def _while_trained(
+    spec: Spec,
+    basis_name: str,
+    coefficients: Any,
+    split: datasets.Data,
+    dense: results.Dense,
+    method: str,
+    density: float,
+    epochs: int,
+    seed: int,
+) -> tuple[Any, Any]:
+    batch = min(spec.train_batch, len(split.train[0]))
+    steps = len(split.train[0]) // batch
+    tx, step = _training(spec, basis_name, method, density, epochs * steps)
+    constants, state = dense.constants, tx.init(coefficients)
+    order = np.random.default_rng(seed)
+    for _ in range(epochs):
+        chosen = order.permutation(len(split.train[0]))[: steps * batch].reshape(steps, batch)
+        for rows in chosen:
+            data = processes.read(split.train, rows)
+            coefficients, constants, state = step(coefficients, constants, state, *data)
+    return coefficients, constants
+
+
+@lru_cache(maxsize=4)  # seeds share a compilation
+def _training(
+    spec: Spec, basis_name: str, method: str, density: float, total: int
+) -> tuple[Any, Callable]:
+    """The optimiser with pruning and regrowth behind it, and a compiled step."""
+    basis, model, _, saliencies = changed(spec, basis_name != "space")
+    every = max(total // 20, 1)
+    schedule = flj.schedules.cubic(round(1 - density, 6), begin=every, end=3 * total // 4)
+    common = {
+        "mask_every": every,
+        "aux_every": every,
+        "regrow": partial(_share, until=9 * total // 10),
+        "prunable": prunable_in(spec.name),
+        "saliency": saliencies[basis_name, method],
+    }
+    if method == "fishleg":
+        pruning = flj.fishleg_prune(model, schedule, **common)
+    else:
+        pruning = flj.gradual_prune(IDENTITY, schedule, model=model, compensation=NONE, **common)
+    tx = optax.chain(optax.adam(optax.cosine_decay_schedule(RATE, total)), pruning)
+    loss = loss_of(spec)
+
+    @jax.jit
+    def step(coefficients, constants, state, inputs, targets):
+        def loss_in_basis(c):
+            return loss(basis.weights(c), constants, inputs, targets)
+
+        grads, new = jax.grad(loss_in_basis, has_aux=True)(coefficients)
+        batch = as_batch(inputs, targets, constants)
+        updates, state = tx.update(grads, state, coefficients, batch=batch)
+        return optax.apply_updates(coefficients, updates), new, state
+
+    return tx, step
+
+
+def _share(step: jax.Array, until: int) -> jax.Array:
+    """Share of coefficients that may come back, until the training's last tenth."""
+    return jnp.where(step < until, REGROW, 0.0)

@@ -1,0 +1,1 @@
+"""Low-rank decompositions in the metric of the Fisher beside plain ones."""

@@ -1,0 +1,168 @@
+"""Decomposes the kernels of networks in the metric of the Fisher beside plain decompositions.
+
+    python -m experiments.low_rank
+    python -m experiments.low_rank --networks resnet20,autoencoder --out results/low_rank
+
+Every network is cut to the same share of its kernels' weights: by the SVD in the metric of the
+Fisher's Kronecker factors (`fisher`) or a plain one (`plain`), with ranks by one `global` threshold
+or `equal` shares in every kernel; plain ones also by `energy`, and by the continuous `search`.
+Accuracy (for auto-encoders the squared error) and loss are those of test examples, before and after
+training on for one epoch at a tenth of the learning rate.
+
+Writes `results.json`, an object for each run, and `low_rank.png` into `--out`, and prints medians
+over seeds with their range.  The same command goes on after it was stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from experiments.data import datasets
+from experiments.low_rank.decomposing import METHODS, decomposed
+from experiments.models import checkpoints, training
+from experiments.models.specs import MODELS
+from experiments.report import curves, tables
+from experiments.running import arguments, files, results
+from experiments.running.arguments import at_least, one_of, seed, share
+from experiments.running.runner import Runner
+
+NETWORKS = ("cnn", "mlp", "mlpnet", "resnet20", "autoencoder")
+FORMS = ("channel", "spatial", "tucker2")
+HELD = 128  # examples whose gradients are held at a time, unless a gradient has more
+FIELDS = {
+    "accuracy": "accuracy or squared error",
+    "loss": "loss, nats",
+    "trained_accuracy": "accuracy or squared error after training on",
+    "trained_loss": "loss after training on, nats",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments.command(
+        "experiments.low_rank", "Decompose kernels in the metric of the Fisher, and plainly."
+    )
+    option = partial(arguments.option, parser)
+    option("--networks", one_of(NETWORKS), ["cnn", "mlp"], several=True)
+    option("--methods", one_of(METHODS), list(METHODS), several=True)
+    option("--shares", share, [0.25, 0.15], "share of the kernels' weights to keep", several=True)
+    option("--convolutions", one_of(FORMS), "channel", "form of convolutions")
+    option("--seeds", seed, [0, 1, 2], several=True)
+    option("--examples", at_least(16), 1024, "training examples for the Fisher")
+    option("--examples-per-gradient", at_least(1), 1, "divides the batch")
+    option("--epochs", at_least(0), 1, "of training on")
+    parser.add_argument("--data-dir", type=Path, help="where TensorFlow Datasets has its data")
+    option("--out", Path, Path("results/low_rank"))
+    return parser
+
+
+def _rows(args: argparse.Namespace, name: str, runner: Runner) -> list[dict]:
+    """All results of one network."""
+    spec = MODELS[name]
+    split = datasets.load(spec.dataset, args.data_dir)
+    rows = []
+    for own_seed in args.seeds:
+        if spec.checkpoint:
+            weights = checkpoints.load(files.shared(spec.checkpoint), spec)
+        else:
+            path = args.out / f"{name}_seed{own_seed}.npz"
+            weights = training.trained(spec, split.train, path, seed=own_seed)
+        dense = results.evaluated(spec, split, *weights)
+        for method in args.methods:
+            for kept in args.shares:
+                settings = {
+                    "method": method,
+                    "share": kept,
+                    "convolutions": args.convolutions,
+                    "examples": args.examples if METHODS[method].metric == "fisher" else None,
+                    "per_gradient": args.examples_per_gradient,
+                    "epochs": args.epochs,
+                }
+                identity = {
+                    "model": name,
+                    "seed": own_seed,
+                    "weights_before": results.fingerprint(dense.params),
+                    "settings": settings,
+                }
+
+                def make(dense=dense, method=method, kept=kept, seed=own_seed):
+                    found = decomposed(
+                        spec,
+                        dense,
+                        split,
+                        method=method,
+                        share=kept,
+                        convolutions=args.convolutions,
+                        examples=args.examples,
+                        per_gradient=args.examples_per_gradient,
+                        chunk=max(HELD, args.examples_per_gradient),
+                        epochs=args.epochs,
+                        seed=seed,
+                    )
+                    return {**found, "dense_accuracy": dense.accuracy, "dense_loss": dense.loss}
+
+                rows.append(runner.once(identity, make))
+    return rows
+
+
+def _table(rows: Sequence[dict], field: str, title: str) -> str:
+    """One field of one network: a row per method, a column per share of weights."""
+    shares = sorted({row["settings"]["share"] for row in rows}, reverse=True)
+    dense = [row[f"dense_{field.removeprefix('trained_')}"] for row in rows]
+    digits = 2 if "accuracy" in field else 3
+    cells = [["dense", *[tables.spread(dense, digits)] * len(shares)]]
+    for method in dict.fromkeys(row["settings"]["method"] for row in rows):
+        own = [row for row in rows if row["settings"]["method"] == method]
+        of = [[row.get(field) for row in own if row["settings"]["share"] == x] for x in shares]
+        cells.append([method, *(tables.spread(values, digits) for values in of)])
+    return tables.table([title, *(f"{100 * x:g} % of weights" for x in shares)], cells)
+
+
+def _picture(path: Path, rows: Sequence[dict]) -> Path:
+    panels: dict[str, dict[str, dict[float, list]]] = {}
+    levels = {}
+    for row in rows:
+        panel = panels.setdefault(row["model"], {})
+        curve = panel.setdefault(row["settings"]["method"], {})
+        curve.setdefault(100 * row["settings"]["share"], []).append(row["loss"])
+        levels[row["model"]] = row["dense_loss"]
+    return curves.curves(
+        path, panels, across="weights of the kernels, %", up="test loss, nats", levels=levels
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Decomposes, prints the tables, and draws the picture.
+
+    Args:
+        argv: command line; None for that of the process.
+
+    Returns:
+        Exit status.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        for name in args.networks:
+            datasets.check(MODELS[name].dataset, args.data_dir)
+        if not all(args.shares):
+            raise ValueError("a share of the weights must be above 0, got 0")
+        results.load(args.out / "results.json")
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    runner = Runner(args.out / "results.json")
+    rows = []
+    for name in args.networks:
+        own = _rows(args, name, runner)
+        rows += own
+        for field, title in FIELDS.items():
+            if args.epochs or not field.startswith("trained"):
+                print(f"\n{name}\n{_table(own, field, title)}")
+    print(f"\n{_picture(args.out / 'low_rank.png', rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""A picture of curves over seeds: medians with their range."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.running import files
+
+# values over seeds by place on the x axis
+Curve = Mapping[float, Sequence[float]]
+
+
+def curves(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    *,
+    across: str,
+    up: str,
+    levels: Mapping[str, float] | None = None,
+) -> Path:
+    """Draws one panel beside the other, with one legend.
+
+    Args:
+        path: where the picture shall be.
+        panels: curves by name, by the title of their panel.
+        across: name of the x axis.
+        up: name of the y axis.
+        levels: a dotted line in a panel, such as the accuracy of the dense network.
+
+    Returns:
+        The path.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    width = 3.4 * len(panels) + 0.6
+    figure, rows = plt.subplots(
+        1, len(panels), figsize=(width, 3.4), squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for own in panels.values() for name in own))
+    drawn = {}
+    for axes, (title, own) in zip(rows[0], panels.items(), strict=True):
+        for name, curve in own.items():
+            places = sorted(curve)
+            middle = [statistics.median(curve[x]) for x in places]
+            ends = [[pick(curve[x]) for x in places] for pick in (min, max)]
+            color = f"C{names.index(name)}"
+            (line,) = axes.plot(places, middle, marker="o", markersize=3, color=color)
+            axes.fill_between(places, *ends, color=color, alpha=0.15, linewidth=0)
+            drawn.setdefault(name, line)
+        if levels and title in levels:
+            axes.axhline(levels[title], color="grey", linestyle=":", linewidth=1)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel(across)
+        axes.grid(alpha=0.3)
+    rows[0][0].set_ylabel(up)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3, frameon=False)
+    files.write(path, lambda beside: figure.savefig(beside, dpi=120))
+    plt.close(figure)
+    return path

@@ -1,0 +1,239 @@
+"""Changes of basis: exact for the identity, and dense algebra in any other one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.fft
+from jax.flatten_util import ravel_pytree
+
+import fishleg_jax as flj
+from tests import dense
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+X = jax.random.normal(KEYS[0], (12, 4, 4, 1))
+LABELS = jnp.arange(12) % 3
+
+
+def predict(params, x):
+    size = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, params["conv"], (1, 1), "SAME", dimension_numbers=size)
+    return jnp.tanh(y + params["bias"]).mean((1, 2)) @ params["fc"]
+
+
+MODEL = flj.Model(predict, flj.likelihoods.categorical())
+PARAMS = dense.random_like(
+    KEYS[1],
+    {
+        "conv": jax.ShapeDtypeStruct((3, 3, 1, 2), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((2,), jnp.float32),
+        "fc": jax.ShapeDtypeStruct((2, 3), jnp.float32),
+    },
+)
+EYES = flj.bases.orthonormal({"conv": {0: np.eye(3), 1: np.eye(3)}, "fc": {0: np.eye(2)}})
+DCT = flj.bases.dct()
+
+
+def rotation(seed, size):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+
+
+MIXED = flj.bases.orthonormal({"conv": {-1: rotation(0, 2), 0: rotation(1, 3)}})
+
+
+def assert_same(one, other):
+    for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_dct_is_that_of_scipy():
+    found = DCT.coefficients(PARAMS)
+    wanted = scipy.fft.dctn(np.asarray(PARAMS["conv"]), axes=(0, 1), norm="ortho")
+    np.testing.assert_allclose(found["conv"], wanted, atol=1e-6)
+    assert_same(found["fc"], PARAMS["fc"])
+    assert repr(DCT) == "Basis(dct)"
+    turned = {"conv": jnp.transpose(PARAMS["conv"], (3, 2, 0, 1))}
+    other = flj.bases.dct("conv", axes=(2, 3)).coefficients(turned)["conv"]
+    np.testing.assert_allclose(jnp.transpose(other, (2, 3, 1, 0)), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("basis", [DCT, MIXED, flj.bases.identity()], ids=repr)
+def test_outputs_stay_and_the_inverse_inverts(basis):
+    coefficients = basis.coefficients(PARAMS)
+    assert jax.tree.map(jnp.shape, coefficients) == jax.tree.map(jnp.shape, PARAMS)
+    for x, y in zip(*map(jax.tree.leaves, (basis.weights(coefficients), PARAMS)), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    changed = flj.bases.in_basis(MODEL, basis)
+    np.testing.assert_allclose(
+        changed.predict(coefficients, X), MODEL.predict(PARAMS, X), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("basis", [EYES, flj.bases.identity()], ids=["eyes", "identity"])
+def test_pruning_with_the_identity_is_pruning_in_space(basis):
+    results = []
+    for model, params in (
+        (MODEL, PARAMS),
+        (flj.bases.in_basis(MODEL, basis), basis.coefficients(PARAMS)),
+    ):
+        results.append(
+            flj.prune_one_shot(
+                model,
+                params,
+                flj.inverse.kfac(model),
+                [(X, LABELS)],
+                sparsity=0.5,
+                stages=1,
+                held_out=None,
+                saliency="obs",
+                compensation=flj.compensation.independent(),
+            )
+        )
+    assert_same(results[0].masks, results[1].masks)
+    assert_same(results[0].params, basis.weights(results[1].params))
+
+
+def test_gradients_and_fisher_products_are_dense_algebra_in_the_new_basis(x64):
+    params = jax.tree.map(lambda x: x.astype(float), PARAMS)
+    batch = X.astype(float), LABELS
+    turn = dense.matrix_of(MIXED.coefficients, params)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(len(turn)), atol=1e-12)
+    changed, coefficients = flj.bases.in_basis(MODEL, MIXED), MIXED.coefficients(params)
+    # one gradient an example, in both bases
+    flat = lambda tree: np.concatenate(
+        [np.asarray(x).reshape(len(X), -1) for x in jax.tree.leaves(tree)], axis=1
+    )
+    space = flat(flj.per_example_gradients(MODEL, params, batch))
+    found = flat(flj.per_example_gradients(changed, coefficients, batch))
+    np.testing.assert_allclose(found, space @ turn.T, atol=1e-12)
+    # the Fisher
+    of_space = dense.matrix_of(lambda v: flj.fisher_vector_product(MODEL, params, batch, v), params)
+    of_basis = dense.matrix_of(
+        lambda v: flj.fisher_vector_product(changed, coefficients, batch, v), params
+    )
+    np.testing.assert_allclose(of_basis, turn @ of_space @ turn.T, atol=1e-12)
+    assert np.abs(of_basis - of_space).max() > 1e-3
+
+
+def test_kfac_is_the_same_estimate_in_every_basis(x64):
+    params = jax.tree.map(lambda x: x.astype(float), PARAMS)
+    batch = X.astype(float), LABELS
+    products = []
+    tangent = dense.random_like(KEYS[2], params)
+    for basis in (flj.bases.identity(), MIXED):
+        model = flj.bases.in_basis(MODEL, basis)
+        estimator = flj.inverse.kfac(model, labels="empirical")
+        state = flj.fit(estimator, basis.coefficients(params), [batch], key=KEYS[3])
+        products.append(basis.weights(estimator.multiply(state, basis.coefficients(tangent))))
+    one, other = (ravel_pytree(x)[0] for x in products)
+    np.testing.assert_allclose(one, other, atol=1e-10)
+
+
+def test_every_estimate_prunes_coefficients():
+    model, coefficients = flj.bases.in_basis(MODEL, DCT), DCT.coefficients(PARAMS)
+    few = {"gradients": len(X)}
+    for name, options in (("diagonal", {}), ("fishleg", {}), ("mfac", {}), ("woodfisher", few)):
+        estimator = getattr(flj.inverse, name)(model, **options)
+        result = flj.prune_one_shot(
+            model,
+            coefficients,
+            estimator,
+            [(X, LABELS)],
+            sparsity=0.5,
+            stages=1,
+            held_out=None,
+            saliency="obs",
+            prunable="conv",
+            compensation=flj.compensation.independent(),
+        )
+        assert int((result.params["conv"] == 0).sum()) == 9
+        assert int((DCT.weights(result.params)["conv"] == 0).sum()) == 0
+
+
+def test_coefficients_come_back_while_training_goes_on():
+    model = flj.bases.in_basis(MODEL, DCT)
+    pruning = flj.gradual_prune(
+        flj.inverse.diagonal(model, labels="empirical"),
+        0.5,
+        model=model,
+        prunable="conv",
+        aux_every=1,
+        mask_every=2,
+        regrow=lambda step: 0.5,
+        saliency="obs",
+        compensation=flj.compensation.none(),
+    )
+    tx = optax.chain(optax.sgd(0.5), pruning)
+    params, seen = DCT.coefficients(PARAMS), []
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state):
+        gradient = jax.grad(lambda p: flj.loss(model, p, (X, LABELS)))(params)
+        updates, state = tx.update(gradient, state, params, batch=(X, LABELS))
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(6):
+        params, state = step(params, state)
+        seen.append(np.asarray(flj.masks(state)["conv"]))
+        assert seen[-1].sum() == 9
+    assert any((later & ~before).any() for before, later in zip(seen, seen[1:], strict=False))
+
+
+def test_bands_shape_the_scores():
+    bands = DCT.bands(PARAMS)
+    assert bands["conv"][:, :, 0, 1].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert not bands["fc"].any()
+    model, coefficients = flj.bases.in_basis(MODEL, DCT), DCT.coefficients(PARAMS)
+    kept = {}
+    for name, rate in (("flat", lambda x: 1 + 0 * x), ("steep", lambda x: jnp.exp(40 * x))):
+        masks = flj.prune_one_shot(
+            model,
+            coefficients,
+            flj.inverse.identity(),
+            [(X, LABELS)],
+            sparsity=0.5,
+            prunable="conv",
+            saliency=flj.bases.by_band(DCT, rate, "magnitude"),
+        ).masks
+        kept[name] = np.asarray(masks["conv"])
+    plain = flj.make_masks(jax.tree.map(jnp.square, coefficients), 0.5, prunable="conv")
+    assert_same(kept["flat"], plain["conv"])
+    # nine of 18 stay: the six below the middle frequency, and three of its six
+    assert kept["steep"][bands["conv"] < 2].all() and not kept["steep"][bands["conv"] > 2].any()
+
+
+def test_constants_and_batches_pass_through():
+    model = flj.Model(lambda w, x, c: (x * c) @ w, flj.likelihoods.gaussian())
+    basis = flj.bases.orthonormal({"": {0: rotation(2, 3)}})
+    changed = flj.bases.in_basis(model, basis)
+    batch = jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.array([1.0, 2, 3])
+    w = jnp.array([[1.0], [2], [3]])
+    np.testing.assert_allclose(
+        flj.loss(changed, basis.coefficients(w), batch), flj.loss(model, w, batch), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="batch has no constants"):
+        flj.loss(changed, w, batch[:2])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: flj.bases.dct(axes=(0, 0)), "axes must be different whole numbers"),
+        (lambda: DCT.coefficients({"fc": jnp.ones((2, 3))}), "longer than 1 along their axes"),
+        (lambda: flj.bases.orthonormal({}), "matrices must map regular expressions"),
+        (lambda: flj.bases.orthonormal({"w": {0: 2 * np.eye(2)}}), "orthonormal to 1e-05, got"),
+        (lambda: EYES.weights({"conv": jnp.ones((2, 3)), "fc": 1}), "must have size 3 along axis"),
+        (lambda: EYES.weights({"conv": jnp.ones((3, 3))}), "'fc' matches no leaf"),
+        (lambda: flj.bases.in_basis(MODEL, flj.bases.dct), r"call it: flj.bases.dct\(\)"),
+        (lambda: flj.bases.by_band(DCT, lambda x: x, "auto"), "saliency must be one of obs"),
+        (
+            lambda: flj.bases.by_band(DCT, lambda x: x, "magnitude")(PARAMS, *4 * [None]),
+            "rate must return a positive number",
+        ),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

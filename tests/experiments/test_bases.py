@@ -1,0 +1,42 @@
+"""DCT coefficients beside weights: equal counts, one training, results that are kept."""
+
+import json
+
+from experiments.bases import __main__ as bases
+from experiments.bases import networks
+
+
+def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
+    quick = networks.NETWORKS["cnn"]._replace(epochs=1)
+    monkeypatch.setitem(networks.NETWORKS, "cnn", quick)
+    arguments = [
+        "--networks",
+        "cnn",
+        "--modes",
+        "one_shot,dynamic",
+        "--methods",
+        "magnitude",
+        "--seeds",
+        "0",
+    ]
+    arguments += ["--bases", "space,dct_bands", "--densities", "0.2", "--dynamic-densities", "0.2"]
+    arguments += ["--epochs", "1", "--out", str(tmp_path)]
+    assert bases.main(arguments) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["mode"] for row in rows] == ["one_shot"] * 2 + ["dynamic"] * 2
+    kernels = 3 * 3 * 1 * 16 + 3 * 3 * 16 * 32
+    wanted = 1 - int(0.8 * kernels) / kernels
+    assert all(abs(row["kept"] - wanted) < 1e-6 for row in rows)
+    assert (tmp_path / "bases.png").stat().st_size > 1000
+    shown = capsys.readouterr().out
+    assert "magnitude, dct_bands" in shown and "20 % kept" in shown
+    # the same command takes what is there
+    monkeypatch.setattr(bases.pruning, "pruned", None)
+    assert bases.main(arguments) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+
+
+def test_refusals(refuses, tmp_path):
+    out = ["--out", str(tmp_path / "new")]
+    refuses(bases.main, [*out, "--densities", "0"], "a density must be in (0, 1], got 0")
+    refuses(bases.main, [*out, "--bases", "wavelet"], "'wavelet' is not one of space, dct")
