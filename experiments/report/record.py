@@ -7,6 +7,7 @@ the page.
 
 import argparse
 import datetime
+import functools
 import math
 import os
 import shlex
@@ -70,12 +71,14 @@ def spread(values: Sequence[float | None]) -> Cell:
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--record NAME` to a parser."""
+    """Adds `--record NAME` to a parser, and notes the commit before anybody changes it."""
+    commit()
     parser.add_argument(
         "--record", metavar="NAME", help="write the table to docs/results/NAME.json"
     )
 
 
+@functools.cache
 def commit(root: Path = pages.ROOT) -> str:
     """The short hash of the checkout, with `+` where files differ from it; "unknown" without git.
 
