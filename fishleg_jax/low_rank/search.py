@@ -10,7 +10,9 @@ import optax
 from fishleg_jax.low_rank.choice import Choices
 
 STEPS = 300
-PRICES = 24  # of the budget's unit, tried at once
+PRICES = 16  # of what factors cost, tried at once
+LOWEST, HIGHEST = 1e-3, 1e3
+ROUNDS = 3
 COLD = 0.02  # temperature at which the search ends; it begins at 1
 RATE = 0.1
 
@@ -58,9 +60,17 @@ def by_search(choices: Sequence[Choices], at_most: float) -> list[int]:
         (theta, _), _ = jax.lax.scan(step, (theta, adam.init(theta)), temperatures)
         return jnp.argmax(jnp.where(there, theta, -jnp.inf), axis=-1)
 
-    found = np.asarray(jax.jit(jax.vmap(search))(jnp.geomspace(1e-3, 1e3, PRICES)))
-    spent = [sum(x.cost[k] for x, k in zip(choices, row, strict=True)) for row in found]
-    lowest = next((i for i, cost in enumerate(spent) if cost <= at_most), None)
-    if lowest is None:
-        return [0] * len(choices)
-    return [int(k) for k in found[lowest]]
+    run = jax.jit(jax.vmap(search))
+    low, high, best = LOWEST, HIGHEST, [0] * len(choices)
+    for _ in range(ROUNDS):  # finer and finer between a price too low and one high enough
+        prices = np.geomspace(low, high, PRICES)
+        found = np.asarray(run(jnp.asarray(prices, jnp.float32)))
+        spent = [sum(x.cost[k] for x, k in zip(choices, row, strict=True)) for row in found]
+        first = next((i for i, cost in enumerate(spent) if cost <= at_most), None)
+        if first is None:
+            break
+        best = [int(k) for k in found[first]]
+        if first == 0:
+            break
+        low, high = prices[first - 1], prices[first]
+    return best
