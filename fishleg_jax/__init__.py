@@ -52,6 +52,7 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.rematerialise import remat
     from fishleg_jax.training.optimizer import fishleg_optimizer, scale_by_fishleg
     from fishleg_jax.training.precondition import scale_by_inverse_fisher
+    from fishleg_jax.training.sharing import SharedState
     from fishleg_jax.training.state import NaturalState
 
 __version__ = "0.1.0"
@@ -74,6 +75,7 @@ __all__ = [
     "PruneState",
     "Report",
     "Result",
+    "SharedState",
     "Stages",
     "TrainStateMixin",
     "Trust",
@@ -168,6 +170,7 @@ _HOMES = {
     "PruneState": "pruning.gradual.wrapper",
     "Report": "pruning.report",
     "Result": "pruning.one_shot.result",
+    "SharedState": "training.sharing",
     "Stages": "pruning.one_shot.stages",
     "TrainStateMixin": "pruning.gradual.train_state",
     "Trust": "pruning.trust",

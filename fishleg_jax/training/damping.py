@@ -88,7 +88,9 @@ def adapted(
         first_order = alpha * state.fisher_norm**2
         found = 2 * (old - new + slope) / jnp.maximum(first_order, jnp.finfo(factor.dtype).tiny)
         grown = jnp.where(found > HIGH, GROWTH, jnp.where(found < LOW, 1 / GROWTH, 1.0))
-        grown = jnp.where(jnp.isfinite(found), grown, GROWTH**5)  # the step went too far
+        # the step went much too far, unless the batch is to blame
+        beyond = jnp.where(jnp.isfinite(old), GROWTH**5, 1.0)
+        grown = jnp.where(jnp.isfinite(found), grown, beyond)
         grown = jnp.clip(factor * grown, SMALLEST, LARGEST).astype(factor.dtype)
         return grown, found.astype(state.ratio.dtype)
 

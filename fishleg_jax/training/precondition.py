@@ -69,9 +69,9 @@ def scale_by_inverse_fisher(
             the estimate's own.  `"adaptive"` multiplies the estimate's own by a factor (Levenberg
             and Marquardt): it starts at a twentieth of the Fisher's trace, where the estimate knows
             its diagonal.  With every batch that the estimate assimilates the last step is undone on
-            that batch, which measures the curvature of the loss along it: the factor grows by two
-            fifths if the step went more than twice as far as the minimum along it, and falls as
-            much if it ended before.  The state then keeps the weights before the step.
+            that batch, which measures the curvature of the loss along it: the factor grows by 40 %
+            if the step went more than twice as far as the minimum along it, and falls as much if it
+            ended before.  The state then keeps the weights before the step.
         momentum: Share of the running mean of the gradients that a new gradient leaves, in [0, 1);
             0.9 by default, 0 for none.  The mean is corrected for its start at zero.
         max_fisher_norm: Largest length `√(mᵀQm)` of a direction in the norm of the damped Fisher,

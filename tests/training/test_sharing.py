@@ -1,6 +1,9 @@
 """Training and pruning with one estimate."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -29,13 +32,18 @@ def prune(estimator):
 
 
 def optimizer(**options):
-    return flj.fishleg_optimizer(
-        LINEAR, RATE, estimator=DIAGONAL, aux_every=2, max_fisher_norm=None, **options
-    )
+    plain = {"aux_every": 2, "damping": None, "max_fisher_norm": None}
+    return flj.fishleg_optimizer(LINEAR, RATE, estimator=DIAGONAL, **plain, **options)
+
+
+@functools.cache
+def trained():
+    """Weights and state after all steps."""
+    return train(optimizer(prune=prune), data=DATA)[:2]
 
 
 def test_training_prunes_to_the_schedules_sparsity_with_the_optimisers_estimate():
-    params, state, _ = train(optimizer(prune=prune), data=DATA)
+    params, state = trained()
     assert (np.asarray(params["w"]) == 0).sum() == 6 and flj.sparsity(params) == 0.5
     assert flj.check(state).ok and lowered(params, DATA) < 0.6
     # the estimate is kept once, and so are its batches
@@ -52,7 +60,14 @@ def test_training_prunes_to_the_schedules_sparsity_with_the_optimisers_estimate(
 
 def test_the_masks_are_those_of_the_same_estimate_elsewhere():
     """A pruning that is given the optimiser's estimate scores as one with that state would."""
-    _, state, _ = train(optimizer(prune=prune), data=at(slice(0, 3), DATA))
+    _, state = trained()
+    state = state._replace(  # before any weight is pruned, at a step at which some are
+        pruning=state.pruning._replace(
+            count=jnp.full_like(state.pruning.count, 15),
+            pruned=jnp.zeros_like(state.pruning.pruned),
+            masks=jax.tree.map(jnp.ones_like, state.pruning.masks),
+        )
+    )
     params, batch = initial(), at(3, DATA)
     grads = gradient(params, batch)
     _, after = optimizer(prune=prune).update(grads, state, params, batch=batch)
@@ -66,6 +81,7 @@ def test_the_masks_are_those_of_the_same_estimate_elsewhere():
         jax.tree.leaves(after.pruning.masks), jax.tree.leaves(expected.masks), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+    assert flj.sparsity(jax.tree.map(lambda m: m * 1.0, after.pruning.masks)) == 0.5
 
 
 def test_without_pruning_the_step_is_the_chains():
@@ -81,7 +97,7 @@ def test_without_pruning_the_step_is_the_chains():
 
 
 def test_held_steps_keep_zeros():
-    params, state, _ = train(optimizer(prune=prune), data=DATA)
+    params, state = trained()
     grads = gradient(params, at(0, DATA))
     updates, after = optimizer(prune=prune).update(grads, state, params, hold=True)
     params = optax.apply_updates(params, updates)
