@@ -180,7 +180,14 @@ def group_by(
 
 
 def quantile_index(values: np.ndarray, number: int) -> np.ndarray:
-    """Numbers of at most `number` groups of equal size; equal values share a group."""
-    order = np.sort(values)
-    edges = order[[round(len(order) * i / number) for i in range(1, number)]]
-    return np.searchsorted(np.unique(edges), values, side="right")
+    """Numbers of at most `number` groups, of equal size as far as equal values can share one."""
+    unique, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    index = np.zeros(len(unique), int)
+    group, inside, left = 0, 0, len(values)
+    for i, count in enumerate(counts):
+        # a group is full once it has its share of what the groups before it have left
+        if inside and inside + count / 2 > left / (number - group):
+            group, inside, left = min(group + 1, number - 1), 0, left - inside
+        index[i] = group
+        inside += count
+    return index[inverse]

@@ -43,6 +43,8 @@ def test_a_run_stores_digits_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_: few)
     monkeypatch.setitem(storing.MODELS, "mlp", MODELS["mlp"]._replace(epochs=8))
     monkeypatch.setattr(measuring, "made", _quick(measuring.made))
+    codings = {name: measuring.CODINGS[name] for name in (PLAIN[0], "signs not protected")}
+    monkeypatch.setattr(measuring, "CODINGS", codings)
     out = tmp_path / "out"
     arguments = ["--each", "1,4", "--draws", "3", "--examples", "64", "--cell", "pcm"]
     arguments += ["--out", str(out)]
@@ -61,7 +63,7 @@ def test_a_run_stores_digits_and_goes_on(tmp_path, capsys, monkeypatch):
         assert equal["cells"] == curvature["cells"]
         assert curvature["expected_rise"] < equal["expected_rise"]
         assert by[name, "equal", 1.0]["expected_rise"] > equal["expected_rise"]
-    assert "dense, curvature" in said and "one range for the network" in said
+    assert "dense, curvature" in said and "signs not protected" in said
     assert (out / "cells_pcm.png").stat().st_size > 0
     assert storing.main(arguments) == 0
     assert json.loads((out / "results.json").read_text()) == rows

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import fishleg_jax as flj
 from fishleg_jax.mismatch.calibration import calibration_error
+from fishleg_jax.mismatch.report import quantile_index
 
 MODEL = flj.Model(lambda params, x: x @ params, flj.likelihoods.categorical())
 LABELS = np.array([0, 1, 2, 2, 1, 0])
@@ -115,6 +116,13 @@ def test_tokens_count_one_by_one(key):
     labels = (inputs @ params).argmax(axis=-1)
     found = flj.disagreement((MODEL, params), (MODEL, -params), [(inputs, labels)])
     assert found.examples == found.lost == 21 and found.accuracies == (1, 0)
+
+
+def test_groups_are_equal_but_for_equal_values():
+    sizes = lambda values, number: np.bincount(quantile_index(np.array(values), number)).tolist()
+    assert sizes(range(20), 4) == [5, 5, 5, 5]
+    assert sizes([0] * 14 + list(range(1, 7)), 4) == [14, 2, 2, 2]  # as scores that are mostly 0
+    assert sizes([1, 1, 1], 4) == [3] and sizes([2, 1], 1) == [2]
 
 
 @settings(max_examples=15, deadline=None)

@@ -20,6 +20,10 @@ CODINGS = [
 PARAMS = {"w": jnp.array([[0.5, -2.0], [0.0, 1.0]]), "b": jnp.array([0.1, -0.2, 0.0])}
 
 
+# XLA for the CPU takes subnormal numbers for zero
+FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+
+
 def round_trip(params, cells, seed=0, **options):
     keys = jax.random.split(jax.random.key(seed))
     return storage.read(storage.write(params, cells, keys[0], **options), keys[1])
@@ -27,7 +31,7 @@ def round_trip(params, cells, seed=0, **options):
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=5, max_size=5),  # one shape compiles once
+    st.lists(FLOATS, min_size=5, max_size=5),  # one shape compiles once
     st.sampled_from(CODINGS),
     st.integers(1, 5),
 )
@@ -67,8 +71,10 @@ def test_protected_signs_and_zeros_survive_any_noise():
     assert not round_trip(zeros, 1, cell=loud)[1:].any()
     open_zeros = round_trip(zeros, 1, cell=loud, coding=storage.Coding(zeros=False))
     assert 50 < (open_zeros[1:] != 0).sum() < 150  # every other read is below the range
-    open_signs = round_trip({"w": jnp.full(200, 0.1)}, 1, coding=storage.Coding(signs=False))
-    assert (open_signs["w"] != 0.1).all()
+    small = jnp.full(200, 0.01).at[0].set(1.0)
+    assert (round_trip(small, 1, cell=loud) >= 0).all()
+    open_signs = round_trip(small, 1, cell=loud, coding=storage.Coding(signs=False))
+    assert 50 < (open_signs[1:] < 0).sum() < 150
 
 
 def test_writes_stay_and_reads_vary():
