@@ -23,6 +23,7 @@ from fishleg_jax.training.state import NaturalState
 START = 0.05  # damping at first, relative to the trace of a leaf's Fisher
 HIGH, LOW = 2.0, 1.0  # ratio above which the damping grows, and below which it falls
 GROWTH = 1.4  # of the damping at a trial
+FLOOR = 0.03  # smallest damping, relative to the first: lower ones fit the noise of batches
 SMALLEST, LARGEST = 1e-4, 1e9  # factor on the estimate's own damping
 
 
@@ -45,15 +46,18 @@ def started(
     Fisher is of their order; its mean over leaves is geometric.
     """
 
-    def factor(_):
+    def factors(_):
         diagonal = estimator.fisher_diagonal(state.estimate, params)
         traces = jnp.stack([jnp.sum(x) for x in jax.tree.leaves(diagonal) if x.ndim > 1 or few])
         typical = jnp.exp(jnp.mean(jnp.log(jnp.maximum(traces, jnp.finfo(traces.dtype).tiny))))
         found = START * typical / state.estimate.damping
-        return jnp.where(jnp.isfinite(found) & (found > 0), found, 1.0).astype(state.factor.dtype)
+        found = jnp.where(jnp.isfinite(found) & (found > 0), found, 1.0)
+        return tuple(x.astype(state.factor.dtype) for x in (found, FLOOR * found))
 
     few = all(jnp.ndim(x) < 2 for x in jax.tree.leaves(params))
-    return state._replace(factor=run_if((state.assimilated == 1) & due, factor, state.factor))
+    first = (state.assimilated == 1) & due
+    factor, least = run_if(first, factors, (state.factor, state.least))
+    return state._replace(factor=factor, least=least)
 
 
 def adapted(
@@ -91,7 +95,7 @@ def adapted(
         # the step went much too far, unless the batch is to blame
         beyond = jnp.where(jnp.isfinite(old), GROWTH**5, 1.0)
         grown = jnp.where(jnp.isfinite(found), grown, beyond)
-        grown = jnp.clip(factor * grown, SMALLEST, LARGEST).astype(factor.dtype)
+        grown = jnp.clip(factor * grown, state.least, LARGEST).astype(factor.dtype)
         return grown, found.astype(state.ratio.dtype)
 
     carry, stepped = (state.factor, state.ratio), state.length > 0

@@ -16,7 +16,7 @@ from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import check_targets
 from fishleg_jax.pruning.gradual.checks import check_step
 from fishleg_jax.training import checks as _checks
-from fishleg_jax.training.damping import check_movable
+from fishleg_jax.training.damping import SMALLEST, check_movable
 from fishleg_jax.training.grafting import grafted
 from fishleg_jax.training.state import NaturalState
 from fishleg_jax.training.step import Plan, StepInputs, make_step
@@ -71,7 +71,7 @@ def scale_by_inverse_fisher(
             its diagonal.  With every batch that the estimate assimilates the last step is undone on
             that batch, which measures the curvature of the loss along it: the factor grows by 40 %
             if the step went more than twice as far as the minimum along it, and falls as much if it
-            ended before.  The state then keeps the weights before the step.
+            ended before, to 3 % of the first.  The state then keeps the weights before the step.
         momentum: Share of the running mean of the gradients that a new gradient leaves, in [0, 1);
             0.9 by default, 0 for none.  The mean is corrected for its start at zero.
         max_fisher_norm: Largest length `√(mᵀQm)` of a direction in the norm of the damped Fisher,
@@ -147,6 +147,7 @@ def scale_by_inverse_fisher(
             fisher_norm=number(0.0),
             length=number(0.0),
             factor=number(1.0),
+            least=number(SMALLEST),
             ratio=number(jnp.nan),
             before=jax.tree.map(jnp.copy, params) if adaptive else None,
             graft=() if plan.graft is None else plan.graft.init(wide),

@@ -24,6 +24,7 @@ class NaturalState(NamedTuple):
             it was refused.
         length: Its Euclidean length, measured for `adaptive` only.
         factor: Factor on the estimate's damping that `damping="adaptive"` has found; 1 otherwise.
+        least: Smallest such factor.
         ratio: Curvature of the loss along a step, over its fall to first order, at the last trial
             of `adaptive`; NaN before and without it.
         before: Parameters before the last step, for these trials; None without them.
@@ -41,6 +42,7 @@ class NaturalState(NamedTuple):
     fisher_norm: jax.Array  # shape=(), float
     length: jax.Array  # shape=(), float
     factor: jax.Array  # shape=(), float
+    least: jax.Array  # shape=(), float
     ratio: jax.Array  # shape=(), float
     before: Any | None
     graft: Any
