@@ -52,7 +52,8 @@ def started(
         typical = jnp.exp(jnp.mean(jnp.log(jnp.maximum(traces, jnp.finfo(traces.dtype).tiny))))
         found = START * typical / state.estimate.damping
         found = jnp.where(jnp.isfinite(found) & (found > 0), found, 1.0)
-        return tuple(x.astype(state.factor.dtype) for x in (found, FLOOR * found))
+        least = FLOOR * found * state.estimate.damping
+        return tuple(x.astype(state.factor.dtype) for x in (found, least))
 
     few = all(jnp.ndim(x) < 2 for x in jax.tree.leaves(params))
     first = (state.assimilated == 1) & due
@@ -95,7 +96,9 @@ def adapted(
         # the step went much too far, unless the batch is to blame
         beyond = jnp.where(jnp.isfinite(old), GROWTH**5, 1.0)
         grown = jnp.where(jnp.isfinite(found), grown, beyond)
-        grown = jnp.clip(factor * grown, state.least, LARGEST).astype(factor.dtype)
+        # the estimate's own damping moves as well: the floor is that of their product
+        least = jnp.maximum(state.least / state.estimate.damping, SMALLEST)
+        grown = jnp.clip(factor * grown, least, LARGEST).astype(factor.dtype)
         return grown, found.astype(state.ratio.dtype)
 
     carry, stepped = (state.factor, state.ratio), state.length > 0

@@ -16,7 +16,7 @@ from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import check_targets
 from fishleg_jax.pruning.gradual.checks import check_step
 from fishleg_jax.training import checks as _checks
-from fishleg_jax.training.damping import SMALLEST, check_movable
+from fishleg_jax.training.damping import check_movable
 from fishleg_jax.training.grafting import grafted
 from fishleg_jax.training.state import NaturalState
 from fishleg_jax.training.step import Plan, StepInputs, make_step
@@ -147,7 +147,7 @@ def scale_by_inverse_fisher(
             fisher_norm=number(0.0),
             length=number(0.0),
             factor=number(1.0),
-            least=number(SMALLEST),
+            least=number(0.0),
             ratio=number(jnp.nan),
             before=jax.tree.map(jnp.copy, params) if adaptive else None,
             graft=() if plan.graft is None else plan.graft.init(wide),

@@ -24,7 +24,7 @@ class NaturalState(NamedTuple):
             it was refused.
         length: Its Euclidean length, measured for `adaptive` only.
         factor: Factor on the estimate's damping that `damping="adaptive"` has found; 1 otherwise.
-        least: Smallest such factor.
+        least: Smallest damping that `adaptive` may reach; 0 otherwise.
         ratio: Curvature of the loss along a step, over its fall to first order, at the last trial
             of `adaptive`; NaN before and without it.
         before: Parameters before the last step, for these trials; None without them.
