@@ -108,16 +108,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, value in (QUICK if args.quick else FULL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    try:
+    with arguments.refusing(parser, args.out):
         gradual.make_plan(args.steps)
         for name in args.networks:
             networks.check(name, args.data_dir)
         results.load(args.out / "results.json")
         args.out.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     return args
 
 

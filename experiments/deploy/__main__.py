@@ -64,14 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+    with arguments.refusing(parser, args.out):
         for name in args.network:
             cases.check(subjects.NETWORKS[name])
         args.out.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     settings = {name: getattr(args, name) for name in ("method", "sparsity", "examples", "seconds")}
     rows = []
     for name in args.network:

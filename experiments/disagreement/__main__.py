@@ -148,14 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, values in given.items():
         if getattr(args, name) is None:
             setattr(args, name, values[args.dataset])
-    try:
+    with arguments.refusing(parser, args.out):
         split = datasets.load(args.dataset, args.data_dir)
         args.out.mkdir(parents=True, exist_ok=True)
         case = _case(args, split)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     runner = Runner(args.out / "results.json")
     for seed in args.seed:
         identity = {

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.add_option(parser)
     args = parser.parse_args(argv)
     spec = MODELS[args.model]
-    try:
+    with arguments.refusing(parser, args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         if args.checkpoint:
             params, constants = checkpoints.load(args.checkpoint, spec)
@@ -174,10 +174,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 spec.name, train_in=args.out, data_dir=args.data_dir
             )
         data = datasets.load(spec.dataset, args.data_dir)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     runner, dense = (
         Runner(args.out / "results.json"),
         results.evaluated(spec, data, params, constants),

@@ -259,13 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+    with arguments.refusing(parser, args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         cases.check(args.model, args.data_dir)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     runs = [run_seed(args, seed) for seed in args.seed]
     found = joined([solvers for solvers, _ in runs])
     networks = [row for _, rows in runs for row in rows]

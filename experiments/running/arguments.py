@@ -1,8 +1,9 @@
 """The arguments of experiments that prune one network, all checked before anything is done."""
 
 import argparse
+import contextlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ def command(module: str, description: str) -> argparse.ArgumentParser:
         description: one line for `--help`.
     """
     return argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+
+
+@contextlib.contextmanager
+def refusing(parser: argparse.ArgumentParser, out: Path) -> Iterator[None]:
+    """Turns errors of what is done before an experiment into errors of its arguments.
+
+    Args:
+        parser: the parser, which prints one line and exits with 2.
+        out: the folder of `--out`, which is made within.
+    """
+    try:
+        yield
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out {out} can't be written: {error.strerror}")
 
 
 def option(
@@ -264,7 +281,7 @@ def parse(
         or None.
     """
     args = parser.parse_args(argv)
-    try:
+    with refusing(parser, args.out):
         spec = _spec(args)
         if spec.data in ("digits", "faces") and args.data_dir is not None:
             raise ValueError(f"--data-dir is for mnist and cifar10, not for {spec.data}")
@@ -278,8 +295,4 @@ def parse(
             processes.check_dealt(size, f"training: {spec.name}'s batches of")
         check(args, spec, split)
         args.out.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     return args, spec, split, loaded

@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = MODELS[args.model]
     args.examples = args.examples or EXAMPLES[args.model]
     args.each = sorted(args.each)
-    try:
+    with arguments.refusing(parser, args.out):
         if args.each[0] < 1:
             raise ValueError(f"--each {args.each[0]:g}: a weight takes at least one cell")
         split = datasets.load(spec.dataset, args.data_dir)
@@ -217,10 +217,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             loaded = checkpoints.load(files.shared(spec.checkpoint), spec)
         else:
             loaded = training.trained(spec, split.train, args.out / f"{spec.name}.npz")
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     runner = Runner(args.out / "results.json")
     _measure(args, spec, split, loaded, runner)
     weights = sum(w.size for w in jax.tree.leaves(loaded[0]))

@@ -93,7 +93,7 @@ def parse(
     args.optimizer = args.optimizer or usual
     args.weight_decay = decay if args.weight_decay is None else args.weight_decay
     args.batch_size = args.batch_size or spec.train_batch
-    try:
+    with arguments.refusing(parser, args.out):
         datasets.check(spec.dataset, args.data_dir)
         results.load(args.out / "results.json")
         if args.dataset == "curves":
@@ -106,8 +106,4 @@ def parse(
         for epochs in args.epochs if args.prune else ():
             make_goal(args.prune, epochs * (len(split.train[0]) // args.batch_size))
         args.out.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {args.out} can't be written: {error.strerror}")
     return args, spec, split, trials
