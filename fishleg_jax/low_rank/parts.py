@@ -49,10 +49,10 @@ def find_parts(
         if reasons[i] is not None and decomposable is not None:
             raise ValueError(f"decomposable: {name!r} is not a kernel with factors: {reasons[i]}")
     if not parts:
-        told = ", ".join(
+        listed = ", ".join(
             f"{name} ({reason})" for (name, _), reason in zip(leaves, reasons, strict=True)
         )
-        raise ValueError(f"params must have a kernel to decompose, got none: {told}")
+        raise ValueError(f"params must have a kernel to decompose, got none: {listed}")
     return parts, reasons
 
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from fishleg_jax.low_rank.forms import Options
+from fishleg_jax.pruning._tables import text_table
 
 
 class Row(NamedTuple):
@@ -77,12 +78,14 @@ class DecompositionReport(NamedTuple):
     def __str__(self) -> str:
         """Table with a row for every kernel, and the other leaves below it."""
         title = "loss" if self.metric == "fisher" else "½ error²"
-        cells = [["leaf", "form", "ranks", "weights", "", "flops", "", title]]
+        head = ["leaf", "form", "ranks", "weights", "", "flops", "", title]
+        cells = []
         for row in self.rows:
             if row.form is not None or row.flops[0]:
                 cells.append(_cells(row))
         total = Row("total", "", (), self.weights, self.flops, self.loss, None)
-        lines = _aligned([*cells, _cells(total)])
+        first, _, *others = text_table(head, [*cells, _cells(total)], texts=2)
+        lines = [line.rstrip() for line in (first, *others)]
         rest = [f"{row.name}: {row.reason}" for row in self.rows if row.reason is not None]
         return "\n".join([*lines, *(["", "Whole:", *rest] if rest else [])])
 
@@ -91,13 +94,3 @@ def _cells(row: Row) -> list[str]:
     ranks = ", ".join(map(str, row.ranks))
     sizes = [f"{x:,.0f}" for x in (*row.weights, *row.flops)]
     return [row.name, row.form or "", ranks, *sizes, f"{row.loss:.3g}"]
-
-
-def _aligned(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    side: list[Any] = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
-    lines = [
-        "  ".join(put(text, width) for put, text, width in zip(side, row, widths, strict=True))
-        for row in cells
-    ]
-    return [line.rstrip() for line in lines]

@@ -3,16 +3,12 @@
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from fishleg_jax._checks import arrays, numbers
+from fishleg_jax._checks import numbers
 from fishleg_jax._devices import axis
-from fishleg_jax.inverse.base import InverseFisher, check_estimator
+from fishleg_jax.inverse.base import check_estimator
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
 
+NO_MASKED = "put frozen arrays into the batch's constants, or set their updates to zero"
 ADAPTIVE = "adaptive"
 GRAFTS = (None, "sgd", "adam")
 
@@ -29,7 +25,7 @@ def check_arguments(
 ) -> None:
     """Raises a ValueError for an argument of `scale_by_inverse_fisher` out of its range."""
     check_estimator(estimator)
-    if not (is_array(aux_every) or numbers.is_whole(aux_every, 1)):
+    if not (_gradual_checks.is_array(aux_every) or numbers.is_whole(aux_every, 1)):
         raise ValueError(
             f"aux_every must be a whole number of steps, at least 1, got {aux_every!r}"
         )
@@ -41,9 +37,9 @@ def check_arguments(
             )
     elif callable(damping):
         _gradual_checks.check_schedule(damping, "damping")
-    elif damping is not None and not is_array(damping):
+    elif damping is not None and not _gradual_checks.is_array(damping):
         numbers.check_positive(damping, "damping", ", a function of the step, 'adaptive' or None")
-    if not is_array(momentum):
+    if not _gradual_checks.is_array(momentum):
         numbers.check_number(momentum, "momentum", lambda x: 0 <= x < 1, "a number in [0, 1)")
     if callable(max_fisher_norm):
         _gradual_checks.check_schedule(max_fisher_norm, "max_fisher_norm")
@@ -52,13 +48,13 @@ def check_arguments(
     if grafting not in GRAFTS:
         raise ValueError(f"grafting must be None, 'sgd' or 'adam', got {grafting!r}")
     axis.check_name(axis_name)
-    if not is_array(seed) and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
+    if not _gradual_checks.is_array(seed) and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
 
 
 def check_norm(max_fisher_norm: Any) -> None:
     """Raises a ValueError for an invalid bound on the Fisher norm; None and arrays are valid."""
-    if max_fisher_norm is not None and not is_array(max_fisher_norm):
+    if max_fisher_norm is not None and not _gradual_checks.is_array(max_fisher_norm):
         numbers.check_positive(max_fisher_norm, "max_fisher_norm", " or None")
 
 
@@ -66,45 +62,12 @@ def check_rate(learning_rate: Any, weight_decay: Any) -> None:
     """Raises a ValueError for an invalid learning rate or weight decay."""
     if callable(learning_rate):
         _gradual_checks.check_schedule(learning_rate, "learning_rate")
-    elif not is_array(learning_rate):
+    elif not _gradual_checks.is_array(learning_rate):
         numbers.check_number(
             learning_rate,
             "learning_rate",
             lambda x: 0 <= x < math.inf,
             "a finite number of at least 0 or a function of the step",
         )
-    if not is_array(weight_decay):
+    if not _gradual_checks.is_array(weight_decay):
         numbers.check_not_negative(weight_decay, "weight_decay")
-
-
-def check_weights(params: Any) -> None:
-    """Raises a ValueError unless weights are given, unmasked and of floating-point dtypes."""
-    if params is None:
-        raise ValueError(
-            "params must be passed to update, got None: tx.update(grads, state, params, batch=...)"
-        )
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
-        raise ValueError(
-            "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
-            "all leaves: put frozen arrays into the batch's constants, or set their updates to zero"
-        )
-    arrays.check_dtypes(params)  # but not whether they are finite: a step must not raise for that
-
-
-def check_batch(estimator: InverseFisher, batch: Any, needed: bool) -> None:
-    """Raises a ValueError if a batch is needed and missing, or is no batch by its shapes."""
-    if batch is None and estimator.updates != 0 and needed:
-        raise ValueError(
-            "batch must be passed to update for its curvature: tx.update(grads, state, params, "
-            "batch=(inputs, targets)); replace wrappers that drop extra arguments: flax's "
-            "TrainState by a subclass with flj.TrainStateMixin, optax.MultiSteps by flj.MultiSteps"
-        )
-    if batch is not None:
-        arrays.check_batch_shapes(batch, "batch")
-
-
-def is_array(x: Any) -> bool:
-    """Whether it is an array of one number, as from `optax.inject_hyperparams`."""
-    fits = isinstance(x, (jax.Array, np.ndarray)) and np.ndim(x) == 0
-    return fits and any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer))

@@ -14,7 +14,7 @@ from fishleg_jax._checks import arrays, numbers
 from fishleg_jax._devices import axis, placement
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import check_targets
-from fishleg_jax.pruning.gradual.checks import check_step
+from fishleg_jax.pruning.gradual.checks import check_batch, check_step, check_weights
 from fishleg_jax.training import checks as _checks
 from fishleg_jax.training.damping import check_movable
 from fishleg_jax.training.grafting import grafted
@@ -127,7 +127,7 @@ def scale_by_inverse_fisher(
     plan = Plan(estimator, aux_every, damping, momentum, max_fisher_norm, grafted(grafting))
 
     def init(params):
-        _checks.check_weights(params)
+        check_weights(params, _checks.NO_MASKED)
         arrays.check_params(params)
         _tree.check_names(_tree.named_leaves(params))
         wide = _tree.widen(params)
@@ -194,13 +194,13 @@ def scale_by_inverse_fisher(
         hold = numbers.check_flag(hold, "hold")
         check_step(assimilate, hold)
         known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
-        _checks.check_weights(params)
+        check_weights(params, _checks.NO_MASKED)
         _tree.check_same(params, updates, "grads")
         if mask is not None:
             _tree.check_same(params, mask, "mask")
         if hold:
             return step(updates, state, params, None, mask, None, None, False, True)
-        _checks.check_batch(estimator, batch, known is not False)
+        check_batch(estimator, batch, known)
         if batch is not None and not _labels.has_nan(batch[1]):  # a step has to survive NaN labels
             check_targets(estimator.model, params, batch)
         flag = assimilate if known is None else None

@@ -53,7 +53,7 @@ def check_arguments(
                 "sparsity must be a number in [0, 1) or a function of the step, got None, which "
                 "only patterns.n_m and densities by name allow"
             )
-    elif not callable(sparsity) and not _is_array(sparsity):
+    elif not callable(sparsity) and not is_array(sparsity):
         raise ValueError(
             "sparsity must be a number in [0, 1) or a function of the step, such as "
             f"schedules.cubic(0.9, begin=100, end=2000), got {sparsity!r}"
@@ -72,10 +72,10 @@ def check_arguments(
     _check_reach(sparsity, pattern)
     check_compensation(compensation)
     # Check ranges, as far as values are concrete.
-    if _is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
+    if is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
-    known = is_number(regrow) or (_is_array(regrow) and _concrete(regrow))
-    fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or _is_array(regrow)
+    known = is_number(regrow) or (is_array(regrow) and _concrete(regrow))
+    fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or is_array(regrow)
     if regrow is not None and not fits:
         raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
     # Check numbers of steps.
@@ -153,13 +153,21 @@ def check_others(leaves: Leaves, axis_name: Any, seed: Any) -> None:
     if leaves.costs is not None:
         raise ValueError("prunable: costs apply to prune_one_shot only, got flj.Leaves(costs=...)")
     axis.check_name(axis_name)
-    traced = _is_array(seed) and not _concrete(seed)  # from optax.inject_hyperparams
+    traced = is_array(seed) and not _concrete(seed)  # from optax.inject_hyperparams
     if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
 
 
-def check_weights(params: Any) -> None:
-    """Raises a ValueError unless weights are given, unmasked and of floating-point dtypes."""
+PRUNE_OUTSIDE = "move the pruning outside of it, and choose the leaves to prune by prunable"
+
+
+def check_weights(params: Any, advice: str = PRUNE_OUTSIDE) -> None:
+    """Raises a ValueError unless weights are given, unmasked and of floating-point dtypes.
+
+    Args:
+        params: Weights.
+        advice: What to do about masked leaves.
+    """
     if params is None:
         raise ValueError(
             "params must be passed to update, got None: tx.update(grads, state, params, batch=...)"
@@ -168,7 +176,7 @@ def check_weights(params: Any) -> None:
     if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
         raise ValueError(
             "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
-            "all leaves: move the pruning outside of it, and choose the leaves to prune by prunable"
+            f"all leaves: {advice}"
         )
     arrays.check_dtypes(params)  # but not whether they are finite: a step must not raise for that
 
@@ -235,7 +243,7 @@ def _concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
     """Whether it is an array of one real number, which may be traced."""
     kinds = jnp.floating, jnp.integer
     fits = isinstance(x, (jax.Array, np.ndarray)) and np.ndim(x) == 0
@@ -244,7 +252,7 @@ def _is_array(x: Any) -> bool:
 
 def _no_number(x: Any) -> str | None:
     """Description of a value that a function returned; None if it is a number."""
-    if is_number(x) or _is_array(x):
+    if is_number(x) or is_array(x):
         return None
     if isinstance(x, (jax.Array, np.ndarray, np.generic)):
         return f"an array of shape {x.shape} and dtype {x.dtype}"
