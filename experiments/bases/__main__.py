@@ -119,12 +119,7 @@ def _table(rows: Sequence[dict]) -> str:
 
 
 def _picture(path: Path, rows: Sequence[dict]) -> Path:
-    panels: dict[str, dict[str, dict[float, list]]] = {}
-    levels = {}
-    for row in rows:
-        curve = panels.setdefault(row["model"], {}).setdefault(_label(row), {})
-        curve.setdefault(100 * row["settings"]["density"], []).append(row["accuracy"])
-        levels[row["model"]] = row["dense_accuracy"]
+    panels, levels = curves.gathered(rows, _label, "density", "accuracy")
     return curves.curves(
         path, panels, across="coefficients kept, %", up="test accuracy, %", levels=levels
     )
@@ -141,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+    with arguments.refusing(parser, args.out):
         for name in args.networks:
             datasets.check(NETWORKS[name].dataset, args.data_dir)
         for value in (*args.densities, *args.dynamic_densities):
@@ -149,8 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"a density must be in (0, 1], got {value:g}")
         results.load(args.out / "results.json")
         args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     runner = Runner(args.out / "results.json")
     rows = [row for name in args.networks for row in _rows(args, name, runner)]
     for name, mode in itertools.product(args.networks, args.modes):

@@ -28,7 +28,7 @@ import numpy as np
 import fishleg_jax as flj
 from experiments.data import datasets
 from experiments.deploy import measuring
-from experiments.models import cases, checkpoints, recalibration, resizing, training
+from experiments.models import cases, recalibration, resizing, training
 from experiments.models.specs import MODELS, Spec, as_batch
 from experiments.report import record
 from experiments.running import arguments, results
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     several = ["magnitude", "auto"]
     option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
     option(parser, "--share", arguments.positive, 0.5, "of the operations, that stays")
-    option(parser, "--multiple-of", arguments.at_least(1), 8, "of which sizes are multiples")
+    option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
     option(parser, "--examples", arguments.at_least(1), 1024, "for the curvature")
@@ -281,17 +281,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = MODELS[args.network]
     with arguments.refusing(parser, args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-        if args.checkpoint:
-            params, constants = checkpoints.load(args.checkpoint, spec)
-        else:
-            params, constants, _ = cases.network(
-                args.network, train_in=args.out, data_dir=args.data_dir
-            )
+        params, constants, _ = cases.network(
+            spec.name, train_in=args.out, checkpoint=args.checkpoint, data_dir=args.data_dir
+        )
         data = datasets.load(spec.dataset, args.data_dir)
-    runner, dense = (
-        Runner(args.out / "results.json"),
-        results.evaluated(spec, data, params, constants),
-    )
+    runner = Runner(args.out / "results.json")
+    dense = results.evaluated(spec, data, params, constants)
     names = ("multiple_of", "epochs", "learning_rate", "examples")
     for seed in args.seed:
         identity = {

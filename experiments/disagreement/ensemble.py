@@ -55,7 +55,7 @@ def subset(examples: int, number: int) -> np.ndarray:
 def memorisation(
     spec: Spec, train: datasets.Arrays, folder: Path, models: int, epochs: int
 ) -> flj.Memorisation:
-    """Scores of all training examples from an ensemble, of which each model is kept in a file.
+    """Scores of all training examples from an ensemble whose models are kept in files.
 
     Args:
         spec: the network that is trained on the subsets.

@@ -120,13 +120,7 @@ def _table(rows: Sequence[dict], field: str, title: str) -> str:
 
 
 def _picture(path: Path, rows: Sequence[dict]) -> Path:
-    panels: dict[str, dict[str, dict[float, list]]] = {}
-    levels = {}
-    for row in rows:
-        panel = panels.setdefault(row["model"], {})
-        curve = panel.setdefault(row["settings"]["method"], {})
-        curve.setdefault(100 * row["settings"]["share"], []).append(row["loss"])
-        levels[row["model"]] = row["dense_loss"]
+    panels, levels = curves.gathered(rows, lambda row: row["settings"]["method"], "share", "loss")
     return curves.curves(
         path, panels, across="weights of the kernels, %", up="test loss, nats", levels=levels
     )
@@ -143,15 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+    with arguments.refusing(parser, args.out):
         for name in args.networks:
             datasets.check(MODELS[name].dataset, args.data_dir)
         if not all(args.shares):
             raise ValueError("a share of the weights must be above 0, got 0")
         results.load(args.out / "results.json")
         args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     runner = Runner(args.out / "results.json")
     rows = []
     for name in args.networks:

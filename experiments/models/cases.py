@@ -153,6 +153,7 @@ def network(
     name: str,
     *,
     train_in: Path | None,
+    checkpoint: Path | None = None,
     data_dir: Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -163,6 +164,7 @@ def network(
         name: a name in `MODELS`.
         train_in: where the weights of a network without a checkpoint are kept once it is trained;
             None leaves it at its random start.
+        checkpoint: an npz file of weights; None for that of the shared folder, if there is one.
         data_dir: see `experiments.data.datasets.prepared`.
         seed: for the training.
         epochs: of the training; None for the model's own number.
@@ -175,8 +177,9 @@ def network(
     """
     spec = MODELS[name]
     train = datasets.load(spec.dataset, data_dir).train
-    if spec.checkpoint:
-        return *checkpoints.load(files.shared(spec.checkpoint), spec), train
+    if checkpoint or spec.checkpoint:
+        path = checkpoint or files.shared(spec.checkpoint)
+        return *checkpoints.load(path, spec), train
     if train_in is None:
         return *jax.jit(spec.init)(jax.random.key(seed)), train
     length = "" if epochs is None else f"_{epochs}epochs"

@@ -32,13 +32,20 @@ class Mlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Two convolutions and two dense layers, 38,282 parameters, for the 8x8 digits."""
+    """Two convolutions and two dense layers for the 8x8 digits, 38,282 parameters at 3x3.
+
+    Attributes:
+        size: height and width of the kernels.
+    """
+
+    size: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images `(examples, 8, 8, 1)` to logits `(examples, 10)`."""
-        x = nn.relu(nn.Conv(16, (3, 3), name="conv1")(x))
-        x = nn.relu(nn.Conv(32, (3, 3), strides=2, name="conv2")(x))
+        kernel = (self.size, self.size)
+        x = nn.relu(nn.Conv(16, kernel, name="conv1")(x))
+        x = nn.relu(nn.Conv(32, kernel, strides=2, name="conv2")(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(64, name="fc1")(x))
         return nn.Dense(10, name="fc2")(x)

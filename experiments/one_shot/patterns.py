@@ -22,7 +22,7 @@ import jax
 
 import fishleg_jax as flj
 from experiments.data import datasets
-from experiments.models import cases, checkpoints
+from experiments.models import cases
 from experiments.models.specs import MODELS, Spec
 from experiments.one_shot.__main__ import PATTERNS
 from experiments.report import record
@@ -167,17 +167,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = MODELS[args.model]
     with arguments.refusing(parser, args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-        if args.checkpoint:
-            params, constants = checkpoints.load(args.checkpoint, spec)
-        else:
-            params, constants, _ = cases.network(
-                spec.name, train_in=args.out, data_dir=args.data_dir
-            )
+        params, constants, _ = cases.network(
+            spec.name, train_in=args.out, checkpoint=args.checkpoint, data_dir=args.data_dir
+        )
         data = datasets.load(spec.dataset, args.data_dir)
-    runner, dense = (
-        Runner(args.out / "results.json"),
-        results.evaluated(spec, data, params, constants),
-    )
+    runner = Runner(args.out / "results.json")
+    dense = results.evaluated(spec, data, params, constants)
     for seed in args.seed:
         identity = {
             "model": spec.name,
@@ -190,9 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in _runs(args, spec, data, dense, seed, names) if names else ():
             runner.keep(row)
             print(f"seed {seed}  {row['method']:16} loss {row['loss']:.4f}", flush=True)
-    print(table(runner.rows))
+    made = table(runner.rows)
+    print(made)
     print(runner.path)
-    record.keep(args.record, table(runner.rows), "experiments.one_shot.patterns", argv)
+    record.keep(args.record, made, "experiments.one_shot.patterns", argv)
     return 0
 
 

@@ -1,13 +1,34 @@
 """A picture of curves over seeds: medians with their range."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.running import files
 
 # values over seeds by place on the x axis
 Curve = Mapping[float, Sequence[float]]
+
+
+def gathered(
+    rows: Sequence[Mapping], label: Callable[[Mapping], str], across: str, up: str
+) -> tuple[dict[str, dict[str, dict[float, list]]], dict[str, float]]:
+    """Curves of a `results.json`: a panel for each model, and the level of the dense network.
+
+    Args:
+        rows: its objects.
+        label: the name of the curve that an object belongs to.
+        across: the setting on the x axis, a share, drawn in percent.
+        up: the field on the y axis; that of the dense network begins with `dense_`.
+
+    Returns:
+        `panels` and `levels` of `curves`.
+    """
+    panels: dict[str, dict[str, dict[float, list]]] = {}
+    for row in rows:
+        curve = panels.setdefault(row["model"], {}).setdefault(label(row), {})
+        curve.setdefault(100 * row["settings"][across], []).append(row[up])
+    return panels, {row["model"]: row[f"dense_{up}"] for row in rows}
 
 
 def curves(

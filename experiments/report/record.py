@@ -8,10 +8,8 @@ the page.
 import argparse
 import datetime
 import functools
-import math
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,10 +61,10 @@ def spread(values: Sequence[float | None]) -> Cell:
     Args:
         values: the values; None and NaN are left out.
     """
-    sound = [value for value in values if value is not None and math.isfinite(value)]
-    if not sound:
+    numbers = tables.middle_and_ends(values)
+    if numbers is None:
         return None
-    middle, low, high = statistics.median(sound), min(sound), max(sound)
+    middle, low, high = numbers
     return middle if low == high else [middle, low, high]
 
 

@@ -75,12 +75,21 @@ def spread(values: Sequence[float | None], digits: int = 2) -> str:
         values: the values; None and NaN are left out.
         digits: digits after the point.
     """
-    sound = [value for value in values if value is not None and math.isfinite(value)]
-    if not sound:
+    numbers = middle_and_ends(values)
+    if numbers is None:
         return "–"
-    numbers = statistics.median(sound), min(sound), max(sound)
     middle, low, high = (f"{number:.{digits}f}" for number in numbers)
     return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def middle_and_ends(values: Sequence[float | None]) -> tuple[float, float, float] | None:
+    """The median, the least and the largest of some values; None without any.
+
+    Args:
+        values: the values; None and NaN are left out.
+    """
+    sound = [value for value in values if value is not None and math.isfinite(value)]
+    return (statistics.median(sound), min(sound), max(sound)) if sound else None
 
 
 def by_sparsity(

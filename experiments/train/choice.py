@@ -66,7 +66,7 @@ def try_rate(program: Program, train: datasets.Arrays, trials: Trials, rate: flo
 
     Args:
         program: Compiled steps of the optimiser.
-        train: Training inputs and targets, of which the last are held out.
+        train: Training inputs and targets; the last ones are held out.
         trials: How rates are tried.
         rate: The learning rate.
     """
