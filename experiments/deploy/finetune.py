@@ -1,16 +1,17 @@
-"""Removes units for half of the operations, trains the smaller network on, and times it.
+"""Removes units for half of the operations, or of the time, trains on, and times what is left.
 
     python -m experiments.deploy.finetune
     python -m experiments.deploy.finetune --network autoencoder --checkpoint autoencoder.npz
 
-Units are chosen by their scores for their cost: squared weights (`magnitude`, the L2 norm), the
-Fisher of gates behind the units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse
-(`obs`) or Fisher (`obd`, `flj.unit_scores`), or `auto`: of all these the one with the lowest loss
-on training examples that the curvature has not seen.  The smaller
-network is trained on all training images, with one learning rate for all methods.  Batch norm is
-recomputed before its accuracy without training is measured.  Dense and smaller networks are timed
-in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the same
-command goes on after it was stopped.
+Units are chosen by their scores for their cost, in operations or, with `--goal seconds`, in time
+measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher of gates behind the
+units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
+`flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
+neither the curvature nor the training has seen, after training on an eighth of the images.  The
+smaller network is trained on all training images, with one learning rate for all methods.  Batch
+norm is recomputed before its accuracy without training is measured.  Dense and smaller networks
+are timed in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the
+same command goes on after it was stopped.
 """
 
 import argparse
@@ -38,6 +39,7 @@ SCORES = ("magnitude", "gates", "obs", "obd")
 METHODS = (*SCORES, "auto")
 CHUNK = 64  # examples whose gradients are in memory at a time
 HELD_OUT = 512  # training examples that decide between scores
+TRIAL = 8  # the part of the training images by which scores are chosen: one in so many
 TIMED = 128  # examples in a timed batch
 
 
@@ -63,11 +65,27 @@ class Job(NamedTuple):
         with resizing.sizes_of_params():
             return self.spec.model.predict(params, inputs, *constants)
 
+    def goal(self, operations: float) -> flj.targets.Budget:
+        """The share that stays of the operations, or of the seconds."""
+        share = self.args.share
+        if self.args.goal == "seconds":
+            return flj.targets.seconds(share * self.seconds())
+        return flj.targets.flops(share * operations)
+
+    def seconds(self) -> float:
+        """Time of the dense network for a batch, in plain XLA."""
+        run = {measuring.BASE: run_of(self, self.dense.params, self.dense.constants)}
+        batch = np.asarray(self.data.test[0][:TIMED])
+        return float(np.median(measuring.in_turn(run, batch, 2.0)[measuring.BASE]))
+
+    def rows(self) -> np.ndarray:
+        """Numbers of the training examples in the order of the seed: the curvature's come first."""
+        return np.random.default_rng(self.seed).permutation(len(self.data.train[0]))
+
     def batches(self, examples: int, begin: int = 0) -> list[tuple]:
         """Training examples in the order of the seed, from a place on."""
         inputs, targets = self.data.train
-        rows = np.random.default_rng(self.seed).permutation(len(inputs))[begin : begin + examples]
-        size = self.spec.batch
+        rows, size = self.rows()[begin : begin + examples], self.spec.batch
         return [
             as_batch(inputs[part], targets[part], self.dense.constants)
             for part in np.split(rows, range(size, len(rows), size))
@@ -109,11 +127,10 @@ class Scores:
 def smaller(job: Job, scores: Any) -> Smaller:
     """Removes the units with the lowest scores for their cost, and recomputes batch norm."""
     params, constants = job.dense.params, job.dense.constants
-    inputs = job.data.train[0][:8]
+    inputs, multiple = job.data.train[0][:TIMED], job.args.multiple_of
     given = {"constants": constants} if constants else {}
     whole = flj.compact(job.predict, params, None, inputs, **given).report.flops[0]
-    goal = flj.targets.flops(job.args.share * whole)
-    multiple = job.args.multiple_of
+    goal = job.goal(whole)
     masks = flj.choose_units(
         job.predict, params, scores, goal, inputs, multiple_of=multiple, **given
     )
@@ -131,12 +148,17 @@ def recalibrated(job: Job, params: Any, constants: Any) -> Any:
 
 
 def better(job: Job, candidates: Mapping[str, Smaller]) -> str:
-    """The candidate with the lowest loss on training examples that the curvature has not seen."""
-    batches = job.batches(HELD_OUT, begin=job.args.examples)
+    """The candidate that loses least on held-out training examples after some training on."""
+    examples = job.args.examples
+    held_out = job.batches(HELD_OUT, begin=examples)
+    others = np.delete(job.rows(), slice(examples, examples + HELD_OUT))
+    part = np.sort(others[: len(job.data.train[0]) // TRIAL])
+    train = tuple(x[part] for x in job.data.train)
 
     def loss_of(small: Smaller) -> float:
+        small = trained_on(job, small, train) if job.args.epochs else small
         model = job.spec.model._replace(predict=job.predict)
-        own = [as_batch(*batch[:2], small.constants) for batch in batches]
+        own = [as_batch(*batch[:2], small.constants) for batch in held_out]
         return float(np.mean([flj.loss(model, small.params, batch) for batch in own]))
 
     return min(candidates, key=lambda name: loss_of(candidates[name]))
@@ -149,12 +171,12 @@ def measured(job: Job, small: Smaller, prefix: str = "") -> dict[str, float]:
     return dict(zip((f"{prefix}accuracy", f"{prefix}loss"), pair, strict=True))
 
 
-def trained_on(job: Job, small: Smaller) -> Smaller:
+def trained_on(job: Job, small: Smaller, train: tuple) -> Smaller:
     """Trains the smaller network on."""
     with resizing.sizes_of_params():
         params, constants = training.train(
             job.spec,
-            job.data.train,
+            train,
             epochs=job.args.epochs,
             seed=job.seed,
             start=(small.params, small.constants),
@@ -165,7 +187,8 @@ def trained_on(job: Job, small: Smaller) -> Smaller:
 
 def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
     """The file of a smaller network."""
-    return args.out / f"{args.network}_{args.share}_{method}_seed{seed}.safetensors"
+    goal = "" if args.goal == "operations" else f"_{args.goal}"
+    return args.out / f"{args.network}_{args.share}{goal}_{method}_seed{seed}.safetensors"
 
 
 def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
@@ -180,7 +203,7 @@ def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping
         same = next((r for r in runner.rows if _same(r, chosen, job.seed)), None)
         if same is None:
             begin = time.process_time()
-            last = trained_on(job, made[chosen])
+            last = trained_on(job, made[chosen], job.data.train)
             found = {
                 **measured(job, made[chosen]),
                 **measured(job, last, "finetuned_"),
@@ -201,25 +224,26 @@ def _same(row: Mapping[str, Any], chosen: str, seed: int) -> bool:
     return row["chosen"] == chosen and row["seed"] == seed
 
 
+def run_of(job: Job, params: Any, constants: Any) -> measuring.Run:
+    """A network in plain XLA."""
+    function = jax.jit(lambda inputs: job.predict(params, inputs, *filter(None, [constants])))
+    return lambda inputs: np.asarray(function(inputs))
+
+
 def timed(job: Job, chosen: Sequence[str]) -> dict[str, float]:
     """Median milliseconds of a batch, of the dense network and the smaller ones, in turn."""
     batch = np.asarray(job.data.test[0][:TIMED])
-
-    def run_of(params: Any, constants: Any) -> measuring.Run:
-        function = jax.jit(lambda inputs: job.predict(params, inputs, *filter(None, [constants])))
-        return lambda inputs: np.asarray(function(inputs))
-
-    runs = {measuring.BASE: run_of(job.dense.params, job.dense.constants)}
+    runs = {measuring.BASE: run_of(job, job.dense.params, job.dense.constants)}
     for name in dict.fromkeys(chosen):
         kept = flj.export.load_params(path_of(job.args, name, job.seed)).params
-        runs[name] = run_of(kept["params"], kept.get("constants"))
+        runs[name] = run_of(job, kept["params"], kept.get("constants"))
     times = measuring.in_turn(runs, batch, job.args.seconds)
     return {name: 1e3 * float(np.median(own)) for name, own in times.items()}
 
 
 def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> record.Table:
     """A row for each method, the median and the range over seeds in each column."""
-    base, settings = times[measuring.BASE], rows[0]["settings"]
+    base, settings, asked = times[measuring.BASE], rows[0]["settings"], rows[0]["asked_share"]
     cells: list[list[record.Cell]] = [["dense", 1, None, job.dense.accuracy, base, 1]]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
@@ -230,7 +254,7 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
     score = "accuracy, %" if job.spec.mean is None else "squared error"
     train, epochs = len(job.data.train[0]), settings["epochs"]
     return record.Table(
-        title=f"{job.spec.name}, fewer units, at most {rows[0]['asked_share']:.0%} of operations",
+        title=f"{job.spec.name}, fewer units, at most {asked:.0%} of the {job.args.goal}",
         columns=["", "operations", f"{score}, not trained", "trained on", "ms", "times as fast"],
         rows=cells,
         decimals=[0, 2, 2, 2, 2, 2],
@@ -255,7 +279,8 @@ def _parser() -> argparse.ArgumentParser:
     one = arguments.one_of(METHODS)
     several = ["magnitude", "auto"]
     option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
-    option(parser, "--share", arguments.positive, 0.5, "of the operations, that stays")
+    option(parser, "--share", arguments.positive, 0.5, "of the operations or seconds, that stays")
+    add("--goal", choices=("operations", "seconds"), default="operations", help="of --share")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
@@ -293,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": spec.name,
             "asked_share": args.share,
             "seed": seed,
-            "settings": {name: getattr(args, name) for name in names},
+            "settings": {name: getattr(args, name) for name in names}
+            | ({} if args.goal == "operations" else {"goal": args.goal}),
         }
         missing = runner.missing(identity, [{"method": method} for method in args.method])
         job = Job(spec, data, dense, args, seed)

@@ -74,6 +74,9 @@ def test_seconds_are_measured(monkeypatch):
     monkeypatch.setattr(choice, "_seconds", seconds)
     _, small = chosen(flj.targets.seconds(0.2))
     assert small.report.weights[1] <= 200 and len(timed) <= 8  # halves the range each time
+    monkeypatch.setattr(choice, "_seconds", lambda network, inputs: network.params["w1"].shape[1])
+    masks, small = chosen(flj.targets.seconds(9))  # the other units seem to take no time
+    assert [units.after for units in small.report.units] == [9, 12]
     with pytest.raises(ValueError, match="zeros alone save no time"):
         model = flj.Model(networks.mlp, flj.likelihoods.gaussian())
         batches = [(X, jnp.zeros((4, 3)))]
