@@ -30,6 +30,7 @@ FLOORS = [
 ]
 PRUNING = [
     {"_paired", "_tables", "_soundness", "costs", "leaves", "schedules", "scores"},
+    {"target_types"},
     {"masks", "targets", "report"},
     {"compensation"},
     {"selection"},

@@ -3,7 +3,7 @@
     python -m experiments.deploy.finetune
     python -m experiments.deploy.finetune --network autoencoder --checkpoint autoencoder.npz
 
-Units are chosen by their scores for their cost, in operations or, with `--goal seconds`, in time
+Units are chosen by their scores for their cost, in operations or, with `--goal time`, in time
 measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher of gates behind the
 units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
 `flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
@@ -65,19 +65,6 @@ class Job(NamedTuple):
         with resizing.sizes_of_params():
             return self.spec.model.predict(params, inputs, *constants)
 
-    def goal(self, operations: float) -> flj.targets.Budget:
-        """The share that stays of the operations, or of the seconds."""
-        share = self.args.share
-        if self.args.goal == "seconds":
-            return flj.targets.seconds(share * self.seconds())
-        return flj.targets.flops(share * operations)
-
-    def seconds(self) -> float:
-        """Time of the dense network for a batch, in plain XLA."""
-        run = {measuring.BASE: run_of(self, self.dense.params, self.dense.constants)}
-        batch = np.asarray(self.data.test[0][:TIMED])
-        return float(np.median(measuring.in_turn(run, batch, 2.0)[measuring.BASE]))
-
     def rows(self) -> np.ndarray:
         """Numbers of the training examples in the order of the seed: the curvature's come first."""
         return np.random.default_rng(self.seed).permutation(len(self.data.train[0]))
@@ -130,7 +117,9 @@ def smaller(job: Job, scores: Any) -> Smaller:
     inputs, multiple = job.data.train[0][:TIMED], job.args.multiple_of
     given = {"constants": constants} if constants else {}
     whole = flj.compact(job.predict, params, None, inputs, **given).report.flops[0]
-    goal = job.goal(whole)
+    goal = flj.targets.flops(job.args.share * whole)
+    if job.args.goal == "time":
+        goal = flj.targets.time_share(job.args.share)
     masks = flj.choose_units(
         job.predict, params, scores, goal, inputs, multiple_of=multiple, **given
     )
@@ -156,7 +145,7 @@ def better(job: Job, candidates: Mapping[str, Smaller]) -> str:
     train = tuple(x[part] for x in job.data.train)
 
     def loss_of(small: Smaller) -> float:
-        small = trained_on(job, small, train) if job.args.epochs else small
+        small = trained_on(job, small, train)
         model = job.spec.model._replace(predict=job.predict)
         own = [as_batch(*batch[:2], small.constants) for batch in held_out]
         return float(np.mean([flj.loss(model, small.params, batch) for batch in own]))
@@ -173,6 +162,8 @@ def measured(job: Job, small: Smaller, prefix: str = "") -> dict[str, float]:
 
 def trained_on(job: Job, small: Smaller, train: tuple) -> Smaller:
     """Trains the smaller network on."""
+    if not job.args.epochs:
+        return small
     with resizing.sizes_of_params():
         params, constants = training.train(
             job.spec,
@@ -279,8 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     one = arguments.one_of(METHODS)
     several = ["magnitude", "auto"]
     option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
-    option(parser, "--share", arguments.positive, 0.5, "of the operations or seconds, that stays")
-    add("--goal", choices=("operations", "seconds"), default="operations", help="of --share")
+    option(parser, "--share", arguments.positive, 0.5, "of the operations or the time, that stays")
+    add("--goal", choices=("operations", "time"), default="operations", help="of --share")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")

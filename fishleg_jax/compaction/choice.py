@@ -3,8 +3,6 @@
 import bisect
 import itertools
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +15,12 @@ from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction.analysis import Network
 from fishleg_jax.compaction.compact import coupled
 from fishleg_jax.compaction.slicing import cut, cuts_of
+from fishleg_jax.compaction.timing import Clock
 from fishleg_jax.compaction.unit_scores import UnitScores, of_given, of_members
-from fishleg_jax.pruning.targets import Budget
+from fishleg_jax.pruning.target_types import Budget
 
-UNITS = ("weights", "bytes", "flops", "seconds")
-REPEATS = 9  # timed calls; their median counts
+UNITS = ("weights", "bytes", "flops", "seconds", "time_share")
+TIMES = ("seconds", "time_share")
 
 Cost = Callable[[Sequence[np.ndarray], str], float]  # of the units that stay, in some unit
 
@@ -55,8 +54,9 @@ def choose_units(
 
     A unit's score is its own, or the sum of those of all its weights.  Units go in the order of
     score divided by cost, the costs being those at full size: operations for `targets.flops`, the
-    measured time that half of a coupling's units take for `.seconds`, else bytes.  The goal is
-    checked on the smaller shapes themselves, so that what `compact` returns reaches it.
+    measured time that half of a coupling's units take for `.seconds` and `.time_share`, else bytes.
+    The goal is checked on the smaller shapes themselves, so that what `compact` returns reaches it.
+    Times are measured in turn with those of the whole network.
 
     Args:
         f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`, whose sizes
@@ -66,7 +66,8 @@ def choose_units(
             or a score of each weight, at least 0: a pytree like the parameters, such as
             `obs_saliency` returns, or squared weights for the L2 norm of units.
         goal: `targets.weights`, `.bytes` or `.flops` for the whole smaller network, or `.seconds`
-            for a call of the compiled `f` on `inputs`, measured on the device at hand.
+            or `.time_share` for a call of the compiled `f` on `inputs`, measured on the device at
+            hand.
         inputs: Inputs with a leading axis of examples.
         constants: Pytree of arrays that are not trained; None if `f` takes none.
         couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
@@ -94,8 +95,8 @@ def choose_units(
     numbers.check_count(multiple_of, "multiple_of")
     if not isinstance(goal, Budget) or goal.unit not in UNITS:
         raise ValueError(
-            "goal must be targets.weights, targets.bytes, targets.flops or targets.seconds, got "
-            f"{goal!r}"
+            "goal must be targets.weights, targets.bytes, targets.flops, targets.seconds or "
+            f"targets.time_share, got {goal!r}"
         )
     of_units = isinstance(scores, UnitScores)
     if not of_units:
@@ -115,7 +116,8 @@ def choose_units(
         values = list(itertools.compress(values, may_go))
 
     # Order the removals by score and cost.
-    cost: Cost = lambda alive, unit: _cost(network, given, alive, inputs, unit)
+    clock = Clock(network, inputs) if goal.unit in TIMES else None
+    cost: Cost = lambda alive, unit: _cost(network, given, alive, inputs, unit, clock)
     whole = [np.ones(x[0].units, bool) for x in given]
     prices = _prices(cost, whole, goal.unit)
     removals: list[Removal] = []
@@ -144,23 +146,20 @@ def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:
     without it, so that half of the units are timed.  What seems to cost next to nothing costs a
     tenth of the time that its operations would take at the network's mean speed.
     """
-    counted = "flops" if unit == "seconds" else unit
-    total = cost(whole, counted)
-    prices = _saved(cost, whole, counted, total, lambda units: units - 1)
-    prices = [max(price, 1e-30) for price in prices]
-    if unit != "seconds":
+    counted = "flops" if unit in TIMES else unit
+    prices = [max(x, 1e-30) for x in _saved(cost, whole, counted, lambda units: units - 1)]
+    if unit not in TIMES:
         return prices
-    seconds = cost(whole, "seconds")
-    times = _saved(cost, whole, "seconds", seconds, lambda units: units // 2)
-    floor = 0.1 * seconds / total
+    floor = 0.1 / cost(whole, counted)
+    times = _saved(cost, whole, "time_share", lambda units: units // 2)
     return [max(own, floor * price) for own, price in zip(times, prices, strict=True)]
 
 
 def _saved(
-    cost: Cost, whole: Sequence[np.ndarray], unit: str, total: float, left: Callable[[int], int]
+    cost: Cost, whole: Sequence[np.ndarray], unit: str, left: Callable[[int], int]
 ) -> list[float]:
     """What each unit of a coupling saves when only some of its units are left."""
-    found = []
+    total, found = 1.0 if unit == "time_share" else cost(whole, unit), []
     for i, own in enumerate(whole):
         stay = max(left(own.size), 1)
         fewer = [*whole[:i], np.arange(own.size) < stay, *whole[i + 1 :]]
@@ -191,14 +190,19 @@ def _alive(removals: Sequence[Removal], whole: Sequence[np.ndarray]) -> list[np.
 
 
 def _cost(
-    network: Network, couplings: Sequence, alive: Sequence[np.ndarray], inputs: Any, unit: str
+    network: Network,
+    couplings: Sequence,
+    alive: Sequence[np.ndarray],
+    inputs: Any,
+    unit: str,
+    clock: Clock | None,
 ) -> float:
-    """Cost of a network with some of its units; all but seconds from shapes alone."""
+    """Cost of a network with some of its units; all but time from shapes alone."""
     cuts = cuts_of(couplings, alive)
     leaves = {name: cut(leaf, cuts.get(name, {})) for name, leaf in network.leaves().items()}
     small = Network(network.function, *network.trees(leaves))
-    if unit == "seconds":
-        return _seconds(small, inputs)
+    if clock is not None and unit in TIMES:
+        return clock.share(small) * (clock.whole if unit == "seconds" else 1.0)
     if unit == "flops":
         found = _report.flops(small, inputs)
         if found is None:
@@ -206,19 +210,6 @@ def _cost(
         return found
     measure = _report.size if unit == "weights" else _report.bytes_of
     return float(measure(small.params))
-
-
-def _seconds(network: Network, inputs: Any) -> float:
-    """Median time of a compiled call."""
-    constants = () if network.constants is None else (network.constants,)
-    run, arguments = jax.jit(network.function), (network.params, inputs, *constants)
-    jax.block_until_ready(run(*arguments))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(run(*arguments))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def _masks(params: Any, couplings: Sequence, alive: Sequence[np.ndarray]) -> Any:

@@ -12,7 +12,7 @@ from fishleg_jax._checks import numbers
 from fishleg_jax.low_rank import choice, forms
 from fishleg_jax.low_rank.parts import Part
 from fishleg_jax.low_rank.search import by_search
-from fishleg_jax.pruning.targets import Budget, Limit
+from fishleg_jax.pruning.target_types import Budget, Limit
 
 RULES = {**choice.RULES, "search": by_search}
 UNITS = ("weights", "bytes", "flops")

@@ -17,7 +17,7 @@ from fishleg_jax.low_rank.parts import Part, find_parts
 from fishleg_jax.low_rank.report import DecompositionReport, Row
 from fishleg_jax.low_rank.running import apply
 from fishleg_jax.model import BatchLike, Model, check_model
-from fishleg_jax.pruning.targets import Budget, Limit
+from fishleg_jax.pruning.target_types import Budget, Limit
 
 METRICS = ("fisher", "identity")
 FISHERS = ("exact", "sampled", "empirical")

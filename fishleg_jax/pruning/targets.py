@@ -1,67 +1,10 @@
 """Values of `sparsity` in `prune_one_shot` other than a number: a budget, a limit, or masks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from fishleg_jax import _text
 from fishleg_jax._checks import arrays, numbers
-
-
-class Budget(NamedTuple):
-    """Upper bound on the weights kept; `weights`, `bytes`, `flops`, `seconds`, `cost` return one.
-
-    Attributes:
-        unit: `weights`, `bytes`, `flops`, `seconds` or `cost`.
-        at_most: Upper bound, in that unit.
-        costs: Cost of each weight, for the unit `cost`; None otherwise.
-    """
-
-    unit: str
-    at_most: float
-    costs: Any | None = None
-
-    def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
-        return _text.one_line(self)
-
-
-class Limit(NamedTuple):
-    """Upper bound on a loss increase or a metric's drop, returned by `loss_increase` and `metric`.
-
-    Attributes:
-        unit: `measured` or `predicted` nats per example, or that of a `metric`.
-        at_most: Upper bound, in that unit.
-        metric: Function that measures the weights, for `metric`; None otherwise.
-        highest: Highest sparsity to try.
-        resolution: Difference in sparsity at which the search ends.
-    """
-
-    unit: str
-    at_most: float
-    metric: Callable[[Any], float] | None
-    highest: float
-    resolution: float
-
-    def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
-        return _text.one_line(self)
-
-
-class Given(NamedTuple):
-    """Masks to end at, returned by `masks`.
-
-    Attributes:
-        masks: Pytree of booleans like the parameters, False for pruned.
-    """
-
-    masks: Any
-
-    def __repr__(self) -> str:
-        """One line, without the entries of arrays."""
-        return _text.one_line(self)
-
-
-Target = Budget | Limit | Given
+from fishleg_jax.pruning.target_types import Budget, Given, Limit
 
 
 def weights(at_most: int) -> Budget:
@@ -141,7 +84,8 @@ def flops(at_most: float) -> Budget:
 def seconds(at_most: float) -> Budget:
     """Target for `choose_units`: a smaller network that takes at most some time for its inputs.
 
-    The time is measured on the device at hand, the median of nine calls after compilation.
+    The time is measured on the device at hand after compilation, in turn with that of the whole
+    network: the median ratio of nine rounds, times the whole network's median.
 
     Args:
         at_most: Seconds for one call of the compiled network.
@@ -158,6 +102,29 @@ def seconds(at_most: float) -> Budget:
         Budget(unit='seconds', at_most=0.01, costs=None)
     """
     return Budget("seconds", numbers.check_positive(at_most, "at_most"))
+
+
+def time_share(at_most: float) -> Budget:
+    """Target for `choose_units`: a smaller network that takes at most a share of the whole's time.
+
+    As `seconds`, without need to know how long the whole network takes: machines are faster at one
+    moment than at the next, ratios measured in turn less so.
+
+    Args:
+        at_most: Time of one call of the compiled network, as a share of the whole network's.
+
+    Returns:
+        A target.  Scattered zeros save no time, so `prune_one_shot` refuses it.
+
+    Raises:
+        ValueError: Not a positive number.
+
+    Example:
+        >>> import fishleg_jax as flj
+        >>> flj.targets.time_share(0.5)
+        Budget(unit='time_share', at_most=0.5, costs=None)
+    """
+    return Budget("time_share", numbers.check_positive(at_most, "at_most"))
 
 
 def cost(at_most: float, costs: Any) -> Budget:
@@ -292,7 +259,17 @@ def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) ->
     return Limit(unit, at_most, function, highest, resolution)
 
 
-__all__ = ["bytes", "cost", "flops", "loss_increase", "masks", "metric", "seconds", "weights"]
+__all__ = [
+    "bytes",
+    "cost",
+    "flops",
+    "loss_increase",
+    "masks",
+    "metric",
+    "seconds",
+    "time_share",
+    "weights",
+]
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fishleg_jax as flj
-from fishleg_jax.compaction import choice
+from fishleg_jax.compaction import choice, timing
 from tests.compaction import networks
 
 X = jax.random.normal(jax.random.key(0), (4, 5))
@@ -61,26 +61,58 @@ def test_sizes_are_multiples():
     assert choice._removals(0, np.ones(3), 1.0, 4) == []
 
 
-def test_seconds_are_measured(monkeypatch):
+def test_times_are_measured(monkeypatch):
     masks, _ = chosen(flj.targets.seconds(1e3))
     assert all(jax.tree.leaves(jax.tree.map(jnp.all, masks)))
-    assert choice._seconds(choice.Network(networks.mlp, PARAMS, None), X) > 0
-    timed = []
+    clock = timing.Clock(choice.Network(networks.mlp, PARAMS, None), X)
+    assert clock.whole > 0 and clock.share(choice.Network(networks.mlp, PARAMS, None)) > 0
 
-    def seconds(network, inputs):
-        timed.append(sum(x.size for x in jax.tree.leaves(network.params)))
-        return timed[-1] / 1000
 
-    monkeypatch.setattr(choice, "_seconds", seconds)
-    _, small = chosen(flj.targets.seconds(0.2))
-    assert small.report.weights[1] <= 200 and len(timed) <= 8  # halves the range each time
-    monkeypatch.setattr(choice, "_seconds", lambda network, inputs: network.params["w1"].shape[1])
-    masks, small = chosen(flj.targets.seconds(9))  # the other units seem to take no time
+@pytest.mark.parametrize("target, at_most", [("seconds", 2.0), ("time_share", 0.5)])
+def test_units_go_until_the_time_is_short_enough(monkeypatch, target, at_most):
+    timed, size = [], lambda network: sum(x.size for x in jax.tree.leaves(network.params))
+
+    class Clock:
+        """A second for so many weights that the whole network takes four."""
+
+        whole = 4.0
+
+        def __init__(self, network, inputs):
+            self.size = size(network)
+
+        def share(self, network):
+            timed.append(size(network) / self.size)
+            return timed[-1]
+
+    monkeypatch.setattr(choice, "Clock", Clock)
+    _, small = chosen(getattr(flj.targets, target)(at_most))
+    before, after = small.report.weights
+    assert before / 2 - 20 < after <= before / 2
+    assert len(timed) <= 7  # halves the range each time
+
+
+def test_units_that_take_time_go_first(monkeypatch):
+    """Those of the first layer alone do, whatever the operations say."""
+
+    class Clock:
+        whole = 1.0
+
+        def __init__(self, network, inputs):
+            pass
+
+        def share(self, network):
+            return network.params["w1"].shape[1] / 16
+
+    monkeypatch.setattr(choice, "Clock", Clock)
+    _, small = chosen(flj.targets.time_share(9 / 16))
     assert [units.after for units in small.report.units] == [9, 12]
-    with pytest.raises(ValueError, match="zeros alone save no time"):
+
+
+@pytest.mark.parametrize("target", ["seconds", "time_share"])
+def test_zeros_alone_save_no_time(target):
+    with pytest.raises(ValueError, match=f"zeros alone save no time, so targets.{target}"):
         model = flj.Model(networks.mlp, flj.likelihoods.gaussian())
-        batches = [(X, jnp.zeros((4, 3)))]
-        goal = flj.targets.seconds(1.0)
+        batches, goal = [(X, jnp.zeros((4, 3)))], getattr(flj.targets, target)(1.0)
         flj.prune_one_shot(model, PARAMS, flj.inverse.identity(), batches, sparsity=goal)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from fishleg_jax._checks.numbers import is_number
 from fishleg_jax.pruning.masks import densities as _densities
 from fishleg_jax.pruning.masks.groups import Groups
-from fishleg_jax.pruning.targets import Budget, Limit
+from fishleg_jax.pruning.target_types import Budget, Limit
 
 
 def target_of(groups: Groups, sparsity: Any) -> Any:

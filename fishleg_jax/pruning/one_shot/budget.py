@@ -16,7 +16,7 @@ from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.one_shot.choice import decide
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, choose
 from fishleg_jax.pruning.schedules import stage_sparsities
-from fishleg_jax.pruning.targets import Budget
+from fishleg_jax.pruning.target_types import Budget
 
 
 def sparsity_of(count: int, weights: int) -> float:

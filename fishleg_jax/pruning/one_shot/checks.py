@@ -16,7 +16,7 @@ from fishleg_jax.pruning._soundness import check_ready
 from fishleg_jax.pruning.masks.groups import Groups
 from fishleg_jax.pruning.one_shot.result import Result
 from fishleg_jax.pruning.one_shot.stages import Stages
-from fishleg_jax.pruning.targets import Budget
+from fishleg_jax.pruning.target_types import Budget
 
 
 def check_host(*given: Any) -> None:

@@ -9,7 +9,7 @@ from fishleg_jax import _prunable, _tree
 from fishleg_jax.pruning.leaves import Leaves
 from fishleg_jax.pruning.masks import groups as _groups
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
-from fishleg_jax.pruning.targets import Given
+from fishleg_jax.pruning.target_types import Given
 
 
 class Settled(NamedTuple):

@@ -9,15 +9,15 @@ from fishleg_jax.pruning.one_shot import budget, limit
 from fishleg_jax.pruning.one_shot.choice import decide
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance
 from fishleg_jax.pruning.schedules import stage_sparsities
-from fishleg_jax.pruning.targets import Budget, Limit, Target
+from fishleg_jax.pruning.target_types import Budget, Limit, Target
 
 
 def sparsity_or_target(asked: float | Target, groups: Groups) -> float | Target:
     """Converts a number of weights to its sparsity; returns everything else as it came."""
-    if isinstance(asked, Budget) and asked.unit == "seconds":
+    if isinstance(asked, Budget) and asked.unit in ("seconds", "time_share"):
         raise ValueError(
-            "sparsity: zeros alone save no time, so targets.seconds is for flj.choose_units, which "
-            "prunes whole units; use targets.flops or another target"
+            f"sparsity: zeros alone save no time, so targets.{asked.unit} is for flj.choose_units, "
+            "which prunes whole units; use targets.flops or another target"
         )
     if not isinstance(asked, Budget) or asked.unit != "weights":
         return asked

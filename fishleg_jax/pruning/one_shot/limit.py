@@ -9,7 +9,7 @@ from fishleg_jax.pruning.masks.build import number_to_prune
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
 from fishleg_jax.pruning.one_shot.choice import decide
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Point, Scored, Step, advance
-from fishleg_jax.pruning.targets import Limit
+from fishleg_jax.pruning.target_types import Limit
 
 # (point, report of the stage that led there, reports of earlier stages) -> loss increase
 Lost = Callable[[Point, dict, Sequence[dict]], float]

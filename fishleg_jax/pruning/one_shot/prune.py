@@ -19,7 +19,7 @@ from fishleg_jax.pruning.one_shot.stage import score
 from fishleg_jax.pruning.one_shot.stages import Stages
 from fishleg_jax.pruning.scores import Saliency
 from fishleg_jax.pruning.selection._border import Selection
-from fishleg_jax.pruning.targets import Target
+from fishleg_jax.pruning.target_types import Target
 
 
 @mesh.in_mesh_of_params

@@ -40,7 +40,7 @@ from fishleg_jax.pruning.one_shot.steps import by_steps
 from fishleg_jax.pruning.report import make_report
 from fishleg_jax.pruning.scores import Saliency, check_saliency
 from fishleg_jax.pruning.selection._border import Selection
-from fishleg_jax.pruning.targets import Budget, Given, Limit, Target
+from fishleg_jax.pruning.target_types import Budget, Given, Limit, Target
 from fishleg_jax.pruning.update import Surgeon
 
 
