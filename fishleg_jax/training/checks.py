@@ -48,8 +48,7 @@ def check_arguments(
     if grafting not in GRAFTS:
         raise ValueError(f"grafting must be None, 'sgd' or 'adam', got {grafting!r}")
     axis.check_name(axis_name)
-    if not _gradual_checks.is_array(seed) and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
-        raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
+    _gradual_checks.check_seed(seed)
 
 
 def check_norm(max_fisher_norm: Any) -> None:

@@ -6,15 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from fishleg_jax import _labels, _tree
-from fishleg_jax._checks import arrays, numbers
+from fishleg_jax import _tree
+from fishleg_jax._checks import arrays
 from fishleg_jax._devices import axis, placement
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import check_targets
-from fishleg_jax.pruning.gradual.checks import check_batch, check_step, check_weights
+from fishleg_jax.pruning.gradual.update_checks import check_update, check_weights
 from fishleg_jax.training import checks as _checks
 from fishleg_jax.training.damping import check_movable
 from fishleg_jax.training.grafting import grafted
@@ -190,19 +188,14 @@ def scale_by_inverse_fisher(
         **extra,
     ):
         del extra
-        # Reject invalid arguments; arrays may be traced, so only types and shapes are checked.
-        hold = numbers.check_flag(hold, "hold")
-        check_step(assimilate, hold)
-        known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
-        check_weights(params, _checks.NO_MASKED)
-        _tree.check_same(params, updates, "grads")
-        if mask is not None:
-            _tree.check_same(params, mask, "mask")
+        trees = {"grads": updates, "mask": mask}
+        known = check_update(
+            *(estimator, estimator.model, params, batch, assimilate, hold),
+            trees=trees,
+            advice=_checks.NO_MASKED,
+        )
         if hold:
             return step(updates, state, params, None, mask, None, None, False, True)
-        check_batch(estimator, batch, known)
-        if batch is not None and not _labels.has_nan(batch[1]):  # a step has to survive NaN labels
-            check_targets(estimator.model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, mask, flag, emit, known, False)
 

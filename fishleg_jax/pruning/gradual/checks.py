@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fishleg_jax import _prunable
-from fishleg_jax._checks import arrays, numbers
+from fishleg_jax._checks import numbers
 from fishleg_jax._devices import axis
-from fishleg_jax.inverse.base import InverseFisher, check_estimator
+from fishleg_jax.inverse.base import check_estimator
 from fishleg_jax.pruning.gradual.counting import is_number
 from fishleg_jax.pruning.leaves import Leaves
 from fishleg_jax.pruning.masks.build import number_to_prune
@@ -153,53 +152,14 @@ def check_others(leaves: Leaves, axis_name: Any, seed: Any) -> None:
     if leaves.costs is not None:
         raise ValueError("prunable: costs apply to prune_one_shot only, got flj.Leaves(costs=...)")
     axis.check_name(axis_name)
+    check_seed(seed)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises a ValueError for a seed that is not a whole number in the range of a key's seed."""
     traced = is_array(seed) and not _concrete(seed)  # from optax.inject_hyperparams
     if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
         raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
-
-
-PRUNE_OUTSIDE = "move the pruning outside of it, and choose the leaves to prune by prunable"
-
-
-def check_weights(params: Any, advice: str = PRUNE_OUTSIDE) -> None:
-    """Raises a ValueError unless weights are given, unmasked and of floating-point dtypes.
-
-    Args:
-        params: Weights.
-        advice: What to do about masked leaves.
-    """
-    if params is None:
-        raise ValueError(
-            "params must be passed to update, got None: tx.update(grads, state, params, batch=...)"
-        )
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
-        raise ValueError(
-            "params has leaves masked out by optax.masked or optax.partition, but curvature needs "
-            f"all leaves: {advice}"
-        )
-    arrays.check_dtypes(params)  # but not whether they are finite: a step must not raise for that
-
-
-def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:
-    """Raises a ValueError if a batch is needed and missing."""
-    if batch is None and estimator.updates != 0 and assimilate is not False:
-        raise ValueError(
-            "batch must be passed to update for its curvature: tx.update(grads, state, params, "
-            "batch=(inputs, targets)); replace wrappers that drop extra arguments: flax's "
-            "TrainState by a subclass with flj.TrainStateMixin, optax.MultiSteps by flj.MultiSteps"
-        )
-    if batch is not None:
-        arrays.check_batch_shapes(batch, "batch")
-
-
-def check_step(assimilate: Any, hold: bool) -> None:
-    """Raises a ValueError for invalid or contradictory flags of a step."""
-    traced = isinstance(assimilate, jax.Array) and assimilate.dtype == bool
-    if not (assimilate is None or isinstance(assimilate, (bool, np.bool_)) or traced):
-        raise ValueError(f"assimilate must be None, True, False or traced, got {assimilate!r}")
-    if hold and assimilate is not None and assimilate is not False:
-        raise ValueError(f"assimilate must be None or False if hold is True, got {assimilate!r}")
 
 
 def _check_reach(sparsity: Any, pattern: Pattern | None) -> None:

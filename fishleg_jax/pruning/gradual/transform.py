@@ -6,18 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from fishleg_jax import _chunks, _curvature, _labels, _prunable, _tree
-from fishleg_jax._checks import arrays, numbers
+from fishleg_jax import _chunks, _curvature, _prunable, _tree
+from fishleg_jax._checks import arrays
 from fishleg_jax._devices import axis, placement
 from fishleg_jax._same_model import check_same_model
 from fishleg_jax.inverse.base import InverseFisher
-from fishleg_jax.model import Model, check_model, check_targets, losses
+from fishleg_jax.model import Model, check_model, losses
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning.compensation import _adjustable
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
+from fishleg_jax.pruning.gradual import update_checks
 from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import Sparsity
 from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs, groups_in
@@ -147,7 +147,7 @@ def gradual_prune(
 
     def init(params):
         # Check the weights.
-        _gradual_checks.check_weights(params)
+        update_checks.check_weights(params)
         arrays.check_params(params)
         _tree.check_names(_tree.named_leaves(params))
         if model is not None:
@@ -227,19 +227,10 @@ def gradual_prune(
         **extra,
     ):
         del extra
-        # Reject invalid arguments; arrays may be traced, so only types and shapes are checked.
-        hold = numbers.check_flag(hold, "hold")
-        _gradual_checks.check_step(assimilate, hold)
-        known = bool(assimilate) if isinstance(assimilate, (bool, np.bool_)) else None
-        _gradual_checks.check_weights(params)
-        _tree.check_same(params, updates, "updates")
-        if grad is not None:
-            _tree.check_same(params, grad, "grad")
+        trees = {"updates": updates, "grad": grad}
+        known = update_checks.check_update(estimator, model, params, batch, assimilate, hold, trees)
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
-        _gradual_checks.check_batch(estimator, batch, known)
-        if batch is not None and not _labels.has_nan(batch[1]):  # a step has to survive NaN labels
-            check_targets(model, params, batch)
         flag = assimilate if known is None else None
         return step(updates, state, params, batch, grad, flag, emit, known, False)
 
