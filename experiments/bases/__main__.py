@@ -24,7 +24,7 @@ from experiments.bases import pruning
 from experiments.bases.networks import NETWORKS
 from experiments.data import datasets
 from experiments.models import checkpoints, training
-from experiments.report import curves, tables
+from experiments.report import curves, record
 from experiments.running import arguments, files, results
 from experiments.running.arguments import at_least, one_of, seed, share
 from experiments.running.runner import Runner
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--epochs", at_least(1), 5, "of dynamic pruning", several=False)
     parser.add_argument("--data-dir", type=Path, help="where TensorFlow Datasets has cifar10")
     option("--out", Path, Path("results/bases"), several=False)
+    record.add_option(parser)
     return parser
 
 
@@ -107,15 +108,35 @@ def _label(row: dict) -> str:
     return f"{row['settings']['method']}, {row['settings']['basis']}"
 
 
-def _table(rows: Sequence[dict]) -> str:
-    """Accuracies of one network in one mode: a row per method and basis, a column per density."""
+def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
+    """Accuracies of one network in one mode: a row per method and basis, a column per density.
+
+    Args:
+        rows: objects of `results.json`.
+        args: the arguments.
+    """
     densities = sorted({row["settings"]["density"] for row in rows}, reverse=True)
-    cells = [["dense", *[tables.spread([row["dense_accuracy"] for row in rows])] * len(densities)]]
+    dense = record.spread([row["dense_accuracy"] for row in rows])
+    cells: list[list[record.Cell]] = [["dense", *[dense] * len(densities)]]
     for label in dict.fromkeys(map(_label, rows)):
         own = [row for row in rows if _label(row) == label]
         of = [[r["accuracy"] for r in own if r["settings"]["density"] == d] for d in densities]
-        cells.append([label, *map(tables.spread, of)])
-    return tables.table(["test accuracy, %", *(f"{100 * d:g} % kept" for d in densities)], cells)
+        cells.append([label, *map(record.spread, of)])
+    name, mode, dynamic = rows[0]["model"], rows[0]["mode"], rows[0]["mode"] == "dynamic"
+    spec = NETWORKS[name]
+    how = f"while it trains for {args.epochs} epochs" if dynamic else "in one shot"
+    return record.Table(
+        title=f"{name}, pruned in space and in the DCT {how}: test accuracy, %",
+        columns=["", *(f"{100 * d:g} % kept" for d in densities)],
+        rows=cells,
+        decimals=[0, *[2] * len(densities)],
+        seed=", ".join(str(x) for x in dict.fromkeys(row["seed"] for row in rows)),
+        data=spec.dataset,
+        examples=f"{args.examples:,} training examples for the curvature; all test examples"
+        if mode == "one_shot"
+        else "all training examples, all test examples",
+        note="The median over seeds, with the least and the largest.",
+    )
 
 
 def _picture(path: Path, rows: Sequence[dict]) -> Path:
@@ -146,10 +167,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     runner = Runner(args.out / "results.json")
     rows = [row for name in args.networks for row in _rows(args, name, runner)]
-    for name, mode in itertools.product(args.networks, args.modes):
-        own = [row for row in rows if row["model"] == name and row["mode"] == mode]
-        if own:
-            print(f"\n{name}, {mode.replace('_', ' ')}\n{_table(own)}")
+    for mode in args.modes:
+        made = {}
+        for name in args.networks:
+            own = [row for row in rows if row["model"] == name and row["mode"] == mode]
+            made[name] = table(own, args)
+            print(f"\n{made[name].title}\n{made[name]}")
+        if args.record:
+            whole = record.stacked(made, f"Pruned in space and in the DCT, {mode}: accuracy, %")
+            suffix = "" if mode == args.modes[0] else f"_{mode}"
+            record.keep(args.record + suffix, whole, "experiments.bases", argv)
     one_shot = [row for row in rows if row["mode"] == "one_shot"]
     if one_shot:
         print(f"\n{_picture(args.out / 'bases.png', one_shot)}")

@@ -29,7 +29,7 @@ from experiments.disagreement import ensemble, pictures
 from experiments.disagreement.comparing import FREE, NAMES, Case, compare, fields, prune
 from experiments.models import checkpoints, networks, training
 from experiments.models.specs import MODELS, make_spec
-from experiments.report import tables
+from experiments.report import record
 from experiments.report.paired import loss_difference
 from experiments.running import arguments, files
 from experiments.running.runner import Runner
@@ -61,16 +61,32 @@ COLUMNS = {
 }
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table: a row for each method, the median and the range over seeds in each column."""
+def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record.Table:
+    """A row for each method, the median and the range over seeds in each column.
+
+    Args:
+        rows: objects of `results.json`.
+        args: the arguments.
+    """
     first = rows[0]
-    dense = ["dense", "", "", "", f"{first['dense_accuracy']:.2f}"]
-    cells = [[*dense, f"{first['dense_calibration']:.2f}", "", ""]]
+    dense = {"accuracy": first["dense_accuracy"], "calibration": first["dense_calibration"]}
+    cells: list[list[record.Cell]] = [["dense", *(dense.get(f) for f, _ in COLUMNS.values())]]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
-        spreads = (tables.spread([row[f] for row in own], n) for f, n in COLUMNS.values())
-        cells.append([name, *spreads])
-    return tables.table(["", *COLUMNS], cells)
+        cells.append([name, *(record.spread([row[f] for row in own]) for f, _ in COLUMNS.values())])
+    return record.Table(
+        title=f"Who loses, {args.dataset} at {args.sparsity:.0%} sparsity",
+        columns=["", *COLUMNS],
+        rows=cells,
+        decimals=[0, *(digits for _, digits in COLUMNS.values())],
+        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        data=f"{args.dataset}; {first['model']}; every method's default call",
+        examples=f"{args.examples:,} training images for every method; "
+        f"{first['test_examples']:,} test images; memorisation from {args.subsets} networks, "
+        "trained on seven tenths of the training images each",
+        note='The median over seeds, with the least and the largest. "Memorised by": mean '
+        "memorisation of the training images whose prediction changes, minus that of the others.",
+    )
 
 
 def against_labels(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -122,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--seed", arguments.seed, [0], several=True)
     out = Path("results/disagreement")
     add("--out", type=Path, default=out, help=f"default: {out}")
+    record.add_option(parser)
     return parser
 
 
@@ -181,7 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"seed {seed}  {one['method']:20} {test.summary()}", flush=True)
     order = {name: i for i, name in enumerate(args.method)}
     rows = sorted(runner.rows, key=lambda row: (row["seed"], order[row["method"]]))
-    print(show(rows))
+    made = table(rows, args)
+    print(made)
+    record.keep(args.record, made, "experiments.disagreement", argv)
     print(against_labels(rows))
     print(runner.path)
     first = [row for row in rows if row["seed"] == args.seed[0]]

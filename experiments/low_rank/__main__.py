@@ -23,7 +23,7 @@ from experiments.data import datasets
 from experiments.low_rank.decomposing import METHODS, decomposed
 from experiments.models import checkpoints, training
 from experiments.models.specs import MODELS
-from experiments.report import curves, tables
+from experiments.report import curves, record
 from experiments.running import arguments, files, results
 from experiments.running.arguments import at_least, one_of, seed, share
 from experiments.running.runner import Runner
@@ -31,12 +31,6 @@ from experiments.running.runner import Runner
 NETWORKS = ("cnn", "mlp", "mlpnet", "resnet20", "autoencoder")
 FORMS = ("channel", "spatial", "tucker2")
 HELD = 128  # examples whose gradients are held at a time, unless a gradient has more
-FIELDS = {
-    "accuracy": "accuracy or squared error",
-    "loss": "loss, nats",
-    "trained_accuracy": "accuracy or squared error after training on",
-    "trained_loss": "loss after training on, nats",
-}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--epochs", at_least(0), 1, "of training on")
     parser.add_argument("--data-dir", type=Path, help="where TensorFlow Datasets has its data")
     option("--out", Path, Path("results/low_rank"))
+    record.add_option(parser)
     return parser
 
 
@@ -106,17 +101,41 @@ def _rows(args: argparse.Namespace, name: str, runner: Runner) -> list[dict]:
     return rows
 
 
-def _table(rows: Sequence[dict], field: str, title: str) -> str:
-    """One field of one network: a row per method, a column per share of weights."""
+def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
+    """Results of one network: a row per method, for each share of weights the score and loss.
+
+    Args:
+        rows: objects of `results.json`.
+        args: the arguments.
+    """
+    spec = MODELS[rows[0]["model"]]
     shares = sorted({row["settings"]["share"] for row in rows}, reverse=True)
-    dense = [row[f"dense_{field.removeprefix('trained_')}"] for row in rows]
-    digits = 2 if "accuracy" in field else 3
-    cells = [["dense", *[tables.spread(dense, digits)] * len(shares)]]
+    score, digits = ("squared error", 2) if spec.mean is not None else ("accuracy, %", 2)
+    names = {"accuracy": (score, digits), "loss": ("loss", 4)}
+    if args.epochs:
+        names |= {"trained_accuracy": (f"{score}, trained on", digits)}
+        names |= {"trained_loss": ("loss, trained on", 4)}
+    dense = [[row[f"dense_{f.removeprefix('trained_')}"] for row in rows] for f in names]
+    cells: list[list[record.Cell]] = [["dense", *map(record.spread, dense * len(shares))]]
     for method in dict.fromkeys(row["settings"]["method"] for row in rows):
         own = [row for row in rows if row["settings"]["method"] == method]
-        of = [[row.get(field) for row in own if row["settings"]["share"] == x] for x in shares]
-        cells.append([method, *(tables.spread(values, digits) for values in of)])
-    return tables.table([title, *(f"{100 * x:g} % of weights" for x in shares)], cells)
+        of = [
+            [row.get(field) for row in own if row["settings"]["share"] == x]
+            for x in shares
+            for field in names
+        ]
+        cells.append([method, *map(record.spread, of)])
+    return record.Table(
+        title=f"{spec.name}, kernels decomposed to a share of their weights",
+        columns=["", *(f"{100 * x:g} %: {title}" for x in shares for title, _ in names.values())],
+        rows=cells,
+        decimals=[0, *[n for _, n in names.values()] * len(shares)],
+        seed=", ".join(str(x) for x in dict.fromkeys(row["seed"] for row in rows)),
+        data=f"{spec.dataset}, test examples",
+        examples=f"{args.examples:,} training examples for the Fisher, "
+        f"{args.examples_per_gradient} in a gradient; training on for {args.epochs} epoch",
+        note="The median over seeds, with the least and the largest; losses in nats.",
+    )
 
 
 def _picture(path: Path, rows: Sequence[dict]) -> Path:
@@ -145,14 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.load(args.out / "results.json")
         args.out.mkdir(parents=True, exist_ok=True)
     runner = Runner(args.out / "results.json")
-    rows = []
+    rows, made = [], {}
     for name in args.networks:
         own = _rows(args, name, runner)
         rows += own
-        for field, title in FIELDS.items():
-            if args.epochs or not field.startswith("trained"):
-                print(f"\n{name}\n{_table(own, field, title)}")
+        made[name] = table(own, args)
+        print(f"\n{made[name].title}\n{made[name]}")
     print(f"\n{_picture(args.out / 'low_rank.png', rows)}")
+    if args.record:
+        whole = record.stacked(made, "Kernels decomposed to a share of their weights")
+        record.keep(args.record, whole, "experiments.low_rank", argv)
     return 0
 
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,26 @@ def spread(values: Sequence[float | None]) -> Cell:
         return None
     middle, low, high = numbers
     return middle if low == high else [middle, low, high]
+
+
+def stacked(parts: Mapping[str, Table], title: str) -> Table:
+    """One table of several with the same columns, such as those of networks.
+
+    Args:
+        parts: the tables by the name that goes before the names of their rows.
+        title: of the whole.
+
+    Returns:
+        The table; seeds, data, examples and notes are those of the parts, each once.
+    """
+    first = next(iter(parts.values()))
+    rows = [[f"{name}: {row[0]}", *row[1:]] for name, part in parts.items() for row in part.rows]
+
+    def once(field: str) -> str:
+        return "; ".join(dict.fromkeys(filter(None, (getattr(x, field) for x in parts.values()))))
+
+    fields = {field: once(field) for field in ("seed", "data", "examples", "note")}
+    return first._replace(title=title, rows=rows, **fields)
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

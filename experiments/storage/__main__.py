@@ -28,7 +28,7 @@ import numpy as np
 from experiments.data import datasets
 from experiments.models import checkpoints, training
 from experiments.models.specs import MODELS, Spec
-from experiments.report import tables
+from experiments.report import record, tables
 from experiments.running import arguments, files
 from experiments.running.runner import Runner
 from experiments.storage import measuring, pictures
@@ -56,22 +56,49 @@ def _accuracies(rows: Sequence[Mapping[str, Any]], **fields: Any) -> list[float]
     return [x for row in own for x in row["accuracies"]]
 
 
-def show(rows: Sequence[Mapping[str, Any]], weights: int) -> str:
-    """A table: a row for each number of cells, columns for networks and allotments."""
+def show(rows: Sequence[Mapping[str, Any]], weights: int) -> record.Table:
+    """A row for each number of cells, columns for networks and allotments.
+
+    Args:
+        rows: objects of `results.json`, for one kind of cell.
+        weights: number of weights of the network.
+    """
     kinds = list(
         dict.fromkeys((r["network"], r["allotment"]) for r in rows if r["allotment"] != "digital")
     )
-    lines = []
+    lines: list[list[record.Cell]] = []
     for each in sorted({row["each"] for row in rows if row["allotment"] != "digital"}):
         cells = [interval(_accuracies(rows, network=n, allotment=a, each=each)) for n, a in kinds]
-        lines.append([f"{each:g}", *cells])
+        lines.append([f"{each:g} a weight", *cells])
     for row in (row for row in rows if row["allotment"] == "digital"):
-        title = f"digital, {row['network']}, {row['total_cells'] / weights:.2f} cells a weight"
+        title = f"digital, {row['network']}, {row['total_cells'] / weights:.2f} a weight"
         line = [row["accuracies"][0] if n == row["network"] else None for n, _ in kinds]
-        text = [title, *("" if x is None else f"{x:.2f}" for x in line)]
+        text = [title, *(None if x is None else f"{x:.2f}" for x in line)]
         if text not in lines:
             lines.append(text)
-    return tables.table(["cells for a stored weight", *(f"{n}, {a}" for n, a in kinds)], lines)
+    return _made(rows, "test accuracy, %", ["cells", *(f"{n}, {a}" for n, a in kinds)], lines)
+
+
+def _made(
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    columns: list[str],
+    lines: list[list[record.Cell]],
+) -> record.Table:
+    """A table of one network in one kind of cell."""
+    settings, spec = rows[0]["settings"], MODELS[rows[0]["model"]]
+    return record.Table(
+        title=f"{spec.name} in noisy cells: {title}",
+        columns=columns,
+        rows=lines,
+        decimals=[0, *[2] * (len(columns) - 1)],
+        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        data=f"{spec.dataset}; pruned: {settings['sparsity']:.0%} by FishLeg's default call",
+        examples=f"{settings['examples']:,} training examples for the curvature; at most "
+        f"{settings['test']:,} test examples",
+        note=f"Means over {settings['draws']} draws of the noise for each seed, ± 1.96 standard "
+        "errors.",
+    )
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -91,17 +118,19 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _needed(found: Sequence[Mapping[str, Any]]) -> str:
-    columns = {
-        "network": "{network}",
-        "points below": "{points:g}",
-        "equal": "{equal:.2f}",
-        "curvature": "{curvature:.2f}",
-        "ratio": "{ratio:.2f}",
-        "from": "{low:.2f}",
-        "to": "{high:.2f}",
-    }
-    return tables.of_rows(found, columns)
+def needed(rows: Sequence[Mapping[str, Any]]) -> record.Table:
+    """Cells needed for an accuracy, equal ones and by curvature, and their ratio with its interval.
+
+    Args:
+        rows: objects of `results.json`, for one kind of cell.
+    """
+    lines: list[list[record.Cell]] = []
+    for one in ratios(rows):
+        span = [one["ratio"], one["low"], one["high"]]
+        name = f"{one['network']}, {one['points']:g} points below"
+        lines.append([name, one["equal"], one["curvature"], span])
+    title = "cells for a stored weight, to come near the accuracy without noise"
+    return _made(rows, title, ["", "equal", "by curvature", "ratio"], lines)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--seed", arguments.seed, [0], several=True)
     out = Path("results/storage")
     add("--out", type=Path, default=out, help=f"default: {out}")
+    record.add_option(parser)
     return parser
 
 
@@ -220,11 +250,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = Runner(args.out / "results.json")
     _measure(args, spec, split, loaded, runner)
     weights = sum(w.size for w in jax.tree.leaves(loaded[0]))
+    whole: dict[str, dict[str, record.Table]] = {"": {}, "_needed": {}}
     for kind in args.cell:
         rows = [row for row in runner.rows if row["settings"]["cell"] == kind]
-        print(f"{spec.name}, cells: {kind if kind == 'pcm' else f'noise of {kind}'}\n")
-        print(_all_tables(rows, weights))
+        name = "PCM" if kind == "pcm" else f"noise {kind}"
+        for suffix, made in (("", show(_plain(rows), weights)), ("_needed", needed(_plain(rows)))):
+            whole[suffix][name] = made
+            print(f"{name}, {made.title}\n{made}\n")
+        print(f"{_codings(rows)}\n")
         print(pictures.accuracy_vs_cells(args.out / f"cells_{kind}.png", _plain(rows), weights))
+    for suffix, parts in whole.items():
+        if args.record:
+            title = next(iter(parts.values())).title
+            made = record.stacked(parts, title)
+            record.keep(args.record + suffix, made, "experiments.storage", argv)
     print(runner.path)
     return 0
 
@@ -232,14 +271,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Rows of the default coding, and of digital storage."""
     return [row for row in rows if row["coding"] in (next(iter(measuring.CODINGS)), None)]
-
-
-def _all_tables(rows: Sequence[Mapping[str, Any]], weights: int) -> str:
-    plain = _plain(rows)
-    title = "cells for a stored weight, to come near the accuracy without noise"
-    return "\n\n".join(
-        [show(plain, weights), f"{title}\n{_needed(ratios(plain))}", f"{_codings(rows)}\n"]
-    )
 
 
 def _codings(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -26,7 +26,7 @@ def test_two_methods_at_equal_weights(tmp_path, monkeypatch, capsys):
         assert after - (before - kernels) <= 0.2 * kernels
         assert row["trained_loss"] < row["loss"]
     assert (tmp_path / "low_rank.png").stat().st_size > 1000
-    assert "20 % of weights" in capsys.readouterr().out
+    assert "20 %: accuracy, %" in capsys.readouterr().out
     monkeypatch.setattr(low_rank, "decomposed", None)
     assert low_rank.main(arguments) == 0
     assert json.loads((tmp_path / "results.json").read_text()) == rows
