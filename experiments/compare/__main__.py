@@ -23,7 +23,7 @@ from experiments.compare.comparison import Comparison
 from experiments.data import datasets
 from experiments.models import training
 from experiments.models.specs import Spec
-from experiments.report import plots, tables
+from experiments.report import plots, record, tables
 from experiments.running import arguments, processes, results
 from experiments.running.runner import Runner
 
@@ -162,6 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = len(results.load(path)) - len(rows)
             print(f"{path} ({others} results of other settings too)" if others else path)
             print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
+            examples = (
+                f"{args.examples or spec.examples:,} training examples for every method but "
+                f"magnitude; {len(split.test[0]):,} test examples"
+            )
+            record.keep_accuracies(args.record, rows, "experiments.compare", argv, examples)
         return runner.exit_code()
 
 

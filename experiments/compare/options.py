@@ -11,6 +11,7 @@ from experiments.compare.comparison import batch_shapes
 from experiments.data import datasets
 from experiments.estimates import methods
 from experiments.models.specs import Spec
+from experiments.report import record
 from experiments.running import arguments, processes, results
 from fishleg_jax.pruning.masks.groups import make_groups
 from fishleg_jax.pruning.one_shot import budget as _budget
@@ -156,6 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     arguments.add_memory_options(parser)
     processes.add_options(parser)
+    record.add_option(parser)
     return parser
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from experiments.deploy import measuring, plots, subjects
 from experiments.models import cases
-from experiments.report import tables
+from experiments.report import record, tables
 from experiments.running import arguments, files
 
 COLUMNS = {
@@ -50,7 +50,41 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--seed", arguments.seed, 0)
     out = Path("results/deploy")
     add("--out", type=Path, default=out, help=f"default: {out}")
+    record.add_option(parser)
     return parser
+
+
+def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
+    """A row for each network and path.
+
+    Args:
+        rows: objects of `results.json`.
+        args: the arguments.
+    """
+    fields = {
+        "accuracy, %": ("accuracy", 2),
+        "bytes": ("bytes", 0),
+        "over dense": ("bytes_ratio", 3),
+        "ms, batch 1": ("ms_1", 3),
+        "ratio, batch 1": ("ratio_1", 2),
+        "ms, batch 128": ("ms_128", 2),
+        "ratio, batch 128": ("ratio_128", 2),
+    }
+    cells: list[list[record.Cell]] = [
+        [f"{row['network']}: {row['path']}", *(row[field] for field, _ in fields.values())]
+        for row in rows
+    ]
+    return record.Table(
+        title=f"After pruning to {args.sparsity:.0%} by {args.method}, path by path",
+        columns=["", *fields],
+        rows=cells,
+        decimals=[0, *(digits for _, digits in fields.values())],
+        seed=str(args.seed),
+        data=", ".join(dict.fromkeys(row["network"] for row in rows)),
+        examples=f"at most {args.examples:,} test examples",
+        note="Ratios of times to the dense network's are medians over rounds in which all paths "
+        "were timed in turn.",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(tables.of_rows(rows, COLUMNS))
     print(files.write_json(args.out / "results.json", rows))
     print(plots.draw(args.out / "accuracy_vs_ms.png", rows))
+    record.keep(args.record, table(rows, args), "experiments.deploy", argv)
     return 0
 
 

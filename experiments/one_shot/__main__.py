@@ -24,7 +24,7 @@ from experiments.estimates.methods import make_estimator
 from experiments.models import checkpoints, training
 from experiments.models.cases import curvature_batches
 from experiments.models.specs import Spec
-from experiments.report import plots, tables
+from experiments.report import plots, record, tables
 from experiments.running import arguments, files, memory, processes, results
 
 NAMES = ("fishleg", "fishleg_start", "magnitude")
@@ -184,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     arguments.add_memory_options(parser)
     processes.add_options(parser)
+    record.add_option(parser)
     return parser
 
 
@@ -213,6 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(tables.accuracies(rows))
         print(files.write_json(args.out / "results.json", rows))
         print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
+        examples = (
+            f"{args.examples or spec.examples:,} training examples for every method but magnitude; "
+            f"{len(split.test[0]):,} test examples"
+        )
+        record.keep_accuracies(args.record, rows, "experiments.one_shot", argv, examples)
     return 0
 
 

@@ -68,6 +68,57 @@ def spread(values: Sequence[float | None]) -> Cell:
     return middle if low == high else [middle, low, high]
 
 
+def at_sparsities(
+    rows: Sequence[dict], field: str, title: str, *, examples: str, digits: int = 2
+) -> Table:
+    """A table of one field: a row per method, a column per sparsity; medians and ranges over seeds.
+
+    Args:
+        rows: the objects of a `results.json` for one model.
+        field: the field.
+        title: its name and unit.
+        examples: training and test examples, and what they were for.
+        digits: decimals.
+    """
+    columns, values = tables.at_sparsities(rows, field)
+    first = rows[0]
+    return Table(
+        title=f"{first['model']}: {title}",
+        columns=["", *columns],
+        rows=[[name, *map(spread, cells)] for name, cells in values.items()],
+        decimals=[0, *[digits] * len(columns)],
+        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        data=first["dataset"],
+        examples=examples,
+        note="The median over seeds, with the least and the largest.",
+    )
+
+
+def keep_accuracies(
+    name: str | None,
+    rows: Sequence[dict],
+    module: str,
+    argv: Sequence[str] | None,
+    examples: str,
+    root: Path = pages.ROOT,
+) -> None:
+    """Writes the accuracies of a `results.json`; those with batch norm recomputed to a second file.
+
+    Args:
+        name: of the table; None to do nothing.
+        rows: the objects of a `results.json` for one model.
+        module: the module that is run by `python -m`.
+        argv: its arguments; None for those of the process.
+        examples: training and test examples, and what they were for.
+        root: folder of the repository.
+    """
+    for prefix, title in tables.measurements(rows).items():
+        suffix = f"_{prefix}".rstrip("_")
+        field, title = f"{prefix}accuracy", f"{title}test accuracy, %"
+        table = at_sparsities(rows, field, title, examples=examples)
+        keep(name and name + suffix, table, module, argv, root)
+
+
 def stacked(parts: Mapping[str, Table], title: str) -> Table:
     """One table of several with the same columns, such as those of networks.
 

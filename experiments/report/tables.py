@@ -111,20 +111,37 @@ def by_sparsity(
     Returns:
         The table.
     """
-    methods = list(dict.fromkeys(result["method"] for result in results))
-    targets = sorted({result["sparsity_target"] for result in results}, key=_order)
-    header = [title, *map(_name, targets), *further]
+    columns, values = at_sparsities(results, field)
     rows = []
+    for name, cells in values.items():
+        own = [result for result in results if result["method"] == name]
+        more = [make(own) if own else "" for make in further.values()]
+        rows.append([name, *map(show, cells), *more])
+    return table([title, *columns, *further], rows)
+
+
+def at_sparsities(
+    results: Sequence[dict], field: str
+) -> tuple[list[str], dict[str, list[list[float | None]]]]:
+    """Values of one field over seeds, by method and sparsity.
+
+    Args:
+        results: the objects of a `results.json` for one model.
+        field: the field.
+
+    Returns:
+        The titles of the columns, one for each sparsity; and for each method a list of values for
+        each of them.  Where there is the field's `dense_` counterpart, `dense` is the first.
+    """
+    targets = sorted({result["sparsity_target"] for result in results}, key=_order)
+    found = {}
     if f"dense_{field}" in results[0]:
         # one value a seed, however many results it has
         dense = {result["seed"]: result[f"dense_{field}"] for result in results}
-        cells = [show(list(dense.values()))] * len(targets)
-        rows.append(["dense", *cells, *[""] * len(further)])
-    for method in methods:
-        found = [select(results, field, method=method, sparsity_target=t) for t in targets]
-        own = [result for result in results if result["method"] == method]
-        rows.append([method, *map(show, found), *(make(own) for make in further.values())])
-    return table(header, rows)
+        found["dense"] = [list(dense.values())] * len(targets)
+    for method in dict.fromkeys(result["method"] for result in results):
+        found[method] = [select(results, field, method=method, sparsity_target=t) for t in targets]
+    return list(map(_name, targets)), found
 
 
 def _order(target: float | str) -> tuple:

@@ -34,6 +34,50 @@ def test_nothing_is_kept_without_a_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_accuracies_over_sparsities_and_seeds_are_kept(tmp_path):
+    """Batch norm as stored and recomputed, each in a file of its own."""
+    rows = [
+        {
+            "model": "resnet20",
+            "dataset": "cifar10",
+            "method": method,
+            "sparsity_target": sparsity,
+            "seed": seed,
+            "accuracy": 50.0 + seed,
+            "dense_accuracy": 90.0,
+            "recalibrated_accuracy": 60.0,
+            "recalibrated_on": 64,
+        }
+        for method in ("magnitude", "fishleg")
+        for sparsity in (0.9, 0.5)
+        for seed in (0, 1, 2)
+    ]
+    record.keep_accuracies("some", rows, "experiments.one", [], "64 examples", tmp_path)
+    folder = tmp_path / "docs" / "results"
+    stored = json.loads((folder / "some.json").read_text())
+    assert stored["columns"] == ["", "50 %", "90 %"] and stored["seed"] == "0, 1, 2"
+    assert stored["rows"] == [
+        ["dense", 90.0, 90.0],
+        ["magnitude", [51.0, 50.0, 52.0], [51.0, 50.0, 52.0]],
+        ["fishleg", [51.0, 50.0, 52.0], [51.0, 50.0, 52.0]],
+    ]
+    again = json.loads((folder / "some_recalibrated.json").read_text())
+    assert "64 training images" in again["title"]
+    assert again["rows"][-1] == ["fishleg", 60.0, 60.0]
+
+
+def test_tables_of_networks_are_stacked():
+    parts = {"one": TABLE, "two": TABLE._replace(data="mnist", rows=[["dense", 3.0]])}
+    whole = record.stacked(parts, "both")
+    assert [row[0] for row in whole.rows] == [
+        "one: dense",
+        "one: pruned",
+        "one: none",
+        "two: dense",
+    ]
+    assert whole.title == "both" and whole.data == "digits; mnist" and whole.seed == "0, 1"
+
+
 def test_the_text_has_the_cells_of_the_page():
     assert "2.00 (1.50–2.50)" in str(TABLE)
 
