@@ -13,7 +13,7 @@ ROOT = pathlib.Path(fishleg_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up; a room imports those before it, and a file of a room any file of that room.
 FLOORS = [
-    {"_branch", "_jit", "_text", "_batch", "_files"},
+    {"_branch", "_jit", "_text", "_batch", "_files", "_random"},
     {"_tree", "_tiles", "_devices", "_checks", "_jaxpr", "_prunable", "_chunks", "_labels"},
     {"_likelihood", "likelihoods", "_convolutions", "model", "_same_model"},
     {

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _text, _tree
+from fishleg_jax import _random, _text, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax._jit import is_traced
 from fishleg_jax.storage.cells import Cell, check_cell, pcm
@@ -237,10 +237,8 @@ def read(stored: Stored, key: jax.Array) -> Any:
 
 def _with_noise(values: Any, spreads: Any, key: jax.Array) -> Any:
     leaves, tree = jax.tree.flatten(values)
-    keys = tree.unflatten(list(jax.random.split(key, len(leaves))))
-    return jax.tree.map(
-        lambda v, s, k: v + s * jax.random.normal(k, v.shape, v.dtype), values, spreads, keys
-    )
+    noise = tree.unflatten(_random.like(leaves, key))
+    return jax.tree.map(lambda v, s, n: v + s * n, values, spreads, noise)
 
 
 def check_cells(params: Any, cells: Any, coding: Coding) -> Any:

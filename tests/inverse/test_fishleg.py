@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
+from fishleg_jax._random import signs
 from fishleg_jax.inverse import factors
 from fishleg_jax.inverse._fishleg import progress
-from fishleg_jax.inverse._fishleg.samples import signs
 from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
 from fishleg_jax.pruning.one_shot.fit import LOOK
 from tests import dense

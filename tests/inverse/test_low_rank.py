@@ -126,3 +126,10 @@ def test_learning_is_refused():
     estimator = flj.inverse.fishleg(model, 0.1, factors=factors.low_rank, learn=True)
     with pytest.raises(ValueError, match="learn must be False with factors.low_rank"):
         estimator.init(jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("n, rank", [(1, 1), (2, 2), (9, 9), (50, 7), (784, 64)])
+def test_the_first_vectors_are_orthonormal_and_incoherent(x64, n, rank):
+    vectors = low_rank._incoherent(jax.random.key(0), n, rank, jnp.dtype(jnp.float64))
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-12)
+    assert np.abs(vectors).max() <= (2 / n) ** 0.5 + 1e-12  # no axis has more than its share

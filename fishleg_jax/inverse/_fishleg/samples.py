@@ -1,13 +1,12 @@
 """Probes, Fisher samples and Fisher products of a batch."""
 
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _convolutions, _labels, _tree, fisher
+from fishleg_jax import _chunks, _convolutions, _labels, _random, _tree, fisher
 from fishleg_jax._devices import axis, mesh, sharding
 from fishleg_jax.model import Model, loss, predict, split_batch
 
@@ -211,21 +210,5 @@ def draw_probe(
         norm = jnp.sqrt(_tree.dot(gradient, gradient))
         return [g / jnp.maximum(norm, jnp.finfo(g.dtype).tiny) for g in jax.tree.leaves(gradient)]
     leaves = jax.tree.leaves(params)
-
-    def draw(key):
-        # one draw for all leaves: one per leaf takes minutes to compile on networks with many
-        sizes = [x.size for x in leaves]
-        random = signs if probe == "sign" else jax.random.normal
-        flat = random(key, (sum(sizes),), jnp.result_type(*leaves))
-        parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
-        return [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
-
-    return sharding.automatic(draw, leaves, key)
-
-
-def signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
-    """Draws a vector of random signs, 32 from each random word."""
-    (size,) = shape
-    words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
-    bits = (words >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return 1 - 2 * bits.reshape(-1)[:size].astype(dtype)
+    random = _random.signs if probe == "sign" else jax.random.normal
+    return sharding.automatic(lambda key: _random.like(leaves, key, random), leaves, key)

@@ -8,11 +8,13 @@ operations, and second moments are never formed: moments are the products `A V` 
 moment A with its eigenvectors, from which a step of the orthogonal iteration makes newer ones.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _random
 from fishleg_jax.inverse.factors import Factor, Frame
 
 product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -40,15 +42,22 @@ def trace(factor: Factor, frame: Frame) -> jax.Array:
 
 
 def empty_frame(factor: Factor, dtype: jnp.dtype) -> Frame:
-    """Initial frame, of random orthonormal vectors, for which Q is `I/γ`."""
-    keys = jax.random.split(jax.random.key(0))
-    sizes = zip(factor.axes, ranks(factor), strict=True)
-    vectors = [
-        jnp.linalg.qr(jax.random.normal(key, size, dtype))[0]
-        for key, size in zip(keys, sizes, strict=True)
-    ]
+    """Initial frame, of incoherent orthonormal vectors, for which Q is `I/γ`."""
+    vectors = tuple(
+        _incoherent(jax.random.key(i), *size, jnp.dtype(dtype))
+        for i, size in enumerate(zip(factor.axes, ranks(factor), strict=True))
+    )
     spectrum = jnp.zeros([r + 1 for r in ranks(factor)], dtype)
-    return Frame(vectors=tuple(vectors), values=(None, None), spectrum=spectrum)
+    return Frame(vectors=vectors, values=(None, None), spectrum=spectrum)
+
+
+@partial(jax.jit, static_argnames=("n", "rank", "dtype"))
+def _incoherent(key: jax.Array, n: int, rank: int, dtype: jnp.dtype) -> jax.Array:
+    """Cosines with random signs: orthonormal columns, without a decomposition to compile."""
+    i, k = jnp.arange(n, dtype=jnp.uint32)[:, None], jnp.arange(rank, dtype=jnp.uint32)
+    angle = ((2 * i + 1) * k % (4 * n)).astype(dtype) * (math.pi / (2 * n))
+    norm = jnp.where(k == 0, n, n / 2).astype(dtype) ** -0.5
+    return _random.signs(key, (n,), dtype)[:, None] * norm * jnp.cos(angle)
 
 
 def zero_moments(factor: Factor, dtype: jnp.dtype) -> tuple[jax.Array, ...]:

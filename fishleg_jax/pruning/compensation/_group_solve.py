@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _random, _tree
 from fishleg_jax._conjugate_gradients import Solve, conjugate_gradients
 from fishleg_jax._curvature import Curvature
 from fishleg_jax._devices import sharding
@@ -99,7 +99,7 @@ def solve_group(
         first = jitted(mean_diagonal)(signs, fisher_product(signs), free) * RELATIVE_DAMPING
     if not traced and exact and settings.damping is None:
         jax.block_until_ready(first)
-        most = number * (settings.iterations + 1)
+        most = number * (settings.iterations + 2)  # with those of the start and the prediction
         budget = most * (time.perf_counter() - begin)
         limit = "" if settings.seconds is None else f", within {settings.seconds:g} s"
         _LOG.info("group: at most %d Fisher products, about %.3g s%s", most, budget, limit)
@@ -237,11 +237,8 @@ def random_signs(params: Any, mask: Any) -> Any:
     leaves, tree = jax.tree.flatten(params)
 
     def draw(leaves, masks):
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        return [
-            jnp.where(m, jax.random.rademacher(k, x.shape, x.dtype), 0)
-            for k, x, m in zip(keys, leaves, masks, strict=True)
-        ]
+        drawn = _random.like(leaves, jax.random.key(0), _random.signs)
+        return [jnp.where(m, x, 0) for x, m in zip(drawn, masks, strict=True)]
 
     return tree.unflatten(sharding.automatic(draw, leaves, leaves, jax.tree.leaves(mask)))
 
