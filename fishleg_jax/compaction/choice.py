@@ -143,14 +143,14 @@ def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:
     """Cost of a unit of every coupling, at full size.
 
     A single unit's time is below the noise of a clock, and vectors of its width may take no less
-    without it, so that half of the units are timed.  What seems to cost next to nothing costs a
-    tenth of the time that its operations would take at the network's mean speed.
+    without it, so that half of the units are timed.  What seems to cost next to nothing costs half
+    of the time that its operations would take at the network's mean speed.
     """
     counted = "flops" if unit in TIMES else unit
     prices = [max(x, 1e-30) for x in _saved(cost, whole, counted, lambda units: units - 1)]
     if unit not in TIMES:
         return prices
-    floor = 0.1 / cost(whole, counted)
+    floor = 0.5 / cost(whole, counted)
     times = _saved(cost, whole, "time_share", lambda units: units // 2)
     return [max(own, floor * price) for own, price in zip(times, prices, strict=True)]
 

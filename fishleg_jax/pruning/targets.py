@@ -85,7 +85,7 @@ def seconds(at_most: float) -> Budget:
     """Target for `choose_units`: a smaller network that takes at most some time for its inputs.
 
     The time is measured on the device at hand after compilation, in turn with that of the whole
-    network: the median ratio of nine rounds, times the whole network's median.
+    network: the ratio of the shortest of fifteen calls each, times the whole network's shortest.
 
     Args:
         at_most: Seconds for one call of the compiled network.

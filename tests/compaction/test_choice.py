@@ -92,7 +92,7 @@ def test_units_go_until_the_time_is_short_enough(monkeypatch, target, at_most):
 
 
 def test_units_that_take_time_go_first(monkeypatch):
-    """Those of the first layer alone do, whatever the operations say."""
+    """At equal scores: the first layer takes all of the time, the second has more operations."""
 
     class Clock:
         whole = 1.0
@@ -104,8 +104,14 @@ def test_units_that_take_time_go_first(monkeypatch):
             return network.params["w1"].shape[1] / 16
 
     monkeypatch.setattr(choice, "Clock", Clock)
-    _, small = chosen(flj.targets.time_share(9 / 16))
-    assert [units.after for units in small.report.units] == [9, 12]
+    even = jax.tree.map(jnp.zeros_like, PARAMS) | {"b1": jnp.ones(16), "b2": jnp.ones(12)}
+
+    def left(goal):
+        masks = flj.choose_units(networks.mlp, PARAMS, even, goal, X)
+        return [int(masks["b1"].sum()), int(masks["b2"].sum())]
+
+    assert left(flj.targets.time_share(9 / 16)) == [9, 12]
+    assert left(flj.targets.flops(550)) == [16, 9]  # 2 · 251 products, and biases
 
 
 @pytest.mark.parametrize("target", ["seconds", "time_share"])
