@@ -43,7 +43,7 @@ from experiments.train.choice import Trials
 from experiments.train.steps import Program
 
 NETWORKS = ("mlp", "cnn", "mlpnet", "resnet20", "autoencoder", "curves", "transformer")
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 MODULE = "experiments.low_rank.updates"
 
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.command(MODULE, "Train with Adam's moments in subspaces of the gradients.")
     add, option = parser.add_argument, partial(arguments.option, parser)
     add("--network", choices=NETWORKS, default="mlp", help="default: mlp, of digits")
-    option("--ranks", share, [0.05, 0.1, 0.16], "shares of the smaller side", several=True)
+    option("--ranks", share, [0.1, 0.15], "shares of the smaller side", several=True)
     option("--refreshes", at_least(1), [10, 50], "steps between refreshes", several=True)
     option("--subspaces", at_least(1), 1, "of every kernel")
     option("--directions", at_least(0), 20, "of the earlier trajectory; 0 for none")

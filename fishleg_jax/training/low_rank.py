@@ -40,7 +40,7 @@ class LowRankState(NamedTuple):
 def low_rank_updates(
     inner: optax.GradientTransformation,
     rank: int | float,
-    refresh: int = 50,
+    refresh: int = 10,
     *,
     subspaces: int = 1,
     residual: bool = True,
@@ -65,8 +65,9 @@ def low_rank_updates(
             `optax.scale_by_adam()`.  It sees no weights: the learning rate, weight decay and
             pruning come behind it in a chain.
         rank: Dimensions of each kernel's subspace, r: a whole number, or a share of the smaller
-            side in (0, 1).  With Adam a share of 1/6 leaves a quarter of the state or less.
-        refresh: Steps between refreshes of the subspaces, 50 by default.
+            side in (0, 1), which is at least 8 dimensions.  With Adam a share of 1/6 leaves a
+            quarter of the state of large kernels, or less.
+        refresh: Steps between refreshes of the subspaces, 10 by default.
         subspaces: Number of subspaces of each kernel, of `rank / subspaces` dimensions, of which a
             refresh replaces the oldest; 1 by default, which replaces all.
         residual: Whether to add the scaled rest of the gradient; True by default.

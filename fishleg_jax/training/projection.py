@@ -12,6 +12,7 @@ from fishleg_jax import _tree
 from fishleg_jax._devices import mesh as _mesh
 
 HIGHEST = jax.lax.Precision.HIGHEST
+LEAST = 8  # dimensions for a share: a classifier's few rows would have one, and too noisy lengths
 # fields of the states of optax that hold second moments, which are never negative
 SQUARES = ("nu", "nu_max", "sum_of_squares")
 
@@ -35,9 +36,9 @@ class Form(NamedTuple):
 
     def rank(self, rank: int | float) -> int:
         """Dimensions of the subspace for a number of them, or a share of the smaller side."""
-        if isinstance(rank, numbers.Integral):
-            return min(int(rank), self.small)
-        return max(1, round(float(rank) * self.small))
+        whole = isinstance(rank, numbers.Integral)
+        wanted = int(rank) if whole else max(LEAST, round(float(rank) * self.small))
+        return min(wanted, self.small)
 
     def coordinates(self, rank: int) -> tuple[int, ...]:
         """Shape of the coordinates in a subspace of this rank."""
