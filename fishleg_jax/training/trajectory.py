@@ -74,7 +74,8 @@ def trajectory_subspace(checkpoints: Sequence[Any], rank: int) -> Any:
         _tree.check_same(checkpoints[0], one, f"checkpoints[{i}]")
         arrays.check_params(one)
     gathered = jax.tree.map(lambda *x: jnp.stack(x), *map(_tree.widen, checkpoints))
-    moved = jax.tree.map(lambda x: x - x.mean(0), gathered)
+    moved = jax.tree.map(lambda x: x - x[0], gathered)  # exact zeros where nothing has moved
+    moved = jax.tree.map(lambda x: x - x.mean(0), moved)
     # Eigenvectors of the inner products, on the host in double precision.
     variances, vectors = np.linalg.eigh(_products(moved))
     variances, vectors = variances[::-1], vectors[:, ::-1]

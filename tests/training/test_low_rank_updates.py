@@ -96,7 +96,7 @@ def test_leaves_without_two_sides_have_no_form():
     assert projection.form_of((3, 7), True) is None
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     shape=st.sampled_from([(9, 14), (14, 9), (2, 9, 14)]),
     subspaces=st.sampled_from([1, 3]),
@@ -269,15 +269,18 @@ def test_pruned_weights_stay_zero_behind_it():
     around = flj.prune(chained(0.05), MODEL, goal, **own)
     for tx in (behind, around):
         params, state, _ = train(tx, data=batches(20))
-        early = flj.masks(state)
+        masks = flj.masks(state)
         assert flj.sparsity(params) == pytest.approx(0.6, abs=0.005)
-        for _ in range(5):  # past the end, across a refresh
-            grads = jax.tree.map(jnp.ones_like, params)
-            updates, state = tx.update(grads, state, params, hold=True)
-            params = optax.apply_updates(params, updates)
-            held = jax.tree.map(lambda x, m: bool((x[~m] == 0).all()), params, flj.masks(state))
-            assert all(jax.tree.leaves(held))
-        jax.tree.map(np.testing.assert_array_equal, flj.masks(state), early)
+
+        def step(carry, _, tx=tx):
+            params, state = carry
+            updates, state = tx.update(
+                jax.tree.map(jnp.ones_like, params), state, params, hold=True
+            )
+            return (optax.apply_updates(params, updates), state), params
+
+        _, after = jax.lax.scan(step, (params, state), length=6)  # past the end, with a refresh
+        jax.tree.map(lambda x, m: np.testing.assert_array_equal(x[:, ~m], 0), after, masks)
         assert flj.check(state).ok
 
 
