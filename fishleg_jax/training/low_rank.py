@@ -13,6 +13,7 @@ from fishleg_jax.pruning.gradual import checks as _gradual_checks
 from fishleg_jax.training import projection
 from fishleg_jax.training.projection import Form
 
+INSIDE = 0.1  # least share of a gradient's length that counts as inside of the subspace
 NEVER = 2**31 - 1  # age of bases before the first refresh
 
 
@@ -54,7 +55,7 @@ def low_rank_updates(
     (r, n), and its update U comes back as `P U`: with Adam, `2 r n + m r` numbers in place of
     `2 m n`.  Every `refresh` steps the basis follows the gradient, and the inner state is rotated
     into it.  With `residual` the rest of the gradient, `G - P R`, is added with the length that
-    the inner transformation gives to each column of R, without any state.
+    the inner transformation gives to each column of R, at most tenfold, without any state.
 
     Axes of kernels with more than two are cut into two groups where the smaller side is largest.
     Leaves with one axis pass whole, as do those for which bases and coordinates would take as many
@@ -188,14 +189,14 @@ def _lifted(
     """Update of a matrix: that of its coordinates, and the scaled rest of the gradient.
 
     With `U` the step and `s` the ratio of the lengths of its columns to those of R, it is
-    `P U + s (G - P R) = P (U - s R) + s G`, which takes one product.
+    `P U + s (G - P R) = P (U - s R) + s G`, which takes one product.  Momentum may move columns
+    whose own gradient lies nearly outside of the subspace: there the length of G bounds the ratio.
     """
     if not residual:
         return basis @ step
     length = lambda x: jnp.linalg.norm(x, axis=-2, keepdims=True)  # noqa: E731
-    tiny = jnp.finfo(seen.dtype).tiny
-    scale = length(step) / jnp.maximum(length(seen), tiny)
-    scale = jnp.where(length(seen) > 0, scale, 0)
+    inside = jnp.maximum(length(seen), INSIDE * length(matrix))
+    scale = jnp.where(inside > 0, length(step) / jnp.where(inside > 0, inside, 1), 0)
     return basis @ (step - scale * seen) + scale * matrix
 
 

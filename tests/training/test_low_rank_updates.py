@@ -163,6 +163,18 @@ def test_a_step_without_memory_with_the_residual_is_the_gradient():
     np.testing.assert_allclose(tx.update(gradient, state)[0], gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_the_rest_is_bounded_where_a_gradient_lies_outside_of_the_subspace():
+    """Momentum moves all columns; the gradient of the last is orthogonal to the basis."""
+    tx = flj.low_rank_updates(optax.trace(0.9), 2, 5)
+    first = jnp.zeros((9, 14)).at[:2].set(jax.random.normal(jax.random.key(0), (2, 14)))
+    _, state = tx.update(first, tx.init(first))
+    second = first.at[:, -1].set(jnp.zeros(9).at[5].set(1.0))
+    update, after = tx.update(second, state)
+    moved = jnp.linalg.norm(after.inner.trace[:, -1])
+    np.testing.assert_allclose(jnp.linalg.norm(update[5, -1]), 10 * moved, rtol=1e-4)
+    np.testing.assert_allclose(update[:, :-1], 1.9 * first[:, :-1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [99, 0.999])
 def test_at_full_rank_leaves_pass_whole_and_adam_is_adam(rank):
     expected, plain, _ = train(optax.chain(ADAM, optax.scale(-0.01)))
