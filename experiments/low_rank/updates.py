@@ -91,15 +91,19 @@ class Contest:
         """Starts with no results."""
         self.args, self.spec, self.split, self.trials = args, spec, split, trials
         self.runner = Runner(args.out / "results.json")
+        self._programs: dict[Any, Program] = {}
         self.length = args.epochs * (len(split.train[0]) // spec.train_batch)
 
     def program(self, of: Variant | Trajectory | str, train: datasets.Arrays) -> Program:
-        """The compiled steps of an optimiser."""
-        if isinstance(of, Variant):
-            return LowRankProgram(self.spec, of, self.spec.train_batch)
-        if isinstance(of, Trajectory):
+        """The compiled steps of an optimiser, made once."""
+        if isinstance(of, Trajectory):  # which trains on these examples before
             return TrajectoryProgram(self.spec, of, self.spec.train_batch, train)
-        return Program(self.spec, of, 0.0, self.spec.train_batch)
+        if of not in self._programs:
+            if isinstance(of, Variant):
+                self._programs[of] = LowRankProgram(self.spec, of, self.spec.train_batch)
+            else:
+                self._programs[of] = Program(self.spec, of, 0.0, self.spec.train_batch)
+        return self._programs[of]
 
     def identity(self, of: Variant | Trajectory | str) -> dict[str, Any]:
         """Fields that say which optimiser, on which batches."""
@@ -239,13 +243,11 @@ def _picture(path: Path, spec: Spec, rows: Sequence[dict]) -> Path:
             continue
         name = ADAM
         if "refresh" in settings:
-            name = f"refreshed every {settings['refresh']} steps"
-            name += "" if settings["residual"] else ", without the rest"
+            name = f"{settings['refresh']}" + ("" if settings["residual"] else ", no rest")
         place = round(100 * row["state_bytes"] / adam[row["seed"]]["state_bytes"], 1)
         lines.setdefault(name, {}).setdefault(place, []).append(row["train_loss"])
-    return curves.curves(
-        path, {spec.name: lines}, across="state, % of Adam's bytes", up="training loss, nats"
-    )
+    across = "state, % of Adam's bytes\n(refreshed after so many steps)"
+    return curves.curves(path, {spec.name: lines}, across=across, up="training loss, nats")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
