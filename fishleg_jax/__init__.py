@@ -50,10 +50,16 @@ if typing.TYPE_CHECKING:
     from fishleg_jax.pruning.scores import obd_saliency, obs_saliency
     from fishleg_jax.pruning.trust import Trust, trust
     from fishleg_jax.rematerialise import remat
+    from fishleg_jax.training.low_rank import LowRankState, low_rank_updates
     from fishleg_jax.training.optimizer import fishleg_optimizer, scale_by_fishleg
     from fishleg_jax.training.precondition import scale_by_inverse_fisher
     from fishleg_jax.training.sharing import SharedState
     from fishleg_jax.training.state import NaturalState
+    from fishleg_jax.training.trajectory import (
+        SubspaceState,
+        trajectory_subspace,
+        within_subspace,
+    )
 
 __version__ = "0.1.0"
 
@@ -67,6 +73,7 @@ __all__ = [
     "GradualState",
     "InverseFisher",
     "Leaves",
+    "LowRankState",
     "Memorisation",
     "Memory",
     "Model",
@@ -77,6 +84,7 @@ __all__ = [
     "Result",
     "SharedState",
     "Stages",
+    "SubspaceState",
     "TrainStateMixin",
     "Trust",
     "UnitScores",
@@ -104,6 +112,7 @@ __all__ = [
     "loss",
     "losses",
     "low_rank",
+    "low_rank_updates",
     "make_masks",
     "masks",
     "memorisation",
@@ -124,9 +133,11 @@ __all__ = [
     "stage_sparsities",
     "storage",
     "targets",
+    "trajectory_subspace",
     "trust",
     "unit_scores",
     "weight_costs",
+    "within_subspace",
 ]
 
 # Public names by home below the package, as in the imports above, and modules as attributes.
@@ -162,6 +173,7 @@ _HOMES = {
     "GradualState": "pruning.gradual.state",
     "InverseFisher": "inverse.base",
     "Leaves": "pruning.leaves",
+    "LowRankState": "training.low_rank",
     "Memorisation": "mismatch.memorisation",
     "Memory": "memory",
     "Model": "model",
@@ -172,6 +184,7 @@ _HOMES = {
     "Result": "pruning.one_shot.result",
     "SharedState": "training.sharing",
     "Stages": "pruning.one_shot.stages",
+    "SubspaceState": "training.trajectory",
     "TrainStateMixin": "pruning.gradual.train_state",
     "Trust": "pruning.trust",
     "UnitScores": "compaction.unit_scores",
@@ -193,6 +206,7 @@ _HOMES = {
     "load_masks": "pruning.masks.files",
     "loss": "model",
     "losses": "model",
+    "low_rank_updates": "training.low_rank",
     "make_masks": "pruning.masks.build",
     "masks": "pruning.gradual.state",
     "memorisation": "mismatch.memorisation",
@@ -208,9 +222,11 @@ _HOMES = {
     "scale_by_inverse_fisher": "training.precondition",
     "sparsity": "pruning.apply",
     "stage_sparsities": "pruning.schedules",
+    "trajectory_subspace": "training.trajectory",
     "trust": "pruning.trust",
     "unit_scores": "compaction.unit_scores",
     "weight_costs": "pruning.costs",
+    "within_subspace": "training.trajectory",
 }
 
 if not typing.TYPE_CHECKING:  # with it, type checkers would accept every name

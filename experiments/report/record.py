@@ -141,7 +141,7 @@ def stacked(parts: Mapping[str, Table], title: str) -> Table:
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--record NAME` to a parser, and notes the commit before anybody changes it."""
-    commit()
+    commit(pages.ROOT)  # the argument of `keep`, or the cache would not know it
     parser.add_argument(
         "--record", metavar="NAME", help="write the table to docs/results/NAME.json"
     )

@@ -68,10 +68,11 @@ class Program:
     def __init__(self, spec: Spec, name: str, decay: float, batch: int, goal: Goal | None = None):
         """Compiles the initial state; steps follow in `prepare`."""
         self.spec, self.name, self.batch, self.goal = spec, name, batch, goal
+        self.decay = decay
         gradient = jax.value_and_grad(loss_of(spec), has_aux=True)
 
         def make(rate, length):
-            return optimizers.make(spec, name, cosine(rate, length), decay, goal)
+            return self.transformation(cosine(rate, length))
 
         def step(rate, length, carry, inputs, targets, work):
             params, constants, state = carry
@@ -86,6 +87,10 @@ class Program:
         self._init = jax.jit(init).lower(params).compile()
         self._shapes = Carry(params, constants, jax.eval_shape(init, params))
         self._compiled = {}
+
+    def transformation(self, rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+        """The optimiser with a learning rate that is a function of the step."""
+        return optimizers.make(self.spec, self.name, rate, self.decay, self.goal)
 
     def start(self, seed: int) -> Carry:
         """The carry before the first step, with random weights of this seed."""
