@@ -11,6 +11,7 @@ from fishleg_jax.pruning.one_shot.stage import Plan, Scored, advance, rescored
 from fishleg_jax.pruning.scores import label
 
 DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
+FARTHEST = 1e3  # and how far a winner among them is followed, by the same factors
 MARGIN = 1.0  # standard errors of the paired difference by which a winner beats OBS scores
 
 
@@ -46,7 +47,8 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
     Every candidate is masked and compensated, cheaply where the compensation offers that and on a
     quarter of the stage's batches.  Losses on held-out examples are compared in pairs: of the
     candidates that are better than OBS scores by one standard error of the difference, the one with
-    the lowest mean wins; OBS scores, if there is none.
+    the lowest mean wins; OBS scores, if there is none.  While another damping is the best so far,
+    the next one in its direction is a candidate too.
 
     Args:
         plan: Choices that all stages share.
@@ -64,7 +66,8 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
     cheap = cheaper(plan)
     best = first_losses = winner = None
     lowest, tried = math.inf, {}
-    for candidate in candidates(plan, scored.fitted):
+    waiting = candidates(plan, scored.fitted)
+    for candidate in waiting:
         try:
             state = scored.fitted
             if candidate.factor != 1:
@@ -82,10 +85,19 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
         elif mean >= lowest or not jitted(_paired.better, MARGIN)(losses, first_losses):
             continue
         best, lowest, winner = trial, mean, candidate
+        waiting += beyond(candidate)
     if best is None:
         return scored
     choice = {"saliency": str(winner), "tried": tried}
     return best._replace(curvature=curvature, choice=choice)
+
+
+def beyond(candidate: Candidate) -> list[Candidate]:
+    """The next damping in the direction of one that has won; none for the estimate's own."""
+    step = DAMPINGS[0] if candidate.factor < 1 else DAMPINGS[1]
+    far = candidate.factor * step
+    within = candidate.factor != 1 and 1 / FARTHEST <= far <= FARTHEST
+    return [candidate._replace(factor=far)] if within else []
 
 
 def in_part(scored: Scored) -> Scored:
