@@ -12,6 +12,9 @@ from tests import quick
 # before jax looks for devices
 os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of programs: nobody reads it
+# half the time to compile, also while modules are imported; small models run for so short that it
+# is most of the time
+jax.config.update("jax_disable_most_optimizations", True)
 quick.share_contexts()
 
 # what JAX makes lives as long as its caches, and Python's collector goes through all of it again
@@ -50,15 +53,12 @@ FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than i
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compilation(request):
-    """Half the time to compile; small models run for so short that it is most of the time."""
-    if FULL_OPTIMISATION in request.module.__name__:
-        yield
-        return
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+def full_optimisation(request):
+    """All optimisations, for the modules that need them."""
+    needed = FULL_OPTIMISATION in request.module.__name__
+    jax.config.update("jax_disable_most_optimizations", not needed)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
