@@ -11,15 +11,7 @@ from tests import quick
 
 # before jax looks for devices
 os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
-jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of programs: nobody reads it
-# half the time to compile, also while modules are imported; small models run for so short that it
-# is most of the time
-jax.config.update("jax_disable_most_optimizations", True)
-quick.share_contexts()
-
-# what JAX makes lives as long as its caches, and Python's collector goes through all of it again
-# and again
-gc.set_threshold(200_000, 20, 20)
+quick.prepare()
 
 MAPS = 30_000  # of the 65,530 areas of memory that Linux grants a process by default
 
@@ -37,7 +29,7 @@ def few_memory_maps():
     except OSError:  # not Linux
         return
     if maps > MAPS:
-        jax.clear_caches()
+        quick.forget_programs()
         gc.collect()
 
 

@@ -14,14 +14,15 @@ from tests import quick
 from tests.pruning.patterns_killed import CHUNK, PATTERNS, SIZES, STEPS
 
 pytestmark = pytest.mark.slow
-FLAGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+PROGRAM = ["tests.quick", "-m", "tests.pruning.patterns_killed"]
+FLAGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS}
 INPUTS, HIDDEN, CLASSES = SIZES
 
 
 def start(folder, name):
     """The training in a process of its own."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.pruning.patterns_killed", str(folder), name]
+    command = [sys.executable, "-m", *PROGRAM, str(folder), name]
     return subprocess.Popen(command, env=os.environ | FLAGS, stderr=subprocess.PIPE, text=True)
 
 
