@@ -15,7 +15,13 @@ from tests.pruning.patterns_killed import CHUNK, PATTERNS, SIZES, STEPS
 
 pytestmark = pytest.mark.slow
 PROGRAM = ["tests.quick", "-m", "tests.pruning.patterns_killed"]
-FLAGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS}
+FLAGS = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": quick.FLAGS,
+    # what the first process has compiled serves those that follow
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 INPUTS, HIDDEN, CLASSES = SIZES
 
 
@@ -23,7 +29,10 @@ def start(folder, name):
     """The training in a process of its own."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", *PROGRAM, str(folder), name]
-    return subprocess.Popen(command, env=os.environ | FLAGS, stderr=subprocess.PIPE, text=True)
+    environment = (
+        os.environ | FLAGS | {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    )
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
