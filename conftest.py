@@ -41,13 +41,14 @@ def pytest_sessionfinish():
     gc.freeze()
 
 
-FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than it compiles
+# modules that run for longer than they compile
+FULL_OPTIMISATION = ("test_checkpoints", "test_end_to_end_digits")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def full_optimisation(request):
     """All optimisations, for the modules that need them."""
-    needed = FULL_OPTIMISATION in request.module.__name__
+    needed = request.module.__name__.endswith(FULL_OPTIMISATION)
     jax.config.update("jax_disable_most_optimizations", not needed)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
