@@ -11,12 +11,7 @@ from tests import quick
 
 # before jax looks for devices
 os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
-jax.config.update("jax_traceback_in_locations_limit", 0)  # of the text of programs: nobody reads it
-quick.share_contexts()
-
-# what JAX makes lives as long as its caches, and Python's collector goes through all of it again
-# and again
-gc.set_threshold(200_000, 20, 20)
+quick.prepare()
 
 MAPS = 30_000  # of the 65,530 areas of memory that Linux grants a process by default
 
@@ -34,7 +29,7 @@ def few_memory_maps():
     except OSError:  # not Linux
         return
     if maps > MAPS:
-        jax.clear_caches()
+        quick.forget_programs()
         gc.collect()
 
 
@@ -46,19 +41,17 @@ def pytest_sessionfinish():
     gc.freeze()
 
 
-FULL_OPTIMISATION = "test_checkpoints"  # the module that runs for longer than it compiles
+# modules that run for longer than they compile
+FULL_OPTIMISATION = ("test_checkpoints", "test_end_to_end_digits")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compilation(request):
-    """Half the time to compile; small models run for so short that it is most of the time."""
-    if FULL_OPTIMISATION in request.module.__name__:
-        yield
-        return
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+def full_optimisation(request):
+    """All optimisations, for the modules that need them."""
+    needed = request.module.__name__.endswith(FULL_OPTIMISATION)
+    jax.config.update("jax_disable_most_optimizations", not needed)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

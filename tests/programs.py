@@ -12,7 +12,7 @@ def told(*arguments: str, **environment: str) -> str:
     """What a program of this Python prints, once it has ended well.
 
     Args:
-        *arguments: of the interpreter.
+        *arguments: `-m MODULE` or `-c CODE`, and its arguments.
         **environment: variables beside those that are set, and in place of `XLA_FLAGS`, of `quick`.
     """
     [(printed, _)] = together(arguments, 1, **environment)
@@ -25,14 +25,14 @@ def together(
     """What each of some processes prints that share a run, and what of errors, see `told`.
 
     Args:
-        arguments: of the interpreter, without those that join processes.
+        arguments: see `told`, without those that join processes.
         number: how many processes.
         timeout: seconds for each.
         **environment: see `told`.
     """
     started = [
         subprocess.Popen(
-            [sys.executable, *arguments, *own],
+            [sys.executable, "-m", "tests.quick", *arguments, *own],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

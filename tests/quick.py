@@ -1,7 +1,15 @@
-"""How tests compile: their models are so small that nearly all the time is the compiler's."""
+"""How tests compile: their models are so small that nearly all the time is the compiler's.
 
+`python -m tests.quick -m MODULE ...` or `-c CODE ...` runs a program that compiles in the same way.
+"""
+
+import collections
 import functools
+import gc
+import hashlib
 import itertools
+import runpy
+import sys
 
 import jax
 
@@ -16,6 +24,22 @@ FLAGS = (
 )
 
 PROGRAMS = 500  # that share a context, which keeps what it has seen
+KEPT = 1000  # compiled programs that others of the same text take
+
+_compiled: collections.OrderedDict[str, object] = collections.OrderedDict()
+
+
+def prepare() -> None:
+    """Sets all that this module knows of but `FLAGS`, which XLA reads when it starts."""
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # of programs' text: nobody reads it
+    # half the time to compile, also while modules are imported; small models run for so short that
+    # it is most of the time
+    jax.config.update("jax_disable_most_optimizations", True)
+    share_contexts()
+    share_programs()
+    # what JAX makes lives as long as its caches, and Python's collector goes through all of it
+    # again and again
+    gc.set_threshold(200_000, 20, 20)
 
 
 def share_contexts() -> None:
@@ -31,3 +55,54 @@ def share_contexts() -> None:
     make, made = mlir.make_ir_context, itertools.count()
     context = functools.lru_cache(maxsize=1)(lambda number: make())
     mlir.make_ir_context = lambda: context(next(made) // PROGRAMS)
+
+
+def share_programs() -> None:
+    """Lets functions with the same program share what was compiled, one in ten of them.
+
+    JAX compiles for every function object, also for those that each test makes anew.  Only where
+    its compiler is known.
+    """
+    if jax.__version_info__[:2] != (0, 10):
+        return
+    from jax._src import compiler
+
+    compile_anew = compiler.compile_or_get_cached
+
+    def compile_once(backend, computation, devices, options, callbacks, *rest, **more):
+        if callbacks:
+            return compile_anew(backend, computation, devices, options, callbacks, *rest, **more)
+        text = computation.operation.get_asm(enable_debug_info=False)
+        settings = options.SerializeAsString() + str((id(backend), devices.tolist())).encode()
+        key = hashlib.sha256(text.encode() + settings).hexdigest()
+        if key not in _compiled:
+            _compiled[key] = compile_anew(
+                backend, computation, devices, options, callbacks, *rest, **more
+            )
+            if len(_compiled) > KEPT:
+                _compiled.popitem(last=False)
+        _compiled.move_to_end(key)
+        return _compiled[key]
+
+    compiler.compile_or_get_cached = compile_once
+
+
+def forget_programs() -> None:
+    """Lets go of all compiled programs."""
+    _compiled.clear()
+    jax.clear_caches()
+
+
+def main() -> None:
+    """Runs a module or code with the arguments behind it."""
+    prepare()
+    how, what = sys.argv[1:3]
+    del sys.argv[:2]
+    if how == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+
+
+if __name__ == "__main__":
+    main()

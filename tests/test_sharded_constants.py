@@ -13,7 +13,6 @@ import json, jax, jax.numpy as jnp, numpy as np
 import fishleg_jax as flj
 from jax.sharding import NamedSharding, PartitionSpec as P
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_x64", True)
 mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 def predict(params, x):

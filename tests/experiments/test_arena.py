@@ -32,7 +32,7 @@ def tiny(module, shape, dataset="digits", **more):
 
 
 def started(spec, key, examples=6):
-    params, constants = spec.init(key)
+    params, constants = jax.jit(spec.init)(key)
     if spec.input_dtype == jnp.int32:
         inputs = jax.random.randint(key, (examples, *spec.input_shape), 0, 5)
     else:

@@ -4,11 +4,15 @@ import json
 
 from experiments.bases import __main__ as bases
 from experiments.bases import networks
+from experiments.data import datasets
 
 
 def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
     quick = networks.NETWORKS["cnn"]._replace(epochs=1)
     monkeypatch.setitem(networks.NETWORKS, "cnn", quick)
+    train, test = datasets.digits()
+    few = datasets.Data(tuple(x[:256] for x in train), tuple(x[:100] for x in test))
+    monkeypatch.setattr(datasets, "load", lambda *_: few)
     arguments = [
         "--networks",
         "cnn",
@@ -20,7 +24,7 @@ def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
         "0",
     ]
     arguments += ["--bases", "space,dct_bands", "--densities", "0.2", "--dynamic-densities", "0.2"]
-    arguments += ["--epochs", "1", "--out", str(tmp_path)]
+    arguments += ["--examples", "128", "--epochs", "1", "--out", str(tmp_path)]
     assert bases.main(arguments) == 0
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["mode"] for row in rows] == ["one_shot"] * 2 + ["dynamic"] * 2

@@ -12,11 +12,9 @@ pytestmark = pytest.mark.slow
 
 RUN = """
 import json, sys
-import jax
 from experiments.imagenet import __main__ as imagenet
 from experiments.imagenet import photos as imagenet_data
 from tests.experiments import small_imagenet as small
-jax.config.update("jax_disable_most_optimizations", True)
 read, rows = imagenet_data.Photos.read, []
 def counted(self, chosen):
     rows.append(len(chosen))

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import killing
 
-OPTIONS = ["--method", "diagonal", "--checkpoint-every", "0.1"]  # quick to compile
+# quick to compile, and long enough to be killed
+OPTIONS = ["--method", "diagonal", "--steps", "1000", "--checkpoint-every", "0.1"]
 
 
 @pytest.mark.slow

@@ -27,7 +27,6 @@ from experiments.models import cases
 from experiments.running import files
 from experiments.running import processes
 from experiments.running.checkpointing import Checkpoints
-jax.config.update("jax_disable_most_optimizations", True)
 parser = argparse.ArgumentParser()
 processes.add_options(parser)
 parser.add_argument("--out", type=pathlib.Path)
@@ -95,7 +94,7 @@ def close(one, two):
 
 def complete(number, out):
     program = ["-m", "experiments.compare", *COMPARISON.split(), "--out", str(out)]
-    programs.together(program, number, timeout=240, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    programs.together(program, number, timeout=240)
 
 
 @pytest.mark.slow

@@ -151,8 +151,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told():
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return json.loads(programs.told("-c", RUN, **quick).splitlines()[-1])
+    return json.loads(programs.told("-c", RUN).splitlines()[-1])
 
 
 @pytest.mark.slow

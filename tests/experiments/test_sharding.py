@@ -20,7 +20,6 @@ from experiments.sharding import __main__ as sharding
 from experiments.sharding import text as sharding_text
 sharding.make_devices()
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)
 told = []
 for name, kind, layout, how in json.loads(sys.argv[1]):
     prune = sharding.HOW[how]

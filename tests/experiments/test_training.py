@@ -14,9 +14,9 @@ from tests.experiments.small import small_spec
 
 def test_evaluation_counts_every_example_once(monkeypatch):
     spec = MODELS["mlp"]
-    params, constants = spec.init(jax.random.key(0))
+    params, constants = jax.jit(spec.init)(jax.random.key(0))
     inputs, targets = data.digits().test
-    outputs = np.asarray(spec.model.predict(params, inputs))
+    outputs = np.asarray(jax.jit(spec.model.predict)(params, inputs))
     monkeypatch.setattr(training, "EVALUATION_BATCH", 300)  # does not divide 500
     accuracy, loss = training.evaluate(spec.model, params, (inputs, targets), constants)
     assert accuracy == pytest.approx(100 * np.mean(outputs.argmax(1) == targets))

@@ -176,7 +176,6 @@ def compared(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Prints the differences of all cases, or what was raised."""
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
     results = {"devices": jax.device_count()}
     for name, case in CASES.items():
         ways = {"shard_map": in_shard_map}

@@ -17,7 +17,7 @@ import fishleg_jax as flj
 from experiments.running.checkpointing import Checkpoints
 from tests import dense
 
-STEPS, CHUNK = 10_000, 250  # a checkpoint after every chunk
+STEPS, CHUNK = 10_000, 500  # a checkpoint after every chunk
 SIZES, EXAMPLES = (9, 16, 4), 8
 PATTERNS = {
     "n_m": (flj.patterns.n_m(2, 4), 0.5),

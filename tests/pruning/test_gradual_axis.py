@@ -166,7 +166,6 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, optax, fishleg_jax as flj
 from jax.sharding import AxisType, PartitionSpec as P
 from tests.pruning.training import *
-jax.config.update("jax_disable_most_optimizations", True)
 mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
 for estimator in (None, DIAGONAL):
     pruning = flj.fishleg_prune(

@@ -14,15 +14,25 @@ from tests import quick
 from tests.pruning.patterns_killed import CHUNK, PATTERNS, SIZES, STEPS
 
 pytestmark = pytest.mark.slow
-FLAGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+PROGRAM = ["tests.quick", "-m", "tests.pruning.patterns_killed"]
+FLAGS = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": quick.FLAGS,
+    # what the first process has compiled serves those that follow
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 INPUTS, HIDDEN, CLASSES = SIZES
 
 
 def start(folder, name):
     """The training in a process of its own."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.pruning.patterns_killed", str(folder), name]
-    return subprocess.Popen(command, env=os.environ | FLAGS, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", *PROGRAM, str(folder), name]
+    environment = (
+        os.environ | FLAGS | {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    )
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):

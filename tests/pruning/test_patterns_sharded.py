@@ -6,10 +6,14 @@ import os
 import pytest
 
 from tests import programs
-from tests.pruning.patterns_sharded import PATTERNS, cases
+from tests.pruning.patterns_sharded import cases
 
 pytestmark = pytest.mark.slow
-CASES = [f"{name}, {way}, {pattern}, {kind}" for name, way, kind in cases() for pattern in PATTERNS]
+CASES = [
+    f"{name}, {way}, {pattern}, {kind}"
+    for name, way, kind, patterns in cases()
+    for pattern in patterns
+]
 
 
 @pytest.fixture(scope="module")
