@@ -101,7 +101,7 @@ def choose_units(
     of_units = isinstance(scores, UnitScores)
     if not of_units:
         _tree.check_same(params, scores, "scores")
-        arrays.check_costs_are_numbers(scores)
+        _check_scores(scores)
     elif couplings is not None:
         raise ValueError("couplings must be left out with UnitScores, which have their own")
     network, analysis, given = coupled(
@@ -137,6 +137,15 @@ def choose_units(
             f"multiple_of={multiple_of} and these couplings, got {goal.at_most:g}"
         )
     return _masks(params, given, _alive(removals[:count], whole))
+
+
+def _check_scores(scores: Any) -> None:
+    """Raises a ValueError for scores of weights that are not numbers of at least 0."""
+    arrays.check_costs_are_numbers(scores)
+    for name, leaf in _tree.named_leaves(scores):
+        lowest = float(np.min(np.asarray(leaf, np.float64), initial=0.0))
+        if lowest < 0:
+            raise ValueError(f"scores: {name!r} must be at least 0, got {lowest:g}")
 
 
 def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:

@@ -1,14 +1,15 @@
 """The same function in a smaller network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _prunable, _tree
 from fishleg_jax._checks import arrays, numbers
+from fishleg_jax._jit import is_traced
 from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction import verification
 from fishleg_jax.compaction.analysis import Analysis, Network, analyse, couplings_of, first
@@ -98,7 +99,9 @@ def compact(
 
     Returns:
         A `Compact`: smaller `params`, `constants` and `masks`, the units `kept`, a `report`, and
-        the methods `like` and `opt_state` for further trees.
+        the methods `like` and `opt_state` for further trees.  What took up a constant is kept by
+        the masks; with `masks=None` so are biases, norms and other leaves that are not pruned by
+        default.
 
     Raises:
         ValueError: Invalid arguments; a coupling that changes the outputs when its units are
@@ -156,14 +159,35 @@ def compact(
         {name: jnp.shape(leaf) for name, leaf in _tree.named_leaves(params)},
         cuts,
     )
-    if masks is None:
-        masks = jax.jit(lambda tree: jax.tree.map(lambda x: x != 0, tree))(params)
     kept = [
         Kept([x.short for x in members], np.flatnonzero(living), size)
         for members, living, size in zip(given, decision.alive, sizes, strict=True)
     ]
-    masks = slicer.like(masks)
+    if masks is None:
+        masks = _zeros_of_weights(params)
+    masks = _with_folded(slicer.like(masks), small.params, decision.changes)
     return Compact(small.params, small.constants, masks, tuple(kept), report, slicer)
+
+
+def _zeros_of_weights(params: Any) -> Any:
+    """Masks of zeros, but True in biases and norms: these are pruned by nobody's default."""
+    reasons = _prunable.default_reasons(_tree.named_leaves(params), None)
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten(
+        [
+            jnp.ones(jnp.shape(x), bool) if reason else jnp.asarray(x != 0)
+            for x, reason in zip(leaves, reasons, strict=True)
+        ]
+    )
+
+
+def _with_folded(masks: Any, params: Any, changes: Mapping[str, Any]) -> Any:
+    """Masks that keep what took up a constant: without it the network is another one."""
+    leaves, tree = jax.tree.flatten(masks)
+    named = zip(_tree.named_leaves(params), leaves, strict=True)
+    return tree.unflatten(
+        [mask | jnp.asarray(x != 0) if name in changes else mask for (name, x), mask in named]
+    )
 
 
 def coupled(
@@ -175,6 +199,7 @@ def coupled(
         The network, its analysis, and its verified couplings.
     """
     network = _network(f, params, constants)
+    _check_runs(network, inputs)
     leaves, few = network.leaves(), first(inputs, EXAMPLES)
     verify = lambda found: verification.check(lambda x: network.call(x, few), leaves, found)
     given = None if couplings is None else read_all(couplings, leaves)
@@ -196,6 +221,29 @@ def _network(f: Any, params: Any, constants: Any | None) -> Network:
     numbers.check_function(f, "f", count, f"a function {expected}, or a Model")
     arrays.check_params(params)
     return Network(f, params, constants)
+
+
+def _check_runs(network: Network, inputs: Any) -> None:
+    """Raises a ValueError unless the network runs on the inputs and returns real numbers."""
+    if is_traced((network.params, network.constants, inputs)):
+        raise ValueError(
+            "params and inputs must be arrays, got traced ones: shapes can't change under jit"
+        )
+    empty = [jnp.shape(x) for x in jax.tree.leaves(inputs) if np.ndim(x) and not np.size(x)]
+    if empty:
+        raise ValueError(f"inputs must have at least one example, got an array of shape {empty[0]}")
+    try:
+        outputs = jax.eval_shape(network.call, network.leaves(), inputs)
+    except Exception as error:  # whatever a user's function raises
+        text = str(error).strip().partition("\n")[0]
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
+        raise ValueError(f"f does not run on inputs of shapes {shapes}: {text}") from error
+    for x in jax.tree.leaves(outputs):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise ValueError(
+                "f must return logits or other real numbers, in which a difference shows, got "
+                f"outputs of dtype {x.dtype}"
+            )
 
 
 def _factor(analysis: Any, members: tuple[Member, ...], number: int) -> Any:

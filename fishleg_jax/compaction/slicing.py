@@ -104,10 +104,22 @@ class Slicer:
         if name is not None and jnp.shape(leaf) == self.shapes[name]:
             return cut(leaf, self.cuts.get(name, {}))
         floating = jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
-        if jnp.size(leaf) > 1 and floating and (name is None or name in self.cuts):
+        large = jnp.size(leaf) >= self._smallest  # smaller ones are constants of the optimiser
+        if jnp.size(leaf) > 1 and large and floating and (name is None or name in self.cuts):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"state: {where!r} of shape {jnp.shape(leaf)} is not like one parameter before "
                 "compaction, so it can't be cut: start this optimiser anew"
             )
         return leaf
+
+    @property
+    def _smallest(self) -> int:
+        """Length of the shortest axis of a parameter from which any units go."""
+        axes = [
+            self.shapes[name][axis]
+            for name in self.cuts
+            if name in self.shapes
+            for axis in self.cuts[name]
+        ]
+        return min(axes, default=0)

@@ -130,6 +130,7 @@ def test_zeros_alone_save_no_time(target):
         ({"goal": flj.targets.flops(3)}, "can't become cheaper than"),
         ({"scores": PARAMS["w1"]}, "scores must have the structure"),
         ({"scores": jax.tree.map(lambda x: x * jnp.nan, PARAMS)}, "NaN or infinite scores"),
+        ({"scores": jax.tree.map(jnp.negative, SQUARES)}, "scores: 'b1' must be at least 0"),
         ({"multiple_of": 1.5}, "multiple_of must be a whole number"),
         ({"couplings": [[("w1", 1)]]}, "permuting its 16 units"),
     ],

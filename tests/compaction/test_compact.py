@@ -10,6 +10,7 @@ import fishleg_jax as flj
 from tests.compaction import networks
 
 S = np.s_
+X3 = jnp.ones((4, 3))
 X = jax.random.normal(jax.random.key(0), (7, 5))
 PARAMS = networks.mlp_params()
 MASKS = networks.masks_without(PARAMS, w1=S[:, :3], w2=S[:, 4:], w3=S[0])
@@ -205,3 +206,54 @@ def test_functions_of_fixed_sizes_are_refused():
         flj.compact(numbered, PARAMS, MASKS, X, couplings=[FIRST])
     small = flj.compact(numbered, PARAMS, MASKS, X)
     assert [x.name for x in small.report.units] == ["b2 axis 0"]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "masks"])
+def test_masks_keep_what_took_up_a_constant(given):
+    """Also a bias that was zero, or pruned: masks applied once more change nothing."""
+    f = lambda p, x: jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "w1": jax.random.normal(keys[0], (3, 8)).at[:, 2:].set(0),
+        "b1": jnp.ones(8),
+        "w2": jax.random.normal(keys[1], (8, 2)).at[1, 0].set(0),
+        "b2": jnp.zeros(2),
+    }
+    x = jax.random.normal(keys[2], (4, 3))
+    masks = jax.tree.map(lambda p: p != 0, params) if given else None
+    small = flj.compact(f, params, masks, x)
+    assert small.params["w1"].shape == (3, 2)
+    again = flj.apply_masks(small.params, small.masks)
+    np.testing.assert_allclose(f(again, x), f(params, x), atol=1e-5)
+    assert small.masks["b2"].all() and not small.masks["w2"][1, 0]
+
+
+def test_constants_of_an_optimiser_stay_as_they_are():
+    """Such as the coefficients of muon's iteration."""
+    f = lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"]
+    params = {"w1": jnp.ones((3, 8)).at[:, 2:].set(0), "w2": jnp.ones((8, 2))}
+    small = flj.compact(f, params, None, jnp.ones((4, 3)))
+    tx = optax.contrib.muon(1e-2)
+    state = small.opt_state(tx.init(params))
+    gradient = jax.tree.map(jnp.ones_like, small.params)
+    assert jax.tree.map(jnp.shape, tx.update(gradient, state, small.params)[0]) == jax.tree.map(
+        jnp.shape, small.params
+    )
+    with pytest.raises(ValueError, match="is not like one parameter"):
+        small.opt_state({"rows": jnp.ones(8)})
+
+
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        (lambda f, p: flj.compact(f, p, None, jnp.ones((0, 3))), "at least one example"),
+        (lambda f, p: flj.compact(f, p, None, jnp.ones((4, 5))), r"not run on inputs of shapes"),
+        (lambda f, p: jax.jit(lambda p: flj.compact(f, p, None, X3).params)(p), "under jit"),
+        (lambda f, p: flj.compact(lambda p, x: f(p, x).argmax(-1), p, None, X3), "logits"),
+    ],
+    ids=["empty", "width", "traced", "labels"],
+)
+def test_what_can_not_be_compared_is_refused(run, message):
+    f = lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"]
+    with pytest.raises(ValueError, match=message):
+        run(f, {"w1": jnp.ones((3, 8)), "w2": jnp.ones((8, 2))})

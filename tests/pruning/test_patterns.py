@@ -287,7 +287,7 @@ def test_patterns_refuse(call, words):
 @pytest.mark.parametrize(
     "sparsity, options, words",
     [
-        (0.6, {"pattern": N_M}, "at most 0.5"),
+        (0.6, {"pattern": N_M}, "at most 0.4"),
         (None, {"pattern": flj.patterns.units()}, "None, which only"),
         (None, {}, "None, which only"),
         (0.99, {"pattern": flj.patterns.blocks((3, 3))}, "leaves the other weights dense"),
@@ -340,6 +340,25 @@ def test_stages_bring_more_and_more_groups_to_n_of_m():
     assert [stage["sparsity"] for stage in result.stages][-1] == 0.5
     assert result.report.total.kept == 16
     assert (_tiles.split(np.asarray(result.masks["a"]), (4, 1)).sum(axis=-1) == 2).all()
+
+
+@pytest.mark.parametrize("scope", ["global", "erk"])
+def test_stages_go_as_far_as_groups_that_do_not_divide(scope):
+    """7 rows make one group of four: of 9 columns 9 groups, 18 of 63 weights; none in 3 rows."""
+    keys = jax.random.split(jax.random.key(0))
+    params = {"a": jax.random.normal(keys[0], (7, 9)), "b": jax.random.normal(keys[1], (3, 5))}
+    model = flj.Model(lambda p, x: (x @ p["a"]).sum() + p["b"].sum(), flj.likelihoods.gaussian())
+    batches = [(jnp.ones((2, 7)), None)]
+
+    def prune(sparsity, stages=1):
+        options = {"pattern": N_M, "scope": scope, "sparsity": sparsity, "stages": stages}
+        return flj.prune_one_shot(model, params, flj.inverse.identity(), batches, **options)
+
+    found = [stage["sparsity"] for stage in prune(None, 3).stages]
+    assert found == sorted(set(found)) and found[-1] == 18 / 78
+    assert prune(0.5).report.total.kept == 60  # all groups, as with None
+    with pytest.raises(ValueError, match="at most 0.230769 for .* do not divide, got 0.4"):
+        prune(0.4)
 
 
 def priced(params, costs, pattern, sparsity, scope="global", **leaves):
@@ -409,8 +428,8 @@ def test_stages_report_the_sparsity_that_whole_groups_reach(sparsity, options, e
 @pytest.mark.parametrize(
     "sparsity, options, words",
     [
-        (flj.targets.weights(9), {"pattern": N_M}, "must not be a target"),
-        (flj.targets.weights(9), {"scope": {"a": 0.5}}, "must not be a target"),
+        (flj.targets.weights(9), {"pattern": N_M}, "must be None or a number, not a target"),
+        (flj.targets.weights(9), {"scope": {"a": 0.5}}, "must be None or a number, not a target"),
         (flj.targets.loss_increase(0.1), {"pattern": N_M}, "`highest` must be at most 0.5"),
         (None, {"pattern": N_M, "selection": flj.selection.swaps()}, "single weights"),
         (0.6, {"pattern": N_M}, "at most 0.5"),

@@ -108,7 +108,7 @@ def exact_counts(groups: Any, sparsity: float, low: Sequence[Any] | None = None)
         low: Numbers that are pruned already, which may be traced; None for none.
     """
     plain = [number_to_prune(sparsity, size) for size in groups.sizes]
-    if groups.fully_patterned and sparsity >= groups.pattern.highest - NEAR:
+    if groups.fully_patterned and sparsity >= of_all_groups(groups) - NEAR:
         return list(groups.sizes)  # every group, however many zeros there are
     if groups.scope in ("global", "layer"):
         return plain
@@ -133,8 +133,17 @@ def traced_counts(groups: Any, sparsity: jax.Array, plain: jax.Array, total: jax
         plain = _shared(groups.thresholds, total, sparsity, low, jnp)
     if groups.fully_patterned:
         every = jnp.asarray(groups.sizes, jnp.int32)
-        plain = jnp.where(sparsity >= groups.pattern.highest - NEAR, every, plain)
+        plain = jnp.where(sparsity >= of_all_groups(groups) - NEAR, every, plain)
     return plain
+
+
+def of_all_groups(groups: Any) -> float:
+    """Sparsity once every group of n of m has its zeros; the pattern's own if leaves are apart."""
+    if groups.scope not in ("global", "erk"):
+        return groups.pattern.highest
+    most = sum(groups.most_to_prune(i) for i, yes in enumerate(groups.chosen) if yes)
+    # never below the fraction, or its floor would be a weight less
+    return min(math.nextafter(most / max(groups.weights, 1), 1), groups.pattern.highest)
 
 
 def sparsity_of_densities(groups: Any) -> float:

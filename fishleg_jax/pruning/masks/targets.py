@@ -23,7 +23,7 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
     if groups.scope == "densities":
         given = _densities.sparsity_of_densities(groups)
     elif groups.fully_patterned:
-        given = groups.pattern.highest
+        given = _densities.of_all_groups(groups)
     if sparsity is None:
         if given is None:
             raise ValueError(
@@ -40,11 +40,16 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
             f"sparsity must be None or {given:.6g}, which the densities of scope give, got "
             f"{sparsity!r}"
         )
-    if groups.fully_patterned and sparsity > groups.pattern.highest + _densities.NEAR:
-        raise ValueError(
-            f"sparsity must be None or at most {groups.pattern.highest:.6g} for {groups.pattern}, "
-            f"got {sparsity!r}"
-        )
+    if groups.fully_patterned and groups.scope != "densities":
+        if abs(sparsity - groups.pattern.highest) <= _densities.NEAR:
+            return given  # all groups, however many weights are left beside them
+        if sparsity > given + _densities.NEAR:
+            beside = given < groups.pattern.highest - _densities.NEAR
+            why = ", which leaves some weights dense because its groups do not divide" * beside
+            raise ValueError(
+                f"sparsity must be None or at most {given:.6g} for {groups.pattern}{why}, got "
+                f"{sparsity!r}"
+            )
     if groups.scope in ("global", "erk") and groups.pattern and not groups.fully_patterned:
         most = sum(groups.most_to_prune(i) for i, yes in enumerate(groups.chosen) if yes)
         if _densities.number_to_prune(sparsity, groups.weights) > most:
@@ -62,8 +67,8 @@ def _check_target(groups: Groups, target: Budget | Limit, given: float | None) -
     source = groups.pattern if groups.scope != "densities" else "scope, as densities by name,"
     if isinstance(target, Budget) or groups.scope == "densities":
         raise ValueError(
-            f"sparsity must not be a target, because {source} gives the sparsity, {given:.6g}; got "
-            f"{target!r}"
+            f"sparsity must be None or a number, not a target, with {source}, which prunes "
+            f"{given:.6g} by itself; got {target!r}"
         )
     if target.highest > given + _densities.NEAR:
         raise ValueError(
