@@ -38,7 +38,7 @@ from experiments.running.runner import Runner
 SCORES = ("magnitude", "gates", "obs", "obd")
 METHODS = (*SCORES, "auto")
 CHUNK = 64  # examples whose gradients are in memory at a time
-HELD_OUT = 512  # training examples that decide between scores
+HELD_OUT = 2048  # training examples that decide between scores
 TRIAL = 8  # the part of the training images by which scores are chosen: one in so many
 TIMED = 128  # examples in a timed batch
 
