@@ -139,7 +139,7 @@ def scanned(params, x):
 
 def recurrent(params, x):
     """Multiplies the kernel, which the loop hands on, by a state that starts from a constant."""
-    step = lambda h, x: (jnp.tanh(h @ params[0] + x), None)
+    step = lambda h, x: (jnp.tanh(h) @ params[0] + x, None)
     return jax.lax.scan(step, jnp.zeros((2, 8)), jnp.stack([x, x]))[0]
 
 
