@@ -75,12 +75,15 @@ def save_function(
     try:
         exported = export.export(run, platforms=platforms)(*shapes)
     except Exception as error:
-        if not dynamic_batch:
-            raise
-        raise ValueError(
-            "function can't be exported for any batch size; fix the size with "
-            f"dynamic_batch=False: {str(error).splitlines()[0]}"
-        ) from error
+        reason, remedy = first_line(error), ""
+        if dynamic_batch:
+            try:  # is the batch size the cause?
+                export.export(run, platforms=platforms)(*input_shapes(inputs, None))
+            except Exception as fixed:
+                reason = first_line(fixed)
+            else:
+                remedy = batch_remedy(reason)
+        raise ValueError(f"function can't be exported{remedy}: {reason}") from error
     body = bytes(exported.serialize())
     _files.write(path, lambda file: file.write(body + hashlib.sha256(body).digest() + MAGIC))
 
@@ -110,6 +113,17 @@ def load_function(path: str | os.PathLike[str]) -> Callable[..., Any]:
             "another kind, damaged or truncated"
         )
     return jax.jit(export.deserialize(bytearray(body)).call)
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def batch_remedy(reason: str) -> str:
+    """Advice for a function that fails for a symbolic batch size alone, inside an error message."""
+    known = "write x.shape[0] instead of len(x), or " if "_DimExpr" in reason else ""
+    return f" for any batch size; {known}fix the size with dynamic_batch=False"
 
 
 def _check_platforms(platforms: Any) -> None:

@@ -44,7 +44,12 @@ def save_params(
 
     The default format is that of safetensors, which many programs read; zeros take as much of it as
     other numbers.  The packed format keeps a bit for every weight and the weights that are not
-    zero, compressed; its page in the guide has a reader of 20 lines in NumPy.
+    zero, compressed; its page in the guide has a reader of 20 lines in NumPy.  Negative zeros take
+    as much of it as other numbers: `w * mask` in NumPy leaves them where weights were negative,
+    `flj.apply_masks` and `masks` here do not.
+
+    Leaves are named by key path, as text.  Dictionary keys that are not strings, such as 0, become
+    strings, `"0"`, unless `load_params` gets `like`.
 
     Args:
         path: Path of the file; it is written beside and then renamed, replacing an existing one.
@@ -92,8 +97,9 @@ def load_params(path: str | os.PathLike[str], like: Any | None = None) -> Loaded
         path: Path of the file; its format is found from its first bytes.
         like: Pytree of the structure, shapes and dtypes of the parameters, such as freshly
             initialised ones or those of `jax.eval_shape`; needed for containers other than
-            dictionaries, lists and tuples.  By default those are restored as they were, other
-            containers as dictionaries by key path, and a file of another program is a flat
+            dictionaries, lists and tuples, and for dictionary keys other than strings.  By default
+            those three are restored, with strings as keys (`{0: w}` becomes `{"0": w}`), other
+            containers become dictionaries by key path, and a file of another program is a flat
             dictionary.
 
     Returns:

@@ -67,6 +67,24 @@ def test_a_fixed_batch(tmp_path):
     np.testing.assert_allclose(found, [6, 6])
 
 
+def test_errors_name_the_cause(tmp_path):
+    save = lambda function: flj.export.save_function(tmp_path / "f", function, PARAMS, X)
+    with pytest.raises(ValueError, match=r"any batch size; write x.shape\[0\] instead of len\(x\)"):
+        save(lambda params, x: x.reshape(len(x), -1) @ params["w"])
+    with pytest.raises(ValueError, match="function can't be exported: dot_general") as caught:
+        save(lambda params, x: x @ params["w"].T)  # of any size
+    assert "batch size" not in str(caught.value)
+
+
+def test_an_error_without_a_message_is_named(tmp_path):
+    def function(params, x):
+        raise NotImplementedError
+
+    with pytest.raises(ValueError, match="function can't be exported: NotImplementedError"):
+        flj.export.save_function(tmp_path / "f", function, PARAMS, X)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_files_are_refused(path, tmp_path):
     content, damaged = path.read_bytes(), tmp_path / "damaged"
     for length in range(0, len(content), 97):

@@ -13,6 +13,7 @@ import pytest
 
 import fishleg_jax as flj
 from experiments.models.specs import MODELS
+from fishleg_jax.export import _onnx
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +96,105 @@ def test_a_kernel_that_four_does_not_divide(tmp_path):
     (row,) = flj.export.two_four_layout(path)
     assert (row.shape, row.groups, row.dense_groups, row.left) == ((6, 3), 3, 3, 6)
     assert not row.is_two_four and "\n" not in repr(row)
+
+
+def conv(x, kernel):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dims)
+
+
+def test_a_convolution_of_lax_has_its_kernel_as_the_operator_reads_it(tmp_path):
+    path, keys = tmp_path / "net.onnx", jax.random.split(jax.random.key(0), 3)
+    params = {"c": jax.random.normal(keys[0], (3, 2, 8, 4)), "o": jnp.ones((4, 3))}
+    masks = {"c": jnp.arange(8)[:, None] % 4 < 2, "o": jnp.ones((4, 3), bool)}
+    masks["c"] = jnp.broadcast_to(masks["c"], params["c"].shape)
+    x = jax.random.normal(keys[1], (2, 5, 5, 8))
+    predict = lambda p, x: jax.nn.relu(conv(x, p["c"])).mean((1, 2)) @ p["o"]
+    flj.export.to_onnx(predict, params, x, path, masks)
+    first, second = flj.export.two_four_layout(path)
+    assert (first.operator, first.shape, first.axis) == ("Conv", (4, 8, 3, 2), 1)
+    assert first.is_two_four and second.operator == "Gemm"
+    wanted = jnp.where(masks["c"], params["c"], 0).transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(initializers(path)[first.name], wanted)
+    onnx.checker.check_model(path, full_check=True)
+    # the kernel is there once: nothing is left of the one before
+    assert sum(x.size == wanted.size for x in initializers(path).values()) == 1
+
+
+def test_transposed_and_cast_kernels_are_stored_as_they_are_read(tmp_path):
+    path, x = tmp_path / "net.onnx", jnp.ones((2, 8))
+    params = [jnp.ones((6, 8)), jnp.ones(36), jnp.ones((6, 5), jnp.bfloat16)]
+    predict = lambda p, x: x @ p[0].T @ p[1].reshape(6, 6).T @ p[2].astype(jnp.float32)
+    flj.export.to_onnx(predict, params, x, path)
+    rows = flj.export.two_four_layout(path)
+    assert [row.shape for row in rows] == [(8, 6), (6, 6), (6, 5)]
+    assert not any(row.computed for row in rows)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert operators.isdisjoint({"Transpose", "Reshape", "Cast"})
+
+
+def scanned(params, x):
+    return jax.lax.scan(lambda h, w: (h @ w, None), x, params)[0]
+
+
+def recurrent(params, x):
+    """Multiplies the kernel, which the loop hands on, by a state that starts from a constant."""
+    step = lambda h, x: (jnp.tanh(h) @ params[0] + x, None)
+    return jax.lax.scan(step, jnp.zeros((2, 8)), jnp.stack([x, x]))[0]
+
+
+@pytest.mark.parametrize(
+    "predict, computed",
+    [
+        (lambda params, x: x @ params[0] @ params[0].T, [False, True]),
+        (scanned, [True]),
+        (lambda params, x: jax.lax.cond(x.sum() > 0, *[lambda: x @ params[0]] * 2), [False] * 2),
+        (lambda params, x: (x @ params[0]) @ (x @ params[1]).T, [False, False]),
+        (recurrent, [True]),
+    ],
+    ids=["two readers", "scan", "branches", "attention", "recurrent"],
+)
+def test_every_kernel_has_a_row(tmp_path, predict, computed):
+    params, x = jnp.ones((2, 8, 8)), jnp.ones((2, 8))
+    path, arrays = tmp_path / "net.onnx", tuple(params)
+    flj.export.to_onnx(
+        predict, params if predict is scanned else arrays, x, path, dynamic_batch=False
+    )
+    rows = flj.export.two_four_layout(path)
+    assert [row.computed for row in rows] == computed
+    assert not any(row.is_two_four for row in rows)
+    assert [row.shape for row in rows] == [() if row.computed else (8, 8) for row in rows]
+
+
+NARROW = jnp.ones((3, 2), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "predict, params, message",
+    [
+        (lambda w, x: x @ w, NARROW, "lacks operators for bfloat16; cast to float32"),
+        (
+            lambda w, x: x.reshape(len(x), -1) @ w,
+            jnp.ones((3, 2)),
+            r"for any batch size; write x.shape\[0\] instead of len\(x\), or fix the size with "
+            "dynamic_batch=False",
+        ),
+    ],
+)
+def test_errors_name_the_cause_once(tmp_path, predict, params, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        flj.export.to_onnx(predict, params, jnp.ones((2, 3)), tmp_path / "net.onnx")
+    text = str(caught.value)
+    assert ("batch" in text) == ("len" in message)
+    assert text.count("; ") == 1 and not list(tmp_path.iterdir())
+
+
+def test_outputs_that_differ_are_refused(tmp_path, monkeypatch):
+    """At a difference that was let through before."""
+    real = _onnx._outputs
+    monkeypatch.setattr(_onnx, "_outputs", lambda *args: [x * (1 + 3e-5) for x in real(*args)])
+    with pytest.raises(ValueError, match="outputs differ by 3e-05 of the largest"):
+        flj.export.to_onnx(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.ones((2, 3)), tmp_path / "f")
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path):

@@ -128,6 +128,15 @@ def test_other_containers_need_like(tmp_path, packed):
     assert_same_bits(export.load_params(tmp_path / "net").params, plain)
 
 
+@BOTH
+def test_keys_become_text_unless_like_has_them(tmp_path, packed):
+    params = {0: jnp.array(pruned(3)), 10: {2: jnp.ones(2)}}
+    export.save_params(tmp_path / "net", params, packed=packed)
+    text = {"0": params[0], "10": {"2": params[10][2]}}
+    assert_same_bits(export.load_params(tmp_path / "net").params, text)
+    assert_same_bits(export.load_params(tmp_path / "net", like=params).params, params)
+
+
 @pytest.mark.parametrize("name", ["nested", "transposed", "empty arrays", "scalars"])
 def test_other_programs_read_the_safetensors_file(tmp_path, name):
     """With the library of safetensors and names by key path."""
@@ -337,6 +346,17 @@ def test_many_zeros_take_few_bytes(tmp_path):
     export.save_params(tmp_path / "packed", params, packed=True)
     sizes = [(tmp_path / name).stat().st_size for name in ("packed", "dense")]
     assert sizes[0] < 0.12 * sizes[1]
+
+
+def test_negative_zeros_take_room(tmp_path):
+    """As the docstring says, and masks given to the function help."""
+    w = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
+    masks, size = {"w": pruned((100, 100), density=0.1) != 0}, {}
+    for name, tree in [("product", w * masks["w"]), ("masks", w)]:
+        given = masks if name == "masks" else None
+        export.save_params(tmp_path / name, {"w": tree}, given, packed=True)
+        size[name] = (tmp_path / name).stat().st_size
+    assert size["product"] > 1.3 * size["masks"]
 
 
 def test_the_header_of_safetensors_is_json(tmp_path):
