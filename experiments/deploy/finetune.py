@@ -7,7 +7,7 @@ Units are chosen by their scores for their cost, in operations or, with `--goal 
 measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher of gates behind the
 units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
 `flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
-neither the curvature nor the training has seen, after training on an eighth of the images.  The
+neither the curvature nor the training has seen, after training on half of the images.  The
 smaller network is trained on all training images, with one learning rate for all methods.  Batch
 norm is recomputed before its accuracy without training is measured.  Dense and smaller networks
 are timed in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the
@@ -39,7 +39,7 @@ SCORES = ("magnitude", "gates", "obs", "obd")
 METHODS = (*SCORES, "auto")
 CHUNK = 64  # examples whose gradients are in memory at a time
 HELD_OUT = 2048  # training examples that decide between scores
-TRIAL = 8  # the part of the training images by which scores are chosen: one in so many
+TRIAL = 2  # the part of the training images by which scores are chosen: one in so many
 TIMED = 128  # examples in a timed batch
 
 
