@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _text, _tree
+from fishleg_jax import _random, _text, _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
@@ -143,10 +143,14 @@ def low_rank_updates(
             key = jax.random.fold_in(jax.random.key(seed), state.refreshes)
             large = {name: matrix.shape[-1] for name, matrix in matrices.items()}
             new, turns, first = {}, {}, state.refreshes == 0
-            for i, (name, old) in enumerate(bases.items()):
+            starts = {
+                name: jax.ShapeDtypeStruct((*old.shape[:-2], large[name], old.shape[-1]), old.dtype)
+                for name, old in bases.items()
+            }
+            drawn = dict(zip(starts, _random.like(list(starts.values()), key), strict=True))
+            for name, old in bases.items():
                 width = max(1, old.shape[-1] // subspaces)
-                own = jax.random.fold_in(key, i)
-                new[name] = projection.refreshed(old, matrices[name], width, first, own)
+                new[name] = projection.refreshed(old, matrices[name], width, first, drawn[name])
                 turns[name] = projection.turn(new[name], old)
             return new, projection.rotated(inner_state, turns, large)
 
@@ -262,8 +266,7 @@ def _check_arguments(inner: Any, rank: Any, refresh: Any, subspaces: Any, seed: 
     numbers.check_count(subspaces, "subspaces")
     if numbers.is_whole(rank, 1) and subspaces > rank:
         raise ValueError(f"subspaces must be at most the rank, {rank}, got {subspaces}")
-    if not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
-        raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
+    _gradual_checks.check_seed(seed)
 
 
 def _check_inner(inner: optax.GradientTransformation, residual: bool) -> None:

@@ -87,7 +87,7 @@ def whole(x: jax.Array, like: Any) -> jax.Array:
 
 
 def refreshed(
-    basis: jax.Array, matrix: jax.Array, width: int, first: jax.Array, key: jax.Array
+    basis: jax.Array, matrix: jax.Array, width: int, first: jax.Array, start: jax.Array
 ) -> jax.Array:
     """Replaces the oldest columns of a basis by the leading directions of a gradient.
 
@@ -99,7 +99,7 @@ def refreshed(
         matrix: Gradient (…, small, large), finite.
         width: Number of columns to replace.
         first: Whether to replace all columns instead, which come from no gradient yet.
-        key: Random key.
+        start: Random directions (…, large, rank), standard normal.
 
     Returns:
         Orthonormal columns (…, small, rank).
@@ -114,7 +114,6 @@ def refreshed(
     rest = matrix / jnp.where(largest > 0, largest, 1)  # or squares of tiny ones would vanish
     if several:
         rest = rest - jnp.where(first, 0, _product(kept, _product(kept.mT, rest)))
-    start = jax.random.normal(key, (*rest.shape[:-2], rest.shape[-1], rank), rest.dtype)
     columns = jnp.linalg.qr(_product(rest, start))[0]
     columns = _product(rest, _product(rest.mT, columns))
     if several:
