@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax import _files
@@ -116,7 +117,7 @@ class _Attempts:
         for convert in (_converted, _converted_with_transposes):
             model = None
             try:
-                with _quiet():
+                with _quiet(), _numpy_as_it_was():
                     model = convert(self.jax2onnx, self.run, shapes)
                     fold_kernels(self.onnx, model)
                     content = model.SerializeToString()
@@ -141,6 +142,21 @@ def _dtypes_beyond_numpy(onnx: Any, model: Any) -> set[str]:
     codes |= {x.data_type for x in graph.initializer}
     dtypes = {onnx.helper.tensor_dtype_to_np_dtype(code) for code in codes if code}
     return {x.name for x in dtypes if x.isbuiltin != 1}
+
+
+@contextlib.contextmanager
+def _numpy_as_it_was() -> Iterator[None]:
+    """Puts back the functions of `jax.numpy` that jax2onnx 0.17.1 leaves replaced.
+
+    See findings/jax2onnx_keeps_cumsum.sh: `jnp.cumsum(x, 0)` would raise an error from then on.
+    """
+    before = dict(vars(jnp))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if vars(jnp).get(name) is not value:
+                setattr(jnp, name, value)
 
 
 def _converted(jax2onnx: Any, run: Callable[..., Any], shapes: Sequence[Any]) -> Any:

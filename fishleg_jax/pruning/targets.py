@@ -5,6 +5,7 @@ from typing import Any
 
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.pruning.target_types import Budget, Given, Limit
+from fishleg_jax.pruning.target_types import Target as Target
 
 
 def weights(at_most: int) -> Budget:

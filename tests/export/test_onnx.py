@@ -50,6 +50,18 @@ def test_networks_of_the_experiments(tmp_path, name):
     assert sum((x != 0).sum() for x in stored) < 0.12 * sum(x.size for x in stored)
 
 
+def test_jax_numpy_is_afterwards_as_it_was(tmp_path):
+    """jax2onnx leaves a `cumsum` behind that takes no axis by position."""
+    before = dict(vars(jnp))
+    for _ in range(2):
+        x = jnp.ones((2, 3))
+        flj.export.to_onnx(
+            lambda p, x: jnp.cumsum(x * p, axis=1), jnp.ones(3), x, tmp_path / "net.onnx"
+        )
+        assert [name for name, value in before.items() if vars(jnp)[name] is not value] == []
+        assert jnp.cumsum(x, 0)[1].tolist() == [2.0, 2.0, 2.0]
+
+
 def test_inputs_in_a_dictionary_and_a_fixed_batch(tmp_path):
     path, params = tmp_path / "net.onnx", jnp.arange(6.0).reshape(3, 2)
     example = ({"x": jnp.ones((2, 3)), "y": jnp.ones((2, 2))},)

@@ -13,7 +13,7 @@ def walk(steps, shapes, seed=0, scale=1.0):
     """Parameters at some steps of a random walk, as lists of arrays."""
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     leaves = [
-        scale * (3 + jnp.cumsum(jax.random.normal(k, (steps, *s)), 0))
+        scale * (3 + jnp.cumsum(jax.random.normal(k, (steps, *s)), axis=0))
         for k, s in zip(keys, shapes, strict=True)
     ]
     return [{str(i): leaf[t] for i, leaf in enumerate(leaves)} for t in range(steps)]
