@@ -122,20 +122,19 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
         own = [row for row in rows if _label(row) == label]
         of = [[r["accuracy"] for r in own if r["settings"]["density"] == d] for d in densities]
         cells.append([label, *map(record.spread, of)])
-    name, mode, dynamic = rows[0]["model"], rows[0]["mode"], rows[0]["mode"] == "dynamic"
-    spec = NETWORKS[name]
+    name, dynamic = rows[0]["model"], rows[0]["mode"] == "dynamic"
     how = f"while it trains for {args.epochs} epochs" if dynamic else "in one shot"
     return record.Table(
         title=f"{name}, pruned in space and in the DCT {how}: test accuracy, %",
         columns=["", *(f"{100 * d:g} % kept" for d in densities)],
         rows=cells,
         decimals=[0, *[2] * len(densities)],
-        seed=", ".join(str(x) for x in dict.fromkeys(row["seed"] for row in rows)),
-        data=spec.dataset,
-        examples=f"{args.examples:,} training examples for the curvature; all test examples"
-        if mode == "one_shot"
-        else "all training examples, all test examples",
-        note="The median over seeds, with the least and the largest.",
+        seed=record.seeds(rows),
+        data=NETWORKS[name].dataset,
+        examples="all training examples, all test examples"
+        if dynamic
+        else f"{args.examples:,} training examples for the curvature; all test examples",
+        note=f"{record.MEDIANS}.",
     )
 
 

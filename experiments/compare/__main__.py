@@ -162,11 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = len(results.load(path)) - len(rows)
             print(f"{path} ({others} results of other settings too)" if others else path)
             print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
-            examples = (
-                f"{args.examples or spec.examples:,} training examples for every method but "
-                f"magnitude; {len(split.test[0]):,} test examples"
-            )
-            record.keep_accuracies(args.record, rows, "experiments.compare", argv, examples)
+            sizes = args.examples or spec.examples, len(split.test[0])
+            record.keep_accuracies(args.record, rows, "experiments.compare", argv, *sizes)
         return runner.exit_code()
 
 

@@ -249,11 +249,11 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
         columns=["", "operations", f"{score}, not trained", "trained on", "ms", "times as fast"],
         rows=cells,
         decimals=[0, 2, 2, 2, 2, 2],
-        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        seed=record.seeds(rows),
         data=job.spec.dataset,
         examples=f"{settings['examples']:,} training examples for the curvature, {HELD_OUT} more "
         f"choose scores, {train:,} for {epochs} epochs of training; all test examples",
-        note="The median over seeds, with the least and the largest; milliseconds of a batch of "
+        note=f"{record.MEDIANS}; milliseconds of a batch of "
         f"{TIMED} in plain XLA, in turn, with the first seed's units.",
     )
 

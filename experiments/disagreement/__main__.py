@@ -79,12 +79,12 @@ def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record
         columns=["", *COLUMNS],
         rows=cells,
         decimals=[0, *(digits for _, digits in COLUMNS.values())],
-        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        seed=record.seeds(rows),
         data=f"{args.dataset}; {first['model']}; every method's default call",
         examples=f"{args.examples:,} training images for every method; "
         f"{first['test_examples']:,} test images; memorisation from {args.subsets} networks, "
         "trained on seven tenths of the training images each",
-        note='The median over seeds, with the least and the largest. "Memorised by": mean '
+        note=f'{record.MEDIANS}. "Memorised by": mean '
         "memorisation of the training images whose prediction changes, minus that of the others.",
     )
 

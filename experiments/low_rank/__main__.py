@@ -110,10 +110,10 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
     """
     spec = MODELS[rows[0]["model"]]
     shares = sorted({row["settings"]["share"] for row in rows}, reverse=True)
-    score, digits = ("squared error", 2) if spec.mean is not None else ("accuracy, %", 2)
-    names = {"accuracy": (score, digits), "loss": ("loss", 4)}
+    score = "accuracy, %" if spec.mean is None else "squared error"
+    names = {"accuracy": (score, 2), "loss": ("loss", 4)}
     if args.epochs:
-        names |= {"trained_accuracy": (f"{score}, trained on", digits)}
+        names |= {"trained_accuracy": (f"{score}, trained on", 2)}
         names |= {"trained_loss": ("loss, trained on", 4)}
     dense = [[row[f"dense_{f.removeprefix('trained_')}"] for row in rows] for f in names]
     cells: list[list[record.Cell]] = [["dense", *map(record.spread, dense * len(shares))]]
@@ -130,11 +130,11 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
         columns=["", *(f"{100 * x:g} %: {title}" for x in shares for title, _ in names.values())],
         rows=cells,
         decimals=[0, *[n for _, n in names.values()] * len(shares)],
-        seed=", ".join(str(x) for x in dict.fromkeys(row["seed"] for row in rows)),
+        seed=record.seeds(rows),
         data=f"{spec.dataset}, test examples",
         examples=f"{args.examples:,} training examples for the Fisher, "
         f"{args.examples_per_gradient} in a gradient; training on for {args.epochs} epoch",
-        note="The median over seeds, with the least and the largest; losses in nats.",
+        note=f"{record.MEDIANS}; losses in nats.",
     )
 
 

@@ -150,33 +150,27 @@ class Contest:
         Returns:
             Their objects of `results.json`.
         """
-        common = {"kind": "training", "seed": own_seed, "epochs": self.args.epochs}
-        runner = Runner(self.args.out / "results.json")
-        wanted = []
+        by_name, wanted = {}, []
         for of, rate in rates.items():
             identity = self.identity(of) | {"learning_rate": rate}
             identity["settings"] |= self.trials.settings
+            by_name[identity["optimizer"]] = of
             wanted.append(identity)
-        left = [one["optimizer"] for one in runner.missing(common, wanted)]
-        trainings = [
-            contest.Training(
-                self.program(of, self.split.train),
+
+        def begin(identity: dict[str, Any]) -> contest.Training:
+            return contest.Training(
+                self.program(by_name[identity["optimizer"]], self.split.train),
                 self.split,
-                rate=rate,
+                rate=identity["learning_rate"],
                 epochs=self.args.epochs,
                 seed=own_seed,
-                folder=self.args.out / "runs" / _folder(common | identity),
+                folder=self.args.out / "runs" / _folder(identity),
                 checkpoint_every=60.0,
             )
-            for (of, rate), identity in zip(rates.items(), wanted, strict=True)
-            if identity["optimizer"] in left
-        ]
-        by_name = {identity["optimizer"]: identity for identity in wanted}
-        for done in contest.compete(trainings, f"{self.spec.name}, seed {own_seed}"):
-            runner.keep({**common, **by_name[done.program.name], **done.result()})
-            done.forget()
-        order = list(by_name)
-        return sorted(runner.rows, key=lambda row: order.index(row["optimizer"]))
+
+        common = {"kind": "training", "seed": own_seed, "epochs": self.args.epochs}
+        runner = Runner(self.args.out / "results.json")
+        return contest.hold(runner, common, wanted, begin, f"{self.spec.name}, seed {own_seed}")
 
 
 def _folder(identity: dict[str, Any]) -> str:
@@ -222,11 +216,11 @@ def table(args: argparse.Namespace, spec: Spec, rows: Sequence[dict], data: data
         ],
         rows=cells,
         decimals=[0, 0, 3 if score == "accuracy" else 2, 2, 2, 3, 2],
-        seed=", ".join(str(one) for one in dict.fromkeys(row["seed"] for row in rows)),
+        seed=record.seeds(rows),
         data=f"{spec.dataset}; the network `{spec.name}`",
-        examples=f"{len(data.train[0]):,} to train on, of which trials of rates leave out "
-        f"{held:,}; the training loss is on {min(len(data.train[0]), contest.SUBSET):,} of them; "
-        "all test examples",
+        examples=f"{len(data.train[0]):,} to train on, {held:,} of them left out by trials of "
+        f"rates; the training loss is on {min(len(data.train[0]), contest.SUBSET):,} of them; all "
+        "test examples",
         note="Medians over seeds, with the least and the largest. Cosine schedules, and rates from "
         f"one grid ({', '.join(f'{rate:g}' for rate in args.rates)}; a star: at its end), seconds "
         "of the processor, in turn.",

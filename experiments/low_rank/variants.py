@@ -39,7 +39,15 @@ class Variant(NamedTuple):
         return ", ".join(parts)
 
 
-class LowRankProgram(Program):
+class _OwnProgram(Program):
+    """The compiled steps of an optimiser that is not in the table of `experiments.train`."""
+
+    def _work(self, step: int) -> tuple[tuple[str, bool], ...]:
+        del step
+        return ()
+
+
+class LowRankProgram(_OwnProgram):
     """The compiled steps of Adam in subspaces of the gradients."""
 
     def __init__(self, spec: Spec, variant: Variant, batch: int):
@@ -52,17 +60,13 @@ class LowRankProgram(Program):
         low = flj.low_rank_updates(optax.scale_by_adam(), **self.variant._asdict())
         return optax.chain(low, optax.scale_by_learning_rate(rate))
 
-    def _work(self, step: int) -> tuple[tuple[str, bool], ...]:
-        del step
-        return ()
-
 
 class Trajectory(NamedTuple):
     """An earlier training with Adam, whose directions a later one is confined to.
 
     Attributes:
         rate: Its learning rate.
-        length: Steps of its schedule, the first half of which is sampled.
+        length: Steps of its schedule; the first half is sampled.
         directions: Number of directions.
     """
 
@@ -76,7 +80,7 @@ class Trajectory(NamedTuple):
         return f"within {self.directions} directions of Adam's first half"
 
 
-class TrajectoryProgram(Program):
+class TrajectoryProgram(_OwnProgram):
     """The compiled steps of Adam on coordinates in the subspace of an earlier training.
 
     The training begins at the same weights as the earlier one.  Steps are as long as Adam's on all
@@ -120,7 +124,3 @@ class TrajectoryProgram(Program):
             carry = done.carry
         samples.append(jax.tree.map(np.array, carry.params))
         return flj.trajectory_subspace(samples, directions)
-
-    def _work(self, step: int) -> tuple[tuple[str, bool], ...]:
-        del step
-        return ()

@@ -214,11 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(tables.accuracies(rows))
         print(files.write_json(args.out / "results.json", rows))
         print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
-        examples = (
-            f"{args.examples or spec.examples:,} training examples for every method but magnitude; "
-            f"{len(split.test[0]):,} test examples"
-        )
-        record.keep_accuracies(args.record, rows, "experiments.one_shot", argv, examples)
+        sizes = args.examples or spec.examples, len(split.test[0])
+        record.keep_accuracies(args.record, rows, "experiments.one_shot", argv, *sizes)
     return 0
 
 

@@ -80,7 +80,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
         columns=["", *columns],
         rows=cells,
         decimals=[0, *decimals],
-        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        seed=record.seeds(rows),
         data=f"{spec.dataset}, {settings['prunable_weights']:,} prunable weights",
         examples=f"{settings['examples']:,} training examples for the curvature; all test examples",
         note=f"Group solves of at most {settings['iterations']} iterations at "

@@ -20,6 +20,8 @@ from experiments import pages
 from experiments.report import tables
 from experiments.running import files
 
+MEDIANS = "The median over seeds, with the least and the largest"  # what `spread` shows
+
 Cell = None | str | float | list[float]  # a list holds a median, the least and the largest value
 
 
@@ -68,6 +70,15 @@ def spread(values: Sequence[float | None]) -> Cell:
     return middle if low == high else [middle, low, high]
 
 
+def seeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The seeds of some results, each once, as text.
+
+    Args:
+        rows: objects of a `results.json`.
+    """
+    return ", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows))
+
+
 def at_sparsities(
     rows: Sequence[dict], field: str, title: str, *, examples: str, digits: int = 2
 ) -> Table:
@@ -87,10 +98,10 @@ def at_sparsities(
         columns=["", *columns],
         rows=[[name, *map(spread, cells)] for name, cells in values.items()],
         decimals=[0, *[digits] * len(columns)],
-        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        seed=seeds(rows),
         data=first["dataset"],
         examples=examples,
-        note="The median over seeds, with the least and the largest.",
+        note=f"{MEDIANS}.",
     )
 
 
@@ -99,7 +110,8 @@ def keep_accuracies(
     rows: Sequence[dict],
     module: str,
     argv: Sequence[str] | None,
-    examples: str,
+    train: int,
+    test: int,
     root: Path = pages.ROOT,
 ) -> None:
     """Writes the accuracies of a `results.json`; those with batch norm recomputed to a second file.
@@ -109,9 +121,11 @@ def keep_accuracies(
         rows: the objects of a `results.json` for one model.
         module: the module that is run by `python -m`.
         argv: its arguments; None for those of the process.
-        examples: training and test examples, and what they were for.
+        train: number of training examples that a method sees.
+        test: number of test examples.
         root: folder of the repository.
     """
+    examples = f"{train:,} training examples for every method but magnitude; {test:,} test examples"
     for prefix, title in tables.measurements(rows).items():
         suffix = f"_{prefix}".rstrip("_")
         field, title = f"{prefix}accuracy", f"{title}test accuracy, %"

@@ -92,7 +92,7 @@ def _made(
         columns=columns,
         rows=lines,
         decimals=[0, *[2] * (len(columns) - 1)],
-        seed=", ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows)),
+        seed=record.seeds(rows),
         data=f"{spec.dataset}; pruned: {settings['sparsity']:.0%} by FishLeg's default call",
         examples=f"{settings['examples']:,} training examples for the curvature; at most "
         f"{settings['test']:,} test examples",

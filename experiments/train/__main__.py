@@ -142,10 +142,10 @@ def train(
         for name, (rate, chosen) in rates.items()
     ]
     common = {"kind": "training", "epochs": epochs, "seed": seed}
-    left = {one["optimizer"]: common | one for one in runner.missing(common, wanted)}
-    trainings = [
-        contest.Training(
-            program(spec, name, args.weight_decay, args.batch_size, goal),
+
+    def begin(identity: dict[str, Any]) -> contest.Training:
+        return contest.Training(
+            program(spec, identity["optimizer"], args.weight_decay, args.batch_size, goal),
             split,
             rate=identity["learning_rate"],
             epochs=epochs,
@@ -153,13 +153,9 @@ def train(
             folder=args.out / "runs" / _folder(identity),
             checkpoint_every=args.checkpoint_every,
         )
-        for name, identity in left.items()
-    ]
-    for done in contest.compete(trainings, f"{spec.name}, {epochs} epochs, seed {seed}"):
-        runner.keep({**left[done.program.name], **done.result()})
-        done.forget()
-    order = list(rates)
-    return sorted(runner.rows, key=lambda row: order.index(row["optimizer"]))
+
+    title = f"{spec.name}, {epochs} epochs, seed {seed}"
+    return contest.hold(runner, common, wanted, begin, title)
 
 
 def _folder(identity: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from experiments.models import training
 from experiments.models.specs import Spec
 from experiments.running import files, metrics
 from experiments.running.checkpointing import Checkpoints
+from experiments.running.runner import Runner
 from experiments.train.steps import Program
 
 SUBSET = 10_000  # training examples, at most, on which the training loss is measured
@@ -178,3 +179,31 @@ def compete(trainings: Sequence[Training], title: str) -> Iterator[Training]:
                 if one.over:
                     yield one
             left = [one for one in left if not one.over]
+
+
+def hold(
+    runner: Runner,
+    common: Mapping[str, Any],
+    wanted: Sequence[Mapping[str, Any]],
+    begin: Callable[[dict[str, Any]], Training],
+    title: str,
+) -> list[dict[str, Any]]:
+    """Makes the trainings that are not in the file yet, in turn, and keeps each once it is over.
+
+    Args:
+        runner: The results of this contest, none so far.
+        common: Fields that all trainings have in common.
+        wanted: Further fields of each, its `optimizer` among them.
+        begin: Function of all fields of a training that returns it; its program has the name of the
+            optimiser.
+        title: Name of the progress bar.
+
+    Returns:
+        The objects of `results.json`, those that were there among them, in the order of `wanted`.
+    """
+    left = {one["optimizer"]: {**common, **one} for one in runner.missing(common, wanted)}
+    for done in compete([begin(one) for one in left.values()], title):
+        runner.keep({**left[done.program.name], **done.result()})
+        done.forget()
+    order = [one["optimizer"] for one in wanted]
+    return sorted(runner.rows, key=lambda row: order.index(row["optimizer"]))

@@ -156,19 +156,21 @@ def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:
     of the time that its operations would take at the network's mean speed.
     """
     counted = "flops" if unit in TIMES else unit
-    prices = [max(x, 1e-30) for x in _saved(cost, whole, counted, lambda units: units - 1)]
+    total = cost(whole, counted)
+    prices = _saved(cost, whole, counted, total, lambda units: units - 1)
+    prices = [max(price, 1e-30) for price in prices]
     if unit not in TIMES:
         return prices
-    floor = 0.5 / cost(whole, counted)
-    times = _saved(cost, whole, "time_share", lambda units: units // 2)
+    times = _saved(cost, whole, "time_share", 1.0, lambda units: units // 2)
+    floor = 0.5 / total
     return [max(own, floor * price) for own, price in zip(times, prices, strict=True)]
 
 
 def _saved(
-    cost: Cost, whole: Sequence[np.ndarray], unit: str, left: Callable[[int], int]
+    cost: Cost, whole: Sequence[np.ndarray], unit: str, total: float, left: Callable[[int], int]
 ) -> list[float]:
     """What each unit of a coupling saves when only some of its units are left."""
-    total, found = 1.0 if unit == "time_share" else cost(whole, unit), []
+    found = []
     for i, own in enumerate(whole):
         stay = max(left(own.size), 1)
         fewer = [*whole[:i], np.arange(own.size) < stay, *whole[i + 1 :]]

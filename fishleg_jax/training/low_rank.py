@@ -69,8 +69,8 @@ def low_rank_updates(
             side in (0, 1), which is at least 8 dimensions.  With Adam a share of 1/6 leaves a
             quarter of the state of large kernels, or less.
         refresh: Steps between refreshes of the subspaces, 10 by default.
-        subspaces: Number of subspaces of each kernel, of `rank / subspaces` dimensions, of which a
-            refresh replaces the oldest; 1 by default, which replaces all.
+        subspaces: Number of subspaces of each kernel, of `rank / subspaces` dimensions; a refresh
+            replaces the oldest.  1 by default, which replaces all.
         residual: Whether to add the scaled rest of the gradient; True by default.
         stacked: Leaves with a leading axis of layers, as from `nn.scan` and `lax.scan`: regular
             expressions over key paths, or a predicate `(name, leaf) -> bool`.  Each layer gets its

@@ -52,7 +52,7 @@ def test_accuracies_over_sparsities_and_seeds_are_kept(tmp_path):
         for sparsity in (0.9, 0.5)
         for seed in (0, 1, 2)
     ]
-    record.keep_accuracies("some", rows, "experiments.one", [], "64 examples", tmp_path)
+    record.keep_accuracies("some", rows, "experiments.one", [], 64, 100, tmp_path)
     folder = tmp_path / "docs" / "results"
     stored = json.loads((folder / "some.json").read_text())
     assert stored["columns"] == ["", "50 %", "90 %"] and stored["seed"] == "0, 1, 2"

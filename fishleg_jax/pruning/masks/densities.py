@@ -141,9 +141,14 @@ def of_all_groups(groups: Any) -> float:
     """Sparsity once every group of n of m has its zeros; the pattern's own if leaves are apart."""
     if groups.scope not in ("global", "erk"):
         return groups.pattern.highest
-    most = sum(groups.most_to_prune(i) for i, yes in enumerate(groups.chosen) if yes)
+    most = most_to_prune(groups)
     # never below the fraction, or its floor would be a weight less
     return min(math.nextafter(most / max(groups.weights, 1), 1), groups.pattern.highest)
+
+
+def most_to_prune(groups: Any) -> int:
+    """Number of weights of all leaves that can be pruned."""
+    return sum(groups.most_to_prune(i) for i, yes in enumerate(groups.chosen) if yes)
 
 
 def sparsity_of_densities(groups: Any) -> float:

@@ -51,7 +51,7 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
                 f"{sparsity!r}"
             )
     if groups.scope in ("global", "erk") and groups.pattern and not groups.fully_patterned:
-        most = sum(groups.most_to_prune(i) for i, yes in enumerate(groups.chosen) if yes)
+        most = _densities.most_to_prune(groups)
         if _densities.number_to_prune(sparsity, groups.weights) > most:
             raise ValueError(
                 f"sparsity must be at most {most / groups.weights:.6g}, because {groups.pattern} "
