@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fishleg_jax import _text
+
 
 def check_place(path: str | os.PathLike[str], argument: str = "path") -> Path:
     """Returns a path at which a file can be written.
@@ -15,7 +17,9 @@ def check_place(path: str | os.PathLike[str], argument: str = "path") -> Path:
     try:
         place = Path(path)
     except TypeError:
-        raise ValueError(f"{argument} must be the path of a file, got {path!r}") from None
+        raise ValueError(
+            f"{argument} must be the path of a file, got {_text.shown(path)}"
+        ) from None
     if not place.parent.is_dir():
         raise ValueError(
             f"{argument}: the folder {str(place.parent)!r} does not exist: create it first"

@@ -1,6 +1,5 @@
 """Calls of a likelihood's functions, with checks of them and of a batch's targets."""
 
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,11 +147,3 @@ def check_range(targets: Any, valid: Any, expected: str) -> None:
     wrong = values[~valid(values)]
     if wrong.size:
         raise ValueError(f"targets must {expected}, got {wrong[0]}")
-
-
-def describe(value: Any) -> str:
-    """Short description of a value for an error message."""
-    name = getattr(value, "__name__", None)
-    if callable(value) and isinstance(name, str):
-        return f"the {'class' if isinstance(value, type) else 'function'} {name}"
-    return reprlib.repr(value)

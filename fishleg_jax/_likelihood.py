@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _labels, _text
+from fishleg_jax import _text
 from fishleg_jax._checks import numbers
 
 Outputs = Any
@@ -78,7 +78,7 @@ class Likelihood(_Functions):
             if not callable(value) and not (optional and value is None):
                 raise ValueError(
                     f"Likelihood: {name} must be a function{' or None' * optional}, got "
-                    f"{_labels.describe(value)}"
+                    f"{_text.shown(value)}"
                 )
         numbers.check_flag(self.takes_targets, "takes_targets")
         return self

@@ -1,5 +1,6 @@
 """One-line reprs for values that hold functions and arrays of any size."""
 
+import reprlib
 from typing import Any
 
 import jax
@@ -56,6 +57,46 @@ def by_maker(value: Any) -> str:
         elif not (field is default or field is None):
             cells.append(f"{name}={summary(field)}")
     return f"{type(value).__name__}({', '.join(cells)})"
+
+
+def shown(value: Any) -> str:
+    """Repr of what a user gave, for an error message: one line, whatever the value holds.
+
+    Args:
+        value: Any object.
+
+    Returns:
+        The name of a function or a class; else the repr, with arrays by dtype and shape and with
+        only the first entries of long containers, or the summary where that is long still.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shown([(jnp.ones((8, 3)), jnp.zeros(8))]), shown(max), shown("mean")
+        ('[(float32[8,3], float32[8])]', 'the function max', "'mean'")
+    """
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= 2 * LONGEST else summary(value)
+
+
+class _Short(reprlib.Repr):
+    """Short reprs, also of arrays and functions inside of containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 4, 6, 6, 4
+        self.maxstring = self.maxother = self.maxlong = LONGEST
+
+    def repr1(self, value: Any, level: int) -> str:
+        """Repr of a value or an entry."""
+        if _is_array(value):
+            return _array(value)
+        name = getattr(value, "__name__", None)
+        if callable(value) and isinstance(name, str):
+            return f"the {'class' if isinstance(value, type) else 'function'} {name}"
+        return super().repr1(value, level)
+
+
+_SHORT = _Short()
 
 
 def summary(value: Any) -> str:

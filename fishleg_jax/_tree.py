@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _text
+
 EXACT = 2**24  # float32 represents all whole numbers up to this one
 Stacked = str | Sequence[str] | Callable[[str, jax.ShapeDtypeStruct], bool] | None
 
@@ -147,7 +149,7 @@ def stacked_leaves(tree: Any, stacked: Stacked, argument: str) -> list[bool]:
         if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
             raise ValueError(
                 f"{argument} must be one or several regular expressions, a predicate "
-                f"(name, leaf) or None, got {stacked!r}"
+                f"(name, leaf) or None, got {_text.shown(stacked)}"
             )
         # a leaf is stacked if any expression matches its name
         columns = [matches(pattern, leaves, argument) for pattern in patterns]

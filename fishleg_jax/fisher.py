@@ -13,7 +13,7 @@ There are three Fishers, and they are different matrices:
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _convolutions, _labels, _tree
+from fishleg_jax import _chunks, _convolutions, _labels, _text, _tree
 from fishleg_jax._checks import arrays
 from fishleg_jax._devices import mesh
 from fishleg_jax._devices import placement as _placement
@@ -34,7 +34,7 @@ KINDS = ("exact", "sampled", "empirical")
 def check_kind(kind: str, batch: BatchLike, key: jax.Array | None) -> None:
     """Raises a ValueError for an unknown Fisher, an invalid batch, or a missing key or labels."""
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {_text.shown(kind)}")
     arrays.check_batch_shapes(batch, "batch")
     if kind == "sampled" and key is None:
         raise ValueError(

@@ -78,7 +78,7 @@ def _expected_instead_of(likelihood: Any) -> str:
     elif callable(likelihood):
         hint = "; a negative log-likelihood goes into flj.likelihoods.Likelihood(...)"
     expected = "a fishleg_jax.likelihoods.Likelihood, such as flj.likelihoods.categorical()"
-    return f"{expected}, got {_labels.describe(likelihood)}{hint}"
+    return f"{expected}, got {_text.shown(likelihood)}{hint}"
 
 
 def _accepts(function: Any, arguments: int) -> bool:

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from fishleg_jax import _chunks, _convolutions, _labels
+from fishleg_jax import _chunks, _convolutions, _labels, _text
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import mesh, sharding
 from fishleg_jax._jit import is_traced, jitted
@@ -69,7 +69,7 @@ def per_example_gradients(
     """
     # validate the arguments before anything is compiled
     if labels not in ("empirical", "sampled"):
-        raise ValueError(f"labels must be 'empirical' or 'sampled', got {labels!r}")
+        raise ValueError(f"labels must be 'empirical' or 'sampled', got {_text.shown(labels)}")
     check_model(model)
     check_kind(labels, batch, key)
     _labels.require_kind(model.likelihood, labels)

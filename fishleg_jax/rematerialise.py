@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from fishleg_jax import _text
 from fishleg_jax._checks import numbers
 from fishleg_jax._jaxpr import core
 from fishleg_jax.model import Model
@@ -51,7 +52,7 @@ def remat(model: Model, segments: int = 8) -> Model:
         Array(True, dtype=bool)
     """
     if not isinstance(model, Model):
-        raise ValueError(f"model must be a flj.Model, got {model!r}")
+        raise ValueError(f"model must be a flj.Model, got {_text.shown(model)}")
     return _remat(model, numbers.check_count(segments, "segments"))
 
 

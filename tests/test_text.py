@@ -1,6 +1,8 @@
 """Reprs: one line whatever is inside, and tuples as they were."""
 
+import pathlib
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -79,3 +81,39 @@ def test_arrays_that_cannot_be_read():
     assert _text.summary(jax.random.key(0)) == "key<fry>[]"
     assert _text.summary({"a": None, "b": (None, ())}) == "{0 arrays}"
     assert _text.summary("x" * 1000) == repr("x" * (_text.LONGEST - 3) + "...")
+
+
+def test_errors_stay_readable_whatever_was_given():
+    # the arguments of prune_one_shot in a wrong order, with batches of images
+    batches = [(jnp.ones((50, 60)), jnp.ones((50, 10)))] * 30
+    with pytest.raises(ValueError, match="estimator must be .* got .60 arrays") as error:
+        flj.prune_one_shot(MODEL, PARAMS, batches, batches, sparsity=0.5)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {str(i): {"kernel": [jnp.ones((9, 9))] * 40} for i in range(50)},
+        "long " * 300,
+        {10**3000: range(10**9)},
+        [[[[[[[list(range(1000))]]]]]]],
+        optax.adam(1e-3),
+        optax.ScaleByAdamState(jnp.zeros(()), PARAMS, PARAMS),
+    ],
+)
+def test_what_an_error_shows_is_short(value):
+    shown = _text.shown(value)
+    assert len(shown) < 400 and "\n" not in shown and " at 0x" not in shown
+
+
+def test_every_error_shows_a_users_values_shortly():
+    # `!r` is for names of leaves, files and steps, which are strings
+    names = re.compile(r"\bgot \{[\w.\[\]]+!r\}")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in pathlib.Path(flj.__file__).parent.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if names.search(line)
+    ]
+    assert not found

@@ -30,11 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import fishleg_jax as flj
-from experiments.arena import contestants, duels, gradual, layerwise, networks, one_shot
+from experiments.arena import (
+    contestants,
+    duels,
+    gradual,
+    layerwise,
+    networks,
+    one_shot,
+    record_table,
+)
 from experiments.arena.networks import NETWORKS, Contestant
 from experiments.models import training
 from experiments.models.specs import as_batch
-from experiments.report import plots, tables
+from experiments.report import plots, record, tables
 from experiments.running import arguments, files, results
 from experiments.running.arguments import at_least, comma_list, one_of, seed, sparsity
 from experiments.running.runner import Runner
@@ -99,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist and cifar10")
     option("--out", Path, Path("results/arena"))
+    record.add_option(parser)
     return parser
 
 
@@ -312,6 +321,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             best = duels.best_peers(rows, fought, contestants.PEERS)
             print(f"\n{duels.show(fought, best)}")
             print(files.write_json(args.out / "duels.json", duels.as_json(fought)))
+            for mode in dict.fromkeys(row["mode"] for row in rows):
+                made = record_table.of_mode(rows, best, mode)
+                name = args.record and f"{args.record}_{mode}"
+                record.keep(name, made, "experiments.arena", argv)
         print(runner.path)
         for mode in dict.fromkeys(row["mode"] for row in rows):
             own = [row for row in rows if row["mode"] == mode]

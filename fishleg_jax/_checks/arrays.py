@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._batch import Batch, split_batch
 
 
@@ -109,11 +109,14 @@ def check_batch_shapes(batch: Any, argument: str) -> None:
         )
     leaves = _tree.named_leaves(tuple(batch[:2]))
     if not jax.tree.leaves(batch[0]):
-        raise ValueError(f"{argument} must have an array in its inputs, got {batch[0]!r}")
+        raise ValueError(
+            f"{argument} must have an array in its inputs, got {_text.shown(batch[0])}"
+        )
     for name, leaf in leaves:
         if np.ndim(leaf) == 0:
             raise ValueError(
-                f"{argument}: {name!r} must have a leading axis of examples, got {leaf!r}"
+                f"{argument}: {name!r} must have a leading axis of examples, got "
+                f"{_text.shown(leaf)}"
             )
     lengths = {np.shape(leaf)[0] for _, leaf in leaves}
     if len(lengths) > 1:
@@ -129,12 +132,12 @@ def check_costs_are_numbers(costs: Any) -> None:
     """Raises a ValueError unless every leaf of `costs` is a real number or an array of them."""
     leaves = _tree.named_leaves(costs)
     if not leaves:
-        raise ValueError(f"costs must be a pytree like the parameters, got {costs!r}")
+        raise ValueError(f"costs must be a pytree like the parameters, got {_text.shown(costs)}")
     for name, cost in leaves:
         dtype = getattr(cost, "dtype", None) or np.asarray(cost).dtype
         if not any(jax.numpy.issubdtype(dtype, x) for x in (np.floating, np.integer)):
             raise ValueError(
-                f"costs: {name!r} must be a number or an array of numbers, got {cost!r}"
+                f"costs: {name!r} must be a number or an array of numbers, got {_text.shown(cost)}"
             )
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fishleg_jax import _text
+
 
 def is_number(x: Any) -> bool:
     """Whether a value is a real number or a concrete scalar array; booleans are not."""
@@ -37,7 +39,7 @@ def check_number(value: Any, name: str, valid: Callable[[float], bool], expected
         expected: Description of the range for the error message.
     """
     if not is_number(value) or not valid(float(value)):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {_text.shown(value)}")
     return float(value)
 
 
@@ -62,14 +64,14 @@ def check_count(value: Any, name: str, least: int = 1, or_none: str = "") -> int
     """Returns a whole number of at least `least`, or raises a ValueError."""
     if not is_whole(value, least):
         expected = f"a whole number of at least {least}{or_none}"
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {_text.shown(value)}")
     return int(value)
 
 
 def check_flag(value: Any, name: str) -> bool:
     """Returns True or False, or raises a ValueError."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {_text.shown(value)}")
     return bool(value)
 
 
@@ -84,7 +86,7 @@ def check_function(value: Any, name: str, arguments: int, expected: str) -> None
     except ValueError:  # functions written in C may have no signature
         pass
     if not fits:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {_text.shown(value)}")
 
 
 def takes_keyword(function: Any, keyword: str) -> bool:

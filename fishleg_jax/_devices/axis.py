@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _text
 from fishleg_jax._batch import BatchLike, split_batch
 
 
@@ -14,7 +15,8 @@ def check_name(axis_name: Any) -> None:
     sound = names and all(isinstance(name, str) and name for name in names)
     if axis_name is not None and not sound:
         raise ValueError(
-            f"axis_name must be the name of an axis, a tuple of names or None, got {axis_name!r}"
+            "axis_name must be the name of an axis, a tuple of names or None, got "
+            f"{_text.shown(axis_name)}"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _text
 from fishleg_jax._checks import numbers
 from fishleg_jax.bases.basis import Basis, check_basis
 from fishleg_jax.pruning.scores import NAMES, Saliency, scores_by
@@ -51,7 +52,7 @@ def by_band(
     numbers.check_function(rate, "rate", 1, "a function of relative frequencies")
     if not callable(saliency) and saliency not in NAMES:
         raise ValueError(
-            f"saliency must be one of {', '.join(NAMES)} or a function, got {saliency!r}"
+            f"saliency must be one of {', '.join(NAMES)} or a function, got {_text.shown(saliency)}"
         )
 
     def scores(params, masks, estimator, state, gradient):

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _prunable, _tree
+from fishleg_jax import _prunable, _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax.bases.basis import Basis, Matrices, basis_of
 
@@ -137,7 +137,7 @@ def _checked_axes(axes: int | Sequence[int]) -> tuple[int, ...]:
     found = axes if isinstance(axes, (tuple, list)) else (axes,)
     whole = all(numbers.is_whole(k, -(2**31)) for k in found)
     if not whole or not found or len(set(found)) < len(found):
-        raise ValueError(f"axes must be different whole numbers or None, got {axes!r}")
+        raise ValueError(f"axes must be different whole numbers or None, got {_text.shown(axes)}")
     return tuple(int(k) for k in found)
 
 

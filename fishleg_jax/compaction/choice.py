@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction.analysis import Network
@@ -96,7 +96,7 @@ def choose_units(
     if not isinstance(goal, Budget) or goal.unit not in UNITS:
         raise ValueError(
             "goal must be targets.weights, targets.bytes, targets.flops, targets.seconds or "
-            f"targets.time_share, got {goal!r}"
+            f"targets.time_share, got {_text.shown(goal)}"
         )
     of_units = isinstance(scores, UnitScores)
     if not of_units:

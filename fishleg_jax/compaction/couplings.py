@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks.numbers import is_whole
 
 Coupling = Sequence[Sequence[Any]]
@@ -68,7 +68,7 @@ def read(coupling: Any, leaves: dict[str, Any], argument: str) -> tuple[Member, 
             different numbers of units, or the same member twice.
     """
     if isinstance(coupling, str) or not isinstance(coupling, Sequence) or not coupling:
-        raise ValueError(f"{argument} must be {EXPECTED}, got {coupling!r}")
+        raise ValueError(f"{argument} must be {EXPECTED}, got {_text.shown(coupling)}")
     rows = [_row(entry, leaves, f"{argument}[{i}]") for i, entry in enumerate(coupling)]
     # The member in which the units come once decides on their number.
     units = min(size // block for _, _, size, block in rows)
@@ -91,7 +91,8 @@ def _row(entry: Any, leaves: dict[str, Any], argument: str) -> tuple[str, int, i
     fits = isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) in (2, 3)
     if not fits or not isinstance(entry[0], str) or not all(is_whole(x, -99) for x in entry[1:]):
         raise ValueError(
-            f"{argument} must be (key path, axis) or (key path, axis, block size), got {entry!r}"
+            f"{argument} must be (key path, axis) or (key path, axis, block size), got "
+            f"{_text.shown(entry)}"
         )
     name, axis, block = entry[0], int(entry[1]), int(entry[2]) if len(entry) == 3 else 1
     if name not in leaves:
@@ -110,7 +111,7 @@ def _row(entry: Any, leaves: dict[str, Any], argument: str) -> tuple[str, int, i
 def read_all(couplings: Any, leaves: dict[str, Any]) -> list[tuple[Member, ...]]:
     """Returns the members of all couplings of a user; see `read`."""
     if isinstance(couplings, str) or not isinstance(couplings, Sequence):
-        raise ValueError(f"couplings must be a list of couplings, got {couplings!r}")
+        raise ValueError(f"couplings must be a list of couplings, got {_text.shown(couplings)}")
     found = [read(x, leaves, f"couplings[{i}]") for i, x in enumerate(couplings)]
     owners: dict[Member, int] = {}
     for i, members in enumerate(found):

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import _files
+from fishleg_jax import _files, _text
 from fishleg_jax.export._arguments import as_tuple, function_of, masked
 
 MAGIC = b"FLJFUNC1"  # the last bytes of a file; a checksum stands before them
@@ -135,7 +135,7 @@ def _check_platforms(platforms: Any) -> None:
     if not names or not all(isinstance(x, str) and x in known for x in names):
         raise ValueError(
             f"platforms must be a list of names among {', '.join(PLATFORMS)}, or None for that of "
-            f"this process, got {platforms!r}"
+            f"this process, got {_text.shown(platforms)}"
         )
 
 

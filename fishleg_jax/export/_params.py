@@ -151,7 +151,9 @@ def _array(name: str, leaf: Any) -> np.ndarray:
 def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise ValueError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+            raise ValueError(
+                f"metadata must map strings to strings, got {_text.shown(key)}: {value!r}"
+            )
         if key in (_safetensors.OWN, _safetensors.CHECKSUM):
             raise ValueError(f"metadata: the name {key!r} is the library's own; use another")
     return dict(metadata)

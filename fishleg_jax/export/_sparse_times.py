@@ -64,12 +64,12 @@ def measure_sparse_matmul(
         True
     """
     if len(shape) != 2 or any(not isinstance(n, (int, np.integer)) or n < 1 for n in shape):
-        raise ValueError(f"shape must be two sizes of at least 1, got {shape!r}")
+        raise ValueError(f"shape must be two sizes of at least 1, got {_text.shown(shape)}")
     if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], got {density!r}")
+        raise ValueError(f"density must be in (0, 1], got {_text.shown(density)}")
     batch = numbers.check_count(batch, "batch", 1)
     if not seconds > 0:
-        raise ValueError(f"seconds must be positive, got {seconds!r}")
+        raise ValueError(f"seconds must be positive, got {_text.shown(seconds)}")
     key = (*shape, round(float(density), 2), batch, jnp.dtype(dtype).name, jax.default_backend())
     if key not in _MEASURED:
         _MEASURED[key] = _measure(shape, density, batch, dtype, seconds)

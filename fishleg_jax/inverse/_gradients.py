@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _chunks, _labels, _tree
+from fishleg_jax import _chunks, _labels, _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import sharding
 from fishleg_jax._output_space import with_sampled_targets
@@ -50,7 +50,7 @@ def gradient_rows(
         ValueError: An argument out of range.
     """
     if labels not in LABELS:
-        raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+        raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {_text.shown(labels)}")
     check_model(model)
     if labels == "sampled":
         _labels.require(model.likelihood, ("sample",), "labels='sampled'")

@@ -95,7 +95,7 @@ def check_estimator(estimator: Any) -> None:
     if not isinstance(estimator, InverseFisher):
         raise ValueError(
             "estimator must be an InverseFisher, such as flj.inverse.fishleg(model), got "
-            f"{estimator!r}"
+            f"{_text.shown(estimator)}"
         )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax.low_rank import choice, forms
 from fishleg_jax.low_rank.parts import Part
@@ -22,25 +22,29 @@ def checked_rule(ranks: Any, budget: Any) -> tuple[Any, Any]:
     """Rule and budget, or a ValueError."""
     if isinstance(ranks, Mapping) and ranks:
         if budget is not None:
-            raise ValueError(f"budget must be None if ranks are given by name, got {budget!r}")
+            raise ValueError(
+                f"budget must be None if ranks are given by name, got {_text.shown(budget)}"
+            )
         return ranks, None
     if not isinstance(ranks, str) or ranks not in RULES:
         raise ValueError(
             f"ranks must be one of {', '.join(RULES)} or a mapping from expressions to ranks, got "
-            f"{ranks!r}"
+            f"{_text.shown(ranks)}"
         )
     if isinstance(budget, Budget) and budget.unit in UNITS:
         return ranks, budget
     if isinstance(budget, Limit) and budget.unit == "predicted":
         if ranks != "global":
-            raise ValueError(f"ranks must be 'global' for a limit on the loss, got {ranks!r}")
+            raise ValueError(
+                f"ranks must be 'global' for a limit on the loss, got {_text.shown(ranks)}"
+            )
         return ranks, budget
     expected = (
         "a share in (0, 1], targets.weights, targets.bytes, targets.flops or "
         "targets.loss_increase(..., measured=False)"
     )
     if not numbers.is_number(budget):
-        raise ValueError(f"budget must be {expected}, got {budget!r}")
+        raise ValueError(f"budget must be {expected}, got {_text.shown(budget)}")
     return ranks, numbers.check_number(budget, "budget", lambda x: 0 < x <= 1, expected)
 
 
@@ -89,7 +93,7 @@ def _by_name(parts: Sequence[Part], options: Sequence, rule: Mapping) -> list[in
         if len(wanted) != own.ranks.shape[1] or not all(numbers.is_whole(r, 1) for r in wanted):
             raise ValueError(
                 f"ranks: {part.name!r} needs {own.ranks.shape[1]} whole number(s) of at least 1, "
-                f"got {wanted!r}"
+                f"got {_text.shown(wanted)}"
             )
         cut = np.minimum(wanted, own.ranks.max(axis=0))
         chosen.append(int(np.flatnonzero((own.ranks == cut).all(axis=1))[0]))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _chunks, _prunable, _tree
+from fishleg_jax import _chunks, _prunable, _text, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.fisher import check_kind
 from fishleg_jax.low_rank import choice, forms
@@ -143,7 +143,7 @@ def decompose(
     rule, given = checked_rule(ranks, budget)
     for name, value, known in (("metric", metric, METRICS), ("fisher", fisher, FISHERS)):
         if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {_text.shown(value)}")
     numbers.check_positive(damping, "damping")
     numbers.check_count(examples_per_gradient, "examples_per_gradient")
     _chunks.check_chunk(examples_per_chunk)

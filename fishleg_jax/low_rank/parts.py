@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fishleg_jax import _prunable, _tree
+from fishleg_jax import _prunable, _text, _tree
 from fishleg_jax._batch import split_batch
 from fishleg_jax.low_rank import forms
 from fishleg_jax.low_rank.uses import Use, find_uses
@@ -62,6 +62,6 @@ def _forms(convolutions: Any, leaves: list) -> list[str]:
     for form in rules.values():
         if form not in forms.CONVOLUTIONS:
             known = ", ".join(forms.CONVOLUTIONS)
-            raise ValueError(f"convolutions must be one of {known}, got {form!r}")
+            raise ValueError(f"convolutions must be one of {known}, got {_text.shown(form)}")
     found = {pattern: _tree.matches(pattern, leaves, "convolutions") for pattern in rules}
     return [next((rules[p] for p in rules if found[p][i]), "channel") for i in range(len(leaves))]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _labels, likelihoods
+from fishleg_jax import _labels, _text, likelihoods
 from fishleg_jax._batch import BatchLike, plain
 from fishleg_jax._checks import arrays
 from fishleg_jax._jit import jitted
@@ -64,7 +64,7 @@ def label_free(
     if not found:
         raise ValueError(
             "model must have the likelihood categorical(), bernoulli() or gaussian(), got "
-            f"{model.likelihood!r}"
+            f"{_text.shown(model.likelihood)}"
         )
     targets_of, likelihood = found[0]
     outputs_of = jitted(predict, model)

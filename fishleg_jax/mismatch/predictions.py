@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _labels, likelihoods
+from fishleg_jax import _labels, _text, likelihoods
 from fishleg_jax._batch import BatchLike, plain, split_batch
 from fishleg_jax._checks import numbers
 from fishleg_jax._jit import jitted
@@ -54,7 +54,7 @@ def as_function(network: Any, argument: str) -> Callable[[BatchLike], Any]:
             model = Model(model, likelihoods.categorical())
         return lambda batch: jitted(_of_model, model)(params, batch)
     if not callable(network):
-        raise ValueError(f"{argument} must be {EXPECTED}, got {_labels.describe(network)}")
+        raise ValueError(f"{argument} must be {EXPECTED}, got {_text.shown(network)}")
     # compiled anew by every call: a shared cache would keep the weights that a closure holds
     return jax.jit(lambda batch: _summary(_call(network, batch, argument)))
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fishleg_jax import _text
 from fishleg_jax.pruning._tables import text_table
 
 KINDS = ("mismatched", "lost", "gained")
@@ -98,7 +99,7 @@ class Disagreement(NamedTuple):
             ValueError: An unknown kind, or `lost` and `gained` without labels.
         """
         if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {_text.shown(kind)}")
         dense, pruned = self.predictions
         chosen = dense != pruned
         if kind != "mismatched":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._jaxpr import core, functions, opened
 from fishleg_jax.model import BatchLike, Model, Params, predict, split_batch
 
@@ -85,7 +85,7 @@ def weight_costs(model: Model, params: Params, batch: BatchLike, *, unit: str = 
         {'bias': 7.0, 'kernel': 14.0}
     """
     if unit not in UNITS:
-        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {_text.shown(unit)}")
     if isinstance(batch, list):
         raise ValueError("batch must be a tuple (inputs, targets[, constants]), got a list")
     if unit == "bytes":

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fishleg_jax import _text
 from fishleg_jax._checks.numbers import is_number, is_whole
 
 
@@ -68,9 +69,11 @@ def stage_sparsities(
         [0.25, 0.5, 0.75]
     """
     if schedule not in tuple(SCHEDULES):
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        raise ValueError(
+            f"schedule must be one of {', '.join(SCHEDULES)}, got {_text.shown(schedule)}"
+        )
     if not is_whole(stages, 1):
-        raise ValueError(f"stages must be an integer of at least 1, got {stages!r}")
+        raise ValueError(f"stages must be an integer of at least 1, got {_text.shown(stages)}")
     final, start = _checked(sparsity, initial, "sparsity")
     parts = (k / int(stages) for k in range(1, stages))
     between = [_rounded(SCHEDULES[schedule](start, final, x)) for x in parts]
@@ -131,7 +134,9 @@ def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Cubic:
     """
     for name, value in (("begin", begin), ("end", end)):
         if not is_whole(value, 0):
-            raise ValueError(f"{name} must be a step, an integer of at least 0, got {value!r}")
+            raise ValueError(
+                f"{name} must be a step, an integer of at least 0, got {_text.shown(value)}"
+            )
     if begin >= end:
         raise ValueError(f"end must be after begin, {begin}, got {end}")
     final, initial = _checked(final, initial, "final")
@@ -141,11 +146,12 @@ def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Cubic:
 def _checked(sparsity: Any, initial: Any, argument: str) -> tuple[float, float]:
     """Final and initial sparsity as they are printed, or a ValueError."""
     if not _is_sparsity(sparsity):
-        raise ValueError(f"{argument} must be a number in [0, 1), got {sparsity!r}")
+        raise ValueError(f"{argument} must be a number in [0, 1), got {_text.shown(sparsity)}")
     final = _as_float(sparsity)
     if not _is_sparsity(initial) or _as_float(initial) > final:
         raise ValueError(
-            f"initial must be a number from 0 to the final sparsity, {final}, got {initial!r}"
+            f"initial must be a number from 0 to the final sparsity, {final}, got "
+            f"{_text.shown(initial)}"
         )
     return final, _as_float(initial)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import InverseFisher
@@ -87,7 +87,7 @@ def check_saliency(saliency: Any, estimator: InverseFisher) -> None:
             )
         return
     if isinstance(saliency, str):
-        raise ValueError(f"saliency must be one of {', '.join(names)}, got {saliency!r}")
+        raise ValueError(f"saliency must be one of {', '.join(names)}, got {_text.shown(saliency)}")
     expected = f"one of {', '.join(names)} or a function"
     numbers.check_function(saliency, "saliency", 5, expected)
 

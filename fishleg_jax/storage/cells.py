@@ -142,4 +142,4 @@ def _pcm(seconds: float) -> Cell:
 def check_cell(cell: object) -> None:
     """Raises a ValueError for anything but a `Cell`."""
     if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a Cell, such as flj.storage.pcm(), got {cell!r}")
+        raise ValueError(f"cell must be a Cell, such as flj.storage.pcm(), got {_text.shown(cell)}")

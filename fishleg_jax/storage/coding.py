@@ -61,11 +61,13 @@ def check(cell: Any, coding: Any) -> None:
     """Raises a ValueError for an invalid cell or coding."""
     check_cell(cell)
     if not isinstance(coding, Coding):
-        raise ValueError(f"coding must be a flj.storage.Coding, got {coding!r}")
+        raise ValueError(f"coding must be a flj.storage.Coding, got {_text.shown(coding)}")
     numbers.check_flag(coding.signs, "coding.signs")
     numbers.check_flag(coding.zeros, "coding.zeros")
     if coding.ranges not in RANGES:
-        raise ValueError(f"coding.ranges must be one of {', '.join(RANGES)}, got {coding.ranges!r}")
+        raise ValueError(
+            f"coding.ranges must be one of {', '.join(RANGES)}, got {_text.shown(coding.ranges)}"
+        )
 
 
 def check_params(params: Any) -> None:

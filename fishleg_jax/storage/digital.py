@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax.storage.cells import Cell, check_cell, pcm
 from fishleg_jax.storage.coding import check_params
@@ -73,7 +73,7 @@ def digital(cell: Cell | None = None, *, failure: float = 1e-15, order: int = 10
     options = [_with_levels(cell, levels, float(failure), order) for levels in LEVELS]
     sound = [option for option in options if option is not None]
     if not sound:
-        raise ValueError(f"cell is too noisy for a code of order {order}, got {cell!r}")
+        raise ValueError(f"cell is too noisy for a code of order {order}, got {_text.shown(cell)}")
     return min(sound, key=lambda option: option.cells_per_bit)
 
 

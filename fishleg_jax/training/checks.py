@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from fishleg_jax import _text
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import axis
 from fishleg_jax.inverse.base import check_estimator
@@ -27,13 +28,13 @@ def check_arguments(
     check_estimator(estimator)
     if not (_gradual_checks.is_array(aux_every) or numbers.is_whole(aux_every, 1)):
         raise ValueError(
-            f"aux_every must be a whole number of steps, at least 1, got {aux_every!r}"
+            f"aux_every must be a whole number of steps, at least 1, got {_text.shown(aux_every)}"
         )
     if isinstance(damping, str):
         if damping != ADAPTIVE:
             raise ValueError(
                 "damping must be None, a positive number, a function of the step or 'adaptive', "
-                f"got {damping!r}"
+                f"got {_text.shown(damping)}"
             )
     elif callable(damping):
         _gradual_checks.check_schedule(damping, "damping")
@@ -46,7 +47,7 @@ def check_arguments(
     else:
         check_norm(max_fisher_norm)
     if grafting not in GRAFTS:
-        raise ValueError(f"grafting must be None, 'sgd' or 'adam', got {grafting!r}")
+        raise ValueError(f"grafting must be None, 'sgd' or 'adam', got {_text.shown(grafting)}")
     axis.check_name(axis_name)
     _gradual_checks.check_seed(seed)
 

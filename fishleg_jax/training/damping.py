@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax._devices import axis
 from fishleg_jax.inverse.base import InverseFisher, movable_damping
@@ -113,5 +113,6 @@ def check_movable(damping: Any, estimate: Any) -> None:
     """Raises a ValueError if a damping is given to an estimate that has none of its own."""
     if damping is not None and not movable_damping(estimate):
         raise ValueError(
-            f"damping must be None for an estimate whose damping cannot be changed, got {damping!r}"
+            "damping must be None for an estimate whose damping cannot be changed, got "
+            f"{_text.shown(damping)}"
         )

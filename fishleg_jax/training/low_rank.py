@@ -262,7 +262,9 @@ def _check_arguments(inner: Any, rank: Any, refresh: Any, subspaces: Any, seed: 
         expected = "a whole number of at least 1, or a share of the smaller side in (0, 1)"
         numbers.check_number(rank, "rank", lambda x: 0 < x < 1, expected)
     if not (_gradual_checks.is_array(refresh) or numbers.is_whole(refresh, 1)):
-        raise ValueError(f"refresh must be a whole number of steps, at least 1, got {refresh!r}")
+        raise ValueError(
+            f"refresh must be a whole number of steps, at least 1, got {_text.shown(refresh)}"
+        )
     numbers.check_count(subspaces, "subspaces")
     if numbers.is_whole(rank, 1) and subspaces > rank:
         raise ValueError(f"subspaces must be at most the rank, {rank}, got {subspaces}")

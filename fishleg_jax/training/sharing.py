@@ -51,7 +51,7 @@ def shared(
     if not callable(prune):
         raise ValueError(
             "prune must be a function such as lambda shared: flj.fishleg_prune(model, schedule, "
-            f"estimator=shared), got {prune!r}"
+            f"estimator=shared), got {_text.shown(prune)}"
         )
     pruning = prune(estimator)
     check_optimizer(pruning, "prune: its result")

@@ -19,6 +19,7 @@ from experiments.arena import (
     layerwise,
     networks,
     one_shot,
+    record_table,
 )
 from experiments.models import networks as modules
 from experiments.models.specs import make_spec
@@ -240,6 +241,23 @@ def test_wins_losses_and_the_best_of_the_others(tmp_path):
     assert "worse outside its paired interval in 1 cells" in duels.summary(best)
     assert "nowhere worse" in duels.summary([d for d in found if d.outcome != "loss"])
     assert "both collapsed" in duels.show(found, best)
+
+
+def test_a_table_has_medians_over_seeds_and_the_lead_on_the_best(tmp_path):
+    base = np.arange(40.0)
+    settings = {"examples": 64, "test_examples": 40}
+    rows = [
+        row_of(tmp_path, method, base + shift + seed, seed)
+        | {"above_dense": shift + seed, "dataset": "digits", "settings": settings}
+        for method, shift in (("magnitude", 9.0), ("kfac", 2.0), ("fishleg", 1.0))
+        for seed in (0, 1, 2)
+    ]
+    best = duels.best_peers(rows, duels.fight(tmp_path, rows), contestants.PEERS)
+    made = record_table.of_mode(rows, best, "one_shot")
+    spreads = [[10.0, 9.0, 11.0], [3.0, 2.0, 4.0], [2.0, 1.0, 3.0]]
+    assert made.rows == [["m, 50 %", *spreads, "kfac", list(best[0].difference)]]
+    assert best[0].difference[0] == pytest.approx(-1.0)
+    assert "2.0000 (1.0000–3.0000)" in str(made) and made.seed == "0, 1, 2"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Checks of FishLeg's arguments, and the defaults that depend on one another."""
 
-from fishleg_jax import _labels, fisher
+from fishleg_jax import _labels, _text, fisher
 from fishleg_jax._checks import numbers
 from fishleg_jax.model import Model, check_model
 
@@ -16,7 +16,9 @@ def check(model: Model, damping: float | None, kind: str, probe: str, cap: int |
         numbers.check_positive(damping, "damping", " or None")
     for name, value, allowed in (("kind", kind, fisher.KINDS), ("probe", probe, PROBES)):
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(
+                f"{name} must be one of {', '.join(allowed)}, got {_text.shown(value)}"
+            )
     if cap is not None:
         numbers.check_count(cap, "cap", or_none=" or None")
     # the start samples labels, for the exact Fisher as well

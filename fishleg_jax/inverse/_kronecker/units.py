@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax.inverse import factors as _factors
 
 
@@ -90,7 +90,7 @@ def make_units(
     if not (choice is None or callable(choice) or isinstance(choice, Mapping)):
         raise ValueError(
             "factors must be a constructor of inverse.factors, a mapping of regular expressions to "
-            f"constructors, or None, got {choice!r}"
+            f"constructors, or None, got {_text.shown(choice)}"
         )
     rules = {} if choice is None else {"": choice} if callable(choice) else dict(choice)
     found = {pattern: _tree.matches(pattern, leaves, "factors") for pattern in rules}

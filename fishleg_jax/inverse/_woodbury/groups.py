@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._devices import sharding
 
 
@@ -120,5 +120,6 @@ def check_block_size(block_size: int | str | None) -> None:
     number = isinstance(block_size, int) and not isinstance(block_size, bool)
     if not (block_size is None or block_size == "leaf" or (number and block_size >= 1)):
         raise ValueError(
-            f"block_size must be at least 1, 'leaf' or None (one block of all), got {block_size!r}"
+            "block_size must be at least 1, 'leaf' or None (one block of all), got "
+            f"{_text.shown(block_size)}"
         )

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from fishleg_jax import _text
 from fishleg_jax._checks.numbers import check_count, check_flag, check_positive, check_tolerance
 from fishleg_jax._curvature import Curvature
 from fishleg_jax.inverse.base import InverseFisher
@@ -104,7 +105,7 @@ def group(
             raise ValueError("seconds must be None in several processes, whose clocks differ")
     check_step = check_flag(check_step, "check_step")
     if fisher not in FISHERS:
-        raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
+        raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {_text.shown(fisher)}")
     settings = Settings(
         damping, first_order, iterations, tolerance, attempts, seconds, check_step, fisher
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _prunable
+from fishleg_jax import _prunable, _text
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import axis
 from fishleg_jax.inverse.base import check_estimator
@@ -55,7 +55,7 @@ def check_arguments(
     elif not callable(sparsity) and not is_array(sparsity):
         raise ValueError(
             "sparsity must be a number in [0, 1) or a function of the step, such as "
-            f"schedules.cubic(0.9, begin=100, end=2000), got {sparsity!r}"
+            f"schedules.cubic(0.9, begin=100, end=2000), got {_text.shown(sparsity)}"
         )
     for name, value in (("sparsity", sparsity), ("regrow", regrow)):
         if callable(value):
@@ -66,21 +66,25 @@ def check_arguments(
     if pattern is not None and regrow is not None:
         raise ValueError(
             "regrow must be None with a pattern, because no weight comes back alone, got "
-            f"{regrow!r}"
+            f"{_text.shown(regrow)}"
         )
     _check_reach(sparsity, pattern)
     check_compensation(compensation)
     # Check ranges, as far as values are concrete.
     if is_array(sparsity) and _concrete(sparsity) and not 0 <= float(sparsity) < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
+        raise ValueError(f"sparsity must be in [0, 1), got {_text.shown(sparsity)}")
     known = is_number(regrow) or (is_array(regrow) and _concrete(regrow))
     fits = 0 <= float(regrow) <= 1 if known else callable(regrow) or is_array(regrow)
     if regrow is not None and not fits:
-        raise ValueError(f"regrow must be a number in [0, 1] or a function, got {regrow!r}")
+        raise ValueError(
+            f"regrow must be a number in [0, 1] or a function, got {_text.shown(regrow)}"
+        )
     # Check numbers of steps.
     for name, value in whole.items():
         if not (value is None and name == "renew") and not _is_whole(value):
-            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
+            raise ValueError(
+                f"{name} must be a whole number of steps, at least 1, got {_text.shown(value)}"
+            )
     if (
         whole.get("renew") is not None
         and _concrete(whole["renew"])
@@ -113,10 +117,10 @@ def check_schedule(value: Any, name: str) -> None:
     except Exception as error:  # whatever a user's function raises
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"{expected}, got {value!r}, which raised {type(error).__name__}: {first}"
+            f"{expected}, got {_text.shown(value)}, which raised {type(error).__name__}: {first}"
         ) from error
     if invalid[0]:
-        raise ValueError(f"{expected}, got {value!r}, which returned {invalid[0]}")
+        raise ValueError(f"{expected}, got {_text.shown(value)}, which returned {invalid[0]}")
 
 
 def check_range(value: Any, name: str) -> None:
@@ -142,7 +146,9 @@ def check_range(value: Any, name: str) -> None:
 def check_optimizer(value: Any, name: str, or_none: str = "") -> None:
     """Raises a ValueError for anything but an optax transformation."""
     if not hasattr(value, "update"):
-        raise ValueError(f"{name} must be an optax transformation{or_none}, got {value!r}")
+        raise ValueError(
+            f"{name} must be an optax transformation{or_none}, got {_text.shown(value)}"
+        )
 
 
 def check_others(leaves: Leaves, axis_name: Any, seed: Any) -> None:
@@ -159,7 +165,7 @@ def check_seed(seed: Any) -> None:
     """Raises a ValueError for a seed that is not a whole number in the range of a key's seed."""
     traced = is_array(seed) and not _concrete(seed)  # from optax.inject_hyperparams
     if not traced and not (numbers.is_whole(seed, 0) and int(seed) < 2**31):
-        raise ValueError(f"seed must be a whole number in [0, 2³¹), got {seed!r}")
+        raise ValueError(f"seed must be a whole number in [0, 2³¹), got {_text.shown(seed)}")
 
 
 def _check_reach(sparsity: Any, pattern: Pattern | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from fishleg_jax import _prunable, inverse
+from fishleg_jax import _prunable, _text, inverse
 from fishleg_jax._checks import numbers
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_model
@@ -189,7 +189,8 @@ def fishleg_prune(
     for name, value in (("damping", damping), ("aux_optimizer", aux_optimizer)):
         if estimator is not None and value is not None:
             raise ValueError(
-                f"{name} must be None if an estimator is given, got {value!r}: pass it to the "
+                f"{name} must be None if an estimator is given, got "
+                f"{_text.shown(value)}: pass it to the "
                 "estimator instead"
             )
     # Build the FishLeg estimate, which follows the moving weights: in closed form, or by learning.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from fishleg_jax import _labels, _tree
+from fishleg_jax import _labels, _text, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.model import Model, check_targets
@@ -90,6 +90,10 @@ def check_step(assimilate: Any, hold: bool) -> None:
     """Raises a ValueError for invalid or contradictory flags of a step."""
     traced = isinstance(assimilate, jax.Array) and assimilate.dtype == bool
     if not (assimilate is None or isinstance(assimilate, (bool, np.bool_)) or traced):
-        raise ValueError(f"assimilate must be None, True, False or traced, got {assimilate!r}")
+        raise ValueError(
+            f"assimilate must be None, True, False or traced, got {_text.shown(assimilate)}"
+        )
     if hold and assimilate is not None and assimilate is not False:
-        raise ValueError(f"assimilate must be None or False if hold is True, got {assimilate!r}")
+        raise ValueError(
+            f"assimilate must be None or False if hold is True, got {_text.shown(assimilate)}"
+        )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
 
 SCOPES = ("global", "layer", "erk")
@@ -68,7 +68,7 @@ def check_scope(scope: Any) -> None:
     if not isinstance(scope, str) or scope not in SCOPES:
         raise ValueError(
             f"scope must be one of {', '.join(SCOPES)} or a mapping from expressions to densities, "
-            f"got {scope!r}"
+            f"got {_text.shown(scope)}"
         )
 
 
@@ -88,7 +88,9 @@ def by_name(
     leaves, rules = [(name, None) for name in names], []
     for key, density in densities.items():
         if not numbers.is_number(density) or not 0 < density <= 1:
-            raise ValueError(f"scope: a density must be in (0, 1], got {density!r} for {key!r}")
+            raise ValueError(
+                f"scope: a density must be in (0, 1], got {_text.shown(density)} for {key!r}"
+            )
         matches = _tree.matches(key, leaves, "scope")
         if not any(match and yes for match, yes in zip(matches, chosen, strict=True)):
             raise ValueError(f"scope: {key!r} must match a prunable leaf, got only others")

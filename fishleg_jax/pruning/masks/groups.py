@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _prunable, _tree
+from fishleg_jax import _prunable, _text, _tree
 from fishleg_jax._devices import placement
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._tiles import covered
@@ -172,7 +172,7 @@ def of_leaves(
     if pattern is not None and pattern.couplings and scope != "global":
         raise ValueError(
             "scope must be 'global' for a pattern with couplings, because their units lie in "
-            f"several leaves, got {scope!r}"
+            f"several leaves, got {_text.shown(scope)}"
         )
     if groups.layout is not None and not groups.layout.families:
         raise ValueError(f"pattern: no prunable leaf is as large as one group of {pattern}")
@@ -219,7 +219,8 @@ def first_masks(params: Any, groups: Groups, masks: Any, argument: str = "masks"
     elif isinstance(masks, str):
         if masks != "zeros":
             raise ValueError(
-                f"{argument} must be 'zeros', None or a pytree of booleans, got {masks!r}"
+                f"{argument} must be 'zeros', None or a pytree of booleans, got "
+                f"{_text.shown(masks)}"
             )
         leaves, tree = jax.tree.flatten(params)
         found = tree.unflatten(jitted(_non_zeros, _held(params, groups), groups.stacked)(leaves))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from fishleg_jax import _text
 from fishleg_jax._checks import numbers
 
 MOST_SUBSETS = 1000  # sets of pruned weights that are compared in each group of n:m
@@ -76,7 +77,10 @@ def n_m(n: int, m: int, axis: Axis | None = None) -> Pattern:
         [True, False, True, False, True]
     """
     if not (numbers.is_whole(n, 1) and numbers.is_whole(m, 2) and n < m):
-        raise ValueError(f"n and m must be whole numbers with 1 <= n < m, got n={n!r}, m={m!r}")
+        raise ValueError(
+            "n and m must be whole numbers with 1 <= n < m, got "
+            f"n={_text.shown(n)}, m={_text.shown(m)}"
+        )
     if math.comb(m, n) > MOST_SUBSETS:
         raise ValueError(
             f"n of m must have at most {MOST_SUBSETS} sets of weights to compare, got "
@@ -106,7 +110,9 @@ def blocks(shape: tuple[int, int]) -> Pattern:
     """
     fits = isinstance(shape, Sequence) and len(shape) == 2
     if not fits or not all(numbers.is_whole(x, 1) for x in shape) or math.prod(shape) < 2:
-        raise ValueError(f"shape must be two whole numbers, such as (4, 4), got {shape!r}")
+        raise ValueError(
+            f"shape must be two whole numbers, such as (4, 4), got {_text.shown(shape)}"
+        )
     return Pattern("blocks", 0, tuple(map(int, shape)), None)
 
 
@@ -147,17 +153,19 @@ def units(
         return Pattern("units", 0, (int(size),), _axis(axis))
     if axis != -1 or size != 1:
         raise ValueError(
-            f"axis and size must be left out with couplings, got axis={axis!r}, size={size!r}"
+            "axis and size must be left out with couplings, got "
+            f"axis={_text.shown(axis)}, size={_text.shown(size)}"
         )
     if isinstance(couplings, str) or not isinstance(couplings, Sequence) or not couplings:
         raise ValueError(
-            f"couplings must be a list of lists of (key path, axis), got {couplings!r}"
+            f"couplings must be a list of lists of (key path, axis), got {_text.shown(couplings)}"
         )
     coupled = tuple(tuple(map(_entry, coupling)) for coupling in couplings)
     seen = [entry[:2] for coupling in coupled for entry in coupling]
     if len(set(seen)) < len(seen) or not all(coupled):
         raise ValueError(
-            f"couplings must name every axis once, and none of them empty, got {couplings!r}"
+            "couplings must name every axis once, and none of them empty, got "
+            f"{_text.shown(couplings)}"
         )
     return Pattern("units", 0, (1,), None, coupled)
 
@@ -167,7 +175,7 @@ def _entry(entry: tuple) -> tuple[str, int, int]:
     if not fits or not all(_is_integer(x) for x in entry[1:]) or (entry[2:] and entry[2] < 1):
         raise ValueError(
             "couplings must consist of (key path, axis) or (key path, axis, number of indices), "
-            f"got {entry!r}"
+            f"got {_text.shown(entry)}"
         )
     return (entry[0], int(entry[1]), int(entry[2]) if entry[2:] else 1)
 
@@ -180,7 +188,8 @@ def _axis(axis: Axis) -> int | tuple[tuple[str, int], ...]:
     )
     if not fits:
         raise ValueError(
-            f"axis must be a whole number or a mapping from expressions to these, got {axis!r}"
+            "axis must be a whole number or a mapping from expressions to these, got "
+            f"{_text.shown(axis)}"
         )
     return tuple((key, int(value)) for key, value in axis.items())
 
@@ -193,7 +202,8 @@ def check_pattern(pattern: object) -> None:
     """Raises a ValueError for anything but a pattern or None."""
     if pattern is not None and not isinstance(pattern, Pattern):
         raise ValueError(
-            f"pattern must be one of flj.patterns, such as flj.patterns.n_m(2, 4), got {pattern!r}"
+            "pattern must be one of flj.patterns, such as flj.patterns.n_m(2, 4), got "
+            f"{_text.shown(pattern)}"
         )
 
 

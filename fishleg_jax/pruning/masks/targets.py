@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fishleg_jax import _text
 from fishleg_jax._checks.numbers import is_number
 from fishleg_jax.pruning.masks import densities as _densities
 from fishleg_jax.pruning.masks.groups import Groups
@@ -38,7 +39,7 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
     if groups.scope == "densities" and abs(sparsity - given) > _densities.ALIKE:
         raise ValueError(
             f"sparsity must be None or {given:.6g}, which the densities of scope give, got "
-            f"{sparsity!r}"
+            f"{_text.shown(sparsity)}"
         )
     if groups.fully_patterned and groups.scope != "densities":
         if abs(sparsity - groups.pattern.highest) <= _densities.NEAR:
@@ -48,14 +49,14 @@ def target_of(groups: Groups, sparsity: Any) -> Any:
             why = ", which leaves some weights dense because its groups do not divide" * beside
             raise ValueError(
                 f"sparsity must be None or at most {given:.6g} for {groups.pattern}{why}, got "
-                f"{sparsity!r}"
+                f"{_text.shown(sparsity)}"
             )
     if groups.scope in ("global", "erk") and groups.pattern and not groups.fully_patterned:
         most = _densities.most_to_prune(groups)
         if _densities.number_to_prune(sparsity, groups.weights) > most:
             raise ValueError(
                 f"sparsity must be at most {most / groups.weights:.6g}, because {groups.pattern} "
-                f"leaves the other weights dense, got {sparsity!r}"
+                f"leaves the other weights dense, got {_text.shown(sparsity)}"
             )
     return sparsity
 
@@ -68,7 +69,7 @@ def _check_target(groups: Groups, target: Budget | Limit, given: float | None) -
     if isinstance(target, Budget) or groups.scope == "densities":
         raise ValueError(
             f"sparsity must be None or a number, not a target, with {source}, which prunes "
-            f"{given:.6g} by itself; got {target!r}"
+            f"{given:.6g} by itself; got {_text.shown(target)}"
         )
     if target.highest > given + _densities.NEAR:
         raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _curvature, _tree
+from fishleg_jax import _curvature, _text, _tree
 from fishleg_jax._checks import numbers
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax.inverse.base import InverseFisher
@@ -33,7 +33,9 @@ def check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
     if not typed and not (dtype == np.uint32 and key.ndim == 1):
-        raise ValueError(f"key must be a random key, such as jax.random.key(0), got {key!r}")
+        raise ValueError(
+            f"key must be a random key, such as jax.random.key(0), got {_text.shown(key)}"
+        )
 
 
 def check_compensation(compensation: Any) -> None:
@@ -83,7 +85,7 @@ def check_per_stage(value: Any, batches: int) -> int:
     if not numbers.is_whole(value, 1) or value > batches:
         raise ValueError(
             f"batches_per_stage must be a whole number from 1 to {batches}, the number of batches, "
-            f"got {value!r}"
+            f"got {_text.shown(value)}"
         )
     return int(value)
 
@@ -126,7 +128,7 @@ def check_state(stages: Stages, estimator: InverseFisher, params: Any) -> None:
     if stages.on_update is not None:
         raise ValueError(
             "on_update must be None if state is given, because nothing is fitted, got "
-            f"{stages.on_update!r}"
+            f"{_text.shown(stages.on_update)}"
         )
     if stages.number > 1:
         raise ValueError(

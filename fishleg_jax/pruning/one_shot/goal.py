@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from fishleg_jax import _text
 from fishleg_jax.model import BatchLike, Model
 from fishleg_jax.pruning.masks.groups import Groups
 from fishleg_jax.pruning.one_shot import budget, limit
@@ -50,7 +51,9 @@ def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list
     try:
         sparsities = [stage_sparsities(s, 1)[0] for s in schedule]
     except ValueError:
-        raise ValueError(f"schedule must contain numbers in [0, 1), got {schedule!r}") from None
+        raise ValueError(
+            f"schedule must contain numbers in [0, 1), got {_text.shown(schedule)}"
+        ) from None
     if len(sparsities) != stages or sparsities != sorted(sparsities) or sparsities[-1] != final:
         raise ValueError(
             f"schedule must be a name, or {stages} increasing sparsities, one for each stage, "

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fishleg_jax import _text
 from fishleg_jax._batch import BatchLike, number_of_examples, split_batch
 from fishleg_jax._checks.numbers import is_number
 from fishleg_jax._devices import sharding
@@ -19,7 +20,9 @@ MULTIPLE = 8  # of which both parts of a divided batch have a multiple of exampl
 def check_share(held_out: Any) -> None:
     """Raises a ValueError for a share of examples outside [0, 1)."""
     if is_number(held_out) and not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be batches or a share in [0, 1), got {held_out!r}")
+        raise ValueError(
+            f"held_out must be batches or a share in [0, 1), got {_text.shown(held_out)}"
+        )
 
 
 def set_aside(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fishleg_jax import _chunks, _prunable
+from fishleg_jax import _chunks, _prunable, _text
 from fishleg_jax._batch import split_batch
 from fishleg_jax._checks import arrays
 from fishleg_jax._checks.numbers import check_count, is_number, is_whole
@@ -130,7 +130,8 @@ def checked(
     if not isinstance(stages, Stages):
         if stages is not None and not is_whole(stages, 1):
             raise ValueError(
-                f"stages must be an integer of at least 1, None, or flj.Stages(...), got {stages!r}"
+                "stages must be an integer of at least 1, None, or flj.Stages(...), got "
+                f"{_text.shown(stages)}"
             )
         stages = Stages(stages)
     leaves = leaves_of(prunable)

@@ -108,7 +108,7 @@ def quantise(
     if keep > n or bits > 8:
         raise ValueError(f"keep must be at most {n} and bits at most 8, got {keep} and {bits}")
     if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {_text.shown(solver)}")
     if scale is not None:
         scale = check_positive(scale, "scale", " or None")
     steps, reads = check_count(steps, "steps"), check_count(reads, "reads")

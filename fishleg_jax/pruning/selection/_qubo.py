@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fishleg_jax import _text
 from fishleg_jax._checks.numbers import check_count, check_not_negative
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning.selection._annealing import anneal, require_sampler
@@ -68,7 +69,7 @@ def qubo(
         [True, False, False]
     """
     if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {_text.shown(solver)}")
     if damping is not None:
         damping = check_not_negative(damping, "damping", " or None")
     steps, reads = check_count(steps, "steps"), check_count(reads, "reads")

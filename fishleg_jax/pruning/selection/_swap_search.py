@@ -76,7 +76,9 @@ def swap_search(
         ([False, True, True], 1)
     """
     if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        raise ValueError(
+            f"objective must be one of {', '.join(OBJECTIVES)}, got {_text.shown(objective)}"
+        )
     steps = check_count(steps, "steps")
     vector, matrix, pruned = as_floats(vector), as_floats(matrix), jnp.asarray(pruned)
     if groups is None:
