@@ -90,6 +90,9 @@ class _Short(reprlib.Repr):
         """Repr of a value or an entry."""
         if _is_array(value):
             return _array(value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            own = type(value).__module__.startswith("fishleg_jax")
+            return repr(value) if own else one_line(value)
         name = getattr(value, "__name__", None)
         if callable(value) and isinstance(name, str):
             return f"the {'class' if isinstance(value, type) else 'function'} {name}"

@@ -100,7 +100,7 @@ def test_numbers_of_other_types_are_read_as_they_are_printed(number):
         ((float("nan"), 3), "sparsity must be a number in \\[0, 1\\), got nan"),
         ((float("inf"), 3), "sparsity must be a number in \\[0, 1\\), got inf"),
         (("0.5", 3), "sparsity must be a number in \\[0, 1\\), got '0.5'"),
-        ((jnp.array([0.5, 0.6]), 3), "sparsity must be a number in \\[0, 1\\), got Array"),
+        ((jnp.array([0.5, 0.6]), 3), "sparsity must be a number in \\[0, 1\\), got float32"),
         ((None, 3), "sparsity must be a number in \\[0, 1\\), got None"),
         ((0.5, 0), "stages must be an integer of at least 1, got 0"),
         ((0.5, 2.0), "stages must be an integer of at least 1, got 2.0"),

@@ -230,7 +230,7 @@ def test_trust_grows_with_the_data(key):
         ({"stages": flj.Stages(2, state=())}, "state must be None for more than one stage"),
         (
             {"stages": flj.Stages(state=(), on_update=print)},
-            "on_update must be None if state is given, .* got <built-in function print>",
+            "on_update must be None if state is given, .* got the function print",
         ),
         ({"stages": flj.Stages(state=(1.0,))}, "state must be a fitted state .* got tuple"),
     ],
