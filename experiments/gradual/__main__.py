@@ -28,9 +28,10 @@ from experiments.data import datasets
 from experiments.gradual import plans
 from experiments.gradual.loop import CHECKPOINTS, METRICS, Carry, run
 from experiments.gradual.plans import DENSE, Plan
-from experiments.gradual.summary import draw, score_name, show
+from experiments.gradual.summary import draw, score_name, show, table
 from experiments.models import checkpoints, training
 from experiments.models.specs import Spec
+from experiments.report import record
 from experiments.running import arguments, processes, results
 
 RESUMING = """
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="default: 30",
     )
+    record.add_option(parser)
     return parser
 
 
@@ -263,6 +265,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(args.out / "results.json")
         for path in draw(args, spec, rows) if processes.is_first() else ():
             print(path)
+        if processes.is_first():
+            own = _split(args, split)
+            made = table(rows, spec, len(own.train[0]), len(own.test[0]))
+            record.keep(args.record, made, "experiments.gradual", argv)
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.models.specs import Spec
-from experiments.report import plots, tables
+from experiments.report import plots, record, tables
 from experiments.running import metrics
 
 
@@ -33,6 +33,27 @@ def show(rows: Sequence[dict], spec: Spec) -> str:
     ]
     before = tables.spread([row[f"start_{score_name(spec)}"] for row in rows])
     return "\n\n".join([f"{titles[score_name(spec)]}, before: {before}", *shown])
+
+
+def table(rows: Sequence[dict], spec: Spec, train: int, test: int) -> record.Table:
+    """Accuracy (or reconstruction error) as a table for the pages of docs/.
+
+    Args:
+        rows: the objects of `results.json`.
+        spec: the model.
+        train: number of training examples.
+        test: number of test examples.
+    """
+    name = score_name(spec)
+    title = "test accuracy, %" if name == "accuracy" else "reconstruction error"
+    before = tables.spread([row[f"start_{name}"] for row in rows])
+    steps = rows[0]["settings"]["steps"]
+    examples = f"{train:,} for {steps:,} steps of training, the curvature too; {test:,} to test"
+    digits = 2 if name == "accuracy" else 3
+    made = record.at_sparsities(
+        rows, name, f"{title}, pruned in training", examples=examples, digits=digits
+    )
+    return made._replace(note=f"{made.note} Before pruning {before}.")
 
 
 def draw(args: argparse.Namespace, spec: Spec, rows: Sequence[dict]) -> list[Path]:

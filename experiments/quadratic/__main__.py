@@ -30,7 +30,7 @@ from experiments.models.specs import Spec
 from experiments.quadratic import damping, plots, pruning
 from experiments.quadratic.forms import exact_form, gradient_slopes, quadratic_form
 from experiments.quadratic.pruning import Case, Fitted
-from experiments.report import tables
+from experiments.report import record, tables
 from experiments.running import arguments, files, results
 
 DEFAULT = ("magnitude", "diagonal", "kfac", "woodfisher", "mfac", "fishleg")
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="default: 1e-8,1e-7,...,1e2",
     )
+    record.add_option(parser)
     return parser
 
 
@@ -165,11 +166,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         estimate = pruning.fitted(method, case)
         predictions.append(predict(method, case, estimate))
         swept += damping.sweep(method, case, estimate, args.dampings)
-    print(show(predictions), damping.show(swept, args.dampings), sep="\n\n")
+    made = damping.table(swept, args.dampings, case)
+    print(show(predictions), made.title, made, sep="\n\n")
     print(files.write_json(args.out / "quadratic.json", predictions))
     print(plots.quadratic(args.out / "quadratic.png", predictions))
     print(files.write_json(args.out / "damping.json", swept))
     print(plots.damping(args.out / "damping.png", swept))
+    record.keep(args.record, made, "experiments.quadratic", argv)
     return 0
 
 

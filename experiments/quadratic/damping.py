@@ -19,7 +19,7 @@ from experiments.estimates import dampings
 from experiments.models import training
 from experiments.quadratic import pruning
 from experiments.quadratic.pruning import Case, Fitted
-from experiments.report import tables
+from experiments.report import record
 
 
 def at_damping(method: str, case: Case, estimate: Fitted, damping: float) -> Fitted:
@@ -78,15 +78,25 @@ def sweep(
     return rows
 
 
-def show(rows: Sequence[dict], values: Sequence[float]) -> str:
-    """The accuracies as a table: a row for every method, a column for every damping.
+def table(rows: Sequence[dict], values: Sequence[float], case: Case) -> record.Table:
+    """The accuracies: a row for every method, a column for every damping.
 
     Args:
         rows: the objects of `damping.json`.
         values: the values of γ.
+        case: what was pruned.
     """
     cells = []
     for method in dict.fromkeys(row["method"] for row in rows):
         found = {row["damping"]: row["accuracy"] for row in rows if row["method"] == method}
-        cells.append([method, *(f"{found.get(d, found.get(None)):.2f}" for d in values)])
-    return tables.table(["test accuracy, %", *(f"{d:.0e}" for d in values)], cells)
+        cells.append([method, *(found.get(d, found.get(None)) for d in values)])
+    seen = f"{len(case.curvature[0]):,} training examples for the curvature"
+    return record.Table(
+        title=f"{case.spec.name}: test accuracy in % at {case.args.sparsity:.0%}, by damping",
+        columns=["", *(f"{d:.0e}" for d in values)],
+        rows=cells,
+        decimals=[0, *[2] * len(values)],
+        seed=str(case.args.seed),
+        data=case.spec.dataset,
+        examples=f"{seen}; {len(case.test[0]):,} test examples",
+    )
