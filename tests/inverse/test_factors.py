@@ -206,18 +206,12 @@ def test_bad_arguments(call, message):
         call()
 
 
-@pytest.mark.parametrize(
-    "constructor, shape", [(factors.spectral, (5, 7)), (factors.kronecker, (4, 6))]
-)
-def test_many_blocks_along_the_last_axis_make_the_same_product(
-    x64, monkeypatch, constructor, shape
-):
-    """Few are products of their own, many one product of a batch."""
-    factor = constructor(shape, 2)
-    frame, coordinates = random_parts(factor, 0, 1.0)
-    x = jax.random.normal(jax.random.key(1), shape)
-    found = []
-    for few in (algebra.FEW, 0):
-        monkeypatch.setattr(algebra, "FEW", few)
-        found.append(algebra.multiply(factor, frame, coordinates, jnp.array(0.1), x))
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+@pytest.mark.parametrize("shape, size", [((5, 7), 2), ((3, 8), 4), ((4, 6), 6)])
+def test_products_along_the_last_axis_are_those_along_any(x64, key, shape, size):
+    """Rows of blocks are moved, not single entries: the same product in another order."""
+    factor = factors.kronecker(shape, size)
+    last = len(shape) - 1
+    blocks = factor.blocks[last], factor.block_size(last), factor.block_size(last)
+    matrix, x = jax.random.normal(key, blocks), jax.random.normal(key, factor.padded)
+    expected = algebra.by_axis(jnp.matmul, factor, matrix, x, last)
+    np.testing.assert_allclose(algebra._from_the_right(matrix, x), expected, rtol=1e-12)

@@ -12,7 +12,6 @@ from fishleg_jax.inverse._kronecker import low_rank
 from fishleg_jax.inverse.factors import Coordinates, Factor, Frame
 
 HIGHEST = jax.lax.Precision.HIGHEST
-FEW = 64  # maximum number of blocks for unrolled products
 
 
 def pad(factor: Factor, x: jax.Array) -> jax.Array:
@@ -63,7 +62,7 @@ def other_axis(shape: tuple[int, ...], axis: int) -> int | None:
 def apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
     """Product of the Kronecker product of the dense axes' matrices with a padded tensor."""
     for axis, matrix in zip(factor.dense_axes, matrices, strict=True):
-        if axis == len(factor.axes) - 1 and axis > 0 and len(matrix) <= FEW:
+        if axis == len(factor.axes) - 1 and axis > 0:
             other = other_axis(x.shape, axis)
             x = sharding.local(_from_the_right, (matrix, x), (None, other), other)
         else:
@@ -72,16 +71,11 @@ def apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _from_the_right(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """Product along the last axis without a transpose, block by block.
-
-    Saves a fifth of the time, but compiles one operation per block.
-    """
+    """Product along the last axis, which moves whole rows of a block instead of single entries."""
     blocks, size, _ = matrix.shape
-    parts = [
-        jnp.matmul(part, matrix[i].T, precision=HIGHEST)
-        for i, part in enumerate(jnp.split(x.reshape(-1, blocks * size), blocks, axis=1))
-    ]
-    return jnp.concatenate(parts, axis=1).reshape(x.shape)
+    rows = jnp.moveaxis(x.reshape(-1, blocks, size), 1, 0)
+    product = jnp.matmul(rows, matrix.mT, precision=HIGHEST)
+    return jnp.moveaxis(product, 0, 1).reshape(x.shape)
 
 
 def rotate(factor: Factor, frame: Frame, x: jax.Array) -> jax.Array:
