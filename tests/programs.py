@@ -3,9 +3,23 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from experiments.killing_process import memberships
 from tests import quick
+
+
+def cache(folder: Path) -> dict[str, str]:
+    """Environment in which processes read what others before them have compiled.
+
+    Args:
+        folder: folder of the compiled programs.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def told(*arguments: str, **environment: str) -> str:

@@ -44,7 +44,13 @@ def close(found, expected, atol=1e-13):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), found, expected)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+# variants of others, which take long to compile
+VARIANTS = ("fishleg, groups, sampled", "fishleg, sampled, probe", "kfac, means of 6")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in VARIANTS)) for x in ESTIMATORS]
+)
 def test_updates(x64, name):
     params, batch = problem()
 

@@ -48,6 +48,7 @@ def accuracy(params, test):
     return float(np.mean(np.argmax(MODEL.predict(params, jnp.asarray(test[0])), 1) == test[1]))
 
 
+@pytest.mark.slow
 def test_fishleg_is_at_least_as_good_as_magnitude(digits):
     train, test = digits
     batches = [tuple(x[i : i + 260] for x in train) for i in range(0, 1300, 260)]

@@ -171,7 +171,6 @@ def fishleg(model, kind, chunk=None, **options):
 
 
 ESTIMATORS = {
-    "exact": lambda m: fishleg(m, "exact"),
     "exact in chunks": lambda m: fishleg(m, "exact", 2),
     "sampled in chunks": lambda m: fishleg(m, "sampled", 2),
     "empirical": lambda m: fishleg(m, "empirical", probe="gradient"),
@@ -186,7 +185,13 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+# learning takes long to compile, and what is in chunks is all of it
+LONG = ("sampled in chunks", "empirical")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in LONG)) for x in ESTIMATORS]
+)
 def test_estimates_leave_padding_out(x64, name, key):
     """As of a network whose logits at padding are constants, in every phase of a fit."""
     params, *batches = in_double(padded(1))

@@ -61,7 +61,11 @@ def dtypes_of(tree):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize(
+    "name",
+    # two go through all combinations
+    [pytest.param(x, marks=[pytest.mark.slow] * (i >= 2)) for i, x in enumerate(LIKELIHOODS)],
+)
 def test_an_update_of_fishleg_takes_them(name, dtype):
     """Of every kind, in one piece and in chunks; the state keeps its dtypes.  Traced alone.
 
@@ -150,7 +154,7 @@ def test_float32_weights_with_float64_inputs_against_dense_algebra(x64, name, ki
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", ["categorical", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_one_shot_with_a_group_update(name):
     """FishLeg and exact products of a bfloat16 network: as much pruned, and a loss as low."""
     params, batch = weights(), batch_of(name)
@@ -173,7 +177,7 @@ def test_one_shot_with_a_group_update(name):
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", ["categorical", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_a_chain_prunes_them(name):
     params, batch, model = weights(), batch_of(name), model_of(name, jnp.bfloat16)
     prune = flj.fishleg_prune(model, flj.schedules.cubic(0.5, begin=33, end=36), mask_every=3)

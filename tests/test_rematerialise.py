@@ -48,7 +48,7 @@ def test_only_what_passes_between_segments_is_kept(model):
     assert kept(model, 4) <= 4 * one_layer
 
 
-@pytest.mark.parametrize("segments", [1, 3, 100])
+@pytest.mark.parametrize("segments", [1, 3, pytest.param(100, marks=pytest.mark.slow)])
 def test_results_are_the_same(x64, segments, key):
     kernels = list(jax.random.normal(key, (5, 4, 4)))
     inputs, targets = jax.random.normal(key, (2, 7, 4))

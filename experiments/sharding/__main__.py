@@ -52,10 +52,13 @@ class Pruned(NamedTuple):
     placed: bool
 
 
-def one_shot(name: str, case: Case, group: bool = False, stages: int = 2) -> Pruned:
+def one_shot(
+    name: str, case: Case, group: bool = False, stages: int = 2, compensation: Any = None
+) -> Pruned:
     """`prune_one_shot`, by default in two stages."""
     # unchecked, or a stage may find that no step is any good, and its weights would say nothing
-    compensation = flj.compensation.group(damping=0.1, check_step=False) if group else None
+    if group:
+        compensation = flj.compensation.group(damping=0.1, check_step=False)
     result = flj.prune_one_shot(
         case.model,
         case.params,

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from experiments.bases import __main__ as bases
 from experiments.bases import networks
 from experiments.data import datasets
 
 
+@pytest.mark.slow
 def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
     quick = networks.NETWORKS["cnn"]._replace(epochs=1)
     monkeypatch.setitem(networks.NETWORKS, "cnn", quick)

@@ -32,6 +32,7 @@ def checkpoint(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.slow
 def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys):
     command = ["--network", "small", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
     small = ["--examples", "64", "--seconds", "0.001", "--epochs", "1", "--share", "0.55"]
@@ -53,6 +54,7 @@ def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys)
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == rows
 
 
+@pytest.mark.slow
 def test_patterns_are_compared_and_kept(checkpoint, tmp_path, capsys):
     command = ["--model", "small", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
     command += ["--examples", "64", "--method", "magnitude,obd,obd+group"]

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.imagenet import __main__ as imagenet
+from experiments.imagenet import photos
 from tests import programs
 from tests.experiments import small_imagenet as small
 
@@ -41,6 +43,17 @@ SETTINGS = {
 ARGUMENTS = [f"--{name}={value}" for name, value in SETTINGS.items()]
 
 
+def alone(out, shared, monkeypatch):
+    """Results and rows read by the experiment in this process."""
+    read, rows = photos.Photos.read, []
+    monkeypatch.setenv("FISHLEG_SHARED", str(shared))
+    monkeypatch.setattr(
+        photos.Photos, "read", lambda self, chosen: rows.append(len(chosen)) or read(self, chosen)
+    )
+    assert imagenet.main([*ARGUMENTS, "--out", str(out)], small.NETWORK, small.load) == 0
+    return json.loads((out / "results.json").read_text()), sum(rows)
+
+
 def run(out, shared, number):
     program = ["-c", RUN, *ARGUMENTS, "--out", str(out)]
     told = programs.together(program, number, timeout=240, FISHLEG_SHARED=str(shared))
@@ -48,9 +61,9 @@ def run(out, shared, number):
     return json.loads((out / "results.json").read_text()), read
 
 
-def test_two_processes_read_half_each_and_give_what_one_gives(tmp_path):
+def test_two_processes_read_half_each_and_give_what_one_gives(tmp_path, monkeypatch):
     small.write_shared(tmp_path / "shared")
-    one, (whole,) = run(tmp_path / "one", tmp_path / "shared", 1)
+    one, whole = alone(tmp_path / "one", tmp_path / "shared", monkeypatch)
     two, halves = run(tmp_path / "two", tmp_path / "shared", 2)
     assert halves == [whole // 2] * 2
     assert len(one) == len(two) == 3  # the dense network, and two compensations

@@ -1,5 +1,7 @@
 """The main job, small; and what it says to bad arguments."""
 
+import contextlib
+import io
 import json
 import math
 
@@ -25,11 +27,30 @@ KEYS = {
 }
 
 
-def test_a_small_run_writes_its_results(tmp_path, capsys):
-    out = tmp_path / "out"
+def run(out, *options):
+    """The results of a run of FishLeg and magnitude, by default."""
     arguments = "--model mlp --epochs 1 --sparsity 0.7 --updates 3 --examples 100 --batch-size 30"
-    assert one_shot.main([*arguments.split(), "--out", str(out)]) == 0
-    results = json.loads((out / "results.json").read_text())
+    assert one_shot.main([*arguments.split(), *options, "--out", str(out)]) == 0
+    return rows_of(out)
+
+
+def rows_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """The folder of a run, and what it printed to stdout and stderr."""
+    out, told, errors = tmp_path_factory.mktemp("one_shot") / "out", io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors):
+        run(out)
+    return out, told.getvalue(), errors.getvalue()
+
+
+@pytest.mark.slow  # .ci/run makes a run of its own
+def test_a_small_run_writes_its_results(printed):
+    out, told, errors = printed
+    results = rows_of(out)
     assert (out / "accuracy_vs_sparsity.png").stat().st_size > 1000
     assert [row["method"] for row in results] == ["fishleg", "magnitude"]
     assert [row["curvature_examples"] for row in results] == [90, 0]
@@ -38,19 +59,15 @@ def test_a_small_run_writes_its_results(tmp_path, capsys):
         assert row.keys() == KEYS
         assert row["sparsity"] == pytest.approx(math.floor(0.7 * weights) / weights, abs=1e-12)
         assert row["settings"]["prunable_weights"] == weights
-    printed = capsys.readouterr()
-    assert "magnitude" in printed.out and str(out / "results.json") in printed.out
-    assert printed.err == ""  # no progress bars: this is no terminal
+    assert "magnitude" in told and str(out / "results.json") in told
+    assert errors == ""  # no progress bars: this is no terminal
 
 
 @pytest.mark.slow
-def test_less_memory_changes_nothing_but_the_settings(tmp_path):
-    arguments = "--model mlp --epochs 1 --sparsity 0.7 --updates 3 --examples 64 --method fishleg"
-    rows = []
-    for options in ([], ["--remat", "2", "--examples-per-chunk", "24"]):
-        assert one_shot.main([*arguments.split(), *options, "--out", str(tmp_path)]) == 0
-        rows += json.loads((tmp_path / "results.json").read_text())
-    plain, bounded = rows
+def test_less_memory_changes_nothing_but_the_settings(printed, tmp_path):
+    options = ["--remat", "2", "--examples-per-chunk", "24", "--method", "fishleg"]
+    [bounded] = run(tmp_path, *options)
+    plain = rows_of(printed[0])[0]
     settings = bounded["settings"]
     # the damping is measured on Fisher samples: they are the same
     assert settings["damping"] == pytest.approx(plain["settings"]["damping"], rel=1e-5)

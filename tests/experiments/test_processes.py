@@ -93,6 +93,9 @@ def close(one, two):
 
 
 def complete(number, out):
+    if number == 1:
+        assert compare.main([*COMPARISON.split(), "--out", str(out)]) == 0
+        return
     program = ["-m", "experiments.compare", *COMPARISON.split(), "--out", str(out)]
     programs.together(program, number, timeout=240)
 

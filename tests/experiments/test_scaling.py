@@ -216,6 +216,7 @@ def test_networks_have_their_sizes(name, millions):
     assert outputs.shape[0] == len(network.batch[0])
 
 
+@pytest.mark.slow
 def test_the_command_allocates_nothing(tmp_path, capsys):
     command = ["--network", "8B", "--method", "diagonal,identity", "--compile", "0"]
     command += ["--out", str(tmp_path)]
@@ -249,6 +250,7 @@ def test_arguments_of_fit_scaling():
     assert fit_scaling.reason(4, 5120, 64, args) is None
 
 
+@pytest.mark.slow
 def test_a_measurement():
     found = fit_scaling.measure(layers=1, units=8, cap=4, batch=4, repeats=1)
     assert found["weights"] == 64 and found["learning_s"] > 0

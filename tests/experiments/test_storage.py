@@ -37,6 +37,7 @@ def test_the_ratio_is_that_of_the_cells_with_its_interval():
     assert unreached["ratio"] is unreached["low"] is None and unreached["curvature"] > 4
 
 
+@pytest.mark.slow
 def test_a_run_stores_digits_and_goes_on(tmp_path, capsys, monkeypatch):
     train, test = datasets.digits()
     few = datasets.Data(tuple(x[:256] for x in train), tuple(x[:100] for x in test))

@@ -46,7 +46,7 @@ ROWS = {
     "diagonal": lambda model: flj.inverse.diagonal(model, 0.1),
 }
 # what takes long to compile goes by few rows
-FEW_ROWS = ("identity", "fishleg", "fishleg, learning", "woodfisher, blocks", "mfac")
+FEW_ROWS = ("identity", "fishleg, learning", "woodfisher, blocks", "mfac")
 DTYPE_ROWS = [
     ("identity", "bfloat16"),
     ("identity", "float64"),
@@ -57,8 +57,22 @@ DTYPE_ROWS = [
     ("kfac", "bfloat16"),
     ("diagonal", "float64"),
 ]
-rows = pytest.mark.parametrize("row", ROWS)
-few_rows = pytest.mark.parametrize("row", FEW_ROWS)
+# variants of others, which take long to compile
+VARIANTS = (
+    "fishleg, kronecker, small blocks",
+    "fishleg, block_diagonal, joined bias",
+    "woodfisher, blocks",
+    "mfac, leaves",
+)
+
+
+def parametrized(*names):
+    """A test of rows, of which variants are for slow tests."""
+    marked = [pytest.param(x, marks=[pytest.mark.slow] * (x in VARIANTS)) for x in names]
+    return pytest.mark.parametrize("row", marked)
+
+
+rows, few_rows = parametrized(*ROWS), parametrized(*FEW_ROWS)
 
 
 def predict(params, x):
@@ -142,8 +156,9 @@ def test_an_update_keeps_dtypes_with_64_bits(row):
         pytest.param("fishleg", marks=pytest.mark.slow),
         pytest.param("fishleg, learning", marks=pytest.mark.slow),
         pytest.param("woodfisher, blocks", marks=pytest.mark.slow),
+        pytest.param("mfac", marks=pytest.mark.slow),
         "identity",
-        "mfac",
+        "diagonal",
     ],
 )
 def test_jit_changes_nothing(row):
@@ -227,7 +242,10 @@ def test_masks_cut_rows_and_columns(row):
     np.testing.assert_allclose(diagonal, np.diag(matrix), rtol=1e-4)
 
 
-@pytest.mark.parametrize("row, dtype", DTYPE_ROWS)
+@pytest.mark.parametrize(
+    "row, dtype",
+    [pytest.param(*x, marks=[pytest.mark.slow] * (x[0] in VARIANTS)) for x in DTYPE_ROWS],
+)
 def test_dtypes(row, dtype):
     """Factors and products are in float32 or better whatever the weights are."""
     with jax.enable_x64(dtype == "float64"):

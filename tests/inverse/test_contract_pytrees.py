@@ -50,6 +50,16 @@ TREES = {
 }
 
 
+def trees(quick, names):
+    """Rows and trees; of what takes long to compile some trees are for slow tests."""
+    slow = lambda row, name: row != "identity" and name not in quick
+    return [
+        pytest.param(row, name, marks=[pytest.mark.slow] * slow(row, name))
+        for row in TREE_ROWS
+        for name in names
+    ]
+
+
 class Fit(NamedTuple):
     model: flj.Model
     params: Any
@@ -69,8 +79,7 @@ def pruned(row, tree):
     return Fit(model, params, batch, estimator, result)
 
 
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("row", TREE_ROWS)
+@pytest.mark.parametrize("row, tree", trees(["dict", "array", "flax linen", "equinox"], TREES))
 def test_any_pytree(row, tree):
     """Through the whole of one-shot pruning, so that masks and reports go through it too."""
     model, params, batch, estimator, result = pruned(row, tree)
@@ -87,8 +96,7 @@ def test_any_pytree(row, tree):
     assert jnp.isfinite(model.predict(result.params, batch[0])).all()
 
 
-@pytest.mark.parametrize("tree", ["dict", "flax nnx", "equinox"])
-@pytest.mark.parametrize("row", TREE_ROWS)
+@pytest.mark.parametrize("row, tree", trees(["dict", "equinox"], ["dict", "flax nnx", "equinox"]))
 def test_selection_by_key_path(row, tree):
     """Only the leaf whose key path is named is pruned, a bias here, in any kind of tree."""
     model, params, batch, estimator, result = pruned(row, tree)

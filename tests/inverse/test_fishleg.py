@@ -107,7 +107,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (x not in ("kronecker", "convolution")))
+        for x in KINDS
+    ],
+)
 def test_stationary_points(x64, key, kind):
     """E[uᵀz] = E[zᵀF_γz] once converged, so that A = −½ tr Q; and learning has lowered A."""
     model, params, batch = logistic(key, jnp.float64)
@@ -124,7 +130,11 @@ def test_stationary_points(x64, key, kind):
     assert -0.5 * np.trace(inverse) <= after < before
 
 
-@pytest.mark.parametrize("arguments", [{}, {"cap": 2}], ids=["defaults", "small blocks"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, pytest.param({"cap": 2}, marks=pytest.mark.slow)],
+    ids=["defaults", "small blocks"],
+)
 def test_learning_does_not_lose_to_its_start(key, arguments):
     """With all defaults, and where blocks cut every axis so that little is left to gain."""
     model, params = dense.categorical_mlp(), dense.mlp_params(key, (4, 6, 3))

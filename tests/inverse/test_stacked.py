@@ -61,7 +61,6 @@ fishleg = functools.partial(
 )
 ROWS = {
     "kfac": lambda **how: flj.inverse.kfac(MODEL, 0.1, cap=3, **how),
-    "fishleg": lambda **how: fishleg(MODEL, **how),
     "closed form": lambda **how: fishleg(MODEL, learn=False, **how),
     "kronecker, full": lambda **how: fishleg(
         MODEL, 0.1, factors={"k1": factors.kronecker, "k2": factors.full}, cap=3, **how

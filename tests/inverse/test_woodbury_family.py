@@ -70,8 +70,11 @@ methods = pytest.mark.parametrize("method", ESTIMATORS)
 
 
 @methods
-@pytest.mark.parametrize("block_size", [None, "leaf", 4])
-@pytest.mark.parametrize("examples", [10, 60])  # fewer and more gradients than weights
+@pytest.mark.parametrize(
+    "examples, block_size",
+    # fewer and more gradients than weights, and than those of a block
+    [(10, None), (60, None), (10, "leaf"), (10, 4)],
+)
 def test_inverse_product_and_diagonal(x64, key, method, block_size, examples):
     params, batch = problem(key, examples)
     estimator = ESTIMATORS[method](examples, block_size=block_size)
@@ -83,8 +86,7 @@ def test_inverse_product_and_diagonal(x64, key, method, block_size, examples):
     np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-9)
 
 
-@methods
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("method, block_size", [("woodfisher", None), ("mfac", 4)])
 def test_streaming_equals_batch(x64, key, method, block_size):
     """However the gradients are cut into batches."""
     params, batch = problem(key, 10)
@@ -101,14 +103,15 @@ def test_one_block_is_the_full_form(x64, key):
     params = jax.random.normal(key, (4, 3))
     batch = dense.classification_batch(key, 20, inputs=4)
     found = []
-    for block_size in (None, "leaf", 12, 500):
-        for make in (
-            functools.partial(flj.inverse.woodfisher, gradients=20),
-            functools.partial(flj.inverse.mfac, window=20),
-        ):
-            estimator = make(model, DAMPING, block_size=block_size)
-            state = fitted(estimator, params, cut(batch, 10))
-            found.append(dense.inverse_matrix(estimator, state, params))
+    woodfisher = functools.partial(flj.inverse.woodfisher, gradients=20)
+    mfac = functools.partial(flj.inverse.mfac, window=20)
+    for make, block_size in (
+        *((woodfisher, x) for x in (None, "leaf", 12)),
+        *((mfac, x) for x in (None, "leaf", 500)),
+    ):
+        estimator = make(model, DAMPING, block_size=block_size)
+        state = fitted(estimator, params, cut(batch, 10))
+        found.append(dense.inverse_matrix(estimator, state, params))
     for matrix in found[1:]:
         np.testing.assert_allclose(matrix, found[0], atol=1e-9 * np.abs(found[0]).max())
 
@@ -323,8 +326,10 @@ def test_the_error_of_a_cholesky_factor_is_known(kind):
     assert not error[0] <= basis.TRUSTED_ERROR
 
 
-@methods
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize(
+    "method, block_size",
+    [("woodfisher", None), ("mfac", None), pytest.param("mfac", 4, marks=pytest.mark.slow)],
+)
 def test_a_prepared_state(x64, key, method, block_size):
     """The same inverse; of another damping or other gradients nothing stale is told."""
     params, batch = problem(key, 10)
@@ -369,8 +374,7 @@ def test_laws_of_the_diagonal(seed, damping, size):
         assert (diagonal <= 1.001 / damping).all()
 
 
-@methods
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("method, block_size", [("woodfisher", 4), ("mfac", None)])
 def test_gradients_that_are_not_finite_count_for_nothing(key, method, block_size):
     """A NaN in one example: the estimate is that of the others, and the state says how many."""
     params, (inputs, labels) = problem(key, 12, jnp.float32)

@@ -70,14 +70,11 @@ CASES = {
     "woodfisher": Case(
         of_gathered("woodfisher", gradients=2 * EXAMPLES), INDEPENDENT | {"renew": 2}
     ),
-    "mfac": Case(of_gathered("mfac", window=2 * EXAMPLES), GROUP),
     "fishleg, blocks": Case(fishleg, INDEPENDENT | BLOCKS),
-    "kfac, blocks": Case(of_gathered("kfac", labels="empirical"), GROUP | BLOCKS),
-    "diagonal": Case(of_gathered("diagonal", labels="empirical"), INDEPENDENT | REGROW),
+    "diagonal, blocks": Case(of_gathered("diagonal", labels="empirical"), INDEPENDENT | BLOCKS),
     "identity": Case(lambda axis_name: flj.inverse.identity(), INDEPENDENT | REGROW),
 }
-IN_PMAP = ("fishleg", "mfac")
-OVER_TWO_AXES = ("fishleg", "diagonal")
+IN_PMAP = OVER_TWO_AXES = ("fishleg", "diagonal, blocks")
 
 
 def initial():

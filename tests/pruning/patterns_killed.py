@@ -1,8 +1,8 @@
 """Ten thousand training steps to a pattern, kept on disk, for `test_patterns_killed.py`.
 
-`python -m tests.pruning.patterns_killed FOLDER PATTERN` trains in a chain of optax, goes on from
-the newest checkpoint in the folder, and ends with `final.npz`: weights, masks and the whole state,
-and how many zeros came back in any of the steps.
+`python -m tests.pruning.patterns_killed FOLDER` trains in a chain of optax, once for each pattern
+in a folder of its name, goes on from the newest checkpoint there, and ends with `final.npz`:
+weights, masks and the whole state, and how many zeros came back in any of the steps.
 """
 
 import sys
@@ -62,13 +62,19 @@ def make_chunk(tx):
     return jax.jit(lambda carry, start: jax.lax.scan(step, carry, start + jnp.arange(CHUNK))[0])
 
 
-def main(folder, name):
-    """Trains to the end, from wherever an earlier process was killed."""
+def main(folder):
+    """Trains to all patterns, from wherever an earlier process was killed."""
+    for name in PATTERNS:
+        train(Path(folder) / name, name)
+
+
+def train(folder, name):
+    """Trains to the end."""
     params = dense.mlp_params(jax.random.key(0), SIZES, "float32")
     tx = make_optimizer(name)
     carry, done = (params, tx.init(params), jnp.int32(0), jnp.int32(0)), 0
     chunk = make_chunk(tx)
-    with Checkpoints(Path(folder) / "checkpoints") as kept:
+    with Checkpoints(folder / "checkpoints") as kept:
         found = kept.restore(carry)
         if found is not None:
             done, carry = found
@@ -79,7 +85,7 @@ def main(folder, name):
     report = flj.check(state)
     numbers = {"regrown": regrown, "updates": updates, "sparsity": report.sparsity, "ok": report.ok}
     trees = {"params": params, "masks": flj.masks(state), "state": state}
-    np.savez(Path(folder) / "final.npz", **_named(trees), **numbers)
+    np.savez(folder / "final.npz", **_named(trees), **numbers)
 
 
 def _named(tree):

@@ -38,8 +38,7 @@ ESTIMATES = {
 }
 
 
-@pytest.mark.parametrize("name", ["woodfisher", "mfac"])
-@pytest.mark.parametrize("first_order", [False, True], ids=["", "gradient"])
+@pytest.mark.parametrize("name, first_order", [("woodfisher", False), ("mfac", True)])
 def test_independent_is_the_surgeon_of_the_adjustable_leaves_alone(x64, key, name, first_order):
     """By dense algebra: the inverse of their own block of the Fisher."""
     params, batch = problem(key)

@@ -189,6 +189,7 @@ def test_one_batch_is_divided_in_multiples_of_eight():
     assert np.diff(second[0]).max() <= 7 and second[0][0] < 7 and second[0][-1] > 92
 
 
+@pytest.mark.slow
 def test_stages_pay_even_where_the_quadratic_model_is_exact(key):
     """Scores of single weights know nothing of the others that go with them."""
     keys = jax.random.split(key, 4)

@@ -481,7 +481,7 @@ def test_states_are_arrays_that_share_no_memory():
     assert int(state.count) == 2
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "woodfisher"])
+@pytest.mark.parametrize("kind", ["diagonal", pytest.param("woodfisher", marks=pytest.mark.slow)])
 def test_an_estimate_that_is_renewed_is_of_the_last_batches_alone(kind):
     """Before every step that `mask_every` divides: gradual WoodFisher, which is made for that."""
     estimator = DIAGONAL

@@ -148,7 +148,7 @@ def minis(data, number):
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[1] // number, *x.shape[2:]), data)
 
 
-@pytest.mark.parametrize("as_transformation", [False, True])
+@pytest.mark.parametrize("as_transformation", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_multi_steps_pay_for_curvature_once(as_transformation):
     """And prune as one with a batch would that is the last mini-batch."""
     estimator, runs = counting(DIAGONAL)
@@ -168,6 +168,7 @@ def test_multi_steps_pay_for_curvature_once(as_transformation):
     assert (np.asarray(path["w"])[~np.asarray(masks["w"])] == 0.0).all()
 
 
+@pytest.mark.slow
 def test_multi_steps_of_optax_work_as_well_at_their_price():
     estimator, runs = counting(DIAGONAL)
     pruning = flj.gradual_prune(estimator, CUBIC, aux_every=3, mask_every=4)
@@ -234,7 +235,9 @@ def test_assimilate_that_is_traced_is_a_further_condition():
     assert len(runs) == int(state.assimilated) == len([0, *range(2, 29, 6)])
 
 
-@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+@pytest.mark.parametrize(
+    "outside", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["inside", "outside"]
+)
 def test_schedule_free(outside):
     """It averages weights of its own, for which there is apply_masks."""
     if outside:
@@ -289,6 +292,7 @@ def test_lookahead_by_magnitude():
         tx.update(start, tx.init(params), params)
 
 
+@pytest.mark.slow
 def test_lookahead_with_curvature_outside_of_it():
     """The pruning then sees both kinds of weights, of which the fast ones are the model's."""
     model = flj.Model(lambda params, x: MODEL.predict(params.fast, x), MODEL.likelihood)

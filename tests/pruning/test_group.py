@@ -292,7 +292,7 @@ def test_the_first_damping_does_not_depend_on_the_estimate(x64):
     assert set(np.abs(dense.ravel(signs))[k]) == {1.0} and not dense.ravel(signs)[~k].any()
 
 
-@pytest.mark.parametrize("name", ["kfac", "diagonal"])
+@pytest.mark.parametrize("name", [pytest.param("kfac", marks=pytest.mark.slow), "diagonal"])
 def test_a_solve_ends_where_the_held_out_loss_does(key, name):
     """Its loss is the lowest of those noted, and never above that of the corrections."""
     params = dense.mlp_params(key, (3, 12, 3))
@@ -337,8 +337,11 @@ def test_work_is_stated_beforehand_and_limited(key, caplog):
         flj.compensation.group(seconds=0)
 
 
-@pytest.mark.parametrize("block_size", MFAC)
-@pytest.mark.parametrize("first_order", [False, True], ids=["zero gradient", "gradient"])
+@pytest.mark.parametrize(
+    "block_size, first_order",
+    [(None, True), ("leaf", False)],
+    ids=["None-gradient", "leaf-zero gradient"],
+)
 def test_the_estimates_own_gradients_are_solved_without_iterations(x64, block_size, first_order):
     keys = jax.random.split(jax.random.key(3), 5)
     params = {"a": jax.random.normal(keys[0], (4, 5)), "b": jax.random.normal(keys[1], (5, 3))}

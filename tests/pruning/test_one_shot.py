@@ -131,7 +131,7 @@ def test_the_same_key_gives_the_same_result_and_another_another(fitted):
     assert (dense.ravel(other.params) != dense.ravel(result.params)).any()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_narrow_weights_keep_their_dtype_and_exact_zeros(key, dtype):
     params, batches = problem(key, jnp.dtype(dtype))
     estimator = flj.inverse.fishleg(MODEL, start=4, learn=False)

@@ -10,29 +10,25 @@ import numpy as np
 import pytest
 
 from experiments import killing
-from tests import quick
+from tests import programs, quick
 from tests.pruning.patterns_killed import CHUNK, PATTERNS, SIZES, STEPS
 
 pytestmark = pytest.mark.slow
 PROGRAM = ["tests.quick", "-m", "tests.pruning.patterns_killed"]
-FLAGS = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": quick.FLAGS,
-    # what the first process has compiled serves those that follow
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
+FLAGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS}
 INPUTS, HIDDEN, CLASSES = SIZES
 
 
-def start(folder, name):
-    """The training in a process of its own."""
+def start(folder):
+    """The trainings in a process of their own, which reads what those before it compiled."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", *PROGRAM, str(folder), name]
-    environment = (
-        os.environ | FLAGS | {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    environment = os.environ | FLAGS | programs.cache(folder.parent / "compiled")
+    return subprocess.Popen(
+        [sys.executable, "-m", *PROGRAM, str(folder)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
@@ -47,7 +43,7 @@ def arrays_of(folder):
 
 def kill_at(folder, name, step):
     """Sends SIGKILL once there is a checkpoint of a step, and up to one chunk later."""
-    process, kept = start(folder, name), folder / "checkpoints"
+    process, kept = start(folder), folder / name / "checkpoints"
     try:
         while not any(x.name.isdigit() and int(x.name) >= step for x in kept.glob("*")):
             assert process.poll() is None, process.communicate()[1][-5000:]
@@ -59,24 +55,30 @@ def kill_at(folder, name, step):
     assert process.returncode < 0, "it was over before it was killed"
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of the trainings that were left alone, and of those that were killed twice."""
+    here = tmp_path_factory.mktemp("trainings")
+    finish(start(here / "unbroken"))
+    # once in the training to each pattern, so that all go on in another process
+    for name, part in zip(PATTERNS, (0.1, 0.5), strict=True):
+        step = CHUNK * round(STEPS * random.uniform(part, part + 0.3) / CHUNK)
+        kill_at(here / "killed", name, step)
+    finish(start(here / "killed"))
+    return here / "unbroken", here / "killed"
+
+
 @pytest.mark.parametrize("name", PATTERNS)
-def test_ten_thousand_steps_and_two_kills(tmp_path, name):
-    finish(start(tmp_path / "unbroken", name))
-    expected = arrays_of(tmp_path / "unbroken")
+def test_ten_thousand_steps_and_a_kill(folders, name):
+    unbroken, killed = (arrays_of(folder / name) for folder in folders)
 
     # no zero returned in any step, and the pattern is there
-    assert expected["regrown"] == 0 and expected["ok"] and expected["updates"] >= 10
-    first, second = (expected[f"masks.Dense_{i}.kernel"] for i in range(2))
+    assert unbroken["regrown"] == 0 and unbroken["ok"] and unbroken["updates"] >= 10
+    first, second = (unbroken[f"masks.Dense_{i}.kernel"] for i in range(2))
     if name == "n_m":  # the ninth input is left over
         assert (first[:8].reshape(-1, 4, HIDDEN).sum(axis=1) == 2).all() and first[8].all()
         assert (second.reshape(-1, 4, CLASSES).sum(axis=1) == 2).all()
     else:
         alive = first.any(axis=0)
         assert alive.sum() == 6 and (first == alive).all() and (alive == second.T).all()
-
-    # killed twice and started again
-    killed = tmp_path / "killed"
-    for part in (0.1, 0.5):
-        kill_at(killed, name, CHUNK * round(STEPS * random.uniform(part, part + 0.3) / CHUNK))
-    finish(start(killed, name))
-    assert killing.identical(arrays_of(killed), expected)
+    assert killing.identical(killed, unbroken)

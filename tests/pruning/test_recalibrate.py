@@ -93,7 +93,7 @@ def test_constants_of_another_make_are_refused(case):
         )
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("calls", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_constants_that_are_not_finite_end_a_pruning(case, whole, calls):
     """With the weights of the stage after which they were made."""
     made = []

@@ -84,7 +84,7 @@ def test_batch_statistics_are_no_matter_to_estimates_of_whole_batches():
         assert sum(int(jnp.sum(~m)) for m in jax.tree.leaves(masks)) == 10
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_statistics_that_are_constants_are_not_taken_for_batch_statistics(dtype):
     """Whatever the precision, the depth and the offset of the outputs."""
 
@@ -93,18 +93,17 @@ def test_statistics_that_are_constants_are_not_taken_for_batch_statistics(dtype)
             x = normalised(params, x, statistics)[:, :1] + x
         return x + 100
 
+    model = flj.Model(deep, GAUSSIAN)
+    spoiled = flj.Model(lambda p, x, s: deep(p, x, s) * x.mean(0), GAUSSIAN)
+    constants = jax.tree.map(lambda a: a.astype(dtype), (jnp.zeros(4), jnp.ones(4)))
+    estimator, of_spoiled = flj.inverse.diagonal(model), flj.inverse.diagonal(spoiled)
     for seed in range(5):
         params, (x, y) = problem(seed, 40, dtype)
-        constants = jax.tree.map(lambda a: a.astype(dtype), (jnp.zeros(4), jnp.ones(4)))
-        model = flj.Model(deep, GAUSSIAN)
         batch = x, jnp.zeros_like(x), constants
-        _soundness.check_single_examples(flj.inverse.diagonal(model), model, params, [batch])
+        _soundness.check_single_examples(estimator, model, params, [batch])
         # and they are found in the same network
-        spoiled = flj.Model(lambda p, x, s: deep(p, x, s) * x.mean(0), GAUSSIAN)
         with pytest.raises(ValueError, match="independently"):
-            _soundness.check_single_examples(
-                flj.inverse.diagonal(spoiled), spoiled, params, [batch]
-            )
+            _soundness.check_single_examples(of_spoiled, spoiled, params, [batch])
 
 
 def test_neighbours_are_looked_for_where_there_are_some():

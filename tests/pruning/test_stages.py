@@ -159,7 +159,15 @@ def test_stages_of_magnitude_change_nothing(key):
     assert many.report.total.predicted == pytest.approx(one.report.total.predicted, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["woodfisher", "mfac", "kfac", "diagonal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("woodfisher", marks=pytest.mark.slow),
+        pytest.param("mfac", marks=pytest.mark.slow),
+        "kfac",
+        "diagonal",
+    ],
+)
 def test_every_estimate_prunes_in_stages(key, name):
     params, batches = problem(key)
     make = getattr(flj.inverse, name)
