@@ -11,12 +11,6 @@ from tests import quick
 
 # before jax looks for devices
 os.environ["XLA_FLAGS"] = f"{quick.FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
-# for the workers: a tenth of the time goes to allocations, most of them small
-os.environ.setdefault(
-    "GLIBC_TUNABLES",
-    "glibc.malloc.tcache_count=4000:glibc.malloc.trim_threshold=1073741824"
-    ":glibc.malloc.top_pad=67108864",
-)
 quick.prepare()
 
 MAPS = 30_000  # of the 65,530 areas of memory that Linux grants a process by default
