@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from fishleg_jax import _text
 from fishleg_jax._batch import BatchLike, number_of_examples, split_batch
 from fishleg_jax._checks import numbers
 from fishleg_jax._devices import sharding
@@ -65,7 +66,7 @@ def check_chunk(examples_per_chunk: int | None, axis_name: str | None = None) ->
     if axis_name is not None and examples_per_chunk is not None:
         raise ValueError(
             "axis_name and examples_per_chunk cannot be combined: one of them must be None, got "
-            f"{axis_name!r} and {examples_per_chunk!r}"
+            f"{_text.shown(axis_name)} and {_text.shown(examples_per_chunk)}"
         )
     if examples_per_chunk is not None:
         numbers.check_count(examples_per_chunk, "examples_per_chunk", or_none=" or None")

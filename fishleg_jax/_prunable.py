@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import numbers
 
 LeafSelection = str | Sequence[str] | Callable[[str, Any], Any] | Mapping[str, bool] | Any | None
@@ -102,7 +102,7 @@ def reasons(
     else:
         patterns = [selection] if isinstance(selection, str) else selection
         if not _texts(patterns):
-            raise ValueError(f"{argument} must be {EXPECTED}, got {shortened(selection)}")
+            raise ValueError(f"{argument} must be {EXPECTED}, got {_text.shown(selection)}")
         columns = [_tree.matches(pattern, leaves, argument) for pattern in patterns]
         rows = zip(*columns, strict=True) if columns else [()] * len(leaves)
         found = [None if any(row) else f"not in {argument}" for row in rows]
@@ -123,13 +123,7 @@ def check_type(selection: Any, argument: str) -> None:
         or _all_booleans(selection)
     )
     if not fits:
-        raise ValueError(f"{argument} must be {EXPECTED}, got {shortened(selection)}")
-
-
-def shortened(value: Any, length: int = 80) -> str:
-    """Repr of a value, shortened to fit into a sentence."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= length else f"{text[:length]}... ({type(value).__name__})"
+        raise ValueError(f"{argument} must be {EXPECTED}, got {_text.shown(selection)}")
 
 
 def _texts(patterns: Any) -> bool:
@@ -166,7 +160,7 @@ def _answer(predicate: Callable, name: str, leaf: Any, argument: str) -> bool:
         answer = predicate(name, leaf)
         if not _is_boolean(answer):
             raise ValueError(
-                f"{argument} must return True or False, got {shortened(answer)} for {name!r}"
+                f"{argument} must return True or False, got {_text.shown(answer)} for {name!r}"
             )
         return bool(answer)
     except jax.errors.ConcretizationTypeError as error:
@@ -186,7 +180,7 @@ def _by_mapping(
         if not isinstance(pattern, str) or not _is_boolean(value):
             raise ValueError(
                 f"{argument}: a mapping must map regular expressions to True or False, got "
-                f"{shortened(pattern)}: {shortened(value)}"
+                f"{_text.shown(pattern)}: {_text.shown(value)}"
             )
     found = {pattern: _tree.matches(pattern, leaves, argument) for pattern in selection}
     inherit = not any(map(bool, selection.values()))

@@ -71,8 +71,8 @@ def shown(value: Any) -> str:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> shown([(jnp.ones((8, 3)), jnp.zeros(8))]), shown(max), shown("mean")
-        ('[(float32[8,3], float32[8])]', 'the function max', "'mean'")
+        >>> shown([(jnp.ones((8, 3)), jnp.zeros(8))]), shown(max), shown(jnp.array(0.5))
+        ('[(float32[8,3], float32[8])]', 'the function max', 'float32(0.5)')
     """
     text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 2 * LONGEST else summary(value)
@@ -89,7 +89,7 @@ class _Short(reprlib.Repr):
     def repr1(self, value: Any, level: int) -> str:
         """Repr of a value or an entry."""
         if _is_array(value):
-            return _array(value)
+            return _with_type(value)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             own = type(value).__module__.startswith("fishleg_jax")
             return repr(value) if own else one_line(value)
@@ -157,7 +157,20 @@ def _array(value: Any) -> str:
     if known and value.size == 1:
         number = np.asarray(value).item()
         return f"{number:.6g}" if isinstance(number, float) else repr(number)
-    return f"{value.dtype.name}[{','.join(map(str, value.shape))}]"
+    return f"{_dtype_name(value)}[{','.join(map(str, value.shape))}]"
+
+
+def _with_type(value: Any) -> str:
+    """Array by dtype and shape; a scalar also by its value, as an error may be about its type."""
+    shown = _array(value)
+    if np.ndim(value) or shown.endswith("]"):
+        return f"{_dtype_name(value)}[{','.join(map(str, value.shape))}]"
+    return f"{_dtype_name(value)}({np.asarray(value).item()!r})"
+
+
+def _dtype_name(value: Any) -> str:
+    """Name of an array's dtype, also where another library has dtypes without names."""
+    return str(getattr(value.dtype, "name", value.dtype))
 
 
 def _is_closure(value: Any) -> bool:

@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -14,6 +15,7 @@ from fishleg_jax import _text
 
 MODEL = flj.Model(lambda params, x: x @ params["kernel"], flj.likelihoods.gaussian())
 PARAMS = {"kernel": jnp.arange(1.0, 601).reshape(60, 10)}
+NAMES = {f"{{{name}!r}}" for name in ("name", "key", "hit", "pattern", "members[0].name")}
 ESTIMATES = ("diagonal", "fishleg", "kfac", "mfac", "woodfisher")
 
 
@@ -99,6 +101,7 @@ def test_errors_stay_readable_whatever_was_given():
         {10**3000: range(10**9)},
         [[[[[[[list(range(1000))]]]]]]],
         optax.adam(1e-3),
+        np.zeros((30, 40)),
         optax.ScaleByAdamState(jnp.zeros(()), PARAMS, PARAMS),
     ],
 )
@@ -107,13 +110,37 @@ def test_what_an_error_shows_is_short(value):
     assert len(shown) < 400 and "\n" not in shown and " at 0x" not in shown
 
 
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (np.float32(3.0), "float32(3.0)"),
+        (np.array([3]), "int64[1]"),
+        (jnp.array(True), "bool(True)"),
+        (jnp.array([0.5]), "float32[1]"),
+        ([0.25, "a", None], "[0.25, 'a', None]"),
+        (optax.sgd, "the function sgd"),
+    ],
+)
+def test_an_error_shows_types_where_they_may_be_what_is_wrong(value, expected):
+    assert _text.shown(value) == expected
+
+
+def test_arrays_of_other_libraries_are_shown():
+    """Whose dtypes may have no name."""
+
+    class Tensor:
+        shape, dtype = (3, 4), "torch.float32"
+
+    assert _text.shown(Tensor()) == "torch.float32[3,4]"
+
+
 def test_every_error_shows_a_users_values_shortly():
-    # `!r` is for names of leaves, files and steps, which are strings
-    names = re.compile(r"\bgot \{[\w.\[\]]+!r\}")
-    found = [
-        f"{path.name}: {line.strip()}"
-        for path in pathlib.Path(flj.__file__).parent.rglob("*.py")
-        for line in path.read_text().splitlines()
-        if names.search(line)
-    ]
+    # `!r` is for names of leaves, files and expressions, which are strings
+    errors = re.compile(r"raise ValueError\(.*?\)(?: from .*)?\n", re.S)
+    raw = re.compile(r"\{[\w.\[\]]+!r\}")
+    found = []
+    for path in pathlib.Path(flj.__file__).parent.rglob("*.py"):
+        for error in errors.findall(path.read_text()):
+            given = error.partition("got ")[2]
+            found += [f"{path.name}: {x}" for x in raw.findall(given) if x not in NAMES]
     assert not found

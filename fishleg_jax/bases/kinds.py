@@ -110,7 +110,7 @@ def orthonormal(matrices: Mapping[str, Mapping[int, Any]]) -> Basis:
     if not isinstance(matrices, Mapping) or not matrices:
         raise ValueError(
             "matrices must map regular expressions to matrices by axis, such as "
-            f"{{'kernel': {{0: matrix}}}}, got {_prunable.shortened(matrices)}"
+            f"{{'kernel': {{0: matrix}}}}, got {_text.shown(matrices)}"
         )
     rules = {pattern: _checked_matrices(pattern, own) for pattern, own in matrices.items()}
 
@@ -145,7 +145,7 @@ def _checked_matrices(pattern: Any, own: Any) -> dict[int, np.ndarray]:
     if not isinstance(pattern, str) or not isinstance(own, Mapping) or not own:
         raise ValueError(
             "matrices must map regular expressions to matrices by axis, got "
-            f"{pattern!r}: {_prunable.shortened(own)}"
+            f"{pattern!r}: {_text.shown(own)}"
         )
     found = {}
     for axis in _checked_axes(list(own)):

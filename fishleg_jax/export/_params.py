@@ -152,7 +152,8 @@ def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(
-                f"metadata must map strings to strings, got {_text.shown(key)}: {value!r}"
+                "metadata must map strings to strings, got "
+                f"{_text.shown(key)}: {_text.shown(value)}"
             )
         if key in (_safetensors.OWN, _safetensors.CHECKSUM):
             raise ValueError(f"metadata: the name {key!r} is the library's own; use another")

@@ -249,7 +249,7 @@ def no(*_):
         ),
         (
             {"stages": flj.Stages(schedule=["a"])},
-            "schedule must contain numbers in \\[0, 1\\), got \\['a'\\]",
+            "schedule must contain numbers in \\[0, 1\\), got 'a'",
         ),
         (
             {"stages": flj.Stages(batches_per_stage=1.0)},

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from fishleg_jax import _prunable
+from fishleg_jax import _prunable, _text
 from fishleg_jax._checks import numbers
 from fishleg_jax.pruning.compensation._independent import may_move
 from fishleg_jax.pruning.masks.groups import Groups
@@ -32,7 +32,7 @@ def check_compensation(compensation: Any, adjustable: Any) -> None:
     if not numbers.takes_keyword(compensation, "adjustable"):
         raise ValueError(
             "adjustable needs a compensation with a keyword of that name, such as those in "
-            f"flj.compensation, got {_prunable.shortened(compensation)}"
+            f"flj.compensation, got {_text.shown(compensation)}"
         )
 
 

@@ -162,10 +162,11 @@ def units(
         )
     coupled = tuple(tuple(map(_entry, coupling)) for coupling in couplings)
     seen = [entry[:2] for coupling in coupled for entry in coupling]
-    if len(set(seen)) < len(seen) or not all(coupled):
+    twice = [entry for i, entry in enumerate(seen) if entry in seen[:i]]
+    if twice or not all(coupled):
+        found = f"{twice[0]} twice" if twice else "an empty coupling"
         raise ValueError(
-            "couplings must name every axis once, and none of them empty, got "
-            f"{_text.shown(couplings)}"
+            f"couplings must name every axis once, and none of them empty, got {found}"
         )
     return Pattern("units", 0, (1,), None, coupled)
 

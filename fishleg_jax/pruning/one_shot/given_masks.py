@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _prunable, _tree
+from fishleg_jax import _prunable, _text, _tree
 from fishleg_jax.pruning.leaves import Leaves
 from fishleg_jax.pruning.masks import groups as _groups
 from fishleg_jax.pruning.one_shot.budget import sparsity_of
@@ -47,7 +47,7 @@ def settle(target: Given, params: Any, leaves: Leaves, masks: Any, **others: Any
         if value is not default and not (isinstance(value, str) and value == default):
             raise ValueError(
                 f"{name} must be left out with targets.masks, which says what is pruned, got "
-                f"{_prunable.shortened(value)}"
+                f"{_text.shown(value)}"
             )
     _groups.check_masks(params, target.masks, "sparsity: the target's masks")
     named = _tree.named_leaves(params)

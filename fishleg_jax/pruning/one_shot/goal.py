@@ -48,12 +48,14 @@ def _given(goal: float | Target, stages: int, schedule: Sequence[float]) -> list
     if isinstance(goal, (Budget, Limit)):
         raise ValueError("schedule must be a name if sparsity is a target, got sparsities")
     final = stage_sparsities(goal, stages)[-1]  # checks both
-    try:
-        sparsities = [stage_sparsities(s, 1)[0] for s in schedule]
-    except ValueError:
-        raise ValueError(
-            f"schedule must contain numbers in [0, 1), got {_text.shown(schedule)}"
-        ) from None
+    sparsities = []
+    for sparsity in schedule:
+        try:
+            sparsities += stage_sparsities(sparsity, 1)
+        except ValueError:
+            raise ValueError(
+                f"schedule must contain numbers in [0, 1), got {_text.shown(sparsity)}"
+            ) from None
     if len(sparsities) != stages or sparsities != sorted(sparsities) or sparsities[-1] != final:
         raise ValueError(
             f"schedule must be a name, or {stages} increasing sparsities, one for each stage, "
