@@ -185,7 +185,7 @@ ESTIMATORS = {
 }
 
 
-# learning takes long to compile, and what is in chunks is all of it
+# these learn, which takes long to compile, and the first of the estimates shows it by default
 LONG = ("sampled in chunks", "empirical")
 
 

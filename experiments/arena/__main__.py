@@ -317,18 +317,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rows:
         print(show(rows))
         fought = duels.fight(args.out, rows)
+        best = duels.best_peers(rows, fought, contestants.PEERS)
         if fought:
-            best = duels.best_peers(rows, fought, contestants.PEERS)
             print(f"\n{duels.show(fought, best)}")
             print(files.write_json(args.out / "duels.json", duels.as_json(fought)))
-            for mode in dict.fromkeys(row["mode"] for row in rows):
-                made = record_table.of_mode(rows, best, mode)
-                name = args.record and f"{args.record}_{mode}"
-                record.keep(name, made, "experiments.arena", argv)
         print(runner.path)
         for mode in dict.fromkeys(row["mode"] for row in rows):
             own = [row for row in rows if row["mode"] == mode]
             print(plots.loss_above_dense(args.out / f"{mode}.png", own))
+            made = record_table.of_mode(rows, best, mode)
+            record.keep(args.record and f"{args.record}_{mode}", made, "experiments.arena", argv)
     return runner.exit_code()
 
 

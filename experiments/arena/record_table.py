@@ -7,7 +7,7 @@ from experiments.report import record
 
 
 def of_mode(rows: Sequence[dict], best: Sequence[Duel], mode: str) -> record.Table:
-    """A row for each network and sparsity, a column for each method, and FishLeg's lead at the end.
+    """A row for each network and sparsity, a column for each method, and FishLeg's difference.
 
     Args:
         rows: the objects of a `results.json`.
@@ -34,6 +34,7 @@ def of_mode(rows: Sequence[dict], best: Sequence[Duel], mode: str) -> record.Tab
             lead = [duel.other, list(duel.difference)]
         cells.append([f"{model}, {100 * target:g} %", *losses, *lead])
     settings = own[0]["settings"]
+    tested = sorted({row["settings"]["test_examples"] for row in own})
     seen = (
         f"{settings['examples']:,} training examples for every method"
         if mode == "one_shot"
@@ -46,6 +47,8 @@ def of_mode(rows: Sequence[dict], best: Sequence[Duel], mode: str) -> record.Tab
         decimals=[0, *[4] * len(methods), 0, 4],
         seed=record.seeds(own),
         data=", ".join(dict.fromkeys(row["dataset"] for row in own)),
-        examples=f"{seen}; the first {settings['test_examples']:,} test examples",
-        note=f"{record.MEDIANS}, in nats; in the last column the paired 95 % interval.",
+        examples=f"{seen}; the first {' or '.join(f'{n:,}' for n in tested)} test "
+        "examples, by the data set",
+        note=f"{record.MEDIANS}, in nats; in the last column the paired 95 % interval, "
+        "below zero where FishLeg is better.",
     )

@@ -9,6 +9,7 @@ damping; they are relative to its frames and stay as they are, so that away from
 what its start would be there, and its limit is magnitude but for a few per cent of the scores.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -89,10 +90,11 @@ def table(rows: Sequence[dict], values: Sequence[float], case: Case) -> record.T
     cells = []
     for method in dict.fromkeys(row["method"] for row in rows):
         found = {row["damping"]: row["accuracy"] for row in rows if row["method"] == method}
-        cells.append([method, *(found.get(d, found.get(None)) for d in values)])
+        own = [found.get(d, found.get(None)) for d in values]
+        cells.append([method, *("not finite" if math.isnan(x) else x for x in own)])
     seen = f"{len(case.curvature[0]):,} training examples for the curvature"
     return record.Table(
-        title=f"{case.spec.name}: test accuracy in % at {case.args.sparsity:.0%}, by damping",
+        title=f"{case.spec.name}: test accuracy in % at {100 * case.args.sparsity:g} %, by damping",
         columns=["", *(f"{d:.0e}" for d in values)],
         rows=cells,
         decimals=[0, *[2] * len(values)],

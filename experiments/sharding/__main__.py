@@ -55,9 +55,9 @@ class Pruned(NamedTuple):
 def one_shot(
     name: str, case: Case, group: bool = False, stages: int = 2, compensation: Any = None
 ) -> Pruned:
-    """`prune_one_shot`, by default in two stages."""
+    """`prune_one_shot`, by default in two stages; `group` is a compensation, if none is given."""
     # unchecked, or a stage may find that no step is any good, and its weights would say nothing
-    if group:
+    if group and compensation is None:
         compensation = flj.compensation.group(damping=0.1, check_step=False)
     result = flj.prune_one_shot(
         case.model,

@@ -206,12 +206,19 @@ def test_bad_arguments(call, message):
         call()
 
 
+@pytest.mark.parametrize("make", [factors.kronecker, factors.spectral])
 @pytest.mark.parametrize("shape, size", [((5, 7), 2), ((3, 8), 4), ((4, 6), 6)])
-def test_products_along_the_last_axis_are_those_along_any(x64, key, shape, size):
-    """Rows of blocks are moved, not single entries: the same product in another order."""
-    factor = factors.kronecker(shape, size)
-    last = len(shape) - 1
-    blocks = factor.blocks[last], factor.block_size(last), factor.block_size(last)
-    matrix, x = jax.random.normal(key, blocks), jax.random.normal(key, factor.padded)
-    expected = algebra.by_axis(jnp.matmul, factor, matrix, x, last)
-    np.testing.assert_allclose(algebra._from_the_right(matrix, x), expected, rtol=1e-12)
+def test_products_with_all_axes_are_those_with_the_dense_matrix(x64, key, make, shape, size):
+    """The last axis has a way of its own, which transposes whole rows of blocks."""
+    factor = make(shape, size)
+    matrices = [
+        jax.random.normal(
+            jax.random.fold_in(key, k), (factor.blocks[k], *[factor.block_size(k)] * 2)
+        )
+        for k in factor.dense_axes
+    ]
+    x = jax.random.normal(key, (3, *factor.padded))
+    dense = [jax.scipy.linalg.block_diag(*matrix) for matrix in matrices]
+    expected = jnp.einsum("ij,kl,njl->nik", *dense, x)
+    found = jax.vmap(lambda x: algebra.apply(factor, matrices, x))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)

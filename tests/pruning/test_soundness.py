@@ -84,7 +84,7 @@ def test_batch_statistics_are_no_matter_to_estimates_of_whole_batches():
         assert sum(int(jnp.sum(~m)) for m in jax.tree.leaves(masks)) == 10
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_statistics_that_are_constants_are_not_taken_for_batch_statistics(dtype):
     """Whatever the precision, the depth and the offset of the outputs."""
 

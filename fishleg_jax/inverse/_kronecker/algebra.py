@@ -71,7 +71,7 @@ def apply(factor: Factor, matrices: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _from_the_right(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """Product along the last axis, which moves whole rows of a block instead of single entries."""
+    """Product along the last axis; only whole rows of blocks are transposed, not single entries."""
     blocks, size, _ = matrix.shape
     rows = jnp.moveaxis(x.reshape(-1, blocks, size), 1, 0)
     product = jnp.matmul(rows, matrix.mT, precision=HIGHEST)
