@@ -83,8 +83,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
         seed=record.seeds(rows),
         data=f"{spec.dataset}, {settings['prunable_weights']:,} prunable weights",
         examples=f"{settings['examples']:,} training examples for the curvature; all test examples",
-        note=f"Group solves of at most {settings['iterations']} iterations at "
-        f"{settings['attempts']} dampings. Loss in nats an example; the median over seeds, with "
+        note=f"Group solves of at most {settings['iterations']} iterations; {settings['attempts']} "
+        "of their dampings tried. Loss in nats an example; the median over seeds, with "
         "the least and the largest.",
     )
 
