@@ -144,33 +144,34 @@ def _is_array(value: Any) -> bool:
 
 def _array(value: Any) -> str:
     """Summarises an array: a single readable number by its value, others by dtype and shape."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        known = True
-    else:
-        known = (
-            isinstance(value, jax.Array)
-            and not isinstance(value, jax.core.Tracer)
-            and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
-            and value.is_fully_addressable
-            and not value.is_deleted()
-        )
-    if known and value.size == 1:
+    if _is_readable(value) and value.size == 1:
         number = np.asarray(value).item()
         return f"{number:.6g}" if isinstance(number, float) else repr(number)
-    return f"{_dtype_name(value)}[{','.join(map(str, value.shape))}]"
+    return _type(value)
 
 
 def _with_type(value: Any) -> str:
     """Array by dtype and shape; a scalar also by its value, as an error may be about its type."""
-    shown = _array(value)
-    if np.ndim(value) or shown.endswith("]"):
-        return f"{_dtype_name(value)}[{','.join(map(str, value.shape))}]"
-    return f"{_dtype_name(value)}({np.asarray(value).item()!r})"
+    if _is_readable(value) and value.shape == ():
+        return f"{value.dtype.name}({np.asarray(value).item()!r})"
+    return _type(value)
 
 
-def _dtype_name(value: Any) -> str:
-    """Name of an array's dtype, also where another library has dtypes without names."""
-    return str(getattr(value.dtype, "name", value.dtype))
+def _type(value: Any) -> str:
+    """Dtype and shape of an array, also of another library whose dtypes have no names."""
+    dtype = getattr(value.dtype, "name", value.dtype)
+    return f"{dtype}[{','.join(map(str, value.shape))}]"
+
+
+def _is_readable(value: Any) -> bool:
+    """Whether the numbers of an array are known, here and now."""
+    return isinstance(value, (np.generic, np.ndarray)) or (
+        isinstance(value, jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+        and value.is_fully_addressable
+        and not value.is_deleted()
+    )
 
 
 def _is_closure(value: Any) -> bool:

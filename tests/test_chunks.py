@@ -10,6 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from tests import dense
+from tests.marks import some_slow
 
 MODEL = dense.categorical_mlp()
 EXAMPLES, CHUNK = 12, 5
@@ -48,9 +49,7 @@ def close(found, expected, atol=1e-13):
 VARIANTS = ("fishleg, groups, sampled", "fishleg, sampled, probe", "kfac, means of 6")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in VARIANTS)) for x in ESTIMATORS]
-)
+@pytest.mark.parametrize("name", some_slow(ESTIMATORS, lambda name: name in VARIANTS))
 def test_updates(x64, name):
     params, batch = problem()
 

@@ -10,6 +10,7 @@ import pytest
 
 import fishleg_jax as flj
 from tests import dense
+from tests.marks import some_slow
 
 EXAMPLES, TOKENS, CLASSES = 6, 3, 3
 PAD = -100
@@ -189,9 +190,7 @@ ESTIMATORS = {
 LONG = ("sampled in chunks", "empirical")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in LONG)) for x in ESTIMATORS]
-)
+@pytest.mark.parametrize("name", some_slow(ESTIMATORS, lambda name: name in LONG))
 def test_estimates_leave_padding_out(x64, name, key):
     """As of a network whose logits at padding are constants, in every phase of a fit."""
     params, *batches = in_double(padded(1))

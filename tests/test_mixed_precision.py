@@ -11,6 +11,7 @@ import pytest
 
 import fishleg_jax as flj
 from tests import dense
+from tests.marks import some_slow
 
 KINDS = ("exact", "sampled", "empirical")
 LIKELIHOODS = {
@@ -61,11 +62,8 @@ def dtypes_of(tree):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "name",
-    # two go through all combinations
-    [pytest.param(x, marks=[pytest.mark.slow] * (i >= 2)) for i, x in enumerate(LIKELIHOODS)],
-)
+# two go through all combinations
+@pytest.mark.parametrize("name", some_slow(LIKELIHOODS, lambda name: name in [*LIKELIHOODS][2:]))
 def test_an_update_of_fishleg_takes_them(name, dtype):
     """Of every kind, in one piece and in chunks; the state keeps its dtypes.  Traced alone.
 

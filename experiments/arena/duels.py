@@ -40,13 +40,17 @@ class Duel(NamedTuple):
         return "loss" if self.difference.low > 0 else "tie"
 
 
-def _cells(rows: Sequence[dict]) -> Iterator[tuple[tuple, dict[str, dict[int, dict]]]]:
-    """Rows by network, mode and sparsity, and in each of these by method and seed."""
-    cells: dict[tuple, dict[str, dict[int, dict]]] = {}
+def cells(rows: Sequence[dict]) -> Iterator[tuple[tuple, dict[str, dict[int, dict]]]]:
+    """Rows by network, mode and sparsity, and in each of these by method and seed.
+
+    Args:
+        rows: the objects of a `results.json`.
+    """
+    found: dict[tuple, dict[str, dict[int, dict]]] = {}
     for row in rows:
-        cell = cells.setdefault((row["model"], row["mode"], row["sparsity_target"]), {})
+        cell = found.setdefault((row["model"], row["mode"], row["sparsity_target"]), {})
         cell.setdefault(row["method"], {})[row["seed"]] = row
-    yield from cells.items()
+    yield from found.items()
 
 
 def _losses(folder: Path, rows: Sequence[dict]) -> list[np.ndarray]:
@@ -66,7 +70,7 @@ def fight(folder: Path, rows: Sequence[dict]) -> list[Duel]:
         rows: its objects.
     """
     duels = []
-    for cell, methods in _cells(rows):
+    for cell, methods in cells(rows):
         ours = methods.get(OURS, {})
         for other, theirs in methods.items():
             seeds = sorted(ours.keys() & theirs.keys())
@@ -94,7 +98,7 @@ def best_peers(rows: Sequence[dict], duels: Sequence[Duel], peers: Sequence[str]
     """
     medians = {
         (cell, method): _median(list(own.values()))
-        for cell, methods in _cells(rows)
+        for cell, methods in cells(rows)
         for method, own in methods.items()
     }
     best: dict[tuple, Duel] = {}

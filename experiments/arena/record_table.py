@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from experiments.arena.duels import Duel
+from experiments.arena import duels
 from experiments.report import record
 
 
-def of_mode(rows: Sequence[dict], best: Sequence[Duel], mode: str) -> record.Table:
+def of_mode(rows: Sequence[dict], best: Sequence[duels.Duel], mode: str) -> record.Table:
     """A row for each network and sparsity, a column for each method, and FishLeg's difference.
 
     Args:
@@ -20,19 +20,15 @@ def of_mode(rows: Sequence[dict], best: Sequence[Duel], mode: str) -> record.Tab
     """
     own = [row for row in rows if row["mode"] == mode]
     methods = list(dict.fromkeys(row["method"] for row in own))
-    leads = {(duel.model, duel.sparsity): duel for duel in best if duel.mode == mode}
-    cells: list[list[record.Cell]] = []
-    for model, target in dict.fromkeys((row["model"], row["sparsity_target"]) for row in own):
-        here = [row for row in own if (row["model"], row["sparsity_target"]) == (model, target)]
+    against = {duel[:3]: [duel.other, list(duel.difference)] for duel in best}
+    lines: list[list[record.Cell]] = []
+    for cell, by_method in duels.cells(own):
         losses = [
-            record.spread([row["above_dense"] for row in here if row["method"] == method])
+            record.spread([row["above_dense"] for row in by_method.get(method, {}).values()])
             for method in methods
         ]
-        duel = leads.get((model, target))
-        lead: list[record.Cell] = [None, None]
-        if duel is not None:
-            lead = [duel.other, list(duel.difference)]
-        cells.append([f"{model}, {100 * target:g} %", *losses, *lead])
+        model, _, target = cell
+        lines.append([f"{model}, {100 * target:g} %", *losses, *against.get(cell, [None, None])])
     settings = own[0]["settings"]
     tested = sorted({row["settings"]["test_examples"] for row in own})
     seen = (
@@ -43,7 +39,7 @@ def of_mode(rows: Sequence[dict], best: Sequence[Duel], mode: str) -> record.Tab
     return record.Table(
         title=f"Loss above dense, {mode.replace('_', ' ')}, every method at its defaults",
         columns=["", *methods, "best of the others", "FishLeg's loss less theirs"],
-        rows=cells,
+        rows=lines,
         decimals=[0, *[4] * len(methods), 0, 4],
         seed=record.seeds(own),
         data=", ".join(dict.fromkeys(row["dataset"] for row in own)),

@@ -231,7 +231,6 @@ def compare(
     Returns:
         The objects of `results.json` that belong to the arguments.
     """
-    split = _split(args, split)
     rows = []
     for seed in args.seed:
         start = processes.everywhere(start_weights(args, spec, split, loaded, seed))
@@ -260,14 +259,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     with processes.joined(parser, argv):
         args, spec, split, loaded = arguments.parse(parser, argv, _check)
+        split = _split(args, split)
         rows = compare(args, spec, split, loaded)
         print(show(rows, spec))
         print(args.out / "results.json")
         for path in draw(args, spec, rows) if processes.is_first() else ():
             print(path)
         if processes.is_first():
-            own = _split(args, split)
-            made = table(rows, spec, len(own.train[0]), len(own.test[0]))
+            made = table(rows, spec, len(split.train[0]), len(split.test[0]))
             record.keep(args.record, made, "experiments.gradual", argv)
     return 0
 

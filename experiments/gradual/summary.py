@@ -8,6 +8,14 @@ from experiments.models.specs import Spec
 from experiments.report import plots, record, tables
 from experiments.running import metrics
 
+TITLES = {
+    "accuracy": "test accuracy, %",
+    "reconstruction_error": "reconstruction error",
+    "loss": "test loss, nats",
+    "seconds": "seconds",
+}
+DIGITS = {"accuracy": 2, "reconstruction_error": 3, "loss": 3, "seconds": 1}
+
 
 def score_name(spec: Spec) -> str:
     """The field that has the quality of a network."""
@@ -21,18 +29,16 @@ def show(rows: Sequence[dict], spec: Spec) -> str:
         rows: the objects of `results.json`.
         spec: the model.
     """
-    titles = {
-        score_name(spec): "test accuracy, %" if spec.mean is None else "reconstruction error",
-        "loss": "test loss, nats",
-        "seconds": "seconds",
-    }
-    digits = {"accuracy": 2, "reconstruction_error": 3, "loss": 3, "seconds": 1}
+    name = score_name(spec)
     shown = [
-        tables.by_sparsity(rows, field, title, lambda v, n=digits[field]: tables.spread(v, n))
-        for field, title in titles.items()
+        tables.by_sparsity(rows, x, TITLES[x], lambda v, n=DIGITS[x]: tables.spread(v, n))
+        for x in (name, "loss", "seconds")
     ]
-    before = tables.spread([row[f"start_{score_name(spec)}"] for row in rows])
-    return "\n\n".join([f"{titles[score_name(spec)]}, before: {before}", *shown])
+    return "\n\n".join([f"{TITLES[name]}, before: {_before(rows, name)}", *shown])
+
+
+def _before(rows: Sequence[dict], name: str) -> str:
+    return tables.spread([row[f"start_{name}"] for row in rows])
 
 
 def table(rows: Sequence[dict], spec: Spec, train: int, test: int) -> record.Table:
@@ -45,15 +51,11 @@ def table(rows: Sequence[dict], spec: Spec, train: int, test: int) -> record.Tab
         test: number of test examples.
     """
     name = score_name(spec)
-    title = "test accuracy, %" if name == "accuracy" else "reconstruction error"
-    before = tables.spread([row[f"start_{name}"] for row in rows])
     steps = rows[0]["settings"]["steps"]
     examples = f"{train:,} for {steps:,} steps of training, the curvature too; {test:,} to test"
-    digits = 2 if name == "accuracy" else 3
-    made = record.at_sparsities(
-        rows, name, f"{title}, pruned in training", examples=examples, digits=digits
-    )
-    return made._replace(note=f"{made.note} Before pruning {before}.")
+    title = f"{TITLES[name]}, pruned in training"
+    made = record.at_sparsities(rows, name, title, examples=examples, digits=DIGITS[name])
+    return made._replace(note=f"{made.note} Before pruning {_before(rows, name)}.")
 
 
 def draw(args: argparse.Namespace, spec: Spec, rows: Sequence[dict]) -> list[Path]:
@@ -64,10 +66,8 @@ def draw(args: argparse.Namespace, spec: Spec, rows: Sequence[dict]) -> list[Pat
             told = metrics.load(args.out / row["metrics"])
             runs.setdefault(row["sparsity_target"], {})[row["method"]] = told
     field = score_name(spec)
-    name = "test accuracy, %" if spec.mean is None else "reconstruction error"
+    path, name = args.out / f"{field}_vs_sparsity.png", TITLES[field]
     return [
-        plots.accuracy_vs_sparsity(
-            args.out / f"{field}_vs_sparsity.png", rows, field=field, name=name, how="gradual"
-        ),
+        plots.accuracy_vs_sparsity(path, rows, field=field, name=name, how="gradual"),
         plots.training(args.out / "training.png", runs),
     ]

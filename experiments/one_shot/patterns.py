@@ -83,9 +83,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> record.Table:
         seed=record.seeds(rows),
         data=f"{spec.dataset}, {settings['prunable_weights']:,} prunable weights",
         examples=f"{settings['examples']:,} training examples for the curvature; all test examples",
-        note=f"Group solves of at most {settings['iterations']} iterations; {settings['attempts']} "
-        "of their dampings tried. Loss in nats an example; the median over seeds, with "
-        "the least and the largest.",
+        note=f"{record.MEDIANS}; loss in nats an example. Group solves of at most "
+        f"{settings['iterations']} iterations, dampings tried: {settings['attempts']}.",
     )
 
 

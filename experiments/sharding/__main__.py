@@ -42,6 +42,8 @@ from experiments.sharding.text import gathered, largest
 
 SPARSITY = 0.6
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5}  # of weights; masks are to be the same
+# unchecked, or a stage may find that no step is any good, and its weights would say nothing
+GROUP = flj.compensation.group(damping=0.1, check_step=False)
 
 
 class Pruned(NamedTuple):
@@ -52,13 +54,8 @@ class Pruned(NamedTuple):
     placed: bool
 
 
-def one_shot(
-    name: str, case: Case, group: bool = False, stages: int = 2, compensation: Any = None
-) -> Pruned:
-    """`prune_one_shot`, by default in two stages; `group` is a compensation, if none is given."""
-    # unchecked, or a stage may find that no step is any good, and its weights would say nothing
-    if group and compensation is None:
-        compensation = flj.compensation.group(damping=0.1, check_step=False)
+def one_shot(name: str, case: Case, compensation: Any = None, stages: int = 2) -> Pruned:
+    """`prune_one_shot`, by default in two stages."""
     result = flj.prune_one_shot(
         case.model,
         case.params,
@@ -152,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 HOW = {
     "one_shot": one_shot,
-    "group": functools.partial(one_shot, group=True),
+    "group": functools.partial(one_shot, compensation=GROUP),
     "gradual": gradual,
 }
 

@@ -255,9 +255,8 @@ def test_a_table_has_medians_over_seeds_and_the_lead_on_the_best(tmp_path):
     best = duels.best_peers(rows, duels.fight(tmp_path, rows), contestants.PEERS)
     made = record_table.of_mode(rows, best, "one_shot")
     further = [row | {"model": "n", "settings": settings | {"test_examples": 500}} for row in rows]
-    assert (
-        "the first 40 or 500 test" in record_table.of_mode(rows + further, [], "one_shot").examples
-    )
+    of_both = record_table.of_mode(rows + further, [], "one_shot")
+    assert "the first 40 or 500 test" in of_both.examples
     spreads = [[10.0, 9.0, 11.0], [3.0, 2.0, 4.0], [2.0, 1.0, 3.0]]
     assert made.rows == [["m, 50 %", *spreads, "kfac", list(best[0].difference)]]
     assert best[0].difference[0] == pytest.approx(-1.0)

@@ -11,6 +11,7 @@ import pytest
 import fishleg_jax as flj
 from experiments.deploy import __main__ as deploy
 from experiments.deploy import measuring, paths, subjects
+from tests.marks import some_slow
 
 ONNX = ("dense, onnxruntime", "zeros, onnxruntime", "fewer units, onnxruntime")
 WITHOUT_ONNX = {name: make for name, make in paths.PATHS.items() if name not in ONNX}
@@ -35,7 +36,7 @@ def subject():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in ONNX)) for name in paths.PATHS],
+    some_slow(paths.PATHS, lambda name: name in ONNX),
 )
 def test_every_path_gives_the_same_outputs(subject, tmp_path, name):
     ready = paths.PATHS[name](subject, tmp_path / "net", 4)

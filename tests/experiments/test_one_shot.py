@@ -41,15 +41,15 @@ def rows_of(out):
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     """The folder of a run, and what it printed to stdout and stderr."""
-    out, told, errors = tmp_path_factory.mktemp("one_shot") / "out", io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors):
+    out, stdout, stderr = tmp_path_factory.mktemp("one_shot") / "out", io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         run(out)
-    return out, told.getvalue(), errors.getvalue()
+    return out, stdout.getvalue(), stderr.getvalue()
 
 
 @pytest.mark.slow  # .ci/run makes a run of its own
 def test_a_small_run_writes_its_results(printed):
-    out, told, errors = printed
+    out, stdout, stderr = printed
     results = rows_of(out)
     assert (out / "accuracy_vs_sparsity.png").stat().st_size > 1000
     assert [row["method"] for row in results] == ["fishleg", "magnitude"]
@@ -59,8 +59,8 @@ def test_a_small_run_writes_its_results(printed):
         assert row.keys() == KEYS
         assert row["sparsity"] == pytest.approx(math.floor(0.7 * weights) / weights, abs=1e-12)
         assert row["settings"]["prunable_weights"] == weights
-    assert "magnitude" in told and str(out / "results.json") in told
-    assert errors == ""  # no progress bars: this is no terminal
+    assert "magnitude" in stdout and str(out / "results.json") in stdout
+    assert stderr == ""  # no progress bars: this is no terminal
 
 
 @pytest.mark.slow

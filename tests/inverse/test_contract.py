@@ -15,6 +15,7 @@ import pytest
 import fishleg_jax as flj
 from fishleg_jax.inverse import factors
 from tests import dense
+from tests.marks import some_slow
 
 fishleg = functools.partial(flj.inverse.fishleg, damping=0.1)
 learner = functools.partial(fishleg, learn=True, start=4, updates=6)
@@ -66,13 +67,10 @@ VARIANTS = (
 )
 
 
-def parametrized(*names):
-    """A test of rows, of which variants are for slow tests."""
-    marked = [pytest.param(x, marks=[pytest.mark.slow] * (x in VARIANTS)) for x in names]
-    return pytest.mark.parametrize("row", marked)
-
-
-rows, few_rows = parametrized(*ROWS), parametrized(*FEW_ROWS)
+rows, few_rows = (
+    pytest.mark.parametrize("row", some_slow(names, lambda row: row in VARIANTS))
+    for names in (ROWS, FEW_ROWS)
+)
 
 
 def predict(params, x):
@@ -242,10 +240,7 @@ def test_masks_cut_rows_and_columns(row):
     np.testing.assert_allclose(diagonal, np.diag(matrix), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "row, dtype",
-    [pytest.param(*x, marks=[pytest.mark.slow] * (x[0] in VARIANTS)) for x in DTYPE_ROWS],
-)
+@pytest.mark.parametrize("row, dtype", some_slow(DTYPE_ROWS, lambda pair: pair[0] in VARIANTS))
 def test_dtypes(row, dtype):
     """Factors and products are in float32 or better whatever the weights are."""
     with jax.enable_x64(dtype == "float64"):

@@ -1,6 +1,7 @@
 """Any pytree goes through the whole of one-shot pruning, and its leaves are found by key path."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import fishleg_jax as flj
 from tests import dense
 from tests.inverse.test_contract import ROWS
+from tests.marks import some_slow
 
 TREE_ROWS = ("identity", "fishleg")
 
@@ -52,12 +54,10 @@ TREES = {
 
 def trees(quick, names):
     """Rows and trees; of what takes long to compile some trees are for slow tests."""
-    slow = lambda row, name: row != "identity" and name not in quick
-    return [
-        pytest.param(row, name, marks=[pytest.mark.slow] * slow(row, name))
-        for row in TREE_ROWS
-        for name in names
-    ]
+    return some_slow(
+        itertools.product(TREE_ROWS, names),
+        lambda pair: pair[0] != "identity" and pair[1] not in quick,
+    )
 
 
 class Fit(NamedTuple):

@@ -18,6 +18,7 @@ from fishleg_jax.inverse._fishleg.start import RELATIVE_DAMPING
 from fishleg_jax.pruning.one_shot.fit import LOOK
 from tests import dense
 from tests.dense import inverse_matrix as matrix
+from tests.marks import some_slow
 
 DAMPING = 0.05
 LOGISTIC = flj.Model(lambda w, x: x @ w, flj.likelihoods.categorical())
@@ -108,11 +109,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(x, marks=[pytest.mark.slow] * (x not in ("kronecker", "convolution")))
-        for x in KINDS
-    ],
+    "kind", some_slow(KINDS, lambda kind: kind not in ("kronecker", "convolution"))
 )
 def test_stationary_points(x64, key, kind):
     """E[uᵀz] = E[zᵀF_γz] once converged, so that A = −½ tr Q; and learning has lowered A."""

@@ -2,7 +2,7 @@
 
 `python -m tests.pruning.patterns_killed FOLDER` trains in a chain of optax, once for each pattern
 in a folder of its name, goes on from the newest checkpoint there, and ends with `final.npz`:
-weights, masks and the whole state, and how many zeros came back in any of the steps.
+weights, masks and the whole state, and the number of zeros that came back.
 """
 
 import sys
