@@ -44,7 +44,7 @@ def one_step(saliency, compensation=None, batch=BATCH, params=None, sparsity=0.5
         model=MODEL,
         saliency=saliency,
         compensation=compensation,
-        prunable="w",
+        prunable=options.pop("prunable", "w"),
         **options,
     )
     params = initial() if params is None else params
@@ -106,6 +106,39 @@ def test_auto_takes_the_candidate_with_the_lowest_loss():
     np.testing.assert_array_equal(state.masks["w"], found[winner][2]["w"])
     expected = jax.tree.map(jnp.add, target, found[winner][1])
     np.testing.assert_allclose(after["w"], expected["w"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_auto_prunes_each_leaf_as_much_as_magnitude_would(stacked):
+    """Of each layer, in a stacked leaf, though scores and magnitudes disagree about the weights."""
+    keys = jax.random.split(jax.random.key(6), 4)
+    params = {
+        "w": jax.random.normal(keys[0], (2, 4, 4)) * jnp.array([1.0, 0.3])[:, None, None],
+        "v": jax.random.normal(keys[1], (4, 3)),
+    }
+
+    def predict(params, x):
+        for layer in params["w"]:
+            x = x @ layer
+        return x @ params["v"]
+
+    x = jax.random.normal(keys[2], (256, 4)) * jnp.array([0.01, 0.1, 3.0, 10.0])
+    batch = x, predict(params, x) + 0.01 * jax.random.normal(keys[3], (256, 3))
+    model = flj.Model(predict, flj.likelihoods.gaussian())
+    leaves = flj.Leaves(stacked="w" if stacked else None)
+    pruning = flj.gradual_prune(flj.inverse.diagonal(model), 0.5, model=model, prunable=leaves)
+    state = pruning.init(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    state = jax.jit(pruning.update)(zeros, state, params, batch=batch)[1]
+
+    squares = jax.tree.map(lambda w: w**2, params)
+    expected = flj.make_masks(squares, 0.5)
+    axes = {"w": (1, 2) if stacked else None, "v": None}
+    for name in expected:
+        counts = [(~masks[name]).sum(axes[name]) for masks in (state.masks, expected)]
+        np.testing.assert_array_equal(*counts)
+    # so that this can fail: other weights have gone
+    assert any(bool(jnp.any(state.masks[name] != expected[name])) for name in params)
 
 
 def test_magnitude_stays_unless_another_is_better_by_two_standard_errors():

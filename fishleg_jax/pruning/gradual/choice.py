@@ -13,7 +13,7 @@ from fishleg_jax.pruning import _paired
 from fishleg_jax.pruning.scores import label
 
 DAMPINGS = (10.0, 100.0)  # multiples of the estimate's own damping that are tried
-MARGIN = 2.0  # standard errors of the paired difference by which a winner beats magnitude
+MARGIN = 4.0  # standard errors of the paired difference by which a winner beats magnitude
 
 
 class Candidate(NamedTuple):

@@ -16,7 +16,7 @@ from fishleg_jax.pruning.gradual import choice
 from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs, adjustable_in
 from fishleg_jax.pruning.gradual.regrowth import revived
 from fishleg_jax.pruning.gradual.state import GradualState
-from fishleg_jax.pruning.masks.groups import Groups
+from fishleg_jax.pruning.masks.groups import Groups, zeros_in
 from fishleg_jax.pruning.masks.lowest import keep_highest
 from fishleg_jax.pruning.scores import Saliency
 from fishleg_jax.pruning.update import Surgeon
@@ -57,11 +57,15 @@ def masked_by(site: MaskSite, saliency: Saliency) -> tuple[Any, Any, jax.Array]:
     """New masks, the change of the weights, and whether all numbers are finite."""
     estimate = prepared(site.plan.estimator, site.state.estimate, site.inputs.params)
     scores, free = _scored(site, saliency, site.state.estimate, estimate)
-    return _masked(site, scores, free, estimate)
+    return _masked(site, scores, _highest(site, scores, free), estimate)
 
 
 def chosen_by_loss(site: MaskSite) -> choice.Choice:
-    """Masks and change with the lowest loss on the step's batch; see `choice.lowest`."""
+    """Masks and change with the lowest loss on the step's batch; see `choice.lowest`.
+
+    Every candidate prunes as many weights of each leaf as magnitude would, and says only which:
+    the loss right after a mask update would starve layers that the training after it needs.
+    """
     estimator, raw = site.plan.estimator, site.state.estimate
     scores = choice.scores_to_try(estimator, raw)
     names = list(dict.fromkeys(name for name, _ in scores))
@@ -82,7 +86,8 @@ def chosen_by_loss(site: MaskSite) -> choice.Choice:
         branches = [lambda pair, name=name: _scored(site, name, *pair) for name in names]
         pair = estimates(index)
         scores, free = jax.lax.switch(which[index], branches, pair)
-        masks, delta, sound = _masked(quick, scores, free, pair[1])
+        masks = _highest_by_leaf(site, scores, free)
+        masks, delta, sound = _masked(quick, scores, masks, pair[1])
         bare = to_zero(site.target, jax.tree.map(jnp.zeros_like, delta), masks)
         deltas = jax.tree.map(lambda *x: jnp.stack(x), bare, delta)
         return choice.Attempt(masks, deltas, jnp.stack([_finite(site, scores), sound]))
@@ -123,10 +128,30 @@ def _scored(
     return scores, [m | back for m, back in zip(free, backs, strict=True)]
 
 
+def _highest(site: MaskSite, scores: list[jax.Array], free: list[jax.Array]) -> list[jax.Array]:
+    return keep_highest(site.groups, scores, free, site.counts)
+
+
+def _highest_by_leaf(
+    site: MaskSite, scores: list[jax.Array], free: list[jax.Array]
+) -> list[jax.Array]:
+    """Masks of the highest scores that prune as many weights of each leaf as magnitude would.
+
+    Of a stacked leaf as many of each layer.  Where weights of several leaves live or die together
+    the leaves have no numbers of their own, and the scores alone decide.
+    """
+    groups = site.groups
+    if groups.scope != "global" or (groups.pattern is not None and groups.pattern.couplings):
+        return _highest(site, scores, free)
+    squares = [w**2 for w in jax.tree.leaves(site.target)]
+    by_magnitude = _highest(site, squares, free)
+    own = groups._replace(scope="layer")
+    return keep_highest(own, scores, free, zeros_in(own, by_magnitude))
+
+
 def _masked(
-    site: MaskSite, scores: list[jax.Array], free: list[jax.Array], estimate: Any
+    site: MaskSite, scores: list[jax.Array], masks: list[jax.Array], estimate: Any
 ) -> tuple[Any, Any, jax.Array]:
-    masks = keep_highest(site.groups, scores, free, site.counts)
     masks = jax.tree.structure(site.old).unflatten(masks)
     delta, sound = _compensated(site, masks, estimate)
     return masks, delta, sound & _finite(site, scores)

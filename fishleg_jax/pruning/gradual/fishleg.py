@@ -130,9 +130,9 @@ def fishleg_prune(
             geometric mean of both; or a function `(params, masks, estimator, state, gradient) ->
             scores`, jit-compatible, with the state prepared for products and a gradient of None.
             `auto` chooses at every mask update: magnitude, the others, and `obs` at 10 and 100
-            times the damping are masked, each with and without the compensation, and the lowest
-            loss on the step's batch wins, among those that are better than magnitude without
-            compensation by two standard errors of the difference.  The state's `chosen` counts who
+            times the damping prune as many weights of each leaf as magnitude would, each with and
+            without the compensation, and the lowest loss on the step's batch wins, among those that are better than magnitude without
+            compensation by four standard errors of the difference.  The state's `chosen` counts who
             won.  Without labels it stands for `obs`.
         examples_per_chunk: Number of examples processed at a time, which bounds memory; None for a
             whole batch.  Not together with `axis_name`.
