@@ -131,9 +131,9 @@ def fishleg_prune(
             scores`, jit-compatible, with the state prepared for products and a gradient of None.
             `auto` chooses at every mask update: magnitude, the others, and `obs` at 10 and 100
             times the damping prune as many weights of each leaf as magnitude would, each with and
-            without the compensation, and the lowest loss on the step's batch wins, among those that are better than magnitude without
-            compensation by four standard errors of the difference.  The state's `chosen` counts who
-            won.  Without labels it stands for `obs`.
+            without the compensation, and the lowest loss on the step's batch wins, among those that
+            are better than magnitude without compensation by four standard errors of the
+            difference.  The state's `chosen` counts who won.  Without labels it stands for `obs`.
         examples_per_chunk: Number of examples processed at a time, which bounds memory; None for a
             whole batch.  Not together with `axis_name`.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
