@@ -44,7 +44,7 @@ def one_step(saliency, compensation=None, batch=BATCH, params=None, sparsity=0.5
         model=MODEL,
         saliency=saliency,
         compensation=compensation,
-        prunable=options.pop("prunable", "w"),
+        prunable="w",
         **options,
     )
     params = initial() if params is None else params
@@ -141,7 +141,7 @@ def test_auto_prunes_each_leaf_as_much_as_magnitude_would(stacked):
     assert any(bool(jnp.any(state.masks[name] != expected[name])) for name in params)
 
 
-def test_magnitude_stays_unless_another_is_better_by_two_standard_errors():
+def test_magnitude_stays_unless_another_is_better_by_the_margin():
     values = jnp.array([1.0, 1.2, 0.8, 1.1])
 
     def choose(*others):

@@ -18,7 +18,7 @@ from fishleg_jax.pruning.gradual.regrowth import revived
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.masks.groups import Groups, zeros_in
 from fishleg_jax.pruning.masks.lowest import keep_highest
-from fishleg_jax.pruning.scores import Saliency
+from fishleg_jax.pruning.scores import Saliency, scores_by
 from fishleg_jax.pruning.update import Surgeon
 
 FALLBACK = "obs"  # scores of `auto` where there are no labels to measure a loss with
@@ -57,7 +57,7 @@ def masked_by(site: MaskSite, saliency: Saliency) -> tuple[Any, Any, jax.Array]:
     """New masks, the change of the weights, and whether all numbers are finite."""
     estimate = prepared(site.plan.estimator, site.state.estimate, site.inputs.params)
     scores, free = _scored(site, saliency, site.state.estimate, estimate)
-    return _masked(site, scores, _highest(site, scores, free), estimate)
+    return _masked(site, scores, free, estimate)
 
 
 def chosen_by_loss(site: MaskSite) -> choice.Choice:
@@ -73,7 +73,7 @@ def chosen_by_loss(site: MaskSite) -> choice.Choice:
     factors = jnp.asarray([factor for _, factor in scores], jnp.float32)
     full = site.plan.compensation
     cheap = getattr(full, "cheap", full)
-    quick = site._replace(plan=site.plan._replace(compensation=cheap))
+    quick = _numbers_of_magnitude(site)._replace(plan=site.plan._replace(compensation=cheap))
 
     def estimates(index):
         damped = raw
@@ -86,8 +86,7 @@ def chosen_by_loss(site: MaskSite) -> choice.Choice:
         branches = [lambda pair, name=name: _scored(site, name, *pair) for name in names]
         pair = estimates(index)
         scores, free = jax.lax.switch(which[index], branches, pair)
-        masks = _highest_by_leaf(site, scores, free)
-        masks, delta, sound = _masked(quick, scores, masks, pair[1])
+        masks, delta, sound = _masked(quick, scores, free, pair[1])
         bare = to_zero(site.target, jax.tree.map(jnp.zeros_like, delta), masks)
         deltas = jax.tree.map(lambda *x: jnp.stack(x), bare, delta)
         return choice.Attempt(masks, deltas, jnp.stack([_finite(site, scores), sound]))
@@ -128,30 +127,26 @@ def _scored(
     return scores, [m | back for m, back in zip(free, backs, strict=True)]
 
 
-def _highest(site: MaskSite, scores: list[jax.Array], free: list[jax.Array]) -> list[jax.Array]:
-    return keep_highest(site.groups, scores, free, site.counts)
-
-
-def _highest_by_leaf(
-    site: MaskSite, scores: list[jax.Array], free: list[jax.Array]
-) -> list[jax.Array]:
-    """Masks of the highest scores that prune as many weights of each leaf as magnitude would.
+def _numbers_of_magnitude(site: MaskSite) -> MaskSite:
+    """The point with a number to prune of every leaf, as many as magnitude would.
 
     Of a stacked leaf as many of each layer.  Where weights of several leaves live or die together
-    the leaves have no numbers of their own, and the scores alone decide.
+    the leaves have no numbers of their own, and the point stays as it is.
     """
-    groups = site.groups
+    groups, estimator = site.groups, site.plan.estimator
     if groups.scope != "global" or (groups.pattern is not None and groups.pattern.couplings):
-        return _highest(site, scores, free)
-    squares = [w**2 for w in jax.tree.leaves(site.target)]
-    by_magnitude = _highest(site, squares, free)
+        return site
+    scores = scores_by("magnitude", estimator, site.state.estimate, site.target, site.old)
+    old = jax.tree.leaves(site.old)
+    masks = keep_highest(groups, jax.tree.leaves(scores), old, site.counts)
     own = groups._replace(scope="layer")
-    return keep_highest(own, scores, free, zeros_in(own, by_magnitude))
+    return site._replace(groups=own, counts=jnp.stack(zeros_in(own, masks)))
 
 
 def _masked(
-    site: MaskSite, scores: list[jax.Array], masks: list[jax.Array], estimate: Any
+    site: MaskSite, scores: list[jax.Array], free: list[jax.Array], estimate: Any
 ) -> tuple[Any, Any, jax.Array]:
+    masks = keep_highest(site.groups, scores, free, site.counts)
     masks = jax.tree.structure(site.old).unflatten(masks)
     delta, sound = _compensated(site, masks, estimate)
     return masks, delta, sound & _finite(site, scores)
