@@ -268,8 +268,7 @@ def show(rows: Sequence[dict]) -> str:
         return f"{statistics.median(numbers):.3g}" if numbers else "–"
 
     def seconds(own: Sequence[dict]) -> str:
-        # of a sparsity whose fit others share, or of each
-        return median([row["seconds"] for row in own if row.get("fitted", True)])
+        return median([row["seconds"] for row in own])
 
     shown = []
     for mode in MODES:

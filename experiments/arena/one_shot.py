@@ -1,6 +1,5 @@
 """One cell of the arena in one shot: a method's default call at every sparsity."""
 
-import inspect
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,13 +37,11 @@ def prune(
     if method in layerwise.METHODS:
         yield from _layer_by_layer(method, network, batches, sparsities)
         return
-    spec, state = network.spec, None
+    spec = network.spec
     estimator = make_estimator(method, spec, len(batches) * BATCH)
     arguments = {**ARGUMENTS[method].one_shot, **prunable(spec)}
     for sparsity in sparsities:
         begin, cpu = time.perf_counter(), time.process_time()
-        # a fit to the dense network serves all sparsities, if there is one stage
-        reused = {} if state is None else {"stages": flj.Stages(state=state)}
         result = flj.prune_one_shot(
             spec.model,
             network.params,
@@ -53,11 +50,8 @@ def prune(
             sparsity=sparsity,
             key=jax.random.key(seed),
             **arguments,
-            **reused,
         )
         jax.block_until_ready(result.params)
-        if _one_stage() and "stages" not in arguments:
-            state = result.state
         constants = network.constants if result.constants is None else result.constants
         yield (
             sparsity,
@@ -66,15 +60,10 @@ def prune(
             {
                 "seconds": time.perf_counter() - begin,
                 "cpu_seconds": time.process_time() - cpu,
-                "fitted": not reused,
                 "stages": len(result.stages),
                 "stopped": result.stopped,
             },
         )
-
-
-def _one_stage() -> bool:
-    return inspect.signature(flj.prune_one_shot).parameters["stages"].default == 1
 
 
 def _layer_by_layer(
@@ -88,4 +77,4 @@ def _layer_by_layer(
         jax.block_until_ready(params)
         seconds = time.perf_counter() - begin, time.process_time() - cpu
         fields = dict(zip(("seconds", "cpu_seconds"), seconds, strict=True))
-        yield sparsity, params, network.constants, {**fields, "fitted": True}
+        yield sparsity, params, network.constants, fields
