@@ -37,7 +37,7 @@ from experiments.running.arguments import at_least, one_of, seed, sparsity
 
 # the library's own samples, so that the correction sees what the estimate sees
 from fishleg_jax.inverse._fishleg.samples import rows
-from fishleg_jax.pruning.compensation._group_solve import mean_diagonal, random_signs
+from fishleg_jax.pruning.compensation._group_system import mean_diagonal, random_signs
 
 SHARE = 0.2  # damping of the solve over the Fisher's mean diagonal
 BATCH = 64

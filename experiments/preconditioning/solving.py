@@ -13,7 +13,7 @@ from fishleg_jax._conjugate_gradients import Solve, conjugate_gradients
 
 # the library's own parts of the group update, so that its own work is measured
 from fishleg_jax._jit import jitted
-from fishleg_jax.pruning.compensation._group_solve import damped, precondition, right_side
+from fishleg_jax.pruning.compensation._group_system import damped, precondition, right_side
 from fishleg_jax.pruning.compensation._independent import to_zero
 
 

@@ -72,9 +72,18 @@ def obd_saliency(params: Any, fisher_diagonal: Any) -> Any:
     return jax.tree.map(lambda w, f: w**2 * f / 2, *leaves)
 
 
+_AT = " damping×"
+
+
 def label(saliency: str, factor: float) -> str:
     """Name of scores, with the multiple of the estimate's own damping if it is another."""
-    return saliency + ("" if factor == 1 else f" damping×{factor:g}")
+    return saliency + ("" if factor == 1 else f"{_AT}{factor:g}")
+
+
+def parsed(label: str) -> tuple[str, float]:
+    """Scores and multiple of the damping that `label` has named."""
+    saliency, _, factor = label.partition(_AT)
+    return saliency, float(factor or 1)
 
 
 def check_saliency(saliency: Any, estimator: InverseFisher) -> None:

@@ -1,5 +1,7 @@
 """Scores by name, held-out data that are set aside, and choices by the measured loss."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,6 +151,51 @@ def test_nothing_is_tried_without_held_out_data_or_with_scores_that_are_given(ke
         options = {"stages": flj.Stages(state=state)}
     result = flj.prune_one_shot(model, weights, estimator, batches, sparsity=0.5, **options)
     assert "tried" not in result.stages[0]
+
+
+def names_now(*stages):
+    """Names of the candidates after stages that were won by these, of losses by name."""
+    estimator = flj.inverse.diagonal(MODEL, 0.1)
+    plan = SimpleNamespace(surgeon=SimpleNamespace(estimator=estimator))
+    params = dense.mlp_params(jax.random.key(0), (3, 4, 3))
+    state = estimator.init(params)
+    reports = [{"saliency": winner, "tried": tried} for winner, tried in stages]
+    return [str(candidate) for candidate in choice.candidates_now(plan, state, reports)]
+
+
+ALL = ["obs", "magnitude", "obd", "mixture", "obs damping×0.1", "obs damping×10"]
+LOSSES = dict(zip(ALL, [3.0, 6.0, 1.0, 2.0, 5.0, 4.0], strict=True))
+
+
+def test_where_a_winner_repeats_its_nearest_rivals_alone_are_tried():
+    won = ("obd", LOSSES)
+    assert names_now() == names_now(won) == ALL
+    assert names_now(won, won) == ["obs", "obd", "mixture"]
+    assert names_now(won, ("mixture", LOSSES)) == ALL  # not where it changes
+    safe = ("obs", LOSSES)
+    assert names_now(safe, safe) == ["obs", "obd"]
+    far = ("obs damping×100", LOSSES | {"obs damping×100": 0.5})
+    assert names_now(far, far) == ["obs", "obs damping×100", "obd"]
+
+
+def test_every_fourth_stage_tries_all_again():
+    won, few = ("obd", LOSSES), ("obd", {name: LOSSES[name] for name in ("obs", "obd", "mixture")})
+    assert (
+        names_now(won, won, few) == names_now(won, won, few, few)[:3] == ["obs", "obd", "mixture"]
+    )
+    assert names_now(won, won, few, few, few) == ALL
+    assert names_now(*[(None, {})] * 3) == ALL  # where scores are not chosen
+
+
+def test_stages_report_what_they_tried(key):
+    model, weights, batches = linear_problem(key)
+    result = flj.prune_one_shot(model, weights, DIAGONAL, batches, sparsity=0.8, stages=8)
+    numbers = [len(stage["tried"]) for stage in result.stages]
+    winners = [stage["saliency"] for stage in result.stages]
+    assert numbers[0] >= 6 and min(numbers) <= 4
+    for i, number in enumerate(numbers):
+        again = i >= 2 and winners[i - 1] == winners[i - 2] and max(numbers[max(i - 3, 0) : i]) >= 6
+        assert (number <= 4) == again, (numbers, winners)
 
 
 def test_magnitude_pruning_stays_what_it_is(key):

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import fishleg_jax as flj
 from fishleg_jax._conjugate_gradients import conjugate_gradients
-from fishleg_jax.pruning.compensation import _group_solve
+from fishleg_jax.pruning.compensation import _group_system
 from tests import dense
 
 DAMPING = 0.03
@@ -284,9 +284,9 @@ def test_the_first_damping_does_not_depend_on_the_estimate(x64):
     diagonal = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.array([0.5, 2.0])}
     params = jax.tree.map(jnp.ones_like, diagonal)
     kept = {"a": jnp.array([[True, False, True], [True, True, False]]), "b": jnp.array([True] * 2)}
-    signs = _group_solve.random_signs(params, kept)
+    signs = _group_system.random_signs(params, kept)
     image = jax.tree.map(jnp.multiply, diagonal, signs)
-    found = _group_solve.mean_diagonal(signs, image, kept)
+    found = _group_system.mean_diagonal(signs, image, kept)
     w, k = dense.ravel(diagonal), dense.ravel(kept).astype(bool)
     assert float(found) == pytest.approx(w[k].mean(), rel=1e-12)
     assert set(np.abs(dense.ravel(signs))[k]) == {1.0} and not dense.ravel(signs)[~k].any()

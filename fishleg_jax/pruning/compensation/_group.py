@@ -33,16 +33,20 @@ def group(
     curvature's batches.  They start at the `independent` correction, and are preconditioned by the
     estimate of the inverse Fisher, cut to K.  No matrix is formed.
 
-    Held-out batches, if there are any, decide when a solve ends: every few iterations their loss
-    is measured, the iterate with the lowest counts, and the solve ends once the loss has risen
-    twice.  They decide on the damping, too: unless it was given, the search begins at a fifth of
-    the mean diagonal of the Fisher on K, measured by one product with random signs and so
-    independent of the estimate, and walks down while the loss falls, else up.  A damping wins only
-    if it gains a tenth more than the quadratic model predicts for the solve.
+    Held-out batches, if there are any, decide when a solve ends: every third iteration their loss
+    is measured, the iterate with the lowest counts, and the solve ends once the loss has not fallen
+    twice.  They decide on the damping, too: unless it was given, each look also tries neighbouring
+    dampings, in the space of all directions that the solve has taken, which needs inner products
+    but no further Fisher products.  The solve itself has a twentieth of the mean diagonal of the
+    Fisher on K, measured by one product with random signs and so independent of the estimate; looks
+    walk down from there while the loss falls, else up.  A damping wins only if it gains a tenth
+    more than the quadratic model predicts for the solve.  The directions are kept meanwhile, up to
+    `iterations + 1` vectors of the size of the weights, in float32.
 
     Without held-out batches there is nothing to judge a smaller damping by, as the curvature's own
-    batches always favour it.  The damping is then only raised, fourfold, if part of the step lowers
-    the loss by a tenth more than the whole or if the loss was badly predicted.
+    batches always favour it.  The damping begins at a fifth then, and is only raised, fourfold, if
+    part of the step lowers the loss by a tenth more than the whole or if the loss was badly
+    predicted.
 
     Args:
         damping: Damping γ of the solve, in units of the Fisher per example; None, the default,
@@ -52,7 +56,8 @@ def group(
         iterations: Largest number of iterations of a solve, 25 by default; each is a Fisher product
             over all batches.
         tolerance: Residual at which a solve ends, relative to the right side, 0.001 by default.
-        attempts: Largest number of dampings to try, 3 by default.
+        attempts: Largest number of dampings to try at a look, 3 by default; without held-out
+            batches, in all.
         seconds: Time after which no further iteration or attempt of a solve begins, on the host;
             each mask update, and each candidate of a choice, has as much.  None for no such limit.
             Either way the largest number of products and the time that they are expected to take

@@ -1,4 +1,4 @@
-"""The solve behind the group update: right side, damping, iterations, and the loss that ends it."""
+"""The solve behind the group update: damping, iterations, and the loss that ends it."""
 
 import functools
 import logging
@@ -10,30 +10,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax import _random, _tree
-from fishleg_jax._conjugate_gradients import Solve, conjugate_gradients
+from fishleg_jax import _tree
 from fishleg_jax._curvature import Curvature
-from fishleg_jax._devices import sharding
 from fishleg_jax._jit import is_traced, jitted
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._placed import prepared
-from fishleg_jax.inverse.base import InverseFisher, movable_damping, with_damping
+from fishleg_jax.inverse.base import InverseFisher
 from fishleg_jax.pruning._soundness import require_finite_loss
 from fishleg_jax.pruning.compensation._damping_search import SHORT, Trial, search, search_traced
+from fishleg_jax.pruning.compensation._group_system import (
+    System,
+    direct,
+    mean_diagonal,
+    moved,
+    random_signs,
+    relative_residual,
+    right_side,
+)
+from fishleg_jax.pruning.compensation._held_out_search import search_held_out
 from fishleg_jax.pruning.compensation._independent import (
     STEPS,
     corrections,
     lowest_loss,
     may_move,
     pick,
-    scaled,
     support_of,
     to_zero,
 )
 
-RELATIVE_DAMPING = 0.2  # first damping of a search, relative to the Fisher's mean diagonal
-EVERY = 3  # iterations between two looks at the held-out loss
-PATIENCE = 2  # looks without a new lowest loss that end a solve
+# First damping of a search, relative to the Fisher's mean diagonal: low where held-out examples
+# judge, as the directions of a solve serve larger dampings better than smaller ones.
+RELATIVE_DAMPING, HELD_OUT_DAMPING = 0.2, 0.05
 _LOG = logging.getLogger("fishleg_jax")
 
 
@@ -83,11 +90,17 @@ def solve_group(
     )
     # K, the kept weights that may move, and the right side of their system.
     free = may_move(new_mask, adjustable)
-    x = apply_mask(change, free)
-    right = jitted(right_side)(fisher_product(pruned), gradient if first_order else zero, free)
+    image_of_pruned = fisher_product(pruned)
+    right = jitted(right_side)(image_of_pruned, gradient if first_order else zero, free)
+    system = System(
+        *(params, new_mask, free, right, apply_mask(change, free), fisher_product),
+        *(estimator, state, factored),
+    )
     traced = is_traced((right, state))
+    chosen = settings.damping is None
+    held_out = settings.check_step and curvature.check is not None and exact and not traced
     # The first damping, and a statement of the work beforehand.
-    number = settings.attempts if settings.check_step else 1
+    attempts = settings.attempts if settings.check_step else 1
     first, begin = settings.damping, time.perf_counter()
     if first is None and not exact:
         first = state.damping
@@ -96,75 +109,55 @@ def solve_group(
         if not traced:
             jax.block_until_ready((right, signs))
         begin = time.perf_counter()
-        first = jitted(mean_diagonal)(signs, fisher_product(signs), free) * RELATIVE_DAMPING
-    if not traced and exact and settings.damping is None:
+        first = jitted(mean_diagonal)(signs, fisher_product(signs), free)
+        first *= HELD_OUT_DAMPING if held_out else RELATIVE_DAMPING
+    if not traced and exact and chosen:
         jax.block_until_ready(first)
-        most = number * (settings.iterations + 2)  # with those of the start and the prediction
+        # with the products of the start and the prediction
+        most = (1 if held_out else attempts) * (settings.iterations + 2)
         budget = most * (time.perf_counter() - begin)
         limit = "" if settings.seconds is None else f", within {settings.seconds:g} s"
         _LOG.info("group: at most %d Fisher products, about %.3g s%s", most, budget, limit)
     deadline = math.inf if settings.seconds is None else begin + settings.seconds
-
-    steps = STEPS if settings.check_step else STEPS[:1]
-    judged = settings.check_step and curvature.check is not None and not traced and exact
+    late = lambda: time.perf_counter() > deadline
 
     def solve(x: Any, raised: float) -> Trial:
-        # Solve the damped system on K, preconditioned at the same damping where that is cheap.
+        """Solves at one damping."""
         gamma = jnp.asarray(first * raised)
-        inverse = factored
-        if not traced and movable_damping(state):
-            inverse = prepared(estimator, with_damping(state, gamma), params)
-
-        def product(v):
-            return jitted(damped)(fisher_product(v), v, gamma, free)
-
         if not exact:
-            x = jitted(_direct, estimator)(state, free, gamma, right)
-        best = Best()
-
-        def look(now: Solve) -> bool:
-            """Notes the held-out loss of an iterate; whether to end the solve."""
-            late = time.perf_counter() > deadline
-            if not judged or int(now.iterations) % EVERY:
-                return late
-            return noted(now) or late
-
-        def noted(now: Solve) -> bool:
-            moved = jax.tree.map(jnp.add, params, scaled(params, now.x, new_mask, 1.0))
-            return best.noted(now, float(curvature.check(moved)))
-
-        solved = conjugate_gradients(
-            product,
-            jitted(precondition, estimator),
-            (inverse, free),
-            right,
+            x = jitted(direct, estimator)(state, free, gamma, right)
+        solved = system.solve(
             x,
+            gamma,
             iterations=settings.iterations if exact else 0,  # the exact solution needs none
             tolerance=settings.tolerance,
-            on_iteration=look,
+            on_iteration=lambda _: late(),
         )
-        if judged:
-            if int(solved.iterations) % EVERY:
-                noted(solved)
-            solved = best.solve or solved
-        x = solved.x
-        # Choose the share of the step by its loss.
-        deltas = [scaled(params, x, new_mask, step) for step in steps]
+        return ended(raised, solved.x, gamma, solved.iterations, solved.relative)
+
+    def ended(
+        raised: float, x: Any, gamma: Any, iterations: Any, residual: Any, image: Any | None = None
+    ) -> Trial:
+        """Chooses the share of the step, by its loss; `image` is `F x` if it is known."""
+        steps = STEPS if settings.check_step else STEPS[:1]
+        deltas = [system.change(x, step) for step in steps]
         i, losses = 0, [0.0]
         if measurable or curvature.check is not None:
             i, losses = lowest_loss(curvature, params, deltas)
         loss, step = losses[i], pick(steps, i)
-        delta = deltas[i] if isinstance(i, int) else scaled(params, x, new_mask, step)
+        delta = deltas[i] if isinstance(i, int) else system.change(x, step)
         # gain of the quadratic model on K, from no change to its lowest point
         gain = _tree.dot(right, x) / 2
         too_long = jnp.logical_not(losses[0] - loss <= SHORT * (losses[-1] - loss))
         # Report; under `jit` without the numbers that need the host.
-        info = {"damping": gamma, "iterations": solved.iterations, "residual": solved.relative}
+        info = {"damping": gamma, "iterations": iterations, "residual": residual}
         if settings.check_step:
             info |= {"step": step, "losses": losses}
         if not traced:
+            if image is not None:
+                image = jax.tree.map(lambda p, f: p + step * f, image_of_pruned, image)
             info = {name: _plain(value) for name, value in info.items()}
-            info |= measured(loss, delta, gamma)
+            info |= measured(loss, delta, gamma, image)
             loss = loss if math.isfinite(loss) else math.inf
             too_long, gain = bool(too_long), float(gain)
         return Trial(raised, x, delta, loss, info, too_long, gain)
@@ -173,7 +166,7 @@ def solve_group(
     def before(loss: Callable[[Any], jax.Array]) -> float:
         return float(loss(params))  # the same for all attempts
 
-    def measured(loss: float, delta: Any, gamma: jax.Array) -> dict:
+    def measured(loss: float, delta: Any, gamma: jax.Array, image: Any | None) -> dict:
         info = {}
         if curvature.check is not None:  # then `loss` is measured on held-out batches
             info["held_out"] = loss - before(curvature.check)
@@ -182,35 +175,33 @@ def solve_group(
         if not measurable or gradient is None:
             return info | {"ratio": math.nan}
         actual = loss - before(curvature.loss)
-        return info | _prediction(gradient, delta, fisher_product(delta), gamma, actual)
+        image = fisher_product(delta) if image is None else image
+        return info | _prediction(gradient, delta, image, gamma, actual)
 
     # Search for the damping, by the loss.
     if traced:
-        found = search_traced(solve, x, attempts=number)
+        found = search_traced(solve, system.start, attempts=attempts)
         return found.delta, found.info
-    lower = curvature.check is not None
-    late = lambda: time.perf_counter() > deadline
-    found = search(
-        solve, x, attempts=number, chosen=settings.damping is None, lower=lower, ended=late
-    )
+    if held_out:
+        best = search_held_out(
+            system,
+            lambda x: float(curvature.check(jitted(moved)(params, x, new_mask))),
+            first,
+            iterations=settings.iterations,
+            tolerance=settings.tolerance,
+            attempts=attempts if chosen else 1,
+            ended=late,
+        )
+        gamma, image = jnp.asarray(first * best.raised), fisher_product(best.x)
+        residual = jitted(relative_residual)(right, best.x, image, gamma, free)
+        found = ended(best.raised, best.x, gamma, best.iterations, residual, image)
+    else:
+        lower = curvature.check is not None
+        found = search(
+            solve, system.start, attempts=attempts, chosen=chosen, lower=lower, ended=late
+        )
     require_finite_loss(found.info.get("losses", [found.loss]))
     return found.delta, found.info | {"products": products}
-
-
-class Best:
-    """Iterate of a solve with the lowest held-out loss so far."""
-
-    def __init__(self):
-        """Starts without any."""
-        self.solve, self.loss, self.worse = None, math.inf, 0
-
-    def noted(self, solve: Solve, loss: float) -> bool:
-        """Compares an iterate, and says whether the loss has stopped falling."""
-        if loss < self.loss:
-            self.solve, self.loss, self.worse = solve, loss, 0
-        else:  # also if it is NaN
-            self.worse += 1
-        return self.worse >= PATIENCE
 
 
 def _plain(value: Any) -> Any:
@@ -224,42 +215,3 @@ def _prediction(
     scale = second + float(gamma * _tree.dot(delta, delta)) / 2
     ratio = abs(actual - first - second) / scale if scale > 0 else 0.0
     return {"predicted": first + second, "actual": actual, "ratio": ratio}
-
-
-def _direct(estimator: InverseFisher, state: Any, mask: Any, gamma: jax.Array, right: Any) -> Any:
-    """Product of `(F_KK + γ)⁻¹`, by the estimate's own gradients, with the right side."""
-    kept = with_damping(estimator.restrict(state, mask), gamma)
-    return estimator.multiply(kept, right, mask)
-
-
-def random_signs(params: Any, mask: Any) -> Any:
-    """Fixed random signs on K and zeros elsewhere, in the dtypes of the weights."""
-    leaves, tree = jax.tree.flatten(params)
-
-    def draw(leaves, masks):
-        drawn = _random.like(leaves, jax.random.key(0), _random.signs)
-        return [jnp.where(m, x, 0) for x, m in zip(drawn, masks, strict=True)]
-
-    return tree.unflatten(sharding.automatic(draw, leaves, leaves, jax.tree.leaves(mask)))
-
-
-def mean_diagonal(signs: Any, image: Any, mask: Any) -> jax.Array:
-    """Estimate of the mean of F's diagonal on K, `zᵀFz / |K|` for random signs z (Hutchinson)."""
-    size = sum(jnp.sum(m.astype(jnp.float32)) for m in jax.tree.leaves(mask))
-    tiny = jnp.finfo(jnp.float32).tiny ** 0.5
-    return jnp.maximum(_tree.dot(signs, image) / jnp.maximum(size, 1), tiny)
-
-
-def right_side(image: Any, gradient: Any, mask: Any) -> Any:
-    """Right side `F_KS w_S − g_K`, from the image `−F E_S w_S` of pruning S and the gradient."""
-    return apply_mask(jax.tree.map(lambda f, g: -f - g, image, gradient), mask)
-
-
-def damped(image: Any, vector: Any, gamma: jax.Array, mask: Any) -> Any:
-    """Damped product `F_KK v + γ v`, from the image `F v`."""
-    return apply_mask(jax.tree.map(lambda f, v: f + gamma * v, image, vector), mask)
-
-
-def precondition(estimator: InverseFisher, state: Any, mask: Any, residual: Any) -> Any:
-    """Product of the estimate of the inverse, cut to K, with a residual."""
-    return estimator.multiply(state, residual, mask)

@@ -123,7 +123,7 @@ def within_budget(
         # Find the final sparsity by the scores of this stage, and go this stage's part of the way.
         left = stages - len(reports)
         final, sparsity = aim(scored)
-        chosen_scores = decide(plan, scored, sparsity)
+        chosen_scores = decide(plan, scored, sparsity, reports)
         if chosen_scores is not scored:
             scored = chosen_scores
             final, sparsity = aim(scored)

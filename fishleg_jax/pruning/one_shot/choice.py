@@ -1,6 +1,7 @@
 """Choice between scores and dampings, by the loss that a stage would end at."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fishleg_jax import _tree
@@ -8,10 +9,11 @@ from fishleg_jax._jit import jitted
 from fishleg_jax.inverse.base import movable_damping, with_damping
 from fishleg_jax.pruning import _paired
 from fishleg_jax.pruning.one_shot.stage import Plan, Scored, advance, rescored
-from fishleg_jax.pruning.scores import label
+from fishleg_jax.pruning.scores import label, parsed
 
 DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
 FARTHEST = 1e3  # and how far a winner among them is followed, by the same factors
+EVERY = 4  # stages, of which at least one tries all candidates
 MARGIN = 1.0  # standard errors of the paired difference by which a winner beats OBS scores
 
 
@@ -41,19 +43,44 @@ def candidates(plan: Plan, state: Any) -> list[Candidate]:
     return found
 
 
-def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
+def candidates_now(plan: Plan, state: Any, reports: Sequence[dict]) -> list[Candidate]:
+    """Candidates of a stage: once the same one has won twice in a row, it and its nearest rivals.
+
+    Those are OBS scores and the best of the others.  At least every fourth stage tries all, as does
+    every stage after another winner.
+
+    Args:
+        plan: Choices that all stages share.
+        state: State of the estimator.
+        reports: Reports of earlier stages.
+    """
+    everyone = candidates(plan, state)
+    recent = [report.get("tried", {}) for report in reports[1 - EVERY :]]
+    winners = [report.get("saliency") for report in reports[-2:]]
+    if max(map(len, recent), default=0) < len(everyone) or len(set(winners)) == len(winners):
+        return everyone
+    safe, winner = str(everyone[0]), winners[-1]
+    others = {name: loss for name, loss in recent[-1].items() if name not in (safe, winner)}
+    rivals = sorted(others, key=others.get)[:1]
+    names = dict.fromkeys([safe, winner, *rivals])
+    return [Candidate(*parsed(name)) for name in names]
+
+
+def decide(plan: Plan, scored: Scored, sparsity: float, reports: Sequence[dict] = ()) -> Scored:
     """Chooses scores for a sparsity, if that was left to the measured loss.
 
     Every candidate is masked and compensated, cheaply where the compensation offers that and on a
     quarter of the stage's batches.  Losses on held-out examples are compared in pairs: of the
     candidates that are better than OBS scores by one standard error of the difference, the one with
     the lowest mean wins; OBS scores, if there is none.  While another damping is the best so far,
-    the next one in its direction is a candidate too.
+    the next one in its direction is a candidate too.  Where a winner repeats, only its nearest
+    rivals are tried; see `candidates_now`.
 
     Args:
         plan: Choices that all stages share.
         scored: Point with OBS scores.
         sparsity: Fraction of the prunable weights that is pruned afterwards.
+        reports: Reports of earlier stages.
 
     Returns:
         The point with the scores of the winner; its `choice` names it, with the mean held-out
@@ -66,7 +93,7 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
     cheap = cheaper(plan)
     best = first_losses = winner = None
     lowest, tried = math.inf, {}
-    waiting = candidates(plan, scored.fitted)
+    waiting = candidates_now(plan, scored.fitted, reports)
     for candidate in waiting:
         try:
             state = scored.fitted
@@ -85,7 +112,7 @@ def decide(plan: Plan, scored: Scored, sparsity: float) -> Scored:
         elif mean >= lowest or not jitted(_paired.better, MARGIN)(losses, first_losses):
             continue
         best, lowest, winner = trial, mean, candidate
-        waiting += beyond(candidate)
+        waiting += [further for further in beyond(candidate) if further not in waiting]
     if best is None:
         return scored
     choice = {"saliency": str(winner), "tried": tried}

@@ -111,7 +111,7 @@ def by_schedule(plan: Plan, sparsities: Sequence[float]) -> Goal:
 
     def end(scored: Scored, reports: Sequence[dict]) -> Step:
         sparsity = sparsities[len(reports)]
-        point, info = advance(plan, decide(plan, scored, sparsity), sparsity)
+        point, info = advance(plan, decide(plan, scored, sparsity, reports), sparsity)
         return Step(point, {"sparsity": sparsity} | info)
 
     return end

@@ -95,7 +95,7 @@ def within_limit(
 
         # Try the whole stage first, by the scores that are best for it.
         low, high = counts[len(reports) : len(reports) + 2]
-        scored = decide(plan, scored, sparsity_of(high, weights))
+        scored = decide(plan, scored, sparsity_of(high, weights), reports)
         move = moved(high)
         if move is not None:
             return move if high < counts[-1] else move._replace(last=True, stopped=_all(limit))

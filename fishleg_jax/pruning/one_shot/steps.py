@@ -9,6 +9,7 @@ from fishleg_jax._jit import jitted
 from fishleg_jax.pruning import _paired
 from fishleg_jax.pruning.one_shot.choice import cheaper, decide, in_part
 from fishleg_jax.pruning.one_shot.stage import Goal, Plan, Scored, Step, advance, rescored
+from fishleg_jax.pruning.scores import parsed
 
 TRUST = 0.5  # error of the predicted rise of the loss that is allowed, relative to the prediction
 NOISE = 0.1  # error that is allowed besides, in standard errors of the held-out loss
@@ -66,7 +67,7 @@ def by_steps(plan: Plan, final: float, most: int, initial: float = 0.0) -> Goal:
 
         # Choose the scores for this length, and prune.
         sparsity = _sparsity(before, length, way, final)
-        point, info = advance(plan, decide(plan, scored, sparsity), sparsity)
+        point, info = advance(plan, decide(plan, scored, sparsity, reports), sparsity)
         info |= {"growth": growth_of(info, noise, rise)}
         return Step(point, {"sparsity": sparsity} | info, last=sparsity == final)
 
@@ -110,4 +111,4 @@ def _scale(scored: Scored) -> tuple[float, float]:
 
 def _as_before(plan: Plan, scored: Scored, saliency: str) -> Scored:
     """The point with the scores that won in the stage before, at the estimate's own damping."""
-    return rescored(plan, scored, saliency.split(" ")[0], scored.fitted)
+    return rescored(plan, scored, parsed(saliency)[0], scored.fitted)
