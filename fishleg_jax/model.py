@@ -193,13 +193,12 @@ def _output_shapes(model: Model, params: Params, batch: BatchLike) -> Any:
     return outputs
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, argument: str = "model") -> None:
     """Raises a ValueError for anything but a `Model`."""
     if not isinstance(model, Model):
         hint = "a function: wrap it, flj.Model(predict, flj.likelihoods.categorical())"
-        raise ValueError(
-            f"model must be a fishleg_jax.Model, got {hint if callable(model) else repr(model)}"
-        )
+        given = hint if callable(model) else repr(model)
+        raise ValueError(f"{argument} must be a fishleg_jax.Model, got {given}")
 
 
 @mesh.in_mesh_of_params

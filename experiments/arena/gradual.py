@@ -13,7 +13,7 @@ from experiments.arena.one_shot import BATCH
 from experiments.data.batches import batch_at
 from experiments.gradual.plans import START, told
 from experiments.models.specs import Spec, as_batch
-from experiments.models.training import loss_of
+from experiments.models.training import loss_of, model_in_training
 
 RATE = 5e-4  # of Adam, constant, for every network
 MASK_UPDATES, LAST = 10, 8  # mask updates fit into a run; the last one that prunes
@@ -67,6 +67,7 @@ def _transformation(method: str, spec: Spec, plan: Plan, sparsity: float, seed: 
         **prunable(spec),
         "aux_every": plan.aux_every,
         "mask_every": plan.mask_every,
+        "training_model": model_in_training(spec),
         "seed": seed,
     }
     schedule = flj.schedules.cubic(sparsity, begin=plan.begin, end=plan.end)

@@ -10,6 +10,7 @@ import optax
 import fishleg_jax as flj
 from experiments.estimates import methods
 from experiments.models.specs import Spec
+from experiments.models.training import model_in_training
 from experiments.running import arguments
 
 DENSE = "dense"  # the same training without pruning
@@ -227,6 +228,7 @@ def make_pruning(spec: Spec, plan: Plan, seed: int) -> optax.GradientTransformat
         "mask_every": plan.recipe.mask_every,
         "compensation": getattr(flj.compensation, plan.compensation)(),
         "saliency": plan.saliency,
+        "training_model": model_in_training(spec),
         "renew": plan.renew,
         "seed": seed,
     }

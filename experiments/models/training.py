@@ -20,6 +20,19 @@ from experiments.running import processes
 EVALUATION_BATCH = 1000
 
 
+@lru_cache(maxsize=8)
+def model_in_training(spec: Spec) -> flj.Model:
+    """The model in training mode: batch norm uses the statistics of the batch."""
+
+    def predict(params, inputs, constants=None):
+        if not constants:
+            return spec.model.predict(params, inputs)
+        variables = {"params": params, "batch_stats": constants}
+        return spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
+
+    return flj.Model(predict, spec.model.likelihood)
+
+
 def loss_of(spec: Spec) -> Callable[[Any, Any, Any, Any], tuple[jax.Array, Any]]:
     """The loss that a network is trained on.
 

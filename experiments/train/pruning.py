@@ -8,6 +8,7 @@ import optax
 import fishleg_jax as flj
 from experiments.gradual.plans import AHEAD, BEGIN, END, START
 from experiments.models.specs import Spec
+from experiments.models.training import model_in_training
 
 UPDATES = 50  # mask updates in a training, about
 AUX_EVERY = 10  # steps between batches that a pruning's own estimate sees, as in gradual pruning
@@ -61,6 +62,7 @@ def _prune(spec: Spec, goal: Goal, **options: Any) -> optax.GradientTransformati
         flj.schedules.cubic(goal.sparsity, begin=goal.begin, end=goal.end),
         prunable=spec.prunable,
         mask_every=goal.every,
+        training_model=model_in_training(spec),
         **options,
     )
 

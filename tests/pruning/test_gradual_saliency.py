@@ -108,6 +108,26 @@ def test_auto_takes_the_candidate_with_the_lowest_loss():
     np.testing.assert_allclose(after["w"], expected["w"], rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_in_training_mode_decides_where_there_is_one():
+    """As above; but in training all inputs count the same, and small weights the least."""
+    keys = jax.random.split(jax.random.key(5), 3)
+    scales = jnp.array([0.01, 0.1, 3.0, 10.0])
+    x = jax.random.normal(keys[0], (256, 4)) * scales
+    params = {"w": jnp.array([[3.0], [2.0], [1.0], [0.5]]) * jnp.ones(3), "b": jnp.zeros(3)}
+    batch = x, x @ params["w"] + 0.01 * jax.random.normal(keys[1], (256, 3))
+
+    def predict(p, x):
+        return x @ params["w"] + MODEL.predict(p, x / scales) - MODEL.predict(params, x / scales)
+
+    in_training = flj.Model(predict, MODEL.likelihood)
+    small = np.array([[True], [True], [False], [False]]) * np.ones(3, bool)
+    for model, kept in ((None, ~small), (in_training, small)):
+        state = one_step("auto", batch=batch, params=params, training_model=model)[2]
+        np.testing.assert_array_equal(state.masks["w"], kept)
+    with pytest.raises(ValueError, match="training_model must be a fishleg_jax.Model, got a func"):
+        one_step("auto", training_model=predict)
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_auto_prunes_each_leaf_as_much_as_magnitude_would(stacked):
     """Of each layer, in a stacked leaf, though scores and magnitudes disagree about the weights."""

@@ -39,6 +39,7 @@ def fishleg_prune(
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
     saliency: Saliency = "auto",
+    training_model: Model | None = None,
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
@@ -134,6 +135,10 @@ def fishleg_prune(
             without the compensation, and the lowest loss on the step's batch wins, among those that
             are better than magnitude without compensation by four standard errors of the
             difference.  The state's `chosen` counts who won.  Without labels it stands for `obs`.
+        training_model: Model in training mode, of the same weights and batches, whose loss `auto`
+            compares: with batch norm, one that normalises by the batch's own statistics, as the
+            training does.  Stored ones are out of date once a mask has grown, which favours masks
+            that move them least.  None, the default, for `model`.
         examples_per_chunk: Number of examples processed at a time, which bounds memory; None for a
             whole batch.  Not together with `axis_name`.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None
@@ -225,6 +230,7 @@ def fishleg_prune(
         renew=renew,
         regrow=regrow,
         saliency=saliency,
+        training_model=training_model,
         examples_per_chunk=examples_per_chunk,
         axis_name=axis_name,
         seed=seed,

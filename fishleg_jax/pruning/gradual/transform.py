@@ -52,6 +52,7 @@ def gradual_prune(
     renew: int | None = None,
     regrow: float | Callable[[jax.Array], Any] | None = None,
     saliency: Saliency = "auto",
+    training_model: Model | None = None,
     examples_per_chunk: int | None = None,
     axis_name: str | None = None,
     seed: int = 0,
@@ -91,6 +92,8 @@ def gradual_prune(
         saliency: Scores of the weights: `magnitude`, `obd`, `obs`, `mixture`, a function
             `(params, masks, estimator, state, gradient) -> scores`, or `auto`, which chooses at
             every mask update by the loss on its batch, as `fishleg_prune` describes.
+        training_model: Model in training mode, whose loss `auto` compares, as in `fishleg_prune`;
+            None, the default, for `model`.
         examples_per_chunk: Number of examples processed at a time for a compensation or `regrow`,
             which bounds memory; None for a whole batch.  The estimator has its own argument of the
             same name.
@@ -136,6 +139,8 @@ def gradual_prune(
     model = estimator.model if model is None else model
     if model is not None:
         check_model(model)
+    if training_model is not None:
+        check_model(training_model, "training_model")
     leaves = leaves_of(prunable)
     _gradual_checks.check_others(leaves, axis_name, seed)
     _adjustable.check_compensation(compensation, leaves.adjustable)
@@ -188,6 +193,8 @@ def gradual_prune(
         each = None
         if saliency == "auto" and model is not None and batch is not None and batch[1] is not None:
             each = functools.partial(_losses, model, batch, examples_per_chunk, axis_name)
+            if training_model is not None:  # statistics are those of the whole batch
+                each = functools.partial(_losses, training_model, batch, None, axis_name)
         # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
         if model is not None and batch is not None:
