@@ -80,9 +80,9 @@ def label(saliency: str, factor: float) -> str:
     return saliency + ("" if factor == 1 else f"{_AT}{factor:g}")
 
 
-def parsed(label: str) -> tuple[str, float]:
-    """Scores and multiple of the damping that `label` has named."""
-    saliency, _, factor = label.partition(_AT)
+def parsed(name: str) -> tuple[str, float]:
+    """Scores and multiple of the damping: the inverse of `label`."""
+    saliency, _, factor = name.partition(_AT)
     return saliency, float(factor or 1)
 
 

@@ -153,9 +153,9 @@ def test_nothing_is_tried_without_held_out_data_or_with_scores_that_are_given(ke
     assert "tried" not in result.stages[0]
 
 
-def names_now(*stages):
+def names_now(*stages, **fields):
     """Names of the candidates after stages that were won by these, of losses by name."""
-    estimator = flj.inverse.diagonal(MODEL, 0.1)
+    estimator = flj.inverse.diagonal(MODEL, 0.1)._replace(**fields)
     plan = SimpleNamespace(surgeon=SimpleNamespace(estimator=estimator))
     params = dense.mlp_params(jax.random.key(0), (3, 4, 3))
     state = estimator.init(params)
@@ -185,6 +185,15 @@ def test_every_fourth_stage_tries_all_again():
     )
     assert names_now(won, won, few, few, few) == ALL
     assert names_now(*[(None, {})] * 3) == ALL  # where scores are not chosen
+    assert names_now(won, (None, {}), (None, {})) == ALL
+
+
+def test_a_stage_has_tried_all_if_it_has_tried_them_by_name():
+    """Not if another damping that was followed makes as many."""
+    names = ["obs", "obs damping×10", "obs damping×0.1", "obs damping×100"]
+    stage = "obs damping×10", {name: LOSSES.get(name, 9.0) for name in names}
+    found = names_now(stage, stage, stage, fisher_diagonal=None)
+    assert found == ["obs", "magnitude", "obs damping×0.1", "obs damping×10"]
 
 
 def test_stages_report_what_they_tried(key):

@@ -126,6 +126,10 @@ def test_a_model_in_training_mode_decides_where_there_is_one():
         np.testing.assert_array_equal(state.masks["w"], kept)
     with pytest.raises(ValueError, match="training_model must be a fishleg_jax.Model, got a func"):
         one_step("auto", training_model=predict)
+    narrow = flj.Model(lambda p, x: predict(p, x)[:, :2], MODEL.likelihood)
+    pruning = flj.gradual_prune(DIAGONAL, 0.5, model=MODEL, training_model=narrow, prunable="w")
+    with pytest.raises(ValueError, match="batch, under training_model, .* got"):
+        pruning.update(params, pruning.init(params), params, batch=batch)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -39,9 +39,10 @@ def group(
     dampings, in the space of all directions that the solve has taken, which needs inner products
     but no further Fisher products.  The solve itself has a twentieth of the mean diagonal of the
     Fisher on K, measured by one product with random signs and so independent of the estimate; looks
-    walk down from there while the loss falls, else up.  A damping wins only if it gains a tenth
-    more than the quadratic model predicts for the solve.  The directions are kept meanwhile, up to
-    `iterations + 1` vectors of the size of the weights, in float32.
+    walk down from there while the loss falls, else up.  A damping wins only if it lowers the loss
+    by more than a tenth of the predicted gain.  The directions are kept meanwhile, up to
+    `iterations + 1` vectors of the size of the weights, in float32 or better; not with a given
+    damping or `attempts=1`, where there is nothing to compare.
 
     Without held-out batches there is nothing to judge a smaller damping by, as the curvature's own
     batches always favour it.  The damping begins at a fifth then, and is only raised, fourfold, if
@@ -56,8 +57,8 @@ def group(
         iterations: Largest number of iterations of a solve, 25 by default; each is a Fisher product
             over all batches.
         tolerance: Residual at which a solve ends, relative to the right side, 0.001 by default.
-        attempts: Largest number of dampings to try at a look, 3 by default; without held-out
-            batches, in all.
+        attempts: Largest number of dampings to try, 3 by default: at each look at held-out
+            batches, else (and with `fisher="estimate"`) in all.
         seconds: Time after which no further iteration or attempt of a solve begins, on the host;
             each mask update, and each candidate of a choice, has as much.  None for no such limit.
             Either way the largest number of products and the time that they are expected to take

@@ -133,9 +133,9 @@ def solve_group(
             tolerance=settings.tolerance,
             on_iteration=lambda _: late(),
         )
-        return ended(raised, solved.x, gamma, solved.iterations, solved.relative)
+        return judged(raised, solved.x, gamma, solved.iterations, solved.relative)
 
-    def ended(
+    def judged(
         raised: float, x: Any, gamma: Any, iterations: Any, residual: Any, image: Any | None = None
     ) -> Trial:
         """Chooses the share of the step, by its loss; `image` is `F x` if it is known."""
@@ -194,7 +194,7 @@ def solve_group(
         )
         gamma, image = jnp.asarray(first * best.raised), fisher_product(best.x)
         residual = jitted(relative_residual)(right, best.x, image, gamma, free)
-        found = ended(best.raised, best.x, gamma, best.iterations, residual, image)
+        found = judged(best.raised, best.x, gamma, best.iterations, residual, image)
     else:
         lower = curvature.check is not None
         found = search(

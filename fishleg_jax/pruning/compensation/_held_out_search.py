@@ -23,7 +23,7 @@ class Found(NamedTuple):
         x: Solution.
         loss: Held-out loss after it; infinite for NaN.
         gain: Amount by which it lowers the damped quadratic model.
-        iterations: Number of iterations of which it is made.
+        iterations: Iterations behind it.
     """
 
     raised: float
@@ -43,14 +43,15 @@ def search_held_out(
     attempts: int,
     ended: Callable[[], bool],
 ) -> Found:
-    """Solves once, and looks now and then at what the solve offers at a few neighbouring dampings.
+    """Solves once, and compares a few neighbouring dampings every third iteration.
 
-    Every few iterations the quadratic model is solved in the space of all directions so far, at
-    other dampings too, without further Fisher products.  A look begins at the damping that won the
-    look before, and walks down while the loss falls, else up.  A damping wins only if it gains a
-    tenth more than the quadratic model predicts for the solve: otherwise the dampings of stages
-    with little at stake would drift with the noise of the examples.  The solve ends once two looks
-    in a row find no lower loss.
+    The quadratic model is solved in the space of all directions so far, at other dampings too,
+    without further Fisher products.  A look begins at the damping that won the look before, and
+    walks down while the loss falls, else up, first in the direction that has not lost last.  A
+    damping wins only if it lowers the loss by more than a tenth of the predicted gain: otherwise
+    the dampings of stages with little at stake would drift with the noise of the examples.  The
+    solve ends once two looks in a row find no lower loss.  With one damping to try the iterates
+    themselves are compared, and no direction is kept.
 
     Args:
         system: System to solve.
@@ -65,36 +66,44 @@ def search_held_out(
         The solution with the lowest loss; the last iterate if no loss was finite.
     """
     space = Subspace(system.right, float(first))
-    best, raised, worse = None, 1.0, 0
+    best, raised, factor, worse = None, 1.0, 1 / FACTOR, 0
 
-    def at(solver: Callable, raised: float, done: int) -> Found:
-        coefficients, gain = solver(space.damping * raised)
-        x = space.combined(coefficients)
+    def tried(raised: float, x: Any, gain: float, done: int) -> Found:
         found = loss(x)
         return Found(raised, x, found if math.isfinite(found) else math.inf, gain, done)
 
-    def look(done: int) -> bool:
-        """Tries solutions; whether the loss has stopped falling."""
-        nonlocal best, raised, worse
+    def walked(done: int) -> Found:
+        """Best solution of a look, beginning at the damping that won the look before."""
+        nonlocal raised, factor
         solver = space.solver()
-        now = at(solver, raised, done)
-        factor, may_turn = 1 / FACTOR, True
-        for _ in range(attempts - 1):
-            trial = at(solver, now.raised * factor, done)
+
+        def at(raised: float) -> Found:
+            coefficients, gain = solver(space.damping * raised)
+            return tried(raised, space.combined(coefficients), gain, done)
+
+        now, may_turn = at(raised), True
+        for _ in range(attempts - 1 if now.gain > 0 else 0):
+            trial = at(now.raised * factor)
             if trial.loss < now.loss - SHORT * min(trial.gain, now.gain):
                 now, may_turn = trial, False
-            elif may_turn:
-                factor, may_turn = FACTOR, False
-            else:
+                continue
+            if not may_turn:
                 break
+            factor, may_turn = 1 / factor, False
         raised = now.raised
+        return now
+
+    def look(solve: Solve) -> bool:
+        """Tries solutions; whether the loss has stopped falling."""
+        nonlocal best, worse
+        done = int(solve.iterations)
+        now = walked(done) if attempts > 1 else tried(1.0, solve.x, 0.0, done)
         better = now.loss < (math.inf if best is None else best.loss)
         best, worse = (now, 0) if better else (best, worse + 1)
         return worse >= PATIENCE
 
-    def on_iteration(now: Solve) -> bool:
-        done = int(now.iterations)
-        return (done % EVERY == 0 and look(done)) or ended()
+    def on_iteration(solve: Solve) -> bool:
+        return (int(solve.iterations) % EVERY == 0 and look(solve)) or ended()
 
     solved = system.solve(
         system.start,
@@ -102,9 +111,8 @@ def search_held_out(
         iterations=iterations,
         tolerance=tolerance,
         on_iteration=on_iteration,
-        on_product=space.add,
+        on_product=space.add if attempts > 1 else lambda v, image: None,
     )
-    done = int(solved.iterations)
-    if done % EVERY:
-        look(done)
-    return best or Found(1.0, solved.x, math.inf, 0.0, done)
+    if int(solved.iterations) % EVERY:
+        look(solved)
+    return best or Found(1.0, solved.x, math.inf, 0.0, int(solved.iterations))

@@ -19,7 +19,7 @@ class Subspace:
     The solution is the lowest point of the quadratic model among all `V y`:
     `(Vᵀ(F + γ₀)V + (γ − γ₀) VᵀV) y = Vᵀb`, with γ₀ the damping of the products.  Search directions
     of conjugate gradients are conjugate at γ₀, so that the first matrix is nearly diagonal and the
-    small system well conditioned.  All it takes are inner products: no further product with F.
+    small system well conditioned.  It needs inner products, but no further product with F.
     """
 
     def __init__(self, right: Any, damping: float):

@@ -138,7 +138,9 @@ def fishleg_prune(
         training_model: Model in training mode, of the same weights and batches, whose loss `auto`
             compares: with batch norm, one that normalises by the batch's own statistics, as the
             training does.  Stored ones are out of date once a mask has grown, which favours masks
-            that move them least.  None, the default, for `model`.
+            that move them least.  It sees the whole batch of a device at once, whatever
+            `examples_per_chunk`; scores other than `auto` do not need it.  None, the default, for
+            `model`.
         examples_per_chunk: Number of examples processed at a time, which bounds memory; None for a
             whole batch.  Not together with `axis_name`.
         axis_name: Axis of `shard_map` or `pmap` over which each device has its own batch; None

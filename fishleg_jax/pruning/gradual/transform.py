@@ -93,7 +93,7 @@ def gradual_prune(
             `(params, masks, estimator, state, gradient) -> scores`, or `auto`, which chooses at
             every mask update by the loss on its batch, as `fishleg_prune` describes.
         training_model: Model in training mode, whose loss `auto` compares, as in `fishleg_prune`;
-            None, the default, for `model`.
+            None, the default, for `model`, which has to be known.
         examples_per_chunk: Number of examples processed at a time for a compensation or `regrow`,
             which bounds memory; None for a whole batch.  The estimator has its own argument of the
             same name.
@@ -193,7 +193,7 @@ def gradual_prune(
         each = None
         if saliency == "auto" and model is not None and batch is not None and batch[1] is not None:
             each = functools.partial(_losses, model, batch, examples_per_chunk, axis_name)
-            if training_model is not None:  # statistics are those of the whole batch
+            if training_model is not None:  # with the statistics of this device's whole batch
                 each = functools.partial(_losses, training_model, batch, None, axis_name)
         # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
@@ -236,6 +236,8 @@ def gradual_prune(
         del extra
         trees = {"updates": updates, "grad": grad}
         known = update_checks.check_update(estimator, model, params, batch, assimilate, hold, trees)
+        if not hold and training_model is not None:
+            update_checks.check_fit(training_model, params, batch, "batch, under training_model,")
         if hold:
             return step(updates, state, params, None, None, None, None, False, True)
         flag = assimilate if known is None else None

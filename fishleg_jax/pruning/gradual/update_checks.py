@@ -69,9 +69,14 @@ def check_update(
             _tree.check_same(params, tree, name)
     if not hold:
         check_batch(estimator, batch, known)
-        if batch is not None and not _labels.has_nan(batch[1]):  # a step has to survive NaN labels
-            check_targets(model, params, batch)
+        check_fit(model, params, batch)
     return known
+
+
+def check_fit(model: Model | None, params: Any, batch: Any, argument: str = "batch") -> None:
+    """Raises a ValueError if a batch does not fit a model; a step has to survive NaN labels."""
+    if batch is not None and not _labels.has_nan(batch[1]):
+        check_targets(model, params, batch, argument)
 
 
 def check_batch(estimator: InverseFisher, batch: Any, assimilate: Any) -> None:

@@ -55,6 +55,7 @@ class Options(TypedDict, total=False):
     renew: int | None
     regrow: float | Callable[[jax.Array], Any] | None
     saliency: Saliency
+    training_model: Model | None
     examples_per_chunk: int | None
     axis_name: str | None
     seed: int

@@ -13,7 +13,7 @@ from fishleg_jax.pruning.scores import label, parsed
 
 DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
 FARTHEST = 1e3  # and how far a winner among them is followed, by the same factors
-EVERY = 4  # stages, of which at least one tries all candidates
+EVERY = 4  # stages, of which at least one compares all candidates
 MARGIN = 1.0  # standard errors of the paired difference by which a winner beats OBS scores
 
 
@@ -57,7 +57,8 @@ def candidates_now(plan: Plan, state: Any, reports: Sequence[dict]) -> list[Cand
     everyone = candidates(plan, state)
     recent = [report.get("tried", {}) for report in reports[1 - EVERY :]]
     winners = [report.get("saliency") for report in reports[-2:]]
-    if max(map(len, recent), default=0) < len(everyone) or len(set(winners)) == len(winners):
+    lately = any(all(str(candidate) in tried for candidate in everyone) for tried in recent)
+    if not lately or None in winners or len(set(winners)) == len(winners):
         return everyone
     safe, winner = str(everyone[0]), winners[-1]
     others = {name: loss for name, loss in recent[-1].items() if name not in (safe, winner)}
@@ -84,7 +85,7 @@ def decide(plan: Plan, scored: Scored, sparsity: float, reports: Sequence[dict] 
 
     Returns:
         The point with the scores of the winner; its `choice` names it, with the mean held-out
-        losses of all candidates.  The same point if there is nothing to choose or to measure.
+        losses of those that were tried.  The same point if there is nothing to choose or measure.
     """
     curvature = scored.curvature
     each = curvature.each
@@ -104,15 +105,17 @@ def decide(plan: Plan, scored: Scored, sparsity: float, reports: Sequence[dict] 
             mean = float(jitted(_paired.mean_and_error)(losses)[0])
         except FloatingPointError:  # no candidate at these weights
             mean = math.inf
+        mean = mean if math.isfinite(mean) else math.inf
         tried[str(candidate)] = mean
-        if not math.isfinite(mean):
+        if mean == math.inf:
             continue
         if best is None:
             first_losses = losses
         elif mean >= lowest or not jitted(_paired.better, MARGIN)(losses, first_losses):
             continue
         best, lowest, winner = trial, mean, candidate
-        waiting += [further for further in beyond(candidate) if further not in waiting]
+        known = set(map(str, waiting))
+        waiting += [further for further in beyond(candidate) if str(further) not in known]
     if best is None:
         return scored
     choice = {"saliency": str(winner), "tried": tried}

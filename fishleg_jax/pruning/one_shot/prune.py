@@ -74,7 +74,8 @@ def prune_one_shot(
             `(params, masks, estimator, state, gradient) -> scores`.  `auto`, the default, tries all
             of these and OBS scores at a tenth and ten times the damping, each with a cheap
             compensation, and takes the lowest held-out loss, stage by stage: `obs`, unless another
-            is better by a standard error of the paired difference.  Without held-out data `obs`.
+            is better by a standard error of the paired difference.  Where a winner repeats, its
+            nearest rivals alone are tried in most stages.  Without held-out data `obs`.
         compensation: Change of the kept weights that makes up for the pruned ones, one of
             `flj.compensation`; by default `group()`, or where that can't be (no Fisher products, no
             labels to check on, `inverse.identity`) `independent()`.  With `first_order=True` in it,
