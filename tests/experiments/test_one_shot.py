@@ -68,7 +68,7 @@ def test_a_small_run_writes_its_results(printed):
 @pytest.mark.slow
 def test_less_memory_changes_nothing_but_the_settings(monkeypatch, tmp_path):
     # in one stage, as lengths of stages follow measured losses and make more of every rounding
-    monkeypatch.setattr(flj, "prune_one_shot", functools.partial(flj.prune_one_shot, stages=1))
+    monkeypatch.setattr(flj, "Stages", functools.partial(flj.Stages, 1))
     options = ["--remat", "2", "--examples-per-chunk", "24", "--method", "fishleg"]
     [plain] = run(tmp_path / "plain", *options[-2:])
     [bounded] = run(tmp_path / "bounded", *options)
