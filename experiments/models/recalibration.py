@@ -11,6 +11,7 @@ from experiments.data import datasets
 from experiments.models.cases import augmented, curvature_batches
 from experiments.models.networks import MOMENTUM
 from experiments.models.specs import Spec
+from experiments.models.training import applied_in_training
 
 EXAMPLES, BATCH = 2000, 500
 
@@ -20,9 +21,8 @@ def _statistics(spec: Spec, params: Any, constants: Any, inputs: jax.Array) -> A
     """The means and variances of one batch, of every layer behind layers that use them."""
     # of a running average that starts at zero, what one batch adds
     zero = jax.tree.map(jnp.zeros_like, constants)
-    variables = {"params": params, "batch_stats": zero}
-    _, new = spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])
-    return jax.tree.map(lambda x: x / (1 - MOMENTUM), new["batch_stats"])
+    _, new = applied_in_training(spec, params, zero, inputs)
+    return jax.tree.map(lambda x: x / (1 - MOMENTUM), new)
 
 
 def recalibrate(spec: Spec) -> Callable[[Any, Sequence[tuple]], Any]:

@@ -20,6 +20,13 @@ from experiments.running import processes
 EVALUATION_BATCH = 1000
 
 
+def applied_in_training(spec: Spec, params: Any, constants: Any, inputs: Any) -> tuple[Any, Any]:
+    """Outputs with the statistics of the batch, and the averages that have taken them in."""
+    variables = {"params": params, "batch_stats": constants}
+    outputs, new = spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+    return outputs, new["batch_stats"]
+
+
 @lru_cache(maxsize=8)
 def model_in_training(spec: Spec) -> flj.Model:
     """The model in training mode: batch norm uses the statistics of the batch."""
@@ -27,8 +34,7 @@ def model_in_training(spec: Spec) -> flj.Model:
     def predict(params, inputs, constants=None):
         if not constants:
             return spec.model.predict(params, inputs)
-        variables = {"params": params, "batch_stats": constants}
-        return spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
+        return applied_in_training(spec, params, constants, inputs)[0]
 
     return flj.Model(predict, spec.model.likelihood)
 
@@ -47,10 +53,9 @@ def loss_of(spec: Spec) -> Callable[[Any, Any, Any, Any], tuple[jax.Array, Any]]
     def mean_loss(params, constants, inputs, targets):
         if not constants:
             return flj.loss(spec.model, params, (inputs, targets)), constants
-        variables = {"params": params, "batch_stats": constants}
-        outputs, new = spec.module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+        outputs, new = applied_in_training(spec, params, constants, inputs)
         losses = spec.model.likelihood.negative_log_likelihood(outputs, targets)
-        return losses.mean(), new["batch_stats"]
+        return losses.mean(), new
 
     return mean_loss
 

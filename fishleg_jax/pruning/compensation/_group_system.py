@@ -49,7 +49,7 @@ class System(NamedTuple):
         iterations: int,
         tolerance: float,
         on_iteration: Callable[[Solve], bool],
-        on_product: Callable[[Any, Any], None] = lambda v, image: None,
+        on_product: Callable[[Any, Any], None] | None = None,
     ) -> Solve:
         """Solves from x at a damping, preconditioned at the same one where that is cheap."""
         inverse = self.factored
@@ -58,7 +58,8 @@ class System(NamedTuple):
 
         def product(v):
             image = jitted(damped)(self.fisher_product(v), v, gamma, self.free)
-            on_product(v, image)
+            if on_product is not None:
+                on_product(v, image)
             return image
 
         return conjugate_gradients(

@@ -111,7 +111,7 @@ def search_held_out(
         iterations=iterations,
         tolerance=tolerance,
         on_iteration=on_iteration,
-        on_product=space.add if attempts > 1 else lambda v, image: None,
+        on_product=space.add if attempts > 1 else None,
     )
     if int(solved.iterations) % EVERY:
         look(solved)

@@ -192,9 +192,10 @@ def gradual_prune(
         # Losses example by example, if they decide on scores.
         each = None
         if saliency == "auto" and model is not None and batch is not None and batch[1] is not None:
-            each = functools.partial(_losses, model, batch, examples_per_chunk, axis_name)
+            judge, chunk = model, examples_per_chunk
             if training_model is not None:  # with the statistics of this device's whole batch
-                each = functools.partial(_losses, training_model, batch, None, axis_name)
+                judge, chunk = training_model, None
+            each = functools.partial(_losses, judge, batch, chunk, axis_name)
         # Curvature of the batch, averaged over devices, with the gradient if it was passed.
         curvature = None
         if model is not None and batch is not None:

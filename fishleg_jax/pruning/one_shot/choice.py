@@ -13,7 +13,7 @@ from fishleg_jax.pruning.scores import label, parsed
 
 DAMPINGS = (0.1, 10.0)  # multiples of the estimate's own damping that are tried
 FARTHEST = 1e3  # and how far a winner among them is followed, by the same factors
-EVERY = 4  # stages, of which at least one compares all candidates
+EVERY = 4  # at least one stage in so many compares all candidates
 MARGIN = 1.0  # standard errors of the paired difference by which a winner beats OBS scores
 
 
