@@ -6,8 +6,9 @@
 
 The dense network and the one that FishLeg's default call prunes are written to noisy cells, and
 read once: phase-change memory as measured, and cells with normal noise of a fifth of their range.
-Every weight has as many cells as any other, or as many as its curvature says; accuracies are means
-over draws of the noise.  Beside them stands digital storage in
+Every weight has as many cells as any other, or as many as its curvature says: the Fisher at weights
+with the noise of such cells (`--curvature exact`: without).  Accuracies are means over draws of the
+noise.  Beside them stands digital storage in
 the same cells: 8 bits a weight, in the number of levels that takes the fewest cells with a BCH code
 that makes it safe.  Signs, positions of zeros and ranges are digital for all, and counted.
 
@@ -94,7 +95,8 @@ def _made(
         decimals=[0, *[2] * (len(columns) - 1)],
         seed=record.seeds(rows),
         data=f"{spec.dataset}; pruned: {settings['sparsity']:.0%} by FishLeg's default call",
-        examples=f"{settings['examples']:,} training examples for the curvature; at most "
+        examples=f"{settings['examples']:,} training examples for the {settings['curvature']} "
+        "weights' curvature; at most "
         f"{settings['test']:,} test examples",
         note=f"Means over {settings['draws']} draws of the noise for each seed, ± 1.96 standard "
         "errors.",
@@ -141,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--sparsity", arguments.sparsity, 0.9, "of the pruned network")
     option(parser, "--cell", _cell, CELLS, "pcm, or noise over the range", several=True)
     option(parser, "--each", arguments.positive, EACH, "cells for a weight", several=True)
+    words = "weights at which the Fisher is taken: as they are read (noisy), or as they are (exact)"
+    option(parser, "--curvature", arguments.one_of(measuring.CURVATURES), "noisy", words)
     option(parser, "--draws", arguments.at_least(2), 10, "of the noise")
     add("--examples", type=arguments.at_least(64), help="for the curvature")
     option(parser, "--test", arguments.at_least(1), 10_000, "test examples, at most")
@@ -182,6 +186,7 @@ def _measure(
                     "seed": seed,
                     "settings": {
                         "cell": kind,
+                        "curvature": args.curvature,
                         "sparsity": args.sparsity,
                         "examples": args.examples,
                         "draws": args.draws,
@@ -218,6 +223,7 @@ def _one(
             wanted["each"],
             cell=cell,
             coding=measuring.CODINGS[wanted["coding"]],
+            curvature=args.curvature,
             draws=args.draws,
             seed=seed,
         ),

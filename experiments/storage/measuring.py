@@ -14,6 +14,8 @@ from experiments.models.specs import Spec
 from fishleg_jax import storage
 
 ALLOTMENTS = ("equal", "curvature")
+CURVATURES = ("noisy", "exact")
+DRAWS = 4  # of the noise, at least, that the Fisher is a mean over
 CODINGS = {
     "protected signs and zeros, a range for each leaf": storage.Coding(),
     "signs not protected": storage.Coding(signs=False),
@@ -29,15 +31,17 @@ class Network(NamedTuple):
         name: `dense` or `pruned`.
         params: its weights.
         constants: its constants, which are not stored in cells; may be empty.
-        fisher: diagonal of the Fisher at the weights.
+        batches: training batches for the Fisher.
         test: the test examples that accuracies are measured on.
+        fishers: diagonals of the Fisher that were made, by what they were made for.
     """
 
     name: str
     params: Any
     constants: Any
-    fisher: Any
+    batches: Sequence[tuple]
     test: datasets.Arrays
+    fishers: dict[Any, Any]
 
     @property
     def weights(self) -> int:
@@ -45,11 +49,42 @@ class Network(NamedTuple):
         return sum(int((w != 0).sum()) for w in jax.tree.leaves(self.params))
 
 
-def fisher_of(spec: Spec, params: Any, batches: Sequence[tuple], seed: int) -> Any:
-    """The diagonal of the Fisher, from labels that the network draws."""
-    estimator = flj.inverse.diagonal(spec.model)
-    state = flj.fit(estimator, params, batches, key=jax.random.key(seed))
-    return estimator.fisher_diagonal(state, params)
+def fisher_of(
+    spec: Spec,
+    network: Network,
+    each: float,
+    cell: storage.Cell,
+    coding: storage.Coding,
+    curvature: str,
+    seed: int,
+) -> Any:
+    """The diagonal of the Fisher, from labels that the network draws.
+
+    Args:
+        spec: the model.
+        network: its weights, and the batches.
+        each: cells for each weight on average.
+        cell: the memory cell.
+        coding: of the weights.
+        curvature: a name in `CURVATURES`: at weights as they are read, or as they are.
+        seed: for the labels and the noise.
+    """
+    at = curvature if curvature == "exact" else (each, cell, coding)
+    if at not in network.fishers:
+        estimator, key = flj.inverse.diagonal(spec.model), jax.random.key(seed)
+        batches = network.batches
+        if curvature == "exact":
+            state = flj.fit(estimator, network.params, batches, key=key)
+            found = estimator.fisher_diagonal(state, network.params)
+        else:
+            cells = cells_of(network, each, coding)
+            batches = batches * -(-DRAWS // len(batches))
+            found = storage.fisher_under_noise(
+                estimator, network.params, batches, cells, key=key, cell=cell, coding=coding
+            )
+        network.fishers.clear()  # the next one is for other cells
+        network.fishers[at] = found
+    return network.fishers[at]
 
 
 def made(
@@ -92,9 +127,8 @@ def made(
         if constants:
             constants = recalibration.recalibrated(spec, params, constants, train, seed)
             batches = [(*batch[:2], constants) for batch in batches]
-    fisher = fisher_of(spec, params, batches, seed)
     name = "dense" if sparsity is None else "pruned"
-    return Network(name, params, constants, fisher, tuple(x[:test] for x in split.test))
+    return Network(name, params, constants, batches, tuple(x[:test] for x in split.test), {})
 
 
 @partial(jax.jit, static_argnames=("cell", "coding"))
@@ -103,17 +137,16 @@ def _drawn(params: Any, cells: Any, key: jax.Array, cell: Any, coding: Any) -> A
     return storage.read(storage.write(params, cells, write, cell=cell, coding=coding), read)
 
 
-def cells_of(
-    network: Network, allotment: str, each: float, cell: storage.Cell, coding: storage.Coding
-) -> Any:
-    """Cells for every weight, of so many for each that takes any."""
-    needed = network.weights
-    if not coding.zeros:
-        needed = sum(w.size for w in jax.tree.leaves(network.params))
-    if allotment == "equal":
-        return storage.equal(network.params, int(each * needed), coding=coding)
-    budget = {"cells": int(each * needed), "cell": cell, "coding": coding}
-    return storage.allot(network.fisher, network.params, **budget)
+def _number(network: Network, each: float, coding: storage.Coding) -> int:
+    """Cells for all weights, of so many for each that takes any."""
+    if coding.zeros:
+        return int(each * network.weights)
+    return int(each * sum(w.size for w in jax.tree.leaves(network.params)))
+
+
+def cells_of(network: Network, each: float, coding: storage.Coding) -> Any:
+    """Cells for every weight in equal numbers, of so many for each that takes any."""
+    return storage.equal(network.params, _number(network, each, coding), coding=coding)
 
 
 def accuracies(
@@ -124,6 +157,7 @@ def accuracies(
     *,
     cell: storage.Cell,
     coding: storage.Coding,
+    curvature: str,
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -136,6 +170,7 @@ def accuracies(
         each: cells for each weight on average.
         cell: the memory cell.
         coding: of the weights.
+        curvature: a name in `CURVATURES`.
         draws: number of draws.
         seed: of the noise.
 
@@ -143,15 +178,18 @@ def accuracies(
         Fields for `results.json`: accuracies in percent and losses in nats, draw by draw, the
         expected rise of the loss, and the numbers of cells.
     """
-    cells = cells_of(network, allotment, each, cell, coding)
+    fisher = fisher_of(spec, network, each, cell, coding, curvature, seed)
+    if allotment == "equal":
+        cells = cells_of(network, each, coding)
+    else:
+        number = _number(network, each, coding)
+        cells = storage.allot(fisher, network.params, cells=number, cell=cell, coding=coding)
     found = []
     for key in jax.random.split(jax.random.key(seed), draws):
         params = _drawn(network.params, cells, key, cell, coding)
         found.append(training.evaluate(spec.model, params, network.test, network.constants))
     cost = storage.cost(network.params, cells, cell=cell, coding=coding)
-    expected = storage.expected_rise(
-        network.fisher, network.params, cells, cell=cell, coding=coding
-    )
+    expected = storage.expected_rise(fisher, network.params, cells, cell=cell, coding=coding)
     return {
         "accuracies": [x for x, _ in found],
         "losses": [x for _, x in found],

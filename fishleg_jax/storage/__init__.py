@@ -9,6 +9,7 @@ from fishleg_jax.storage.allotment import allot, equal, expected_rise
 from fishleg_jax.storage.cells import Cell, gaussian, pcm
 from fishleg_jax.storage.coding import Coding, Stored, read, variances, write
 from fishleg_jax.storage.cost import Cost, cost, digital_cost
+from fishleg_jax.storage.curvature import fisher_under_noise
 from fishleg_jax.storage.digital import Digital, digital, quantise
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "digital_cost",
     "equal",
     "expected_rise",
+    "fisher_under_noise",
     "gaussian",
     "pcm",
     "quantise",
