@@ -124,7 +124,7 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
             for x in shares
             for field in names
         ]
-        cells.append([method, *map(record.spread, of)])
+        cells.append([METHODS[method].title, *map(record.spread, of)])
     return record.Table(
         title=f"{spec.name}, kernels decomposed to a share of their weights",
         columns=["", *(f"{100 * x:g} %: {title}" for x in shares for title, _ in names.values())],
@@ -133,7 +133,7 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
         seed=record.seeds(rows),
         data=f"{spec.dataset}, test examples",
         examples=f"{args.examples:,} training examples for the Fisher, "
-        f"{args.examples_per_gradient} in a gradient; training on for {args.epochs} epoch",
+        f"{args.examples_per_gradient} in a gradient; epochs of training on: {args.epochs}",
         note=f"{record.MEDIANS}; losses in nats.",
     )
 

@@ -13,9 +13,13 @@ from experiments.models.specs import Spec
 from experiments.running import results
 
 SLOWER = 0.1  # of the model's own learning rate
-
-
 _MOMENTS: dict[tuple, Any] = {}  # of the last network: methods and shares have them in common
+RANKS = {
+    "global": "one threshold",
+    "equal": "equal shares",
+    "energy": "equal energy",
+    "search": "continuous search",
+}
 
 
 class Method(NamedTuple):
@@ -23,6 +27,12 @@ class Method(NamedTuple):
 
     metric: str
     ranks: str
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        metric = "Fisher metric" if self.metric == "fisher" else "plain SVD"
+        return f"{metric}, {RANKS[self.ranks]}"
 
 
 METHODS = {
