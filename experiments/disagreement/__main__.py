@@ -80,7 +80,8 @@ def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record
         rows=cells,
         decimals=[0, *(digits for _, digits in COLUMNS.values())],
         seed=record.seeds(rows),
-        data=f"{args.dataset}; {first['model']}; every method's default call",
+        data=f"{args.dataset}; {first['model']}; every method's default call, with at most "
+        f"{args.most_stages} stages",
         examples=f"{args.examples:,} training images for every method; "
         f"{first['test_examples']:,} test images; memorisation from {args.subsets} networks, "
         "trained on seven tenths of the training images each",
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=arguments.at_least(1), help=words)
     methods = f"separated by semicolons, of {'; '.join(NAMES)}; default: all"
     add("--method", type=_methods, default=list(NAMES), help=methods)
+    option(parser, "--most-stages", arguments.at_least(1), 16, "of every method")
     option(parser, "--seed", arguments.seed, [0], several=True)
     out = Path("results/disagreement")
     add("--out", type=Path, default=out, help=f"default: {out}")
@@ -179,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "examples": args.examples,
                 "subsets": args.subsets,
                 "epochs": args.epochs,
+                "most_stages": args.most_stages,
             },
         }
         for one in runner.missing(identity, [{"method": name} for name in args.method]):
@@ -188,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sparsity=args.sparsity,
                 examples=args.examples,
                 batch=case.spec.batch,
+                stages=args.most_stages,
                 seed=seed,
             )
             test, train = (

@@ -38,7 +38,9 @@ class Case(NamedTuple):
     memorisation: np.ndarray
 
 
-def prune(case: Case, name: str, *, sparsity: float, examples: int, batch: int, seed: int) -> Any:
+def prune(
+    case: Case, name: str, *, sparsity: float, examples: int, batch: int, stages: int, seed: int
+) -> Any:
     """Prunes with a method's default call.
 
     Args:
@@ -47,6 +49,7 @@ def prune(case: Case, name: str, *, sparsity: float, examples: int, batch: int, 
         sparsity: fraction of the prunable weights.
         examples: number of training examples, the same ones for every method.
         batch: examples in a batch.
+        stages: at most so many.
         seed: for their choice, and for the method's random numbers.
 
     Returns:
@@ -66,6 +69,7 @@ def prune(case: Case, name: str, *, sparsity: float, examples: int, batch: int, 
         estimator,
         batches,
         sparsity=sparsity,
+        stages=flj.Stages(most=stages),
         prunable=spec.prunable,
         key=jax.random.key(seed),
     )

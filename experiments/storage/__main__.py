@@ -94,7 +94,8 @@ def _made(
         rows=lines,
         decimals=[0, *[2] * (len(columns) - 1)],
         seed=record.seeds(rows),
-        data=f"{spec.dataset}; pruned: {settings['sparsity']:.0%} by FishLeg's default call",
+        data=f"{spec.dataset}; pruned: {settings['sparsity']:.0%} by FishLeg's default call, with "
+        f"at most {settings['most_stages']} stages",
         examples=f"{settings['examples']:,} training examples for the {settings['curvature']} "
         "weights' curvature; at most "
         f"{settings['test']:,} test examples",
@@ -141,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", choices=MODEL_NAMES, default="mlp", help="default: mlp, on digits")
     add("--data-dir", type=Path, help="where TensorFlow Datasets has mnist or cifar10")
     option(parser, "--sparsity", arguments.sparsity, 0.9, "of the pruned network")
+    option(parser, "--most-stages", arguments.at_least(1), 16, "of the pruning")
     option(parser, "--cell", _cell, CELLS, "pcm, or noise over the range", several=True)
     option(parser, "--each", arguments.positive, EACH, "cells for a weight", several=True)
     words = "weights at which the Fisher is taken: as they are read (noisy), or as they are (exact)"
@@ -189,14 +191,21 @@ def _measure(
                         "curvature": args.curvature,
                         "sparsity": args.sparsity,
                         "examples": args.examples,
+                        "most_stages": args.most_stages,
                         "draws": args.draws,
                         "test": args.test,
                     },
                 }
                 missing = runner.missing(identity, wanted)
                 if missing and network is None:
-                    sizes = {"examples": args.examples, "test": args.test, "seed": seed}
-                    network = measuring.made(spec, *loaded, split, sparsity=sparsity, **sizes)
+                    network = measuring.made(
+                        *(spec, *loaded, split),
+                        sparsity=sparsity,
+                        examples=args.examples,
+                        stages=args.most_stages,
+                        test=args.test,
+                        seed=seed,
+                    )
                 for one in missing:
                     runner.keep({**identity, **one, **_one(args, spec, network, kind, seed, one)})
 

@@ -95,6 +95,7 @@ def made(
     *,
     sparsity: float | None,
     examples: int,
+    stages: int,
     test: int,
     seed: int,
 ) -> Network:
@@ -107,6 +108,7 @@ def made(
         split: the data set.
         sparsity: fraction of the prunable weights; None for the dense network.
         examples: training examples for the pruning and for the Fisher.
+        stages: of the pruning, at most.
         test: test examples to measure accuracies on, at most.
         seed: for the choice of examples, the pruning and the Fisher.
     """
@@ -121,6 +123,7 @@ def made(
             flj.inverse.fishleg(spec.model),
             batches,
             sparsity=sparsity,
+            stages=flj.Stages(most=stages),
             prunable=spec.prunable,
             key=jax.random.key(seed),
         ).params
