@@ -7,11 +7,13 @@ Units are chosen by their scores for their cost, in operations or, with `--goal 
 measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher of gates behind the
 units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
 `flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
-neither the curvature nor the training has seen, after training on half of the images.  The
-smaller network is trained on all training images, with one learning rate for all methods.  Batch
-norm is recomputed before its accuracy without training is measured.  Dense and smaller networks
-are timed in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the
-same command goes on after it was stopped.
+neither the curvature nor the training has seen, after training on half of the images.  The smaller
+network is trained on all training images, with one learning rate for all methods.  With
+`--compensation group` the weights that stay first make up for those that go, preconditioned by
+FishLeg, where scores are of second order: by all but magnitude.  Batch norm is recomputed before
+its accuracy without training is measured.  Dense and smaller networks are timed in turn, in plain
+XLA, when all is trained.  Results go to `results.json` of `--out`; the same command goes on after
+it was stopped.
 """
 
 import argparse
@@ -101,6 +103,19 @@ class Scores:
         estimator = flj.inverse.fishleg(self.job.spec.model)
         return estimator, flj.fit(estimator, self.job.dense.params, self.batches, key=self.key)
 
+    def compensated(self, masks: Any) -> Any:
+        """Weights that make up for those of the units that go, by the group update in one stage."""
+        estimator, state = self.fitted
+        return flj.prune_one_shot(
+            self.job.spec.model,
+            self.job.dense.params,
+            estimator,
+            self.batches,
+            sparsity=flj.targets.masks(masks),
+            stages=flj.Stages(1, state=state),
+            key=self.key,
+        ).params
+
     def __getitem__(self, name: str) -> Any:
         """Scores by one of `SCORES`."""
         params = self.job.dense.params
@@ -111,7 +126,7 @@ class Scores:
         return flj.unit_scores(*self.fitted, params, self.gates.couplings, saliency=name)
 
 
-def smaller(job: Job, scores: Any) -> Smaller:
+def smaller(job: Job, scores: Scores, name: str) -> Smaller:
     """Removes the units with the lowest scores for their cost, and recomputes batch norm."""
     params, constants = job.dense.params, job.dense.constants
     inputs, multiple = job.data.train[0][:TIMED], job.args.multiple_of
@@ -121,8 +136,10 @@ def smaller(job: Job, scores: Any) -> Smaller:
     if job.args.goal == "time":
         goal = flj.targets.time_share(job.args.share)
     masks = flj.choose_units(
-        job.predict, params, scores, goal, inputs, multiple_of=multiple, **given
+        job.predict, params, scores[name], goal, inputs, multiple_of=multiple, **given
     )
+    if job.args.compensation == "group" and name != "magnitude":
+        params = scores.compensated(masks)
     small = flj.compact(job.predict, params, masks, inputs, **given)
     after = recalibrated(job, small.params, small.constants)
     return Smaller(small.params, after, small.report.flops[1] / whole)
@@ -179,7 +196,8 @@ def trained_on(job: Job, small: Smaller, train: tuple) -> Smaller:
 def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
     """The file of a smaller network."""
     goal = "" if args.goal == "operations" else f"_{args.goal}"
-    return args.out / f"{args.network}_{args.share}{goal}_{method}_seed{seed}.safetensors"
+    group = "_group" if args.compensation == "group" else ""
+    return args.out / f"{args.network}_{args.share}{goal}_{method}{group}_seed{seed}.safetensors"
 
 
 def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
@@ -189,7 +207,7 @@ def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping
     for method in missing:
         names = SCORES if method == "auto" else (method,)
         for name in names:
-            made[name] = made.get(name) or smaller(job, scores[name])
+            made[name] = made.get(name) or smaller(job, scores, name)
         chosen = better(job, {name: made[name] for name in names}) if len(names) > 1 else method
         same = next((r for r in runner.rows if _same(r, chosen, job.seed)), None)
         if same is None:
@@ -241,7 +259,8 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
         fields = ("share", "accuracy", "finetuned_accuracy")
         spreads = [record.spread([row[field] for row in own]) for field in fields]
         ms = times[own[0]["chosen"]]
-        cells.append([name, *spreads, ms, base / ms])
+        group = settings.get("compensation") and name != "magnitude"
+        cells.append([name + ", compensated" * bool(group), *spreads, ms, base / ms])
     score = "accuracy, %" if job.spec.mean is None else "squared error"
     train, epochs = len(job.data.train[0]), settings["epochs"]
     return record.Table(
@@ -273,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--share", arguments.positive, 0.5, "of the operations or the time, that stays")
     add("--goal", choices=("operations", "time"), default="operations", help="of --share")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
+    words = "group: kept weights make up for those that go, by all methods but magnitude"
+    add("--compensation", choices=("none", "group"), default="none", help=words)
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
     option(parser, "--examples", arguments.at_least(1), 1024, "for the curvature")
@@ -310,7 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "asked_share": args.share,
             "seed": seed,
             "settings": {name: getattr(args, name) for name in names}
-            | ({} if args.goal == "operations" else {"goal": args.goal}),
+            | ({} if args.goal == "operations" else {"goal": args.goal})
+            | ({} if args.compensation == "none" else {"compensation": args.compensation}),
         }
         missing = runner.missing(identity, [{"method": method} for method in args.method])
         job = Job(spec, data, dense, args, seed)
