@@ -8,9 +8,9 @@ measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher o
 units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
 `flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
 neither the curvature nor the training has seen, after training on half of the images.  The smaller
-network is trained on all training images, with one learning rate for all methods.  With
-`--compensation group` the weights that stay first make up for those that go, preconditioned by
-FishLeg, where scores are of second order: by all but magnitude.  Batch norm is recomputed before
+network is trained on all training images, with one learning rate for all methods.  Before that the
+weights that stay make up for those that go, preconditioned by FishLeg, where scores are of second
+order: by all but magnitude (`--compensation none`: by none).  Batch norm is recomputed before
 its accuracy without training is measured.  Dense and smaller networks are timed in turn, in plain
 XLA, when all is trained.  Results go to `results.json` of `--out`; the same command goes on after
 it was stopped.
@@ -40,7 +40,7 @@ from experiments.running.runner import Runner
 SCORES = ("magnitude", "gates", "obs", "obd")
 METHODS = (*SCORES, "auto")
 CHUNK = 64  # examples whose gradients are in memory at a time
-HELD_OUT = 2048  # training examples that decide between scores
+HELD_OUT = 10_000  # training examples that decide between scores, at most a quarter of them
 TRIAL = 2  # the part of the training images by which scores are chosen: one in so many
 TIMED = 128  # examples in a timed batch
 
@@ -66,6 +66,11 @@ class Job(NamedTuple):
         """The network with the sizes of its parameters."""
         with resizing.sizes_of_params():
             return self.spec.model.predict(params, inputs, *constants)
+
+    @property
+    def held_out(self) -> int:
+        """Number of training examples that decide between scores."""
+        return min(HELD_OUT, len(self.data.train[0]) // 4)
 
     def rows(self) -> np.ndarray:
         """Numbers of the training examples in the order of the seed: the curvature's come first."""
@@ -156,8 +161,8 @@ def recalibrated(job: Job, params: Any, constants: Any) -> Any:
 def better(job: Job, candidates: Mapping[str, Smaller]) -> str:
     """The candidate that loses least on held-out training examples after some training on."""
     examples = job.args.examples
-    held_out = job.batches(HELD_OUT, begin=examples)
-    others = np.delete(job.rows(), slice(examples, examples + HELD_OUT))
+    held_out = job.batches(job.held_out, begin=examples)
+    others = np.delete(job.rows(), slice(examples, examples + job.held_out))
     part = np.sort(others[: len(job.data.train[0]) // TRIAL])
     train = tuple(x[part] for x in job.data.train)
 
@@ -270,8 +275,9 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
         decimals=[0, 2, 2, 2, 2, 2],
         seed=record.seeds(rows),
         data=job.spec.dataset,
-        examples=f"{settings['examples']:,} training examples for the curvature, {HELD_OUT} more "
-        f"choose scores, {train:,} for {epochs} epochs of training; all test examples",
+        examples=f"{settings['examples']:,} training examples for the curvature, "
+        f"{job.held_out:,} more choose scores, {train:,} for {epochs} epochs of training; all test "
+        "examples",
         note=f"{record.MEDIANS}; milliseconds of a batch of "
         f"{TIMED} in plain XLA, in turn, with the first seed's units.",
     )
@@ -292,8 +298,8 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--share", arguments.positive, 0.5, "of the operations or the time, that stays")
     add("--goal", choices=("operations", "time"), default="operations", help="of --share")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
-    words = "group: kept weights make up for those that go, by all methods but magnitude"
-    add("--compensation", choices=("none", "group"), default="none", help=words)
+    words = "group, the default: kept weights make up for those that go, by all but magnitude"
+    add("--compensation", choices=("none", "group"), default="group", help=words)
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
     option(parser, "--examples", arguments.at_least(1), 1024, "for the curvature")

@@ -130,13 +130,15 @@ def needed(rows: Sequence[Mapping[str, Any]]) -> record.Table:
     lines: list[list[record.Cell]] = []
     for one in ratios(rows):
         span = [one["ratio"], one["low"], one["high"]]
+        span = one["ratio"] if None in span else span  # not reached, in some draws or at all
         name = f"{one['network']}, {one['points']:g} points below"
         lines.append([name, one["equal"], one["curvature"], span])
     title = "cells for a stored weight, to come near the accuracy without noise"
     made = _made(rows, title, ["", "equal", "by curvature", "ratio"], lines)
-    words = "Numbers are interpolated between those that were tried; ratios have the interval of a "
-    words += "bootstrap over draws. 1.00 everywhere: one cell each, the fewest, is enough both ways."
-    return made._replace(note=words)
+    return made._replace(
+        note="Numbers are interpolated between those that were tried; ratios have the interval of "
+        "a bootstrap over draws. 1.00: one cell each, the fewest, is enough both ways."
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

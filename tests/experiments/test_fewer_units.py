@@ -6,8 +6,9 @@ import jax
 import pytest
 
 import fishleg_jax as flj
+from experiments.data import datasets
 from experiments.deploy import finetune
-from experiments.models import checkpoints, networks
+from experiments.models import checkpoints, networks, training
 from experiments.models.specs import MODELS, make_spec
 from experiments.one_shot import patterns
 
@@ -43,15 +44,35 @@ def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys)
         assert 0.5 < row["share"] < 0.55
         assert row["finetuned_loss"] < row["loss"]
         kept = flj.export.load_params(
-            tmp_path / "o" / f"small_0.55_{row['chosen']}_seed0.safetensors"
+            tmp_path / "o" / f"small_0.55_{row['chosen']}_group_seed0.safetensors"
         )
         shapes = {x.shape for x in jax.tree.leaves(kept.params["params"])}
         assert shapes == {(64, 8), (8,), (8, 10), (10,)}
     first = capsys.readouterr().out
+    assert "auto, compensated" in first and "magnitude, compensated" not in first
     assert finetune.main([*command, *small]) == 0
     again = capsys.readouterr().out
     assert "seed 0" in first and "seed 0" not in again  # nothing is made twice
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == rows
+
+
+@pytest.mark.slow
+def test_weights_that_stay_make_up_for_the_units_that_go(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, SPEC.name, SPEC._replace(epochs=30, train_batch=32))
+    network = ["--network", "small", "--checkpoint", str(tmp_path / "trained.npz")]
+    spec = MODELS[SPEC.name]
+    data = datasets.load(spec.dataset)
+    checkpoints.save(tmp_path / "trained.npz", *training.train(spec, data.train))
+    options = ["--examples", "256", "--seconds", "0.001", "--epochs", "0", "--share", "0.55"]
+    losses = {}
+    for compensation in ("none", "group"):
+        out = tmp_path / compensation
+        own = ["--compensation", compensation, "--method", "magnitude,obs", "--out", str(out)]
+        assert finetune.main([*network, *options, *own]) == 0
+        for row in json.loads((out / "results.json").read_text()):
+            losses[row["method"], compensation] = row["loss"]
+    assert losses["magnitude", "group"] == losses["magnitude", "none"]
+    assert losses["obs", "group"] < 0.7 * losses["obs", "none"]
 
 
 @pytest.mark.slow
