@@ -139,7 +139,9 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
 
 
 def _picture(path: Path, rows: Sequence[dict]) -> Path:
-    panels, levels = curves.gathered(rows, lambda row: row["settings"]["method"], "share", "loss")
+    panels, levels = curves.gathered(
+        rows, lambda row: METHODS[row["settings"]["method"]].title, "share", "loss"
+    )
     return curves.curves(
         path, panels, across="weights of the kernels, %", up="test loss, nats", levels=levels
     )

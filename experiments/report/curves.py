@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.running import files
 
+LETTER, LINE = 0.08, 0.6  # inches that a letter and the line before a name take in the legend
 # values over seeds by place on the x axis
 Curve = Mapping[float, Sequence[float]]
 
@@ -56,11 +57,14 @@ def curves(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    width = 3.4 * len(panels) + 0.6
-    figure, rows = plt.subplots(
-        1, len(panels), figsize=(width, 3.4), squeeze=False, layout="constrained"
-    )
     names = list(dict.fromkeys(name for own in panels.values() for name in own))
+    width = 3.4 * len(panels) + 0.6
+    fitting = int(width / (LETTER * max(map(len, names)) + LINE))
+    columns = min(max(fitting, 1), 3)
+    height = 2.9 + 0.22 * -(-len(names) // columns)
+    figure, rows = plt.subplots(
+        1, len(panels), figsize=(width, height), squeeze=False, layout="constrained"
+    )
     drawn = {}
     for axes, (title, own) in zip(rows[0], panels.items(), strict=True):
         for name, curve in own.items():
@@ -77,7 +81,13 @@ def curves(
         axes.set_xlabel(across)
         axes.grid(alpha=0.3)
     rows[0][0].set_ylabel(up)
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        drawn.values(),
+        drawn.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )
     files.write(path, lambda beside: figure.savefig(beside, dpi=120))
     plt.close(figure)
     return path
