@@ -8,12 +8,12 @@ measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher o
 units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
 `flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
 neither the curvature nor the training has seen, after training on half of the images.  The smaller
-network is trained on all training images, with one learning rate for all methods.  Before that the
-weights that stay make up for those that go, preconditioned by FishLeg, where scores are of second
-order: by all but magnitude (`--compensation none`: by none).  Batch norm is recomputed before
-its accuracy without training is measured.  Dense and smaller networks are timed in turn, in plain
-XLA, when all is trained.  Results go to `results.json` of `--out`; the same command goes on after
-it was stopped.
+network is trained on all training images, with one learning rate for all methods.  With `+group`
+behind the name of scores the weights that stay first make up for those that go, by the group update
+preconditioned by FishLeg; `auto` tries all scores with and without.  `dense` is the whole network,
+trained on like the others.  Batch norm is recomputed before the accuracy without training is
+measured.  Dense and smaller networks are timed in turn, in plain XLA, when all is trained.  Results
+go to `results.json` of `--out`; the same command goes on after it was stopped.
 """
 
 import argparse
@@ -38,7 +38,10 @@ from experiments.running import arguments, results
 from experiments.running.runner import Runner
 
 SCORES = ("magnitude", "gates", "obs", "obd")
-METHODS = (*SCORES, "auto")
+GROUP = "+group"  # behind the name of scores: kept weights make up for those that go
+CHOICES = (*SCORES, *(name + GROUP for name in SCORES))  # of `auto`
+DENSE = "dense"
+METHODS = (*CHOICES, "auto", DENSE)
 CHUNK = 64  # examples whose gradients are in memory at a time
 HELD_OUT = 10_000  # training examples that decide between scores, at most a quarter of them
 TRIAL = 2  # the part of the training images by which scores are chosen: one in so many
@@ -69,8 +72,9 @@ class Job(NamedTuple):
 
     @property
     def held_out(self) -> int:
-        """Number of training examples that decide between scores."""
-        return min(HELD_OUT, len(self.data.train[0]) // 4)
+        """Number of training examples that decide between scores, none of the curvature's."""
+        total = len(self.data.train[0])
+        return max(min(HELD_OUT, total // 4, total - self.args.examples), 0)
 
     def rows(self) -> np.ndarray:
         """Numbers of the training examples in the order of the seed: the curvature's come first."""
@@ -134,6 +138,8 @@ class Scores:
 def smaller(job: Job, scores: Scores, name: str) -> Smaller:
     """Removes the units with the lowest scores for their cost, and recomputes batch norm."""
     params, constants = job.dense.params, job.dense.constants
+    if name == DENSE:
+        return Smaller(params, constants, 1.0)
     inputs, multiple = job.data.train[0][:TIMED], job.args.multiple_of
     given = {"constants": constants} if constants else {}
     whole = flj.compact(job.predict, params, None, inputs, **given).report.flops[0]
@@ -141,9 +147,15 @@ def smaller(job: Job, scores: Scores, name: str) -> Smaller:
     if job.args.goal == "time":
         goal = flj.targets.time_share(job.args.share)
     masks = flj.choose_units(
-        job.predict, params, scores[name], goal, inputs, multiple_of=multiple, **given
+        job.predict,
+        params,
+        scores[name.removesuffix(GROUP)],
+        goal,
+        inputs,
+        multiple_of=multiple,
+        **given,
     )
-    if job.args.compensation == "group" and name != "magnitude":
+    if name.endswith(GROUP):
         params = scores.compensated(masks)
     small = flj.compact(job.predict, params, masks, inputs, **given)
     after = recalibrated(job, small.params, small.constants)
@@ -201,8 +213,7 @@ def trained_on(job: Job, small: Smaller, train: tuple) -> Smaller:
 def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
     """The file of a smaller network."""
     goal = "" if args.goal == "operations" else f"_{args.goal}"
-    group = "_group" if args.compensation == "group" else ""
-    return args.out / f"{args.network}_{args.share}{goal}_{method}{group}_seed{seed}.safetensors"
+    return args.out / f"{args.network}_{args.share}{goal}_{method}_seed{seed}.safetensors"
 
 
 def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
@@ -210,7 +221,7 @@ def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping
     scores = Scores(job)
     made: dict[str, Smaller] = {}
     for method in missing:
-        names = SCORES if method == "auto" else (method,)
+        names = CHOICES if method == "auto" else (method,)
         for name in names:
             made[name] = made.get(name) or smaller(job, scores, name)
         chosen = better(job, {name: made[name] for name in names}) if len(names) > 1 else method
@@ -264,10 +275,13 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
         fields = ("share", "accuracy", "finetuned_accuracy")
         spreads = [record.spread([row[field] for row in own]) for field in fields]
         ms = times[own[0]["chosen"]]
-        group = settings.get("compensation") and name != "magnitude"
-        cells.append([name + ", compensated" * bool(group), *spreads, ms, base / ms])
+        title = "dense, trained on" if name == DENSE else name
+        cells.append([title, *spreads, ms, base / ms])
     score = "accuracy, %" if job.spec.mean is None else "squared error"
     train, epochs = len(job.data.train[0]), settings["epochs"]
+    chose = ""
+    if any(row["method"] == "auto" for row in rows):
+        chose = f"{job.held_out:,} others choose scores, "
     return record.Table(
         title=f"{job.spec.name}, fewer units, at most {asked:.0%} of the {job.args.goal}",
         columns=["", "operations", f"{score}, not trained", "trained on", "ms", "times as fast"],
@@ -275,9 +289,8 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
         decimals=[0, 2, 2, 2, 2, 2],
         seed=record.seeds(rows),
         data=job.spec.dataset,
-        examples=f"{settings['examples']:,} training examples for the curvature, "
-        f"{job.held_out:,} more choose scores, {train:,} for {epochs} epochs of training; all test "
-        "examples",
+        examples=f"{settings['examples']:,} training examples for the curvature, {chose}"
+        f"{train:,} for {epochs} epochs of training; all test examples",
         note=f"{record.MEDIANS}; milliseconds of a batch of "
         f"{TIMED} in plain XLA, in turn, with the first seed's units.",
     )
@@ -298,8 +311,6 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--share", arguments.positive, 0.5, "of the operations or the time, that stays")
     add("--goal", choices=("operations", "time"), default="operations", help="of --share")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
-    words = "group, the default: kept weights make up for those that go, by all but magnitude"
-    add("--compensation", choices=("none", "group"), default="group", help=words)
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
     option(parser, "--examples", arguments.at_least(1), 1024, "for the curvature")
@@ -323,11 +334,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     spec = MODELS[args.network]
     with arguments.refusing(parser, args.out):
+        data = datasets.load(spec.dataset, args.data_dir)
+        if "auto" in args.method and len(data.train[0]) <= args.examples:
+            raise ValueError(
+                f"--examples {args.examples} leaves no training example for auto to choose by, of "
+                f"{len(data.train[0])}: take fewer"
+            )
         args.out.mkdir(parents=True, exist_ok=True)
         params, constants, _ = cases.network(
             spec.name, train_in=args.out, checkpoint=args.checkpoint, data_dir=args.data_dir
         )
-        data = datasets.load(spec.dataset, args.data_dir)
     runner = Runner(args.out / "results.json")
     dense = results.evaluated(spec, data, params, constants)
     names = ("multiple_of", "epochs", "learning_rate", "examples")
@@ -337,8 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "asked_share": args.share,
             "seed": seed,
             "settings": {name: getattr(args, name) for name in names}
-            | ({} if args.goal == "operations" else {"goal": args.goal})
-            | ({} if args.compensation == "none" else {"compensation": args.compensation}),
+            | ({} if args.goal == "operations" else {"goal": args.goal}),
         }
         missing = runner.missing(identity, [{"method": method} for method in args.method])
         job = Job(spec, data, dense, args, seed)
