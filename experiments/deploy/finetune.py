@@ -74,7 +74,7 @@ class Job(NamedTuple):
     def held_out(self) -> int:
         """Number of training examples that decide between scores, none of the curvature's."""
         total = len(self.data.train[0])
-        return max(min(HELD_OUT, total // 4, total - self.args.examples), 0)
+        return min(HELD_OUT, total // 4, total - self.args.examples)
 
     def rows(self) -> np.ndarray:
         """Numbers of the training examples in the order of the seed: the curvature's come first."""
@@ -91,11 +91,14 @@ class Job(NamedTuple):
 
 
 class Scores:
-    """Scores of units by name, made when they are asked for; one fit serves those of FishLeg."""
+    """Scores of units by name, and their masks, each made once, when it is asked for."""
 
     def __init__(self, job: Job):
         """Makes nothing yet."""
         self.job = job
+        self.inputs = job.data.train[0][:TIMED]
+        self.constants = {"constants": job.dense.constants} if job.dense.constants else {}
+        self._masks: dict[str, Any] = {}
         self.batches = job.batches(job.args.examples)
         self.key = jax.random.key(job.seed)
 
@@ -111,6 +114,32 @@ class Scores:
         """FishLeg and its state."""
         estimator = flj.inverse.fishleg(self.job.spec.model)
         return estimator, flj.fit(estimator, self.job.dense.params, self.batches, key=self.key)
+
+    @cached_property
+    def operations(self) -> int:
+        """Operations of the dense network."""
+        whole = flj.compact(
+            self.job.predict, self.job.dense.params, None, self.inputs, **self.constants
+        )
+        return whole.report.flops[0]
+
+    def masks(self, name: str) -> Any:
+        """Masks without the units with the lowest of the scores of a name, for their cost."""
+        if name not in self._masks:
+            args = self.job.args
+            goal = flj.targets.flops(args.share * self.operations)
+            if args.goal == "time":
+                goal = flj.targets.time_share(args.share)
+            self._masks[name] = flj.choose_units(
+                self.job.predict,
+                self.job.dense.params,
+                self[name],
+                goal,
+                self.inputs,
+                multiple_of=args.multiple_of,
+                **self.constants,
+            )
+        return self._masks[name]
 
     def compensated(self, masks: Any) -> Any:
         """Weights that make up for those of the units that go, by the group update in one stage."""
@@ -140,26 +169,12 @@ def smaller(job: Job, scores: Scores, name: str) -> Smaller:
     params, constants = job.dense.params, job.dense.constants
     if name == DENSE:
         return Smaller(params, constants, 1.0)
-    inputs, multiple = job.data.train[0][:TIMED], job.args.multiple_of
-    given = {"constants": constants} if constants else {}
-    whole = flj.compact(job.predict, params, None, inputs, **given).report.flops[0]
-    goal = flj.targets.flops(job.args.share * whole)
-    if job.args.goal == "time":
-        goal = flj.targets.time_share(job.args.share)
-    masks = flj.choose_units(
-        job.predict,
-        params,
-        scores[name.removesuffix(GROUP)],
-        goal,
-        inputs,
-        multiple_of=multiple,
-        **given,
-    )
+    masks = scores.masks(name.removesuffix(GROUP))
     if name.endswith(GROUP):
         params = scores.compensated(masks)
-    small = flj.compact(job.predict, params, masks, inputs, **given)
+    small = flj.compact(job.predict, params, masks, scores.inputs, **scores.constants)
     after = recalibrated(job, small.params, small.constants)
-    return Smaller(small.params, after, small.report.flops[1] / whole)
+    return Smaller(small.params, after, small.report.flops[1] / scores.operations)
 
 
 def recalibrated(job: Job, params: Any, constants: Any) -> Any:

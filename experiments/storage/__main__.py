@@ -130,9 +130,9 @@ def needed(rows: Sequence[Mapping[str, Any]]) -> record.Table:
     lines: list[list[record.Cell]] = []
     for one in ratios(rows):
         span = [one["ratio"], one["low"], one["high"]]
-        span = one["ratio"] if None in span else span  # not reached, in some draws or at all
+        ratio = one["ratio"] if None in span else span  # not reached, in some draws or at all
         name = f"{one['network']}, {one['points']:g} points below"
-        lines.append([name, one["equal"], one["curvature"], span])
+        lines.append([name, one["equal"], one["curvature"], ratio])
     title = "cells for a stored weight, to come near the accuracy without noise"
     made = _made(rows, title, ["", "equal", "by curvature", "ratio"], lines)
     return made._replace(

@@ -82,7 +82,6 @@ def fisher_of(
             found = storage.fisher_under_noise(
                 estimator, network.params, batches, cells, key=key, cell=cell, coding=coding
             )
-        network.fishers.clear()  # the next one is for other cells
         network.fishers[at] = found
     return network.fishers[at]
 

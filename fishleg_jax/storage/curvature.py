@@ -76,7 +76,7 @@ def fisher_under_noise(
     arrays.check_params(params)
     arrays.check_batches(batches)
     check_key(key)
-    means = jax.tree.map(lambda w: np.zeros(w.shape, np.float64), params)
+    sums = jax.tree.map(lambda w: np.zeros(w.shape, np.float64), params)
     examples = 0
     for i, batch in enumerate(batches):
         writing, reading, fitting = jax.random.split(jax.random.fold_in(key, i), 3)
@@ -85,6 +85,6 @@ def fisher_under_noise(
         state = fit(estimator, noisy, [batch], key=fitting)
         found = jax.device_get(estimator.fisher_diagonal(state, noisy))
         number = number_of_examples(batch)
-        means = jax.tree.map(lambda m, x, n=number: m + n * np.asarray(x, np.float64), means, found)
+        sums = jax.tree.map(lambda s, x, n=number: s + n * np.asarray(x, np.float64), sums, found)
         examples += number
-    return jax.tree.map(lambda m, w: jnp.asarray(m / examples, w.dtype), means, _tree.widen(params))
+    return jax.tree.map(lambda s, w: jnp.asarray(s / examples, w.dtype), sums, _tree.widen(params))

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.data import datasets
 from experiments.models.specs import MODELS
+from experiments.report import record
 from experiments.storage import __main__ as storing
 from experiments.storage import measuring
 
@@ -35,6 +36,24 @@ def test_the_ratio_is_that_of_the_cells_with_its_interval():
     np.testing.assert_allclose(found["ratio"], found["curvature"] / found["equal"])
     unreached = measuring.ratio(EACH, equal, curvature, 92.0)
     assert unreached["ratio"] is unreached["low"] is None and unreached["curvature"] > 4
+
+
+def test_a_ratio_that_is_not_reached_is_a_blank_in_the_table(tmp_path):
+    accuracies = {"equal": [50.0, 80.0, 88.0], "curvature": [70.0, 95.0, 99.9]}
+    settings = {"cell": "0.2", "sparsity": 0.9, "examples": 64, "draws": 2, "test": 100}
+    settings |= {"curvature": "noisy", "most_stages": 16}
+    rows = [
+        {"model": "mlp", "network": "dense", "seed": 0, "settings": settings}
+        | {"allotment": name, "each": each, "exact": 100.0, "accuracies": [accuracy, accuracy]}
+        for name, own in accuracies.items()
+        for each, accuracy in zip((1.0, 4.0, 16.0), own, strict=True)
+    ]
+    made = storing.needed(rows)
+    record.keep("some", made, "experiments.storage", [], tmp_path)
+    kept = json.loads((tmp_path / "docs/results/some.json").read_text())["rows"]
+    for name, equal, curvature, ratio in kept:
+        assert name.startswith("dense") and equal is None and ratio is None
+        assert 4 < curvature < 16
 
 
 @pytest.mark.slow
