@@ -1,7 +1,7 @@
 """Times products and diagonals of a prepared state of M-FAC, against the published algorithm.
 
     python -m experiments.benchmarks.woodbury_prepared
-    python -m experiments.benchmarks.woodbury_prepared --gradients 512
+    python -m experiments.benchmarks.woodbury_prepared --gradients 64,512
 
 Rows are a window of random gradients, compiled and in one process: of M-FAC at each damping, and
 the published algorithm (Frantar et al. 2021, section 3.1) with its own state already made,
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.timing import seconds
-from experiments.report import tables
+from experiments.report import record
 from experiments.running import arguments
 from fishleg_jax.inverse._woodbury import window as _window
 from fishleg_jax.inverse._woodbury.groups import make_groups
@@ -25,6 +25,7 @@ from fishleg_jax.inverse._woodbury.groups import make_groups
 DAMPINGS = 0.1, 1e-3, 1e-5
 PRODUCTS = 10
 COLUMNS = {
+    "gradients": "{gradients}",
     "case": "{case}",
     "prepare, s": "{prepare:.4f}",
     "diagonal, s": "{diagonal:.4f}",
@@ -90,14 +91,17 @@ def measure(weights: int, gradients: int, block_size: int | None, repeats: int) 
     return best
 
 
-def show(best: dict) -> str:
-    """The result of `measure` as a table; the ratio is over the sum at the largest damping."""
+def rows_of(best: dict, gradients: int) -> list[dict]:
+    """The result of `measure` as rows; the ratio is over the sum at the largest damping."""
     names = "prepare", "diagonal", "product"
-    rows = [{"case": case, **dict(zip(names, row, strict=True))} for case, row in best.items()]
+    rows = [
+        {"gradients": gradients, "case": case, **dict(zip(names, row, strict=True))}
+        for case, row in best.items()
+    ]
     for row in rows:
         row["sum"] = row["prepare"] + row["diagonal"] + PRODUCTS * row["product"]
         row["ratio"] = row["sum"] / rows[0]["sum"]
-    return tables.of_rows(rows, COLUMNS)
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,11 +119,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     option, count = partial(arguments.option, parser), arguments.at_least(1)
     option("--weights", count, 53_000)
-    option("--gradients", count, 64)
+    option("--gradients", count, [64], several=True)
     option("--block-size", arguments.at_least(0), 0, "0 for one block of everything")
     option("--repeats", count, 3)
+    record.add_option(parser)
     args = parser.parse_args(argv)
-    print(show(measure(args.weights, args.gradients, args.block_size or None, args.repeats)))
+    size = args.block_size or None
+    made = record.of_rows(
+        "Readouts of a prepared M-FAC state",
+        [
+            row
+            for gradients in args.gradients
+            for row in rows_of(measure(args.weights, gradients, size, args.repeats), gradients)
+        ],
+        COLUMNS,
+        seed="0",
+        data=f"random gradients of a falling scale; {args.weights:,} weights, "
+        + (f"blocks of {size}" if size else "one block"),
+        examples="the gradients in the table",
+        note=f"Seconds, the fastest of {args.repeats}; the sum has one preparation, one diagonal "
+        f"and {PRODUCTS} products, and the ratio is over that at the largest damping.",
+    )
+    print(made)
+    record.keep(args.record, made, "experiments.benchmarks.woodbury_prepared", argv)
     return 0
 
 

@@ -62,6 +62,7 @@ from experiments.imagenet import (
     tables,
 )
 from experiments.imagenet.evaluation import Job, Network, Scores
+from experiments.report import record
 from experiments.running import arguments, processes, results
 from experiments.running.runner import Runner
 from fishleg_jax import _prunable
@@ -127,6 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--out", Path, Path("results/imagenet"))
     arguments.add_memory_options(parser)
     processes.add_options(parser)
+    record.add_option(parser)
     return parser
 
 
@@ -312,7 +314,10 @@ def main(
             parser.error(f"--out {args.out} can't be written: {error.strerror}")
         runner = run(job)
         if runner.rows:
-            print(tables.show(runner.rows, args.tune_at))
+            for what, table in tables.made(runner.rows, args.tune_at).items():
+                print(f"{table.title}\n{table}\n")
+                name = args.record and f"{args.record}_{what}"
+                record.keep(name, table, "experiments.imagenet", argv)
             print(runner.path)
             for picture in tables.draw(args.out, runner.rows):
                 print(picture)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.report import paired, plots, tables
+from experiments.report import paired, plots, record, tables
 
 OURS = "fishleg"
 PREFIXES = ("", "recalibrated_")
@@ -18,23 +18,41 @@ def line(row: dict) -> str:
     return f"{name}: top-1 / top-5 {stored}, batch norm recomputed {again}"
 
 
-def show(rows: Sequence[dict], at: float) -> str:
-    """Tables of top-1 and top-5, of costs, and of the differences at one sparsity.
+def made(rows: Sequence[dict], at: float) -> dict[str, record.Table]:
+    """Tables of top-1 and top-5, of costs, and of FishLeg's lead over its peers at one sparsity.
 
     Args:
         rows: the objects of a `results.json`, of one network and one choice of photos.
         at: the sparsity at which FishLeg and its peers are compared.
+
+    Returns:
+        The tables by what is in them: `top1`, `top5`, `cost`, and `lead` where there are peers.
     """
-    named, titles = _named(rows), tables.measurements(rows)
-    photos = rows[0]["photos"]
-    shown = [
-        tables.by_sparsity(
-            named, f"{prefix}top{top}", f"{title}top-{top} of {photos} photos, %", tables.spread
-        )
-        for prefix, title in titles.items()
-        for top in (1, 5)
-    ]
-    return "\n\n".join([*shown, _costs(named), *_differences(rows, at, titles)])
+    named = _named(rows)
+    found = {f"top{top}": _of_top(named, top) for top in (1, 5)}
+    found["cost"] = _costs(named)
+    lead = _lead(rows, at)
+    return found | ({"lead": lead} if lead.rows else {})
+
+
+def _table(
+    title: str, columns: list[str], cells: list, decimals: list[int], rows: Sequence[dict]
+) -> record.Table:
+    first = rows[0]
+    held_out, tuned = first["settings"]["held_out"], first["settings"]["tuned_at"]
+    dense = " / ".join(f"{first[f'dense_top{top}']:.2f}" for top in (1, 5))
+    examples = max(row["curvature_examples"] for row in rows)
+    return record.Table(
+        title=title,
+        columns=["", *columns],
+        rows=cells,
+        decimals=[0, *decimals],
+        seed=record.seeds(rows),
+        data=f"{first['photos']:,} photos of {first['dataset']} to test (dense {dense}), "
+        f"{first['model']}, {first['prunable_weights']:,} weights",
+        examples=f"{examples:,} calibration photos; dampings chosen at {100 * tuned:g} % on "
+        f"{held_out} others",
+    )
 
 
 def _named(rows: Sequence[dict]) -> list[dict]:
@@ -42,55 +60,63 @@ def _named(rows: Sequence[dict]) -> list[dict]:
     return [row | {"method": f"{row['method']}, {row['compensation']}"} for row in rows]
 
 
-def _costs(named: Sequence[dict]) -> str:
-    header = ["", "examples", "damping", "solve damping", "fit, s", "search, s", "prune, s"]
+def _of_top(named: Sequence[dict], top: int) -> record.Table:
+    columns: list[str] = []
+    cells: dict[str, list] = {}
+    for prefix, words in zip(PREFIXES, ("", "recomputed, "), strict=True):
+        sparsities, values = tables.at_sparsities(named, f"{prefix}top{top}")
+        columns += [words + sparsity for sparsity in sparsities]
+        for name, found in values.items():
+            cells.setdefault(name, [name]).extend(map(record.spread, found))
+    title = f"top-{top} in %, batch norm as stored and recomputed"
+    return _table(title, columns, list(cells.values()), [2] * len(columns), named)
+
+
+def _costs(named: Sequence[dict]) -> record.Table:
+    columns = ["examples", "damping", "of the solve", "fit, s", "search, s", "prune, s"]
+    columns += ["fit, GB predicted", "peak, GB"]
     cells = []
     for name in dict.fromkeys(row["method"] for row in named):
         own = [row for row in named if row["method"] == name]
-        predicted = max(r.get("predicted_memory_bytes", 0) for r in own)
+        predicted = max(row.get("predicted_memory_bytes") or 0 for row in own)
         peaks = [r["peak_memory_bytes"] for r in own if r["peak_memory_bytes"] is not None]
         cells.append(
             [
                 name,
-                str(own[0]["curvature_examples"]),
-                *(_number(own[0][field], ".2g") for field in ("damping", "solve_damping")),
-                *(
-                    _number(max(r[f"{what}_seconds"] for r in own), ".0f")
-                    for what in ("fit", "search")
-                ),
-                _number(float(np.median([r["prune_seconds"] for r in own])), ".0f"),
-                f"{predicted / 1e9:.1f}" if predicted else "–",
-                f"{max(peaks) / 1e9:.1f}" if peaks else "–",
+                float(own[0]["curvature_examples"]),
+                *(_short(own[0][field]) for field in ("damping", "solve_damping")),
+                *(max(row[f"{what}_seconds"] for row in own) for what in ("fit", "search")),
+                float(np.median([row["prune_seconds"] for row in own])),
+                predicted / 1e9 or None,
+                max(peaks) / 1e9 if peaks else None,
             ]
         )
-    return tables.table([*header, "fit, GB predicted", "peak, GB"], cells)
+    return _table("Dampings, seconds, memory", columns, cells, [0, 0, 0, 0, 0, 0, 1, 1], named)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2g}"
 
 
-def _differences(rows: Sequence[dict], at: float, titles: dict[str, str]) -> list[str]:
+def _lead(rows: Sequence[dict], at: float) -> record.Table:
     """By how much FishLeg is better than each peer with the same compensation, photo by photo."""
     here = {(r["method"], r["compensation"]): r for r in rows if r["sparsity_target"] == at}
-    peers = [m for m in dict.fromkeys(r["method"] for r in rows) if m != OURS]
-    shown = []
-    for prefix, title in titles.items():
-        cells = []
-        for compensation in dict.fromkeys(r["compensation"] for r in rows):
-            ours = here.get((OURS, compensation))
-            for peer in peers if ours else ():
-                theirs = here.get((peer, compensation))
-                if theirs:
-                    values = [
-                        paired.difference(*(_ranks(r, prefix) < top for r in (ours, theirs)))
-                        for top in (1, 5)
-                    ]
-                    cells.append([f"{peer}, {compensation}", *map(str, values)])
-        if cells:
-            header = f"{title}fishleg's lead at {100 * at:g} %, 95 % interval"
-            shown.append(tables.table([header, "top-1, points", "top-5, points"], cells))
-    return shown
+    compensations = [c for c in dict.fromkeys(c for _, c in here) if (OURS, c) in here]
+    compared = [(p, c) for p in PREFIXES for c in compensations]
+    words = dict(zip(PREFIXES, ("as stored", "recomputed"), strict=True))
+    columns = [f"{words[p]}, {c}, top-{top}" for p, c in compared for top in (1, 5)]
+
+    def lead(peer: str, prefix: str, compensation: str, top: int) -> str | None:
+        pair = here[OURS, compensation], here.get((peer, compensation))
+        if pair[1] is None:
+            return None
+        return str(paired.difference(*(_ranks(row, prefix) < top for row in pair)))
+
+    cells = []
+    for peer in dict.fromkeys(method for method, _ in here if method != OURS):
+        cells.append([f"over {peer}", *(lead(peer, p, c, t) for p, c in compared for t in (1, 5))])
+    title = f"FishLeg's lead at {100 * at:g} % in points, paired over photos, 95 % interval"
+    return _table(title, columns, cells if columns else [], [0] * len(columns), rows)
 
 
 def _ranks(row: dict, prefix: str) -> np.ndarray:

@@ -105,6 +105,20 @@ def at_sparsities(
     )
 
 
+def of_rows(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], **about: str
+) -> Table:
+    """A table with a row for each object, whose cells are text.
+
+    Args:
+        title: one line.
+        rows: the objects.
+        columns: the format of each column by its title, see `tables.of_rows`.
+        **about: `seed`, `data`, `examples` and `note` of the table.
+    """
+    return Table(title, list(columns), tables.cells(rows, columns), [0] * len(columns), **about)
+
+
 def keep_accuracies(
     name: str | None,
     rows: Sequence[dict],

@@ -49,8 +49,12 @@ def of_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> st
     Returns:
         The table.
     """
-    cells = [[_Cells().vformat(form, (), row) for form in columns.values()] for row in rows]
-    return table(list(columns), cells)
+    return table(list(columns), cells(rows, columns))
+
+
+def cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
+    """The cells of `of_rows`, row by row."""
+    return [[_Cells().vformat(form, (), row) for form in columns.values()] for row in rows]
 
 
 def select(results: Sequence[dict], field: str, **fields) -> list:

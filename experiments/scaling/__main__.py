@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import fishleg_jax as flj
 from experiments.estimates import methods
+from experiments.report import record
 from experiments.running import arguments, files
 from experiments.running.arguments import at_least, one_of
 from experiments.scaling import operations, placement, shapes, tables
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--slow", action="store_true", help="compile FishLeg's update, too: minutes each"
     )
+    record.add_option(parser)
     args = parser.parse_args(argv)
     devices = [n for n in args.compile if n]
     if max(devices, default=1) > 1:
@@ -142,10 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, variants = [], [names[name] for name in args.method]
     for network in args.network:
         found = run(network, variants, devices, args.slow)
-        print(tables.show(found), flush=True)
+        print(f"{tables.of_bytes(found)}\n\n{tables.of_operations(found)}\n", flush=True)
         rows += found
         path = files.write_json(args.out / "scaling.json", rows)
     print(path)
+    for what, make in {"bytes": tables.of_bytes, "operations": tables.of_operations}.items():
+        name = args.record and f"{args.record}_{what}"
+        record.keep(name, make(rows), "experiments.scaling", argv)
     return 0
 
 

@@ -1,56 +1,85 @@
-"""Markdown tables of `experiments.scaling`."""
+"""The tables of `experiments.scaling`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from experiments.report import record
 from experiments.scaling import shapes
 
 SHOWN = (1, 8, 64, 256)  # devices
+KINDS = {"trace": "traced", "dearest": "dearest", "lowered": "XLA, lowered"}
 
 
-def show(rows: Sequence[dict]) -> str:
-    """Two tables for one network: of bytes and of operations.
+def of_bytes(rows: Sequence[dict]) -> record.Table:
+    """Bytes of weights and of states on each device.
 
     Args:
-        rows: the rows of `experiments.scaling`'s `run`.
+        rows: the rows of `experiments.scaling`'s `run`, of one network after the other.
     """
-    name, weights, examples = (rows[0][key] for key in ("network", "weights", "examples"))
-    kind = f"texts of {shapes.TOKENS} tokens" if name in ("1B", "8B") else "images"
-    title = f"**{name}**, {weights / 1e6:,.1f} million weights, updates of {examples} {kind}"
-    return "\n".join([title, "", *_bytes(rows), "", *_operations(rows), ""])
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    cells = []
+    for network, own in _by_network(rows).items():
+        weights = own[methods[0]]["weight_bytes"]
+        for devices in SHOWN:
+            states = [_number(own[method]["state_bytes"][devices]) for method in methods]
+            cells.append([network, str(devices), _number(weights[devices]), *states])
+    columns = ["", "devices", "weights", *methods]
+    return _table("Bytes on each device", columns, cells, rows)
 
 
-def _bytes(rows: Sequence[dict]) -> list[str]:
-    lines = _header(["bytes on each of", *map(str, SHOWN), "numbers a weight"])
-    weights = rows[0]["weight_bytes"]
-    for name, found in [("weights", weights)] + [(r["method"], r["state_bytes"]) for r in rows]:
-        each = f"{found[1] / weights[1]:.2f}"
-        lines.append(_line([name, *(_number(found[n]) for n in SHOWN), each]))
-    return lines
+def of_operations(rows: Sequence[dict]) -> record.Table:
+    """Operations of a gradient and of an estimate's functions.
+
+    Args:
+        rows: see `of_bytes`.
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    cells = []
+    for network, own in _by_network(rows).items():
+        for function in next(iter(own.values()))["flops"]:
+            for words, gradient, *counts in _counts(function, list(own.values())):
+                # beside an update stands the gradient of a loss, which every training step takes
+                beside = gradient if function == "update" else None
+                cells.append([network, function, words, *map(_number, [beside, *counts])])
+    columns = ["", "of", "counted", "a gradient", *methods]
+    return _table("Operations", columns, cells, rows)
 
 
-def _operations(rows: Sequence[dict]) -> list[str]:
-    devices = sorted({n for row in rows for n in row["compiled_flops"]})
-    header = ["operations", "of", "traced", "dearest", "XLA, lowered"]
-    lines = _header([*header, *(f"compiled, each of {n}" for n in devices)])
-    gradient = {"traced": rows[0]["gradient_flops"], "compiled": rows[0]["gradient_compiled_flops"]}
-    methods = [("", gradient)]
-    methods += [
-        (r["method"], {"traced": r["flops"], "compiled": r["compiled_flops"]}) for r in rows
-    ]
-    for method, found in methods:
-        for function, counted in found["traced"].items():
-            on = [found["compiled"].get(n, {}).get(function) for n in devices]
-            cells = [counted[kind] for kind in ("trace", "dearest", "lowered")]
-            lines.append(_line([method, function, *map(_number, [*cells, *on])]))
-    return lines
+def _counts(function: str, rows: Sequence[dict]) -> Iterator[list]:
+    """For every way of counting its words, the operations of a gradient and of all methods."""
+    first = rows[0]
+    for kind, words in KINDS.items():
+        counts = [row["flops"][function][kind] for row in rows]
+        yield [words, first["gradient_flops"]["gradient"][kind], *counts]
+    for devices, gradient in first["gradient_compiled_flops"].items():
+        counts = [row["compiled_flops"].get(devices, {}).get(function) for row in rows]
+        yield [f"compiled, each of {devices}", gradient["gradient"], *counts]
 
 
-def _header(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), _line(["---"] * len(cells))]
+def _by_network(rows: Sequence[dict]) -> dict[str, dict[str, dict]]:
+    """The rows by the titles of their networks and by method."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        title = f"{row['network']}, {row['weights'] / 1e6:,.1f} M weights"
+        found.setdefault(title, {})[row["method"]] = row
+    return found
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(title: str, columns: list[str], cells: list, rows: Sequence[dict]) -> record.Table:
+    updates = {
+        f"{row['network']}: {row['examples']} "
+        + (f"texts of {shapes.TOKENS} tokens" if row["network"] in ("1B", "8B") else "images")
+        for row in rows
+    }
+    return record.Table(
+        title=title,
+        columns=columns,
+        rows=cells,
+        decimals=[0] * len(columns),
+        seed="none",
+        data="shapes alone",
+        examples="of an update, " + ", ".join(sorted(updates)),
+        note="Counted, not measured.",
+    )
 
 
 def _number(value: float | None) -> str:

@@ -14,6 +14,7 @@ from experiments.imagenet import __main__ as imagenet
 from experiments.imagenet import evaluation as imagenet_run
 from experiments.imagenet import methods as imagenet_methods
 from experiments.imagenet import one_method as imagenet_prune
+from experiments.imagenet import tables as imagenet_tables
 from fishleg_jax.pruning import update
 from tests.experiments import small_imagenet as small
 
@@ -103,7 +104,36 @@ def test_what_was_there_is_kept_and_used(finished, monkeypatch, capsys):
     assert run(out, *arguments) == 0
     assert (out / "results.json").read_bytes() == after
     printed = capsys.readouterr().out
-    assert "top-1 of 20 photos" in printed and "batch norm recomputed on 16" in printed
+    assert "top-1 in %, batch norm as stored and recomputed" in printed
+    assert all(words in printed for words in ("recomputed, 50 %", "fit, GB predicted"))
+
+
+def test_tables_are_kept_by_what_is_in_them(finished):
+    """Top-1 and top-5 beside the dense network's, costs, and a lead for every peer there is."""
+    out, _, _ = finished
+    rows = rows_of(out)
+    dense, pruned = rows[0], [row for row in rows if row["method"] != "dense"]
+    made = imagenet_tables.made(pruned, 0.5)
+    assert made["top1"].columns[0] == "" and "50 %" in made["top1"].columns
+    for top in (1, 5):
+        column = made[f"top{top}"].columns.index("50 %")
+        shown = {row[0]: row[column] for row in made[f"top{top}"].rows}
+        assert shown["dense"] == dense[f"top{top}"]
+        for row in pruned:
+            if row["sparsity_target"] == 0.5:
+                name = f"{row['method']}, {row['compensation']}"
+                assert shown[name] == row[f"top{top}"]
+    assert "lead" not in made  # of FishLeg, which is not there
+    ours = [row | {"method": row["method"].replace("mfac", "fishleg")} for row in pruned]
+    made["lead"] = imagenet_tables.made(ours, 0.5)["lead"]
+    ((name, *leads),) = made["lead"].rows
+    assert name == "over magnitude"
+    at = [row for row in ours if (row["sparsity_target"], row["compensation"]) == (0.5, "group")]
+    mean = {row["method"]: row["top1"] for row in at}
+    found = leads[made["lead"].columns[1:].index("as stored, group, top-1")]
+    assert found.startswith(f"{mean['fishleg'] - mean['magnitude']:+.1f} (")
+    for table in made.values():
+        assert all(len(row) == len(table.columns) for row in table.rows) and str(table)
 
 
 def test_no_damping_was_better_than_the_one_chosen_by_what_counts(finished):

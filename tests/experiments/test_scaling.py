@@ -200,11 +200,36 @@ def test_a_table_leaves_out_what_was_not_compiled():
         "flops": {"update": counts, "multiply": counts},
         "compiled_flops": {8: {"multiply": 7e6}},
     }
-    text = scaling_tables.show([row])
-    assert "| kfac | 80 | 80 | 80 | 80 | 2.00 |" in text
-    assert "|  | gradient | 2 G | 3 G | 1 k | 5 M |" in text
-    assert "| kfac | update | 2 G | 3 G | 1 k |  |" in text
-    assert "| kfac | multiply | 2 G | 3 G | 1 k | 7 M |" in text
+    table = scaling_tables.of_bytes([row])
+    assert table.columns == ["", "devices", "weights", "kfac"]
+    name = "8B, 0.0 M weights"
+    assert table.rows[0] == [name, "1", "40", "80"] and len(table.rows) == 4
+    table = scaling_tables.of_operations([row])
+    assert table.columns == ["", "of", "counted", "a gradient", "kfac"]
+    update, multiply = table.rows[:4], table.rows[4:]
+    assert [x[3:] for x in update] == [["2 G", "2 G"], ["3 G", "3 G"], ["1 k", "1 k"], ["5 M", ""]]
+    assert [x[3:] for x in multiply] == [["", "2 G"], ["", "3 G"], ["", "1 k"], ["", "7 M"]]
+    assert all(x[0] == name for x in table.rows) and update[3][2] == "compiled, each of 8"
+
+
+def test_networks_stay_apart_in_tables():
+    rows = [
+        {
+            "network": network,
+            "weights": 10**6 * (1 + i),
+            "examples": 2,
+            "method": method,
+            "weight_bytes": dict.fromkeys(scaling.DEVICES, 40),
+            "state_bytes": dict.fromkeys(scaling.DEVICES, 100 * i + len(method)),
+        }
+        for i, network in enumerate(("ViT-B/16", "1B"))
+        for method in ("kfac", "diagonal")
+    ]
+    table = scaling_tables.of_bytes(rows)
+    assert table.columns[3:] == ["kfac", "diagonal"]
+    assert table.rows[0][3:] == ["4", "8"] and table.rows[4][3:] == ["104", "108"]
+    assert table.rows[4][0] == "1B, 2.0 M weights"
+    assert "1B: 2 texts of 512 tokens" in table.examples and "ViT-B/16: 2 images" in table.examples
 
 
 @pytest.mark.parametrize("name, millions", [("ResNet-50", 25.6), ("8B", 8030.3)])
@@ -223,7 +248,9 @@ def test_the_command_allocates_nothing(tmp_path, capsys):
     with memory.watch() as peak:
         assert scaling.main(command) == 0
         assert (peak() or 0) < 3e8  # the smallest matrix of this network has 16 MB, all 32 GB
-    assert "| diagonal | 32.1 G |" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    (one,) = [line.split() for line in printed if line.startswith("8B") and line.split()[4] == "1"]
+    assert one[5:9] == ["32.1", "G", "32.1", "G"]
     rows = json.loads((tmp_path / "scaling.json").read_text())
     assert [row["state_bytes"]["1"] for row in rows] == [4 * rows[0]["weights"] + 12, 0]
 
