@@ -6,7 +6,7 @@ from experiments.report import record
 from experiments.scaling import shapes
 
 SHOWN = (1, 8, 64, 256)  # devices
-KINDS = {"trace": "traced", "dearest": "dearest", "lowered": "XLA, lowered"}
+KINDS = {"trace": "traced", "dearest": "traced, dearest branches", "lowered": "XLA, lowered"}
 
 
 def of_bytes(rows: Sequence[dict]) -> record.Table:
@@ -47,9 +47,13 @@ def of_operations(rows: Sequence[dict]) -> record.Table:
 def _counts(function: str, rows: Sequence[dict]) -> Iterator[list]:
     """For every way of counting its words, the operations of a gradient and of all methods."""
     first = rows[0]
+    before = None
     for kind, words in KINDS.items():
-        counts = [row["flops"][function][kind] for row in rows]
-        yield [words, first["gradient_flops"]["gradient"][kind], *counts]
+        counts = [first["gradient_flops"]["gradient"][kind]]
+        counts += [row["flops"][function][kind] for row in rows]
+        if kind != "dearest" or counts != before:  # where there is a conditional
+            yield [words, *counts]
+        before = counts
     for devices, gradient in first["gradient_compiled_flops"].items():
         counts = [row["compiled_flops"].get(devices, {}).get(function) for row in rows]
         yield [f"compiled, each of {devices}", gradient["gradient"], *counts]
