@@ -1,13 +1,19 @@
 """Counts the files and functions of the library that one `prune_one_shot` enters.
 
-    python -m experiments.benchmarks.trip
+    python -m experiments.benchmarks.trip [--rooms]
 
 Two arrays are pruned by half with each estimate, with `sys.setprofile` noting every function of
 `fishleg_jax` that Python enters, tracing included.  `<lambda>` and comprehensions do not count as
-functions of their own.
+functions of their own, and bodies of modules and classes, which run once when a module is imported,
+do not count at all.  Compilations of the method before are forgotten.  `--rooms` also says how many
+functions refuse bad input, and how many there are in each room.
 """
 
 import argparse
+import collections
+import importlib
+import pkgutil
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,8 +53,17 @@ def entered(run: Callable[[], object]) -> set[tuple[str, str]]:
     return found
 
 
-def trip(name: str) -> tuple[int, int]:
-    """Numbers of files and of functions that a pruning by one method enters."""
+def room(file: str, name: str) -> str:
+    """The room of a function of the library; `refusals` for those that raise for bad input."""
+    inside = Path(file).relative_to(ROOT)
+    refuses = re.match("_?(check|require|warn|is|have)_", name.split(".")[-1])
+    if refuses or "check" in inside.stem or inside.parts[0] == "_checks":
+        return "refusals"
+    return "/".join(inside.parts[:-1]) or "the root"
+
+
+def trip(name: str) -> set[tuple[str, str]]:
+    """Files and functions that a pruning by one method enters."""
     model = flj.Model(lambda p, x: jnp.tanh(x @ p["one"]) @ p["two"], flj.likelihoods.categorical())
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
@@ -58,9 +73,11 @@ def trip(name: str) -> tuple[int, int]:
     inputs = jax.random.normal(keys[2], (32, 5))
     batch = inputs, jax.random.randint(keys[3], (32,), 0, 3)
     estimator = METHODS[name](model)
-    prune = flj.prune_one_shot  # imports its module, which is not part of the trip
-    found = entered(lambda: prune(model, params, estimator, [batch], sparsity=0.5))
-    return len({file for file, _ in found}), len(found)
+    prune = flj.prune_one_shot
+    for module in pkgutil.walk_packages(flj.__path__, f"{flj.__name__}."):
+        importlib.import_module(module.name)
+    jax.clear_caches()
+    return entered(lambda: prune(model, params, estimator, [batch], sparsity=0.5))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,9 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.trip", description=__doc__.split("\n")[0]
     )
-    parser.parse_args(argv)
-    rows = [[name, *map(str, trip(name))] for name in METHODS]
+    parser.add_argument("--rooms", action="store_true", help="count room by room, too")
+    args = parser.parse_args(argv)
+    found = {name: trip(name) for name in METHODS}
+    rows = [[k, str(len({file for file, _ in x})), str(len(x))] for k, x in found.items()]
     print(tables.table(["method", "files", "functions"], rows))
+    if args.rooms:
+        counts = {k: collections.Counter(room(*one) for one in x) for k, x in found.items()}
+        rooms = sorted(set().union(*counts.values()))
+        rows = [[name, *(str(counts[k][name]) for k in METHODS)] for name in rooms]
+        print("", tables.table(["functions in", *METHODS], rows), sep="\n")
     return 0
 
 
