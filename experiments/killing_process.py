@@ -1,7 +1,7 @@
 """Kills one of several processes of `experiments.gradual`, and lets the run go on.
 
     python -m experiments.killing_process
-    python -m experiments.killing_process --processes 4 --victim 0
+    python -m experiments.killing_process --processes 2,4 --victim 0
 
 Processes on this machine share a run.  One run is left alone; of another a process is sent
 SIGKILL once there is a checkpoint.  The others have to end with an error within a minute, and the
@@ -18,10 +18,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.killing import finished, identical
+from experiments.report import record
 from experiments.running import arguments
 
 RUN = (
@@ -43,6 +45,13 @@ RUN = (
     "0.5",
 )
 TELLING = ("another process has died", "distributed service", "heartbeat", "Gloo")
+COLUMNS = {
+    "processes": "{processes}",
+    "masks that differ from one process": "{masks}",
+    "weights differ by at most": "{weights:.1e}",
+    "killed: all others ended after, s": "{ended:.1f}",
+    "started again": "{again}",
+}
 MOST = 60  # seconds until all others have to have ended
 
 
@@ -157,6 +166,36 @@ def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[
     return weights, sum(int(np.unpackbits(one[name] ^ other[name]).sum()) for name in masks)
 
 
+def run(processes: int, victim: int, options: Sequence[str], out: Path) -> dict[str, Any]:
+    """Compares one process, several, and several of which one is killed.
+
+    Args:
+        processes: number of processes.
+        victim: the one that is killed.
+        options: arguments of `experiments.gradual`, and for several processes.
+        out: folder for the runs.
+
+    Returns:
+        The numbers of `COLUMNS`, and `same`: whether the killed run ended with the same weights.
+    """
+    alone, shared = [*options[0], "--out"], [*options[0], *options[1], "--out"]
+    complete("gradual", [*alone, str(out / "single")], 1)
+    complete("gradual", [*shared, str(out / "unbroken")], processes)
+    expected = finished(out / "unbroken")
+    weights, masks = furthest(finished(out / "single"), expected)
+    ends = kill_one(out / "killed", [*shared, str(out / "killed")], processes, victim)
+    complete("gradual", [*shared, str(out / "killed")], processes)
+    same = identical(finished(out / "killed"), expected)
+    return {
+        "processes": processes,
+        "masks": masks,
+        "weights": weights,
+        "ended": max(ends),
+        "same": same,
+        "again": "the same, bit for bit" if same else "OTHER weights or masks",
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment.
 
@@ -170,39 +209,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         "experiments.killing_process", "Kill one of several processes, and let the run go on."
     )
     option = partial(arguments.option, parser)
-    option("--processes", arguments.at_least(2), 2)
+    option("--processes", arguments.at_least(2), [2], several=True)
     option("--victim", arguments.at_least(0), 1, "the process to kill")
     option("--steps", arguments.at_least(100), 400)
     option("--heartbeat", arguments.at_least(1), 20, "seconds")
     option("--out", Path, Path("results/killing_process"))
+    record.add_option(parser)
     args = parser.parse_args(argv)
-    if args.victim >= args.processes:
+    if args.victim >= min(args.processes):
         parser.error(f"--victim must be less than --processes, got {args.victim}")
     shutil.rmtree(args.out, ignore_errors=True)
-
-    def options(name: str) -> list[str]:
-        return [*RUN, "--steps", str(args.steps), "--out", str(args.out / name)]
-
-    shared = ["--heartbeat", str(args.heartbeat)]
-    complete("gradual", options("single"), 1)
-    seconds = complete("gradual", [*options("unbroken"), *shared], args.processes)
-    expected = finished(args.out / "unbroken")
-    weights, masks = furthest(finished(args.out / "single"), expected)
-    print(
-        f"{args.processes} processes against one: weights differ by at most {weights:.1e}, "
-        f"{masks} masks differ; {seconds:.1f} s",
-        flush=True,
+    options = [*RUN, "--steps", str(args.steps)], ["--heartbeat", str(args.heartbeat)]
+    rows = [run(n, args.victim, options, args.out / str(n)) for n in args.processes]
+    made = record.of_rows(
+        "Several processes against one, and one of them killed",
+        rows,
+        COLUMNS,
+        seed="0",
+        data="digits; the fully connected net, gradually pruned to 90 % by FishLeg, float32",
+        examples=f"{args.steps} steps",
+        note=f"Process {args.victim} was killed once there was a checkpoint; seconds until the "
+        "last of the others ended with an error.",
     )
-    ends = kill_one(args.out / "killed", [*options("killed"), *shared], args.processes, args.victim)
-    print(
-        f"process {args.victim} of {args.processes} was killed; the last of the others ended "
-        f"{max(ends):.1f} s later",
-        flush=True,
-    )
-    complete("gradual", [*options("killed"), *shared], args.processes)
-    same = identical(finished(args.out / "killed"), expected)
-    print(f"started again, it ended {'with the same' if same else 'with OTHER'} weights and masks")
-    return 0 if same else 1
+    print(made)
+    record.keep(args.record, made, "experiments.killing_process", argv)
+    return 0 if all(row["same"] for row in rows) else 1
 
 
 if __name__ == "__main__":
