@@ -65,11 +65,15 @@ def safetensors(subject: Subject, stem: Path, batch: int) -> Deployed:
     return Deployed(_xla(subject.pruned, flj.export.load_params(file).params), file)
 
 
+def _packed(function: Callable, params: Any, stem: Path) -> Deployed:
+    file = stem.with_suffix(".packed")
+    flj.export.save_params(file, params, packed=True)
+    return Deployed(_xla(function, flj.export.load_params(file).params), file)
+
+
 def packed(subject: Subject, stem: Path, batch: int) -> Deployed:
     """Zeros in the weights, as bitmasks and values."""
-    file = stem.with_suffix(".packed")
-    flj.export.save_params(file, subject.params, packed=True)
-    return Deployed(_xla(subject.pruned, flj.export.load_params(file).params), file)
+    return _packed(subject.pruned, subject.params, stem)
 
 
 def _onnx(function: Callable, params: Any, subject: Subject, stem: Path) -> Deployed:
@@ -108,12 +112,16 @@ def bcsr(subject: Subject, stem: Path, batch: int) -> Deployed:
     return Deployed(lambda inputs: np.asarray(apply(inputs)), None, note)
 
 
-def jax_export(subject: Subject, stem: Path, batch: int) -> Deployed:
-    """StableHLO with the weights inside."""
+def _jax_export(function: Callable, params: Any, subject: Subject, stem: Path) -> Deployed:
     file = stem.with_suffix(".stablehlo")
-    flj.export.save_function(file, subject.pruned, subject.params, subject.test[0][:1])
+    flj.export.save_function(file, function, params, subject.test[0][:1])
     run = flj.export.load_function(file)
     return Deployed(lambda inputs: np.asarray(run(inputs)), file)
+
+
+def jax_export(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """StableHLO with the weights inside."""
+    return _jax_export(subject.pruned, subject.params, subject, stem)
 
 
 def compact_xla(subject: Subject, stem: Path, batch: int) -> Deployed:
@@ -122,6 +130,16 @@ def compact_xla(subject: Subject, stem: Path, batch: int) -> Deployed:
     flj.export.save_params(file, subject.small_params)
     note = f"{subject.share:.2f} of the operations"
     return Deployed(_xla(subject.small, subject.small_params), file, note)
+
+
+def compact_packed(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """The same in a packed file, which has no zeros to leave out, but compresses."""
+    return _packed(subject.small, subject.small_params, stem)
+
+
+def compact_jax_export(subject: Subject, stem: Path, batch: int) -> Deployed:
+    """The same in StableHLO."""
+    return _jax_export(subject.small, subject.small_params, subject, stem)
 
 
 def compact_onnx(subject: Subject, stem: Path, batch: int) -> Deployed:
@@ -140,5 +158,7 @@ PATHS: dict[str, Make] = {
     "dense, onnxruntime": onnx_dense,
     "zeros, onnxruntime": onnx_pruned,
     "fewer units, XLA": compact_xla,
+    "fewer units, packed, XLA": compact_packed,
+    "fewer units, jax.export": compact_jax_export,
     "fewer units, onnxruntime": compact_onnx,
 }
