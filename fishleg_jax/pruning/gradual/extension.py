@@ -1,5 +1,6 @@
 """Extension of the masks at a mask update: score, mask, compensate, for one or several scores."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.inverse.base import movable_damping, with_damping
 from fishleg_jax.pruning import update
-from fishleg_jax.pruning.compensation._adjustable import compensated
 from fishleg_jax.pruning.compensation._independent import to_zero
 from fishleg_jax.pruning.gradual import choice
 from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs, adjustable_in
@@ -19,7 +19,7 @@ from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.masks.groups import Groups, zeros_in
 from fishleg_jax.pruning.masks.lowest import keep_highest
 from fishleg_jax.pruning.scores import Saliency, scores_by
-from fishleg_jax.pruning.update import Surgeon
+from fishleg_jax.pruning.update import MaskUpdate, Surgeon
 
 FALLBACK = "obs"  # scores of `auto` where there are no labels to measure a loss with
 
@@ -97,9 +97,9 @@ def chosen_by_loss(site: MaskSite) -> choice.Choice:
     if cheap is full:
         return best
     # Replace the cheap compensation of the winner by the one that was asked for.
-    delta, sound = _compensated(site, best.masks, estimates(best.index // 2)[1])
-    use = sound & (best.index % 2 == 1)
-    return best._replace(delta=_tree.keep_where(use, delta, best.delta))
+    new = _updated(site, None, estimates(best.index // 2)[1], lambda *_: best.masks)
+    use = _sound(new) & (best.index % 2 == 1)
+    return best._replace(delta=_tree.keep_where(use, new.delta, best.delta))
 
 
 def _scored(
@@ -146,23 +146,28 @@ def _numbers_of_magnitude(site: MaskSite) -> MaskSite:
 def _masked(
     site: MaskSite, scores: list[jax.Array], free: list[jax.Array], estimate: Any
 ) -> tuple[Any, Any, jax.Array]:
-    masks = keep_highest(site.groups, scores, free, site.counts)
-    masks = jax.tree.structure(site.old).unflatten(masks)
-    delta, sound = _compensated(site, masks, estimate)
-    return masks, delta, sound & _finite(site, scores)
+    def choose(scores, _):
+        # with regrowth, weights that were pruned compete as well
+        kept = keep_highest(site.groups, scores, free, site.counts)
+        return jax.tree.structure(site.old).unflatten(kept)
+
+    new = _updated(site, scores, estimate, choose)
+    return new.masks, new.delta, _sound(new) & _finite(site, scores)
 
 
-def _compensated(site: MaskSite, masks: Any, estimate: Any) -> tuple[Any, jax.Array]:
-    surgeon = _surgeon(site)
-    delta, info = compensated(
-        surgeon.compensation,
-        surgeon.adjustable,
-        *(site.target, site.old, masks, site.inputs.curvature, surgeon.estimator, estimate),
+def _updated(
+    site: MaskSite, scores: Any, estimate: Any, choose: Callable[[Any, Any], Any]
+) -> MaskUpdate:
+    return update.update(
+        _surgeon(site), estimate, site.target, site.old, scores, choose, site.inputs.curvature
     )
-    sound = _tree.all_finite(apply_mask(delta, masks))
-    if "losses" in info:  # refused if the check found no acceptable step
-        sound &= jnp.any(jnp.isfinite(jnp.asarray(info["losses"])))
-    return delta, sound
+
+
+def _sound(new: MaskUpdate) -> jax.Array:
+    sound = _tree.all_finite(apply_mask(new.delta, new.masks))
+    if "losses" in new.info:  # refused if the check found no acceptable step
+        sound &= jnp.any(jnp.isfinite(jnp.asarray(new.info["losses"])))
+    return sound
 
 
 def _finite(site: MaskSite, scores: list[jax.Array]) -> jax.Array:
