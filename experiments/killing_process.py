@@ -75,7 +75,7 @@ def memberships(processes: int) -> list[list[str]]:
 
 
 def start(module: str, options: Sequence[str], processes: int) -> list[subprocess.Popen]:
-    """Starts an experiment in so many processes of one device each.
+    """Starts an experiment in several processes of one device each.
 
     Args:
         module: of `experiments`.
@@ -167,7 +167,7 @@ def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[
 
 
 def run(processes: int, victim: int, options: Sequence[str], out: Path) -> dict[str, Any]:
-    """Compares one process, several, and several of which one is killed.
+    """Runs one process, then several, then several again with one of them killed.
 
     Args:
         processes: number of processes.

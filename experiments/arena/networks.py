@@ -225,7 +225,7 @@ class Contestant(NamedTuple):
         spec: the model; what it may prune is left to the library.
         params: its parameters.
         constants: its constants; may be empty.
-        split: the data set, with at most the first so many test examples as were asked for.
+        split: the data set, with the first test examples, at most as many as were asked for.
     """
 
     spec: Spec

@@ -3,9 +3,8 @@
     python -m experiments.benchmarks.fit_scaling
     python -m experiments.benchmarks.fit_scaling --weights 1e6,1e7 --cap 128
 
-Networks are square: so many layers of n×n without biases, random weights, random inputs.  `width`
-has 4 layers and a growing n, `depth` layers of 512×512 (128×128 below a million weights) and a
-growing number of them; a layer takes seconds to compile, so that 10⁸ weights want
+Networks have square layers n×n without biases, random weights, random inputs.  `width` has 4 layers
+and a growing n, `depth` a growing number of layers of 512×512 (128×128 below a million weights); a layer takes seconds to compile, so that 10⁸ weights want
 `--depth-units 1024`.  Measured are the update while FishLeg starts, the one that makes its frames,
 and the learning update, of which a fit mostly consists: after they are compiled, medians of
 `--repeats`.  Beside its seconds stand those of the processor, which others on it do not stretch.
@@ -75,7 +74,7 @@ QUANTITIES = ("learning_s", "learning_cpu_s", "starting_s", "peak_bytes", "predi
 
 
 def sizes(family: str, weights: float, depth_units: int = DEPTH_UNITS) -> tuple[int, int]:
-    """The number of layers, and of units in each, of a network of about so many weights."""
+    """Number of layers, and of units in each, of a network of about `weights` weights."""
     if family == "width":
         return LAYERS, WIDTHS * round(math.sqrt(weights / LAYERS) / WIDTHS)
     units = depth_units if weights >= LARGE else 128

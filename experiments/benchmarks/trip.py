@@ -5,8 +5,8 @@
 Two arrays are pruned by half with each estimate, with `sys.setprofile` noting every function of
 `fishleg_jax` that Python enters, tracing included.  `<lambda>` and comprehensions do not count as
 functions of their own, and bodies of modules and classes, which run once when a module is imported,
-do not count at all.  Compilations of the method before are forgotten.  `--rooms` also says how many
-functions refuse bad input, and how many there are in each room.
+do not count at all.  Compilations of the method before are forgotten.  `--rooms` also counts the
+functions that refuse bad input, and those in each room.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--gradients",
         type=arguments.at_least(1),
         metavar="M",
-        help="how many gradients woodfisher and mfac make of the images, all means over as many; "
+        help="gradients that woodfisher and mfac make of the images, each a mean over as many; "
         "what does not divide no method sees; default: 1000, or one for each image",
     )
     add(
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--target",
         type=arguments.comma_list(arguments.target),
         metavar="A:X,B:Y",
-        help="instead of --sparsity: at most so many weights, bytes or flops (of what may be "
+        help="instead of --sparsity: the most weights, bytes or flops (of what may be "
         "pruned) are kept, or as many pruned as raise the loss by at most X nats, or cost at most "
         "X points of accuracy, both measured on the --held-out images or else the curvature's",
     )
@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--border",
         type=arguments.at_least(2),
         default=256,
-        help="how many weights nearest to the threshold --selection may swap; default: 256",
+        help="weights nearest to the threshold that --selection may swap; default: 256",
     )
     add(
         "--fisher",

@@ -44,7 +44,7 @@ DENSE = "dense"
 METHODS = (*CHOICES, "auto", DENSE)
 CHUNK = 64  # examples whose gradients are in memory at a time
 HELD_OUT = 10_000  # training examples that decide between scores, at most a quarter of them
-TRIAL = 2  # the part of the training images by which scores are chosen: one in so many
+TRIAL = 2  # scores are chosen by one training image in TRIAL
 TIMED = 128  # examples in a timed batch
 
 

@@ -49,7 +49,7 @@ def prune(
         sparsity: fraction of the prunable weights.
         examples: number of training examples, the same ones for every method.
         batch: examples in a batch.
-        stages: at most so many.
+        stages: at most.
         seed: for their choice, and for the method's random numbers.
 
     Returns:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import fishleg_jax as flj
 
-GRADIENTS = 1000  # that woodfisher and mfac make of the images, where there are so many
+GRADIENTS = 1000  # that woodfisher and mfac make of the images, or one of each if there are fewer
 AT_ONCE = 100  # gradients that are in memory at a time
 CHUNK = "examples_per_chunk"  # bounds the memory of every estimate that looks at data
 

@@ -129,7 +129,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=whole,
         default=GRADIENTS,
         metavar="M",
-        help="at most so many, means over equally many examples, are what woodfisher makes anew "
+        help="most gradients, means over equally many examples, that woodfisher makes anew "
         f"before a mask update, and mfac remembers; default: {GRADIENTS}",
     )
     add(

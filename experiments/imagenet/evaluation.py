@@ -72,11 +72,11 @@ class Scores(NamedTuple):
     loss: float
 
     def right(self, top: int) -> np.ndarray:
-        """For every photo whether its class is among so many."""
+        """Whether each photo's class is among the `top` most likely ones."""
         return self.ranks < top
 
     def percent(self, top: int) -> float:
-        """The share of photos whose class is among so many, in percent."""
+        """Share of photos whose class is among the `top` most likely ones, in percent."""
         return 100 * float(self.right(top).mean())
 
 

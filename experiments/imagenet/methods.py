@@ -24,8 +24,8 @@ class Fit(NamedTuple):
         estimator: the estimate of the inverse Fisher.
         batch: number of photos in an update.
         settings: the estimate's settings without its damping, for results.
-        averaged: number of photos in the mean that a gradient is of.  The Fisher of such gradients
-            is so many times smaller, and so must the damping be.
+        averaged: number of photos that a gradient is the mean of.  The Fisher of such gradients is
+            smaller by this factor, and so must the damping be.
     """
 
     estimator: flj.InverseFisher

@@ -40,7 +40,7 @@ class Photos:
         self._decode, self._rows = decode, list(rows)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of photos."""
         return len(self._rows)
 
     def part(self, rows: Sequence[int]) -> "Photos":
@@ -113,7 +113,7 @@ def crop(image, size: int) -> np.ndarray:
 
 
 def scaled(image, shorter: int):
-    """An image of PIL whose shorter side has so many pixels."""
+    """PIL image scaled to a given length of its shorter side, in pixels."""
     factor = shorter / min(image.size)
     return image.resize([max(round(side * factor), shorter) for side in image.size])
 
@@ -146,7 +146,7 @@ def read_tar(path: Path, number: int | None, size: int) -> Photos:
                 file.seek(member.offset_data)
                 return crop(Image.open(io.BytesIO(file.read(member.size))), size), labels[row]
         except OSError as error:
-            raise ValueError(f"{path} has {member.name}, which is no photo: {error}") from error
+            raise ValueError(f"{path} has {member.name}, which is not a photo: {error}") from error
 
     return Photos(decode, _spread(len(members), number, path))
 

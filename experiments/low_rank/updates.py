@@ -240,7 +240,7 @@ def _picture(path: Path, spec: Spec, rows: Sequence[dict]) -> Path:
             name = f"{settings['refresh']}" + ("" if settings["residual"] else ", no rest")
         place = round(100 * row["state_bytes"] / adam[row["seed"]]["state_bytes"], 1)
         lines.setdefault(name, {}).setdefault(place, []).append(row["train_loss"])
-    across = "state, % of Adam's bytes\n(refreshed after so many steps)"
+    across = "state, % of Adam's bytes\n(labels: steps between refreshes)"
     return curves.curves(path, {spec.name: lines}, across=across, up="training loss, nats")
 
 

@@ -71,7 +71,7 @@ def curvature_batches(
         Batches as the library wants them.
 
     Raises:
-        ValueError: there are not so many examples.
+        ValueError: there are too few examples.
     """
     rows = _choose(len(train[0]), beside or examples, seed)
     if beside:
@@ -102,14 +102,14 @@ def stage_batches(
         examples: number of examples in each stage.
         batch_size: examples in a batch; the last one of a stage may be smaller.
         seed: which ones are chosen, and their order.
-        held_out: how many no stage may see: those of `curvature_batches(beside=)` for all that the
-            stages may see, `min(stages · examples, what is left)`.
+        held_out: number of examples that no stage may see: those of
+            `curvature_batches(beside=)` for all that the stages may see, `min(stages · examples, what is left)`.
 
     Returns:
         Batches as the library wants them, equally many for each stage, one stage's after the other.
 
     Raises:
-        ValueError: there are not so many examples.
+        ValueError: there are too few examples.
     """
     total, available = stages * examples, len(train[0]) - held_out
     rows = _choose(len(train[0]), min(total, available), seed)

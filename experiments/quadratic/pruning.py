@@ -15,7 +15,7 @@ from experiments.models.cases import curvature_batches
 from experiments.models.specs import Spec
 from experiments.running import results
 
-CALIBRATION = 1000  # at most so many images; evaluating them is what most of the time would go to
+CALIBRATION = 1000  # most images: evaluating more would take most of the time
 
 
 class Case(NamedTuple):

@@ -40,7 +40,7 @@ SOLVERS = ("rounding", "moves", "annealed moves", "annealing", "one hard penalty
 
 
 class Block(NamedTuple):
-    """Weights into one output, their Fisher, and how many of them stay."""
+    """Weights into one output, their Fisher, and the number of those that stay."""
 
     weights: np.ndarray
     fisher: np.ndarray

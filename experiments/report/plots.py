@@ -26,7 +26,7 @@ def _save(figure, path: Path) -> Path:
 
 
 def _panels(count: int, below: float = 0.0) -> tuple:
-    # a figure of so many panels, three in a row, with inches to spare below them
+    # a figure of several panels, three in a row, with inches to spare below them
     columns = min(3, count)
     rows = -(-count // columns)
     size = (3.2 * columns, 2.6 * rows + below)

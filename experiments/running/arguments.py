@@ -231,14 +231,14 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         "--remat",
         type=at_least(1),
         metavar="SEGMENTS",
-        help="derivatives keep what lies between so many parts of the network, and make the "
+        help="derivatives keep what lies between SEGMENTS parts of the network, and make the "
         "activations inside anew (for a GPU or TPU; XLA for the CPU keeps them after all)",
     )
     add(
         "--examples-per-chunk",
         type=at_least(1),
         metavar="N",
-        help="so many examples of a batch are worked on at once; default: all of them",
+        help="N examples of a batch are worked on at once; default: all of them",
     )
 
 

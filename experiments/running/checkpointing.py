@@ -17,7 +17,7 @@ KEPT = 2  # the newest, and one more
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, for jobs that nobody announces the end of.
+    """Orbax's manager, for jobs that may end without notice.
 
     Orbax up to 0.11.36, which jax2onnx asks for, inquires after that with every checkpoint of
     several processes, and jax 0.10 raises an error unless its service for it was started.

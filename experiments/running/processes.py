@@ -196,7 +196,7 @@ def share(examples: int) -> slice:
 
 
 def check_dealt(examples: int, name: str) -> None:
-    """Raises a ValueError where so many examples can't be dealt out equally to all devices.
+    """Raises a ValueError if examples can't be dealt out equally to all devices.
 
     Args:
         examples: number of examples.

@@ -8,8 +8,8 @@ to 256 devices by `jax.eval_shape` of the estimator's `init` and by where the li
 see `experiments.scaling.placement`; operations by tracing `update`, `multiply` and `diagonal` and
 counting, and by XLA's cost analysis, see `experiments.scaling.operations`.
 
-`--compile` says for how many devices XLA compiles: 1 by default, and 0 for not at all.  For several
-it has as many virtual devices of the CPU, and the operations are those of each of them.  FishLeg's
+`--compile` takes the numbers of devices for which XLA compiles: 1 by default, 0 for none.  For
+several it has as many virtual devices of the CPU, and the operations are those of each of them.  FishLeg's
 update takes minutes to compile, and waits for `--slow`.
 """
 
@@ -63,8 +63,8 @@ def reckon(
         slow: whether to compile functions that take minutes, too.
 
     Returns:
-        `state_bytes` on each of so many devices, `flops` by function and kind of count, and
-        `compiled_flops` by number of devices and function.
+        `state_bytes` on each device, by number of devices, `flops` by function and kind of count,
+        and `compiled_flops` by number of devices and function.
     """
     estimator = VARIANTS[method](network.model)
     calls = operations.estimator_calls(estimator)

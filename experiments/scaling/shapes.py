@@ -17,10 +17,10 @@ SEQUENCES, TOKENS = 8, 512  # of a batch of text
 
 
 class Network(NamedTuple):
-    """A network of so many equal layers between other parts.
+    """A network of equal layers between other parts.
 
     Attributes:
-        params: makes the shapes of the weights, of a network with so many layers.
+        params: makes the shapes of the weights from the number of layers.
         model: predicts with weights of any number of layers.
         batch: the shapes of inputs and targets.
         layers: number of layers.

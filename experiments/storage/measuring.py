@@ -140,14 +140,14 @@ def _drawn(params: Any, cells: Any, key: jax.Array, cell: Any, coding: Any) -> A
 
 
 def _number(network: Network, each: float, coding: storage.Coding) -> int:
-    """Cells for all weights, of so many for each that takes any."""
+    """Cells for all weights, from an average for those that take any."""
     if coding.zeros:
         return int(each * network.weights)
     return int(each * sum(w.size for w in jax.tree.leaves(network.params)))
 
 
 def cells_of(network: Network, each: float, coding: storage.Coding) -> Any:
-    """Cells for every weight in equal numbers, of so many for each that takes any."""
+    """The same number of cells for each weight that takes any."""
     return storage.equal(network.params, _number(network, each, coding), coding=coding)
 
 

@@ -8,7 +8,7 @@ from experiments.models import training
 from experiments.train.steps import Program
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-HELD_OUT, SHARE = 5000, 10  # the last examples are held out: a tenth, and at most so many
+HELD_OUT, SHARE = 5000, 10  # the last examples are held out: a tenth, at most HELD_OUT
 TRIAL_EPOCHS, TRIAL_STEPS = 2, 300  # length of a trial: epochs, and steps at most
 SEED = 0  # of all trials
 

@@ -113,7 +113,7 @@ def sparse_apply(
     params = jax.tree.map(jax.numpy.asarray, masked(params, masks))
     ask = _lookup(measure) if isinstance(measure, Mapping) else measure
 
-    # find the kernels that are multiplied with inputs, and with how many rows
+    # find the kernels that are multiplied with inputs, and the number of rows of these
     rows: dict[int, int] = {}
 
     def record(x: jax.Array, kernel: jax.Array) -> None:

@@ -221,8 +221,9 @@ def by_shape(shape: tuple[int, ...], cap: int | None = None) -> Factor:
     """Default structure: diagonal for vectors, `spectral` without its sandwich for other leaves.
 
     The eigenvalues start at their best values, up to the noise of the samples, and learning an
-    outer diagonal as well did not prune better (see the README).  Without it the gradient of the
-    coordinates needs half the products with blocks, which dominate the cost of an update.
+    outer diagonal as well did not prune better (decision 1 of the documentation).  Without it the
+    gradient of the coordinates needs half the products with blocks, which dominate the cost of an
+    update.
 
     A dense kernel gets blocks of half the cap along its inputs and of a quarter along its outputs:
     the outputs of a layer are correlated through the layers after it, which Q does not model, and

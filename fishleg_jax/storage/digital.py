@@ -78,7 +78,7 @@ def digital(cell: Cell | None = None, *, failure: float = 1e-15, order: int = 10
 
 
 def _with_levels(cell: Cell, levels: int, failure: float, order: int) -> Digital | None:
-    """The storage with so many levels; None if no code of this order is safe."""
+    """Storage with cells of `levels` levels; None if no code of this order is safe."""
     places = [i / (levels - 1) for i in range(levels)]
     half = 0.5 / (levels - 1)
     wrong = 0.0

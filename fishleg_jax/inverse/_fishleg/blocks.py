@@ -19,7 +19,7 @@ def blocks_of(
     Args:
         units_of: Function `(tree) -> units`.
         state: State of the estimate.
-        tangent: Pytree of which the pieces take coordinates.
+        tangent: Pytree whose coordinates the pieces take.
         tiles: Tile of every leaf.
         fisher: Whether to return blocks of the Fisher.
     """

@@ -62,7 +62,7 @@ def of_units(
 
     Args:
         units: Units of the tree.
-        tangent: Pytree of which the pieces take coordinates.
+        tangent: Pytree whose coordinates the pieces take.
         tiles: Tile of every leaf.
         parts_of: Function `(unit) -> parts`, the unit's part of a state.
         matrix_of: Function `(factor, *parts of one layer) -> Matrix`.

@@ -30,7 +30,7 @@ class Rows:
         """Starts without pieces.
 
         Args:
-            tangent: Leaves of which the pieces take coordinates.
+            tangent: Leaves whose coordinates the pieces take.
             tiles: Tile of every leaf.
         """
         self.tangent, self.tiles = tangent, tiles

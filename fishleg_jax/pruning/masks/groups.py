@@ -154,7 +154,7 @@ def of_leaves(
     scope: Scope,
     pattern: Pattern | None,
 ) -> Groups:
-    """Groups of named leaves of which it is known whether each is prunable, and stacked.
+    """Groups of named leaves, from whether each is prunable and stacked.
 
     Raises:
         ValueError: A pattern, or densities, that do not fit the leaves.
