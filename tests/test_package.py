@@ -158,3 +158,8 @@ def test_doctests_of_public_modules_are_collected():
     }
     assert {f"fishleg_jax.likelihoods.{name}" for name in ("categorical", "gaussian")} <= found
     assert {f"fishleg_jax.pruning.targets.{name}" for name in ("weights", "bytes")} <= found
+
+
+def test_the_front_door_stays_narrow():
+    """Fourteen arguments of `prune_one_shot`, and `pattern`; what belongs to stages is in `Stages`."""
+    assert len(inspect.signature(flj.prune_one_shot).parameters) <= 15

@@ -103,7 +103,8 @@ def stage_batches(
         batch_size: examples in a batch; the last one of a stage may be smaller.
         seed: which ones are chosen, and their order.
         held_out: number of examples that no stage may see: those of
-            `curvature_batches(beside=)` for all that the stages may see, `min(stages · examples, what is left)`.
+            `curvature_batches(beside=)` for all that the stages may see,
+            `min(stages · examples, what is left)`.
 
     Returns:
         Batches as the library wants them, equally many for each stage, one stage's after the other.
