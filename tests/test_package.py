@@ -161,5 +161,5 @@ def test_doctests_of_public_modules_are_collected():
 
 
 def test_the_front_door_stays_narrow():
-    """Fourteen arguments of `prune_one_shot`, and `pattern`; what belongs to stages is in `Stages`."""
+    """Fourteen arguments of `prune_one_shot`, and `pattern`; those of stages are in `Stages`."""
     assert len(inspect.signature(flj.prune_one_shot).parameters) <= 15

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
+from experiments.estimates.methods import variant
 from experiments.models import cases
 from experiments.models.specs import MODELS
 from experiments.report import tables
@@ -27,7 +28,7 @@ from experiments.running import arguments, network_arguments
 
 CASES = ("resnet20", "autoencoder", "transformer")
 BATCHES = {"resnet20": 125, "autoencoder": 100, "transformer": 64}
-ESTIMATES = {"kfac": flj.inverse.kfac, "fishleg": flj.inverse.fishleg}
+ESTIMATES = {name: variant(name) for name in ("kfac", "fishleg")}
 COLUMNS = {
     "case": "{case}",
     "estimate": "{estimate}",

@@ -22,15 +22,11 @@ import jax
 import jax.numpy as jnp
 
 import fishleg_jax as flj
+from experiments.estimates import methods
 from experiments.report import tables
 
 ROOT = Path(flj.__file__).parent
-METHODS: dict[str, Callable[[flj.Model], flj.InverseFisher]] = {
-    "magnitude": lambda model: flj.inverse.identity(),
-    "diagonal": lambda model: flj.inverse.diagonal(model),
-    "kfac": lambda model: flj.inverse.kfac(model),
-    "fishleg": lambda model: flj.inverse.fishleg(model),
-}
+NAMES = ("magnitude", "diagonal", "kfac", "fishleg")
 
 
 def entered(run: Callable[[], object]) -> set[tuple[str, str]]:
@@ -72,7 +68,7 @@ def trip(name: str) -> set[tuple[str, str]]:
     }
     inputs = jax.random.normal(keys[2], (32, 5))
     batch = inputs, jax.random.randint(keys[3], (32,), 0, 3)
-    estimator = METHODS[name](model)
+    estimator = methods.variant(name)(model)
     prune = flj.prune_one_shot
     for module in pkgutil.walk_packages(flj.__path__, f"{flj.__name__}."):
         importlib.import_module(module.name)
@@ -94,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rooms", action="store_true", help="count room by room, too")
     args = parser.parse_args(argv)
-    found = {name: trip(name) for name in METHODS}
+    found = {name: trip(name) for name in NAMES}
     rows = [[k, str(len({file for file, _ in x})), str(len(x))] for k, x in found.items()]
     print(tables.table(["method", "files", "functions"], rows))
     if args.rooms:
         counts = {k: collections.Counter(room(*one) for one in x) for k, x in found.items()}
         rooms = sorted(set().union(*counts.values()))
-        rows = [[name, *(str(counts[k][name]) for k in METHODS)] for name in rooms]
-        print("", tables.table(["functions in", *METHODS], rows), sep="\n")
+        rows = [[name, *(str(counts[k][name]) for k in NAMES)] for name in rooms]
+        print("", tables.table(["functions in", *NAMES], rows), sep="\n")
     return 0
 
 

@@ -56,7 +56,7 @@ class Smaller(NamedTuple):
     share: float
 
 
-class Job(NamedTuple):
+class Case(NamedTuple):
     """What the methods of one seed share."""
 
     spec: Spec
@@ -93,46 +93,46 @@ class Job(NamedTuple):
 class Scores:
     """Scores of units by name, and their masks, each made once, when it is asked for."""
 
-    def __init__(self, job: Job):
+    def __init__(self, case: Case):
         """Makes nothing yet."""
-        self.job = job
-        self.inputs = job.data.train[0][:TIMED]
-        self.constants = {"constants": job.dense.constants} if job.dense.constants else {}
+        self.case = case
+        self.inputs = case.data.train[0][:TIMED]
+        self.constants = {"constants": case.dense.constants} if case.dense.constants else {}
         self._masks: dict[str, Any] = {}
-        self.batches = job.batches(job.args.examples)
-        self.key = jax.random.key(job.seed)
+        self.batches = case.batches(case.args.examples)
+        self.key = jax.random.key(case.seed)
 
     @cached_property
     def gates(self) -> flj.UnitScores:
         """Scores of gates, which find the couplings."""
-        model = self.job.spec.model._replace(predict=self.job.predict)
-        params = self.job.dense.params
+        model = self.case.spec.model._replace(predict=self.case.predict)
+        params = self.case.dense.params
         return flj.gate_scores(model, params, self.batches, key=self.key, examples_per_chunk=CHUNK)
 
     @cached_property
     def fitted(self) -> tuple[flj.InverseFisher, Any]:
         """FishLeg and its state."""
-        estimator = flj.inverse.fishleg(self.job.spec.model)
-        return estimator, flj.fit(estimator, self.job.dense.params, self.batches, key=self.key)
+        estimator = flj.inverse.fishleg(self.case.spec.model)
+        return estimator, flj.fit(estimator, self.case.dense.params, self.batches, key=self.key)
 
     @cached_property
     def operations(self) -> int:
         """Operations of the dense network."""
         whole = flj.compact(
-            self.job.predict, self.job.dense.params, None, self.inputs, **self.constants
+            self.case.predict, self.case.dense.params, None, self.inputs, **self.constants
         )
         return whole.report.flops[0]
 
     def masks(self, name: str) -> Any:
         """Masks without the units with the lowest of the scores of a name, for their cost."""
         if name not in self._masks:
-            args = self.job.args
+            args = self.case.args
             goal = flj.targets.flops(args.share * self.operations)
             if args.goal == "time":
                 goal = flj.targets.time_share(args.share)
             self._masks[name] = flj.choose_units(
-                self.job.predict,
-                self.job.dense.params,
+                self.case.predict,
+                self.case.dense.params,
                 self[name],
                 goal,
                 self.inputs,
@@ -145,8 +145,8 @@ class Scores:
         """Weights that make up for those of the units that go, by the group update in one stage."""
         estimator, state = self.fitted
         return flj.prune_one_shot(
-            self.job.spec.model,
-            self.job.dense.params,
+            self.case.spec.model,
+            self.case.dense.params,
             estimator,
             self.batches,
             sparsity=flj.targets.masks(masks),
@@ -156,7 +156,7 @@ class Scores:
 
     def __getitem__(self, name: str) -> Any:
         """Scores by one of `SCORES`."""
-        params = self.job.dense.params
+        params = self.case.dense.params
         if name == "magnitude":
             return jax.tree.map(jnp.square, params)
         if name == "gates":
@@ -164,63 +164,63 @@ class Scores:
         return flj.unit_scores(*self.fitted, params, self.gates.couplings, saliency=name)
 
 
-def smaller(job: Job, scores: Scores, name: str) -> Smaller:
+def smaller(case: Case, scores: Scores, name: str) -> Smaller:
     """Removes the units with the lowest scores for their cost, and recomputes batch norm."""
-    params, constants = job.dense.params, job.dense.constants
+    params, constants = case.dense.params, case.dense.constants
     if name == DENSE:
         return Smaller(params, constants, 1.0)
     masks = scores.masks(name.removesuffix(GROUP))
     if name.endswith(GROUP):
         params = scores.compensated(masks)
-    small = flj.compact(job.predict, params, masks, scores.inputs, **scores.constants)
-    after = recalibrated(job, small.params, small.constants)
+    small = flj.compact(case.predict, params, masks, scores.inputs, **scores.constants)
+    after = recalibrated(case, small.params, small.constants)
     return Smaller(small.params, after, small.report.flops[1] / scores.operations)
 
 
-def recalibrated(job: Job, params: Any, constants: Any) -> Any:
+def recalibrated(case: Case, params: Any, constants: Any) -> Any:
     """Batch-norm statistics recomputed on training images, if there are any."""
     if not constants:
-        return job.dense.constants
+        return case.dense.constants
     with resizing.sizes_of_params():
-        return recalibration.recalibrated(job.spec, params, constants, job.data.train, job.seed)
+        return recalibration.recalibrated(case.spec, params, constants, case.data.train, case.seed)
 
 
-def better(job: Job, candidates: Mapping[str, Smaller]) -> str:
+def better(case: Case, candidates: Mapping[str, Smaller]) -> str:
     """The candidate that loses least on held-out training examples after some training on."""
-    examples = job.args.examples
-    held_out = job.batches(job.held_out, begin=examples)
-    others = np.delete(job.rows(), slice(examples, examples + job.held_out))
-    part = np.sort(others[: len(job.data.train[0]) // TRIAL])
-    train = tuple(x[part] for x in job.data.train)
+    examples = case.args.examples
+    held_out = case.batches(case.held_out, begin=examples)
+    others = np.delete(case.rows(), slice(examples, examples + case.held_out))
+    part = np.sort(others[: len(case.data.train[0]) // TRIAL])
+    train = tuple(x[part] for x in case.data.train)
 
     def loss_of(small: Smaller) -> float:
-        small = trained_on(job, small, train)
-        model = job.spec.model._replace(predict=job.predict)
+        small = trained_on(case, small, train)
+        model = case.spec.model._replace(predict=case.predict)
         own = [as_batch(*batch[:2], small.constants) for batch in held_out]
         return float(np.mean([flj.loss(model, small.params, batch) for batch in own]))
 
     return min(candidates, key=lambda name: loss_of(candidates[name]))
 
 
-def measured(job: Job, small: Smaller, prefix: str = "") -> dict[str, float]:
+def measured(case: Case, small: Smaller, prefix: str = "") -> dict[str, float]:
     """Accuracy and loss on test examples."""
     with resizing.sizes_of_params():
-        pair = results.measure(job.spec, small.params, job.data.test, small.constants)
+        pair = results.measure(case.spec, small.params, case.data.test, small.constants)
     return dict(zip((f"{prefix}accuracy", f"{prefix}loss"), pair, strict=True))
 
 
-def trained_on(job: Job, small: Smaller, train: tuple) -> Smaller:
+def trained_on(case: Case, small: Smaller, train: tuple) -> Smaller:
     """Trains the smaller network on."""
-    if not job.args.epochs:
+    if not case.args.epochs:
         return small
     with resizing.sizes_of_params():
         params, constants = training.train(
-            job.spec,
+            case.spec,
             train,
-            epochs=job.args.epochs,
-            seed=job.seed,
+            epochs=case.args.epochs,
+            seed=case.seed,
             start=(small.params, small.constants),
-            learning_rate=job.args.learning_rate,
+            learning_rate=case.args.learning_rate,
         )
     return small._replace(params=params, constants=constants)
 
@@ -231,60 +231,62 @@ def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
     return args.out / f"{args.network}_{args.share}{goal}_{method}_seed{seed}.safetensors"
 
 
-def run_seed(job: Job, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
+def run_seed(case: Case, missing: Sequence[str], runner: Runner, identity: Mapping) -> None:
     """Removes units and trains on by every method that is still missing."""
-    scores = Scores(job)
+    scores = Scores(case)
     made: dict[str, Smaller] = {}
     for method in missing:
         names = CHOICES if method == "auto" else (method,)
         for name in names:
-            made[name] = made.get(name) or smaller(job, scores, name)
-        chosen = better(job, {name: made[name] for name in names}) if len(names) > 1 else method
-        same = next((r for r in runner.rows if _same(r, chosen, job.seed)), None)
+            made[name] = made.get(name) or smaller(case, scores, name)
+        chosen = better(case, {name: made[name] for name in names}) if len(names) > 1 else method
+        same = next((r for r in runner.rows if _same(r, chosen, case.seed)), None)
         if same is None:
             begin = time.process_time()
-            last = trained_on(job, made[chosen], job.data.train)
+            last = trained_on(case, made[chosen], case.data.train)
             found = {
-                **measured(job, made[chosen]),
-                **measured(job, last, "finetuned_"),
+                **measured(case, made[chosen]),
+                **measured(case, last, "finetuned_"),
                 "finetune_cpu_seconds": time.process_time() - begin,
                 "share": made[chosen].share,
             }
             kept = {"params": last.params, "constants": last.constants or {}}
-            flj.export.save_params(path_of(job.args, chosen, job.seed), kept)
+            flj.export.save_params(path_of(case.args, chosen, case.seed), kept)
         else:  # the same units by another name: trained once
             fields = ("accuracy", "loss", "finetuned_accuracy", "finetuned_loss", "share")
             found = {field: same[field] for field in (*fields, "finetune_cpu_seconds")}
         row = {**identity, "method": method, "chosen": chosen, **found}
-        runner.keep(row | {"dense_accuracy": job.dense.accuracy, "dense_loss": job.dense.loss})
-        print(f"seed {job.seed}  {method:10} {found['finetuned_accuracy']:.2f}", flush=True)
+        runner.keep(row | {"dense_accuracy": case.dense.accuracy, "dense_loss": case.dense.loss})
+        print(f"seed {case.seed}  {method:10} {found['finetuned_accuracy']:.2f}", flush=True)
 
 
 def _same(row: Mapping[str, Any], chosen: str, seed: int) -> bool:
     return row["chosen"] == chosen and row["seed"] == seed
 
 
-def run_of(job: Job, params: Any, constants: Any) -> measuring.Run:
+def run_of(case: Case, params: Any, constants: Any) -> measuring.Run:
     """A network in plain XLA."""
-    function = jax.jit(lambda inputs: job.predict(params, inputs, *filter(None, [constants])))
+    function = jax.jit(lambda inputs: case.predict(params, inputs, *filter(None, [constants])))
     return lambda inputs: np.asarray(function(inputs))
 
 
-def timed(job: Job, chosen: Sequence[str]) -> dict[str, float]:
+def timed(case: Case, chosen: Sequence[str]) -> dict[str, float]:
     """Median milliseconds of a batch, of the dense network and the smaller ones, in turn."""
-    batch = np.asarray(job.data.test[0][:TIMED])
-    runs = {measuring.BASE: run_of(job, job.dense.params, job.dense.constants)}
+    batch = np.asarray(case.data.test[0][:TIMED])
+    runs = {measuring.BASE: run_of(case, case.dense.params, case.dense.constants)}
     for name in dict.fromkeys(chosen):
-        kept = flj.export.load_params(path_of(job.args, name, job.seed)).params
-        runs[name] = run_of(job, kept["params"], kept.get("constants"))
-    times = measuring.in_turn(runs, batch, job.args.seconds)
+        kept = flj.export.load_params(path_of(case.args, name, case.seed)).params
+        runs[name] = run_of(case, kept["params"], kept.get("constants"))
+    times = measuring.in_turn(runs, batch, case.args.seconds)
     return {name: 1e3 * float(np.median(own)) for name, own in times.items()}
 
 
-def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> record.Table:
+def table(
+    case: Case, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]
+) -> record.Table:
     """A row for each method, the median and the range over seeds in each column."""
     base, settings, asked = times[measuring.BASE], rows[0]["settings"], rows[0]["asked_share"]
-    cells: list[list[record.Cell]] = [["dense", 1, None, job.dense.accuracy, base, 1]]
+    cells: list[list[record.Cell]] = [["dense", 1, None, case.dense.accuracy, base, 1]]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         fields = ("share", "accuracy", "finetuned_accuracy")
@@ -292,18 +294,18 @@ def table(job: Job, rows: Sequence[Mapping[str, Any]], times: Mapping[str, float
         ms = times[own[0]["chosen"]]
         title = "dense, trained on" if name == DENSE else name
         cells.append([title, *spreads, ms, base / ms])
-    score = "accuracy, %" if job.spec.mean is None else "squared error"
-    train, epochs = len(job.data.train[0]), settings["epochs"]
+    score = "accuracy, %" if case.spec.mean is None else "squared error"
+    train, epochs = len(case.data.train[0]), settings["epochs"]
     chose = ""
     if any(row["method"] == "auto" for row in rows):
-        chose = f"{job.held_out:,} others choose scores, "
+        chose = f"{case.held_out:,} others choose scores, "
     return record.Table(
-        title=f"{job.spec.name}, fewer units, at most {asked:.0%} of the {job.args.goal}",
+        title=f"{case.spec.name}, fewer units, at most {asked:.0%} of the {case.args.goal}",
         columns=["", "operations", f"{score}, not trained", "trained on", "ms", "times as fast"],
         rows=cells,
         decimals=[0, 2, 2, 2, 2, 2],
         seed=record.seeds(rows),
-        data=job.spec.dataset,
+        data=case.spec.dataset,
         examples=f"{settings['examples']:,} training examples for the curvature, {chose}"
         f"{train:,} for {epochs} epochs of training; all test examples",
         note=f"{record.MEDIANS}; milliseconds of a batch of "
@@ -371,12 +373,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             | ({} if args.goal == "operations" else {"goal": args.goal}),
         }
         missing = runner.missing(identity, [{"method": method} for method in args.method])
-        job = Job(spec, data, dense, args, seed)
+        case = Case(spec, data, dense, args, seed)
         if missing:
-            run_seed(job, [one["method"] for one in missing], runner, identity)
-    job = job._replace(seed=args.seed[0])
-    own = [row for row in runner.rows if row["seed"] == job.seed]
-    made = table(job, runner.rows, timed(job, [row["chosen"] for row in own]))
+            run_seed(case, [one["method"] for one in missing], runner, identity)
+    case = case._replace(seed=args.seed[0])
+    own = [row for row in runner.rows if row["seed"] == case.seed]
+    made = table(case, runner.rows, timed(case, [row["chosen"] for row in own]))
     print(made)
     print(runner.path)
     record.keep(args.record, made, "experiments.deploy.finetune", argv)
