@@ -101,6 +101,7 @@ def group(
         >>> result.params.round(3)  # 2.5 makes up for 1.0 on half of the examples
         Array([2.5, 0. ], dtype=float32)
     """
+    # Reject invalid settings.
     if damping is not None:
         damping = check_positive(damping, "damping", " or None")
     iterations, attempts = check_count(iterations, "iterations"), check_count(attempts, "attempts")
@@ -116,6 +117,7 @@ def group(
         damping, first_order, iterations, tolerance, attempts, seconds, check_step, fisher
     )
 
+    # What a pruning must have, checked before its fit.
     def check(curvature: Curvature | None, estimator: InverseFisher, state: Any) -> None:
         del state
         if curvature is None:
@@ -135,6 +137,7 @@ def group(
             )
         require_labels(curvature, first_order, check_step)
 
+    # The compensation, and what prunings read of it.
     def compensate(
         params: Any,
         old_mask: Any,
@@ -151,7 +154,8 @@ def group(
 
     compensate.check, compensate.measures_loss = check, True
     compensate.first_order = first_order
-    if iterations > CHEAP:  # for choices between masks
+    # A cheaper one, for choices between masks.
+    if iterations > CHEAP:
         compensate.cheap = group(
             damping=damping,
             first_order=first_order,

@@ -65,6 +65,7 @@ def search_held_out(
     Returns:
         The solution with the lowest loss; the last iterate if no loss was finite.
     """
+    # The directions of the solve, and the walk over dampings that goes on from look to look.
     space = Subspace(system.right, float(first))
     best, raised, factor, worse = None, 1.0, 1 / FACTOR, 0
 
@@ -81,6 +82,7 @@ def search_held_out(
             coefficients, gain = solver(space.damping * raised)
             return tried(raised, space.combined(coefficients), gain, done)
 
+        # Take steps while each is better; turn once, if the first one is not.
         now, may_turn = at(raised), True
         for _ in range(attempts - 1 if now.gain > 0 else 0):
             trial = at(now.raised * factor)
@@ -105,6 +107,7 @@ def search_held_out(
     def on_iteration(solve: Solve) -> bool:
         return (int(solve.iterations) % EVERY == 0 and look(solve)) or ended()
 
+    # Solve once, with a look every few iterations and one at the end.
     solved = system.solve(
         system.start,
         first,
