@@ -179,6 +179,8 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 def commit(root: Path = pages.ROOT) -> str:
     """The short hash of the checkout, with `+` where files differ from it; "unknown" without git.
 
+    Tables that were recorded before, and pages, make no difference.
+
     Args:
         root: folder of the repository.
     """
@@ -188,7 +190,7 @@ def commit(root: Path = pages.ROOT) -> str:
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         )
         changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"],
             capture_output=True,
             text=True,
             check=True,

@@ -1,6 +1,7 @@
 """Tables are kept with their command, commit and date, and a page can be made from them."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -89,5 +90,29 @@ def test_spread(values, cell):
     assert record.spread(values) == cell
 
 
-def test_the_commit_says_whether_files_differ():
-    assert record.commit() == "unknown" or len(record.commit().rstrip("+")) >= 7
+def test_the_commit_says_whether_code_differs(tmp_path):
+    """Pages and tables do not count: they are what is recorded."""
+
+    def git(*arguments):
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *names, *arguments], check=True)
+
+    def found():
+        record.commit.cache_clear()
+        return record.commit(tmp_path)
+
+    assert found() == "unknown"
+    code, table = tmp_path / "code.py", tmp_path / "docs" / "results" / "some.json"
+    table.parent.mkdir(parents=True)
+    code.write_text("1")
+    table.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = found()
+    assert len(clean) >= 7 and not clean.endswith("+")
+    table.write_text("2")
+    assert found() == clean
+    code.write_text("2")
+    assert found() == f"{clean}+"
+    record.commit.cache_clear()
