@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fishleg_jax import _tree
 from fishleg_jax._jit import is_traced, jitted
@@ -124,4 +125,4 @@ def _advance(
     forward = (curvature > 0) & jnp.isfinite(length) & jnp.isfinite(relative)
     sound = forward & jnp.isfinite(steepness) & (steepness > 0)
     moved = Solve(x, residual, direction, steepness, relative, state.iterations + 1, sound)
-    return _tree.keep_where(forward, moved, state._replace(sound=jnp.zeros((), bool)))
+    return optax.tree.where(forward, moved, state._replace(sound=jnp.zeros((), bool)))

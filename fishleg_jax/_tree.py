@@ -69,11 +69,6 @@ def count(marked: jax.Array) -> jax.Array:
     return jnp.sum(jnp.sum(marked, axis=-1, dtype=jnp.float32).astype(jnp.int32))
 
 
-def keep_where(condition: jax.Array, new: Any, old: Any) -> Any:
-    """Returns `new` if a boolean scalar is true, else `old`, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
 def check_same(params: Any, other: Any, argument: str) -> None:
     """Raises a ValueError if two pytrees differ in structure or in the shape of a leaf."""
     if jax.tree.structure(params) != jax.tree.structure(other):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fishleg_jax import _text, _tree
 from fishleg_jax._branch import run_if
@@ -103,7 +104,7 @@ def adapted(
 
     carry, stepped = (state.factor, state.ratio), state.length > 0
     if due is True:  # no branch around the network
-        factor, ratio = _tree.keep_where(stepped, trial(carry), carry)
+        factor, ratio = optax.tree.where(stepped, trial(carry), carry)
     else:
         factor, ratio = run_if(stepped & due, trial, carry)
     return state._replace(factor=factor, ratio=ratio)

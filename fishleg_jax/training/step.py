@@ -89,7 +89,7 @@ def make_step(plan: Plan, inputs: StepInputs, state: NaturalState) -> tuple[Any,
     if plan.graft is not None:
         zeroed = jax.tree.map(lambda g: jnp.where(sound, g, 0), grads)
         steps, graft = plan.graft.update(zeroed, graft)
-        graft = _tree.keep_where(sound, graft, state.graft)
+        graft = optax.tree.where(sound, graft, state.graft)
         direction = with_lengths(direction, steps)
         scale = jnp.ones_like(scale)
     # Refuse anything that is not finite: the step is 0.

@@ -102,7 +102,7 @@ def learn(
 
     if preconditioned:
         warm = multiply_leaves(units, state, state.coordinates, residual)
-        residual = _tree.keep_where(step < preconditioned, warm, residual)
+        residual = optax.tree.where(step < preconditioned, warm, residual)
     (gradient,) = pull_back([size.astype(x.dtype) * x for x in residual])
     direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.coordinates)
     # the residual drives the gradient's noise: when a few stiff directions leak into all others it
@@ -119,16 +119,16 @@ def learn(
         )
         for u in units
     }
-    average = _tree.keep_where(diverged & state.guard.at_average & finite, rescaled, average)
-    back = _tree.keep_where(active, average, state.coordinates)
-    fresh = _tree.keep_where(active, optimizer.init(state.coordinates), state.optimizer)
+    average = optax.tree.where(diverged & state.guard.at_average & finite, rescaled, average)
+    back = optax.tree.where(active, average, state.coordinates)
+    fresh = optax.tree.where(active, optimizer.init(state.coordinates), state.optimizer)
     return state._replace(
         count=state.count + active,
         seen=jnp.where(active, seen, state.seen),
-        coordinates=_tree.keep_where(trusted, moved, back),
+        coordinates=optax.tree.where(trusted, moved, back),
         average=average,
-        optimizer=_tree.keep_where(trusted, optimizer_state, fresh),
-        guard=_tree.keep_where(
+        optimizer=optax.tree.where(trusted, optimizer_state, fresh),
+        guard=optax.tree.where(
             active,
             _guard.advance(state.guard, diverged, finite),
             state.guard._replace(skipped=state.guard.skipped + batch_failed),

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fishleg_jax import _chunks, _convolutions, _labels, _random, _tree, fisher
 from fishleg_jax._devices import axis, mesh, sharding
@@ -167,7 +168,7 @@ def pull(
         if z is None:
             return vjp(score)
         product = fisher.output_fisher(model, outputs, targets, jvp(z), kind)
-        return vjp(_tree.keep_where(starting, score, product))
+        return vjp(optax.tree.where(starting, score, product))
 
     # deal the batch into parts, and pull back one cotangent for each
     most, least = cut

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fishleg_jax import _tree
 
@@ -104,7 +105,7 @@ def search_traced(solve: Callable[[Any, jax.Array], Trial], x: Any, *, attempts:
         trial = solve(x, raised)
         rescued = jnp.isfinite(trial.loss) & ~jnp.isfinite(best.loss)  # NaN is above all numbers
         better = (trial.loss < best.loss) | rescued
-        best = _tree.keep_where((k == 0) | better, trial, best)
+        best = optax.tree.where((k == 0) | better, trial, best)
         return k + 1, trial.x, raised * FACTOR, best, trial.too_long
 
     start = jnp.zeros((), jnp.int32), x, one, empty, jnp.array(True)

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from fishleg_jax import _tree
 from fishleg_jax._branch import run_if
 from fishleg_jax.inverse._assimilation import Assimilation, assimilate
 from fishleg_jax.pruning.compensation._adjustable import movable
@@ -42,7 +42,7 @@ def assimilated(
     def run(parts):
         estimate, number, latest, failures = parts
         if plan.renew is not None:
-            estimate = _tree.keep_where(first, estimator.init(inputs.params), estimate)
+            estimate = optax.tree.where(first, estimator.init(inputs.params), estimate)
             number = jnp.where(first, 0, number)
         before = Assimilation(estimate, number, failures)
         after = assimilate(estimator, before, inputs.params, inputs.batch, key, free)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from fishleg_jax import _tree
 from fishleg_jax._devices import axis, sharding
 from fishleg_jax.inverse.base import InverseFisher, movable_damping
 from fishleg_jax.pruning import _paired
@@ -130,7 +130,7 @@ def lowest(
             wins = sound & (first | (better & (mean < lowest_mean)))
             reference = jnp.where(first, losses, first_losses)
             new = tried.masks, delta, reference, mean, (2 * index + compensated).astype(jnp.int32)
-            return _tree.keep_where(wins, new, best), None
+            return optax.tree.where(wins, new, best), None
 
         flags = jnp.arange(2)
         return jax.lax.scan(challenge, best, (tried.deltas, tried.sound, flags))[0], None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fishleg_jax import _tree, inverse
 from fishleg_jax._tree import apply_mask
@@ -99,7 +100,7 @@ def chosen_by_loss(site: MaskSite) -> choice.Choice:
     # Replace the cheap compensation of the winner by the one that was asked for.
     new = _updated(site, None, estimates(best.index // 2)[1], lambda *_: best.masks)
     use = _sound(new) & (best.index % 2 == 1)
-    return best._replace(delta=_tree.keep_where(use, new.delta, best.delta))
+    return best._replace(delta=optax.tree.where(use, new.delta, best.delta))
 
 
 def _scored(

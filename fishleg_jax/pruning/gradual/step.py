@@ -137,7 +137,7 @@ def _extended(
         name = FALLBACK if plan.saliency == "auto" else plan.saliency
         new_masks, delta, sound = masked_by(site, name)
         sound &= curved
-    masks = _tree.keep_where(sound, new_masks, old)
+    masks = optax.tree.where(sound, new_masks, old)
 
     def moved(u, d, p, mask):
         changed = jnp.where(sound, u.astype(d.dtype) + d, u)
