@@ -126,7 +126,7 @@ def render(name: str, root: Path = ROOT) -> str:
         ValueError: unsound data, see `read`.
 
     Example:
-        >>> print(render("selection").splitlines()[2])
+        >>> print(render("selection_swaps").splitlines()[2])
         | | 80 % | 90 % |
     """
     table = read(name, root)
