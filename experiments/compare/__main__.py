@@ -162,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = len(results.load(path)) - len(rows)
             print(f"{path} ({others} results of other settings too)" if others else path)
             print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
-            sizes = args.examples or spec.examples, len(split.test[0])
-            record.keep_accuracies(args.record, rows, "experiments.compare", argv, *sizes)
+            test = len(split.test[0])
+            record.keep_accuracies(args.record, rows, "experiments.compare", argv, test)
         return runner.exit_code()
 
 

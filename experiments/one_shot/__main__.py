@@ -214,8 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(tables.accuracies(rows))
         print(files.write_json(args.out / "results.json", rows))
         print(plots.accuracy_vs_sparsity(args.out / "accuracy_vs_sparsity.png", rows))
-        sizes = args.examples or spec.examples, len(split.test[0])
-        record.keep_accuracies(args.record, rows, "experiments.one_shot", argv, *sizes)
+        record.keep_accuracies(args.record, rows, "experiments.one_shot", argv, len(split.test[0]))
     return 0
 
 

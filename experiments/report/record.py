@@ -124,7 +124,6 @@ def keep_accuracies(
     rows: Sequence[dict],
     module: str,
     argv: Sequence[str] | None,
-    train: int,
     test: int,
     root: Path = pages.ROOT,
 ) -> None:
@@ -135,10 +134,10 @@ def keep_accuracies(
         rows: the objects of a `results.json` for one model.
         module: the module that is run by `python -m`.
         argv: its arguments; None for those of the process.
-        train: number of training examples that a method sees.
         test: number of test examples.
         root: folder of the repository.
     """
+    train = max(row["curvature_examples"] for row in rows)
     examples = f"{train:,} training examples for every method but magnitude; {test:,} test examples"
     for prefix, title in tables.measurements(rows).items():
         suffix = f"_{prefix}".rstrip("_")

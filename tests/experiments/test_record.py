@@ -48,12 +48,13 @@ def test_accuracies_over_sparsities_and_seeds_are_kept(tmp_path):
             "dense_accuracy": 90.0,
             "recalibrated_accuracy": 60.0,
             "recalibrated_on": 64,
+            "curvature_examples": 64 if method == "fishleg" else 0,
         }
         for method in ("magnitude", "fishleg")
         for sparsity in (0.9, 0.5)
         for seed in (0, 1, 2)
     ]
-    record.keep_accuracies("some", rows, "experiments.one", [], 64, 100, tmp_path)
+    record.keep_accuracies("some", rows, "experiments.one", [], 100, tmp_path)
     folder = tmp_path / "docs" / "results"
     stored = json.loads((folder / "some.json").read_text())
     assert stored["columns"] == ["", "50 %", "90 %"] and stored["seed"] == "0, 1, 2"
@@ -62,6 +63,7 @@ def test_accuracies_over_sparsities_and_seeds_are_kept(tmp_path):
         ["magnitude", [51.0, 50.0, 52.0], [51.0, 50.0, 52.0]],
         ["fishleg", [51.0, 50.0, 52.0], [51.0, 50.0, 52.0]],
     ]
+    assert stored["examples"].startswith("64 training examples")  # as many as a method saw
     again = json.loads((folder / "some_recalibrated.json").read_text())
     assert "64 training images" in again["title"]
     assert again["rows"][-1] == ["fishleg", 60.0, 60.0]
