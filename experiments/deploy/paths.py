@@ -4,7 +4,6 @@ A path writes its file and returns how to run it.  What is added to `PATHS` is m
 others.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 
 import fishleg_jax as flj
 from experiments.deploy.subjects import Subject
+from experiments.running import processes
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -82,7 +82,7 @@ def _onnx(function: Callable, params: Any, subject: Subject, stem: Path) -> Depl
     file = stem.with_suffix(".onnx")
     difference = flj.export.to_onnx(function, params, subject.test[0][:4], file)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = processes.cores()
     # idle threads would go on spinning while the other paths are timed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # it warns of shapes that jax2onnx annotates wrongly

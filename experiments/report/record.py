@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from experiments import pages
 from experiments.report import tables
-from experiments.running import files
+from experiments.running import files, processes
 
 MEDIANS = "The median over seeds, with the least and the largest"  # what `spread` shows
 
@@ -220,6 +220,12 @@ def _rounded(value: Cell, digits: int) -> Cell:
     return round(value, digits) if isinstance(value, float) else value
 
 
+def _machine() -> str:
+    """The CPU cores that this process may use, of those there are."""
+    there, own = os.cpu_count(), processes.cores()
+    return f"{there} CPU cores" + ("" if own == there else f", {own} of them for this command")
+
+
 def keep(
     name: str | None,
     table: Table,
@@ -246,7 +252,7 @@ def keep(
         "examples": table.examples,
         "commit": commit(root),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores",
+        "machine": _machine(),
         "note": table.note,
         "columns": table.columns,
         "decimals": [None, *table.decimals[1:]],

@@ -251,3 +251,9 @@ def changed(batch: jax.Array, change: Callable[[np.ndarray, tuple[int, slice]], 
     parts = {shard.index[0].start: shard.data for shard in batch.addressable_shards}
     own = np.concatenate([np.asarray(parts[begin]) for begin in sorted(parts)])
     return joint(change(own, (total, share(total))))
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # of Linux alone
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """Tables are kept with their command, commit and date, and a page can be made from them."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -25,6 +26,7 @@ def test_a_kept_table_makes_a_page(tmp_path):
     kept = json.loads((tmp_path / "docs" / "results" / "some.json").read_text())
     assert kept["command"] == ["python -m experiments.one --seed 0,1 --data-dir 'a folder'"]
     assert kept["commit"] == "unknown"  # no repository
+    assert kept["machine"].startswith(f"{os.cpu_count()} CPU cores")
     assert kept["rows"][1] == ["pruned", [2.0, 1.5, 2.5]]  # rounded as it is shown
     page = pages.render("some", tmp_path)
     assert "| pruned | 2.00 (1.50–2.50) |" in page and "| none | |" in page
