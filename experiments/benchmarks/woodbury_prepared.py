@@ -85,9 +85,11 @@ def measure(weights: int, gradients: int, block_size: int | None, repeats: int) 
     best = {}
     for i in range(repeats + 1):  # the first compiles
         for name, row in calls.items():
-            new = [float("nan") if call is None else seconds(partial(*call)) for call in row]
-            old = best.get(name, new)
-            best[name] = new if i <= 1 else [min(a, b) for a, b in zip(old, new, strict=True)]
+            new = [None if call is None else seconds(partial(*call)) for call in row]
+            if i > 1:
+                pairs = zip(best[name], new, strict=True)
+                new = [None if b is None else min(a, b) for a, b in pairs]
+            best[name] = new
     return best
 
 
@@ -99,8 +101,9 @@ def rows_of(best: dict, gradients: int) -> list[dict]:
         for case, row in best.items()
     ]
     for row in rows:
-        row["sum"] = row["prepare"] + row["diagonal"] + PRODUCTS * row["product"]
-        row["ratio"] = row["sum"] / rows[0]["sum"]
+        made = row["prepare"] is not None  # what is published has its state already
+        total = row["prepare"] + row["diagonal"] + PRODUCTS * row["product"] if made else None
+        row |= {"sum": total, "ratio": total / rows[0]["sum"] if made else None}
     return rows
 
 
