@@ -103,7 +103,8 @@ def rows_of(best: dict, gradients: int) -> list[dict]:
     for row in rows:
         made = row["prepare"] is not None  # what is published has its state already
         total = row["prepare"] + row["diagonal"] + PRODUCTS * row["product"] if made else None
-        row |= {"sum": total, "ratio": total / rows[0]["sum"] if made else None}
+        row["sum"] = total
+        row["ratio"] = total / rows[0]["sum"] if made else None
     return rows
 
 
