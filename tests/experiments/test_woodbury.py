@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import woodbury
+from experiments.benchmarks import per_example, woodbury, woodbury_prepared
 
 WEIGHTS, GRADIENTS, DAMPING = 30, 21, 1e-2
 PROBLEM = {"weights": 500, "gradients": 120, "damping": 1e-3, "block_size": 128}
@@ -65,6 +65,25 @@ def test_a_small_run_prints_a_table(monkeypatch, capsys):
     name, seconds, ratio, *memory, difference = row.split()
     assert (name, float(ratio), float(difference)) == ("mfac", 1, 0)
     assert all(float(value) >= 0 for value in (seconds, *memory))  # rounded to tenths
+
+
+@pytest.mark.slow
+def test_prepared_states_are_timed_beside_the_published_algorithm(capsys):
+    arguments = ["--weights", "500", "--gradients", "8,16", "--repeats", "1"]
+    assert woodbury_prepared.main(arguments) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["8"] * 4 + ["16"] * 4
+    for row in rows[3::4]:  # nothing to prepare, so no sum and no ratio
+        assert row[1:3] == ["published", "–"] and row[-2:] == ["–", "–"]
+    assert all(float(row[-1]) == 1 for row in rows[::4])
+
+
+@pytest.mark.slow
+def test_grouped_convolutions_are_timed(capsys):
+    arguments = ["--networks", "depthwise", "--estimates", "gradient", "--examples", "8"]
+    assert per_example.main([*arguments, "--size", "4", "--repeats", "1"]) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert row[:3] == ["depthwise", "1760", "gradient"] and float(row[5]) > 0
 
 
 @pytest.mark.parametrize(
