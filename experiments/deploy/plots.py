@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import ticker
+
 from experiments.deploy.measuring import BATCHES
 from experiments.report.plots import _panels, _save, _tidy
 
@@ -33,6 +35,10 @@ def draw(path: Path, rows: Sequence[dict]) -> Path:
                 row[f"ms_{batch}"], row["accuracy"], markersize=6, alpha=0.8, **style
             )
         axes.set(xscale="log", xlabel="milliseconds")
+        # less than a decade, in which ticks of a logarithmic axis run into one another
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set_title(f"{network}, batch {batch}", fontsize="medium")
         _tidy(axes)
     figure.supylabel("test accuracy, %")
