@@ -96,19 +96,17 @@ def start(module: str, options: Sequence[str], processes: int) -> list[subproces
     ]
 
 
-def complete(module: str, options: Sequence[str], processes: int) -> float:
-    """Runs an experiment to its end, and returns the seconds that it took.
+def complete(module: str, options: Sequence[str], processes: int) -> None:
+    """Runs an experiment to its end.
 
     Raises:
         RuntimeError: a process failed.
     """
-    begin = time.perf_counter()
     running = start(module, options, processes)
     errors = [process.communicate()[1] for process in running]
     for process, error in zip(running, errors, strict=True):
         if process.returncode:
             raise RuntimeError(f"{' '.join(process.args)} failed:\n{error}")
-    return time.perf_counter() - begin
 
 
 def kill_one(out: Path, options: Sequence[str], processes: int, victim: int) -> list[float]:

@@ -3,13 +3,13 @@
     python -m experiments.benchmarks.fit_scaling
     python -m experiments.benchmarks.fit_scaling --weights 1e6,1e7 --cap 128
 
-Networks have square layers n×n without biases, random weights, random inputs. `width` has 4 layers
+Networks have square layers n×n without biases, random weights, random inputs.  `width` has 4 layers
 and a growing n, `depth` a growing number of layers of 512×512 (128×128 below a million weights); a
-layer takes seconds to compile, so that 10⁸ weights want `--depth-units 1024`. Measured are the
-update while FishLeg starts, the one that makes its frames, and the learning update, of which a fit
-mostly consists: after they are compiled, medians of `--repeats`. Beside its seconds stand those of
-the processor, which others on it do not stretch. Bytes are those of the state, those that
-`fishleg_jax.peak_memory` predicts for state and update, and the most that were taken. Every case
+layer takes seconds to compile, so that 10⁸ weights want `--depth-units 1024`.  Measured are the
+update while FishLeg starts, the one that makes its frames, and the learning update, which is most
+of a fit: after they are compiled, medians of `--repeats`.  Beside its seconds stand those of the
+processor, which others on it do not stretch.  Bytes are those of the state, those that
+`fishleg_jax.peak_memory` predicts for state and update, and the most that were taken.  Every case
 has a process of its own.
 
 What is fitted is a line through the logarithms: the slope against d of seconds and of bytes from a

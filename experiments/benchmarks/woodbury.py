@@ -214,7 +214,7 @@ def table(rows: Sequence[dict], weights: int, gradients: int) -> record.Table:
         seed="0",
         data=f"gradients of a linear model: normal, of a falling scale; {weights:,} weights",
         examples=f"{gradients:,} gradients",
-        note="How many times as fast as the textbook's recursion with blocks of the same size; "
+        note="Speed relative to the textbook's recursion with blocks of the same size; "
         "memory over that of the gradients; the largest relative difference of the diagonals.",
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.report import paired, plots, record, tables
+from experiments.report import paired, plots, record
 
 OURS = "fishleg"
 PREFIXES = ("", "recalibrated_")
@@ -61,15 +61,12 @@ def _named(rows: Sequence[dict]) -> list[dict]:
 
 
 def _of_top(named: Sequence[dict], top: int) -> record.Table:
-    columns: list[str] = []
-    cells: dict[str, list] = {}
-    for prefix, words in zip(PREFIXES, ("", "recomputed, "), strict=True):
-        sparsities, values = tables.at_sparsities(named, f"{prefix}top{top}")
-        columns += [words + sparsity for sparsity in sparsities]
-        for name, found in values.items():
-            cells.setdefault(name, [name]).extend(map(record.spread, found))
     title = f"top-{top} in %, batch norm as stored and recomputed"
-    return _table(title, columns, list(cells.values()), [2] * len(columns), named)
+    fields = [f"{prefix}top{top}" for prefix in PREFIXES]
+    stored, again = (record.at_sparsities(named, x, title, examples="") for x in fields)
+    columns = [*stored.columns[1:], *(f"recomputed, {x}" for x in again.columns[1:])]
+    pairs = zip(stored.rows, again.rows, strict=True)
+    return _table(title, columns, [[*a, *b[1:]] for a, b in pairs], [2] * len(columns), named)
 
 
 def _costs(named: Sequence[dict]) -> record.Table:

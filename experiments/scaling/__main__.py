@@ -8,7 +8,7 @@ to 256 devices by `jax.eval_shape` of the estimator's `init` and by where the li
 see `experiments.scaling.placement`; operations by tracing `update`, `multiply` and `diagonal` and
 counting, and by XLA's cost analysis, see `experiments.scaling.operations`.
 
-`--compile` takes the numbers of devices for which XLA compiles: 1 by default, 0 for none. For
+`--compile` takes the numbers of devices for which XLA compiles: 1 by default, 0 for none.  For
 several it has as many virtual devices of the CPU, and the operations are those of each of them.
 FishLeg's update takes minutes to compile, and waits for `--slow`.
 """
