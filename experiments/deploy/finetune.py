@@ -4,16 +4,17 @@
     python -m experiments.deploy.finetune --network autoencoder --checkpoint autoencoder.npz
 
 Units are chosen by their scores for their cost, in operations or, with `--goal time`, in time
-measured here.  Scores: squared weights (`magnitude`, the L2 norm), the Fisher of gates behind the
-units (`gates`, `flj.gate_scores`), their own blocks of FishLeg's inverse (`obs`) or Fisher (`obd`,
-`flj.unit_scores`), or `auto`: of all these the one with the lowest loss on training examples that
-neither the curvature nor the training has seen, after training on half of the images.  The smaller
-network is trained on all training images, with one learning rate for all methods.  With `+group`
-behind the name of scores the weights that stay first make up for those that go, by the group update
-preconditioned by FishLeg; `auto` tries all scores with and without.  `dense` is the whole network,
-trained on like the others.  Batch norm is recomputed before the accuracy without training is
-measured.  Dense and smaller networks are timed in turn, in plain XLA, when all is trained.  Results
-go to `results.json` of `--out`; the same command goes on after it was stopped.
+measured here, or, with `--time-share`, in both at once.  Scores: squared weights (`magnitude`, the
+L2 norm), the Fisher of gates behind the units (`gates`, `flj.gate_scores`), their own blocks of
+FishLeg's inverse (`obs`) or Fisher (`obd`, `flj.unit_scores`), or `auto`: of all these the one with
+the lowest loss on training examples that neither the curvature nor the training has seen, after
+training on half of the images.  The smaller network is trained on all training images, with one
+learning rate for all methods.  With `+group` behind the name of scores the weights that stay first
+make up for those that go, by the group update preconditioned by FishLeg; `auto` tries all scores
+with and without.  `dense` is the whole network, trained on like the others.  Batch norm is
+recomputed before the accuracy without training is measured.  Dense and smaller networks are timed
+in turn, in plain XLA, when all is trained.  Results go to `results.json` of `--out`; the same
+command goes on after it was stopped.
 """
 
 import argparse
@@ -130,6 +131,8 @@ class Scores:
             goal = flj.targets.flops(args.share * self.operations)
             if args.goal == "time":
                 goal = flj.targets.time_share(args.share)
+            elif args.time_share:
+                goal = [goal, flj.targets.time_share(args.time_share)]
             self._masks[name] = flj.choose_units(
                 self.case.predict,
                 self.case.dense.params,
@@ -228,6 +231,7 @@ def trained_on(case: Case, small: Smaller, train: tuple) -> Smaller:
 def path_of(args: argparse.Namespace, method: str, seed: int) -> Path:
     """The file of a smaller network."""
     goal = "" if args.goal == "operations" else f"_{args.goal}"
+    goal += f"_time{args.time_share}" if args.time_share else ""
     return args.out / f"{args.network}_{args.share}{goal}_{method}_seed{seed}.safetensors"
 
 
@@ -299,8 +303,9 @@ def table(
     chose = ""
     if any(row["method"] == "auto" for row in rows):
         chose = f"{case.held_out:,} others choose scores, "
+    both = f" and {settings['time_share']:.0%} of the time" if "time_share" in settings else ""
     return record.Table(
-        title=f"{case.spec.name}, fewer units, at most {asked:.0%} of the {case.args.goal}",
+        title=f"{case.spec.name}, fewer units, at most {asked:.0%} of the {case.args.goal}{both}",
         columns=["", "operations", f"{score}, not trained", "trained on", "ms", "times as fast"],
         rows=cells,
         decimals=[0, 2, 2, 2, 2, 2],
@@ -327,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
     option(parser, "--share", arguments.positive, 0.5, "of the operations or the time, that stays")
     add("--goal", choices=("operations", "time"), default="operations", help="of --share")
+    add("--time-share", type=arguments.positive, help="most of the time too; default: any")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")
@@ -350,6 +356,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     spec = MODELS[args.network]
+    if args.goal == "time" and args.time_share:
+        parser.error("--time-share bounds the time beside the operations: leave out --goal time")
     with arguments.refusing(parser, args.out):
         data = datasets.load(spec.dataset, args.data_dir)
         if "auto" in args.method and len(data.train[0]) <= args.examples:
@@ -370,7 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "asked_share": args.share,
             "seed": seed,
             "settings": {name: getattr(args, name) for name in names}
-            | ({} if args.goal == "operations" else {"goal": args.goal}),
+            | ({} if args.goal == "operations" else {"goal": args.goal})
+            | ({"time_share": args.time_share} if args.time_share else {}),
         }
         missing = runner.missing(identity, [{"method": method} for method in args.method])
         case = Case(spec, data, dense, args, seed)

@@ -21,6 +21,7 @@ from fishleg_jax.pruning.target_types import Budget
 
 UNITS = ("weights", "bytes", "flops", "seconds", "time_share")
 TIMES = ("seconds", "time_share")
+PARTS = 4  # weights of several goals are multiples of a quarter
 
 Cost = Callable[[Sequence[np.ndarray], str], float]  # of the units that stay, in some unit
 
@@ -43,7 +44,7 @@ def choose_units(
     f: Callable[..., Any],
     params: Any,
     scores: Any,
-    goal: Budget,
+    goal: Budget | Sequence[Budget],
     inputs: Any,
     *,
     constants: Any | None = None,
@@ -58,6 +59,10 @@ def choose_units(
     The goal is checked on the smaller shapes themselves, so that what `compact` returns reaches it.
     Times are measured in turn with those of the whole network.
 
+    With several goals the cost is a weighted sum of their costs as shares of the whole network's,
+    as in a Lagrangian.  Weights in steps of a quarter are tried, and those kept by which all goals
+    are reached at the lowest sum of scores.
+
     Args:
         f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`, whose sizes
             come from the shapes of `params`.
@@ -67,7 +72,7 @@ def choose_units(
             `obs_saliency` returns, or squared weights for the L2 norm of units.
         goal: `targets.weights`, `.bytes` or `.flops` for the whole smaller network, or `.seconds`
             or `.time_share` for a call of the compiled `f` on `inputs`, measured on the device at
-            hand.
+            hand; or a sequence of them, all of which must be reached.
         inputs: Inputs with a leading axis of examples.
         constants: Pytree of arrays that are not trained; None if `f` takes none.
         couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
@@ -93,11 +98,7 @@ def choose_units(
         [False, False, False, False, True, True, True, True]
     """
     numbers.check_count(multiple_of, "multiple_of")
-    if not isinstance(goal, Budget) or goal.unit not in UNITS:
-        raise ValueError(
-            "goal must be targets.weights, targets.bytes, targets.flops, targets.seconds or "
-            f"targets.time_share, got {_text.shown(goal)}"
-        )
+    goals = _goals(goal)
     of_units = isinstance(scores, UnitScores)
     if not of_units:
         _tree.check_same(params, scores, "scores")
@@ -115,28 +116,71 @@ def choose_units(
         given = list(itertools.compress(given, may_go))
         values = list(itertools.compress(values, may_go))
 
-    # Order the removals by score and cost.
-    clock = Clock(network, inputs) if goal.unit in TIMES else None
-    cost: Cost = lambda alive, unit: _cost(network, given, alive, inputs, unit, clock)
+    times = any(x.unit in TIMES for x in goals)
+    clock = Clock(network, inputs) if times else None
+    cost = _cached(lambda alive, unit: _cost(network, given, alive, inputs, unit, clock))
     whole = [np.ones(x[0].units, bool) for x in given]
-    prices = _prices(cost, whole, goal.unit)
-    removals: list[Removal] = []
-    for i, (own, price) in enumerate(zip(values, prices, strict=True)):
-        removals += _removals(i, own, price, multiple_of)
-    removals.sort(key=lambda x: x.ratio)
 
-    # Go as far as the goal needs.
-    def fits(count: int) -> bool:
-        return cost(_alive(removals[:count], whole), goal.unit) <= goal.at_most
-
-    count = bisect.bisect_left(range(len(removals) + 1), True, key=fits)
-    if count > len(removals):
-        least = cost(_alive(removals, whole), goal.unit)
-        raise ValueError(
-            f"goal: the network can't become cheaper than {least:g} {goal.unit} with "
-            f"multiple_of={multiple_of} and these couplings, got {goal.at_most:g}"
+    # Order the removals by score and cost, and go as far as the goals need.
+    def removed(weights: Sequence[float]) -> list[Removal] | None:
+        removals = _ordered(values, weights @ shares, multiple_of)
+        fits = lambda count: all(
+            cost(_alive(removals[:count], whole), x.unit) <= x.at_most for x in goals
         )
-    return _masks(params, given, _alive(removals[:count], whole))
+        count = bisect.bisect_left(range(len(removals) + 1), True, key=fits)
+        return None if count > len(removals) else removals[:count]
+
+    shares = np.array([_prices(cost, whole, x.unit) for x in goals])
+    found = [x for x in map(removed, _weights(len(goals))) if x is not None]
+    if not found:
+        least = _alive(_ordered(values, shares[0], multiple_of), whole)
+        _refuse(goals, [cost(least, x.unit) for x in goals], multiple_of)
+    lost = lambda removals: sum(values[x.coupling][list(x.units)].sum() for x in removals)
+    return _masks(params, given, _alive(min(found, key=lost), whole))
+
+
+def _goals(goal: Any) -> list[Budget]:
+    """The goals, those whose costs take no measurement first."""
+    several = isinstance(goal, Sequence) and not isinstance(goal, (Budget, str))
+    goals = list(goal) if several else [goal]
+    if not goals or any(not isinstance(x, Budget) or x.unit not in UNITS for x in goals):
+        raise ValueError(
+            "goal must be targets.weights, targets.bytes, targets.flops, targets.seconds or "
+            f"targets.time_share, or several of them in a list, got {_text.shown(goal)}"
+        )
+    return sorted(goals, key=lambda x: x.unit in TIMES)
+
+
+def _refuse(goals: Sequence[Budget], least: Sequence[float], multiple_of: int) -> None:
+    """Raises a ValueError that names the first goal out of reach."""
+    for goal, own in zip(goals, least, strict=True):
+        if own > goal.at_most:
+            break
+    raise ValueError(
+        f"goal: the network can't become cheaper than {own:g} {goal.unit} with "
+        f"multiple_of={multiple_of} and these couplings, got {goal.at_most:g}"
+    )
+
+
+def _weights(goals: int) -> list[np.ndarray]:
+    """Weights of the goals' costs to try, each a multiple of a quarter, with a sum of one."""
+    if goals == 1:
+        return [np.ones(1)]
+    parts = itertools.product(range(PARTS + 1), repeat=goals)
+    return [np.array(x) / PARTS for x in parts if sum(x) == PARTS]
+
+
+def _cached(cost: Cost) -> Cost:
+    """Remembers costs, so that a time is measured once."""
+    known: dict[tuple, float] = {}
+
+    def of(alive: Sequence[np.ndarray], unit: str) -> float:
+        key = (unit, *(x.tobytes() for x in alive))
+        if key not in known:
+            known[key] = cost(alive, unit)
+        return known[key]
+
+    return of
 
 
 def _check_scores(scores: Any) -> None:
@@ -149,7 +193,7 @@ def _check_scores(scores: Any) -> None:
 
 
 def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:
-    """Cost of a unit of every coupling, at full size.
+    """Cost of a unit of every coupling at full size, as a share of the whole network's.
 
     A single unit's time is below the noise of a clock, and vectors of its width may take no less
     without it, so that half of the units are timed.  What seems to cost next to nothing costs half
@@ -158,12 +202,11 @@ def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:
     counted = "flops" if unit in TIMES else unit
     total = cost(whole, counted)
     prices = _saved(cost, whole, counted, total, lambda units: units - 1)
-    prices = [max(price, 1e-30) for price in prices]
+    prices = [max(price, 1e-30) / total for price in prices]
     if unit not in TIMES:
         return prices
     times = _saved(cost, whole, "time_share", 1.0, lambda units: units // 2)
-    floor = 0.5 / total
-    return [max(own, floor * price) for own, price in zip(times, prices, strict=True)]
+    return [max(own, 0.5 * price) for own, price in zip(times, prices, strict=True)]
 
 
 def _saved(
@@ -176,6 +219,14 @@ def _saved(
         fewer = [*whole[:i], np.arange(own.size) < stay, *whole[i + 1 :]]
         found.append((total - cost(fewer, unit)) / max(own.size - stay, 1))
     return found
+
+
+def _ordered(scores: Sequence[np.ndarray], prices: Sequence[float], multiple: int) -> list[Removal]:
+    """Removals of all couplings, the lowest score for its cost first."""
+    removals: list[Removal] = []
+    for i, (own, price) in enumerate(zip(scores, prices, strict=True)):
+        removals += _removals(i, own, float(price), multiple)
+    return sorted(removals, key=lambda x: x.ratio)
 
 
 def _removals(coupling: int, scores: np.ndarray, price: float, multiple: int) -> list[Removal]:

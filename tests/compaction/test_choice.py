@@ -91,19 +91,22 @@ def test_units_go_until_the_time_is_short_enough(monkeypatch, target, at_most):
     assert len(timed) <= 7  # halves the range each time
 
 
+class FirstLayerClock:
+    """The first layer takes all of the time."""
+
+    whole = 1.0
+
+    def __init__(self, network, inputs):
+        pass
+
+    def share(self, network):
+        return network.params["w1"].shape[1] / 16
+
+
 def test_units_that_take_time_go_first(monkeypatch):
     """At equal scores: the first layer takes all of the time, the second has more operations."""
 
-    class Clock:
-        whole = 1.0
-
-        def __init__(self, network, inputs):
-            pass
-
-        def share(self, network):
-            return network.params["w1"].shape[1] / 16
-
-    monkeypatch.setattr(choice, "Clock", Clock)
+    monkeypatch.setattr(choice, "Clock", FirstLayerClock)
     even = jax.tree.map(jnp.zeros_like, PARAMS) | {"b1": jnp.ones(16), "b2": jnp.ones(12)}
 
     def left(goal):
@@ -112,6 +115,36 @@ def test_units_that_take_time_go_first(monkeypatch):
 
     assert left(flj.targets.time_share(9 / 16)) == [9, 12]
     assert left(flj.targets.flops(550)) == [16, 9]  # 2 · 251 products, and biases
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_goals_are_reached_at_nearly_the_lowest_score(monkeypatch, seed):
+    """Against all numbers of units in both layers."""
+    monkeypatch.setattr(choice, "Clock", FirstLayerClock)
+    keys = jax.random.split(jax.random.key(seed))
+    own = [np.asarray(jax.random.uniform(key, (n,))) for key, n in zip(keys, (16, 12), strict=True)]
+    scores = jax.tree.map(jnp.zeros_like, PARAMS) | {"b1": own[0], "b2": own[1]}
+    goals = [flj.targets.time_share(0.75), flj.targets.flops(350)]
+    masks = flj.choose_units(networks.mlp, PARAMS, scores, goals, X)
+    stay = [np.asarray(masks["b1"]), np.asarray(masks["b2"])]
+    lost = sum(x[~m].sum() for x, m in zip(own, stay, strict=True))
+
+    def operations(n, m):
+        return 2 * (5 * n + n * m + 3 * m) + n + m + 3
+
+    def lowest(x, left):
+        return np.sort(x)[: x.size - left].sum()
+
+    _, small = chosen(goals[1])
+    assert operations(*small.params["w2"].shape) == small.report.flops[1]
+    assert operations(stay[0].sum(), stay[1].sum()) <= 350 and stay[0].sum() <= 12
+    least = min(
+        lowest(own[0], n) + lowest(own[1], m)
+        for n in range(1, 13)
+        for m in range(1, 13)
+        if operations(n, m) <= 350
+    )
+    assert least - 1e-6 <= lost <= 1.25 * least
 
 
 @pytest.mark.parametrize("target", ["seconds", "time_share"])
@@ -127,6 +160,9 @@ def test_zeros_alone_save_no_time(target):
     [
         ({"goal": 0.5}, "goal must be targets.weights"),
         ({"goal": flj.targets.loss_increase(0.1)}, "goal must be targets.weights"),
+        ({"goal": []}, r"several of them in a list, got \[\]"),
+        ({"goal": [flj.targets.flops(9), 0.5]}, "goal must be targets.weights"),
+        ({"goal": [flj.targets.bytes(600), flj.targets.flops(3)]}, "cheaper than .* flops"),
         ({"goal": flj.targets.flops(3)}, "can't become cheaper than"),
         ({"scores": PARAMS["w1"]}, "scores must have the structure"),
         ({"scores": jax.tree.map(lambda x: x * jnp.nan, PARAMS)}, "NaN or infinite scores"),

@@ -53,6 +53,19 @@ def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys)
     again = capsys.readouterr().out
     assert "seed 0" in first and "seed 0" not in again  # nothing is made twice
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == rows
+    both = ["--method", "magnitude", "--time-share", "50"]  # any network is as fast as that
+    assert finetune.main([*command, *small, *both]) == 0
+    last = json.loads((tmp_path / "o" / "results.json").read_text())[-1]
+    assert last == rows[0] | {
+        "settings": rows[0]["settings"] | {"time_share": 50.0},
+        **{name: last[name] for name in ("finetune_cpu_seconds", "weights") if name in last},
+    }
+
+
+def test_a_time_beside_a_time_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(["--goal", "time", "--time-share", "0.5"])
+    assert "leave out --goal time" in capsys.readouterr().err
 
 
 @pytest.mark.slow
