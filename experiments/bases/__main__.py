@@ -6,9 +6,10 @@
 
 Every network is pruned to the same share of coefficients in three ways: its weights in `space`, the
 DCT of its kernels (`dct`), and the DCT with high frequencies pruned harder (`dct_bands`), by
-magnitude and by FishLeg.  In `one_shot`, the default, nothing is trained afterwards; `dynamic`
-trains on while coefficients go and come back.  Only convolutions larger than 1x1 are pruned.
-Batch-norm statistics are recomputed on training images after one-shot pruning.
+magnitude and by FishLeg with OBS scores.  With `fishleg_default` the library chooses scores and
+dampings by held-out loss, which takes longer.  In `one_shot`, the default, nothing is trained
+afterwards; `dynamic` trains on while coefficients go and come back.  Only convolutions larger than
+1x1 are pruned.  Batch-norm statistics are recomputed on training images after one-shot pruning.
 
 Writes `results.json`, an object for each run, and `bases.png` into `--out`, and prints medians over
 seeds with their range.  The same command goes on after it was stopped.
@@ -43,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--networks", one_of(NETWORKS), DIGITS)
     option("--modes", one_of(pruning.MODES), ("one_shot",))
     option("--bases", one_of(pruning.BASES), pruning.BASES)
-    option("--methods", one_of(pruning.METHODS), pruning.METHODS)
+    words = f"of {', '.join(pruning.METHODS)}"
+    option("--methods", one_of(pruning.METHODS), ("magnitude", "fishleg"), words)
     option("--densities", share, [0.3, 0.2, 0.1, 0.05], "share of coefficients that is kept")
     option("--dynamic-densities", share, [0.05], "the same for dynamic pruning")
     option("--seeds", seed, [0])
@@ -159,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with arguments.refusing(parser, args.out):
         for name in args.networks:
             datasets.check(NETWORKS[name].dataset, args.data_dir)
+        if pruning.DEFAULT in args.methods and "dynamic" in args.modes:
+            raise ValueError(f"{pruning.DEFAULT} is for one shot, not for --modes dynamic")
         for value in (*args.densities, *args.dynamic_densities):
             if not 0 < value <= 1:
                 raise ValueError(f"a density must be in (0, 1], got {value:g}")

@@ -20,12 +20,13 @@ from experiments.models.training import loss_of
 from experiments.running import processes, results
 
 SCORES = {"magnitude": "magnitude", "fishleg": "obs"}
+DEFAULT = "fishleg_default"  # scores and dampings that the library chooses, in one shot
 GROUP, NONE = flj.compensation.group(), flj.compensation.none()
 IDENTITY = flj.inverse.identity()
 RATE = 1e-3  # of Adam while a network is trained on
 REGROW = 0.1  # share of the pruned coefficients that may come back at a mask update
 BASES = ("space", "dct", "dct_bands")
-METHODS = tuple(SCORES)
+METHODS = (*SCORES, DEFAULT)
 MODES = ("one_shot", "dynamic")
 
 
@@ -101,7 +102,7 @@ def pruned(
         split: the data set.
         mode: `one_shot`, or `dynamic` for pruning while it is trained on, with regrowth.
         basis_name: `space`, `dct`, or `dct_bands` for scores divided by `steep`.
-        method: `magnitude` or `fishleg`.
+        method: of `METHODS`.
         density: share of the convolutions' coefficients that is kept.
         examples: training examples for the curvature of one-shot pruning.
         epochs: how long the network is trained on.
@@ -112,12 +113,12 @@ def pruned(
     """
     begin = time.perf_counter()
     network = changed(spec, basis_name != "space")
-    basis, saliency = network.basis, network.saliency[basis_name, method]
+    basis = network.basis
     coefficients = basis.coefficients(dense.params)
     prunable = prunable_in(spec.name)
     if mode == "one_shot":
         coefficients = _in_one_shot(
-            *(spec, network, saliency, coefficients, split, dense),
+            *(spec, network, basis_name, coefficients, split, dense),
             *(method, density, examples, seed),
         )
         constants = dense.constants
@@ -138,7 +139,7 @@ def pruned(
 def _in_one_shot(
     spec: Spec,
     network: Changed,
-    saliency: Any,
+    basis_name: str,
     coefficients: Any,
     split: datasets.Data,
     dense: results.Dense,
@@ -150,12 +151,18 @@ def _in_one_shot(
     batches = curvature_batches(
         split.train, dense.constants, examples=examples, batch_size=spec.batch, seed=seed
     )
-    options = {"prunable": prunable_in(spec.name), "saliency": saliency, "stages": 1}
+    options: dict[str, Any] = {"prunable": prunable_in(spec.name), "stages": 1}
+    if method != DEFAULT:
+        options["saliency"] = network.saliency[basis_name, method]
+    elif basis_name == "dct_bands":
+        bands = network.basis.bands(dense.params)
+        costs = jax.tree.map(lambda x: steep(x / max(int(x.max()), 1)), bands)
+        options["prunable"] = flj.Leaves(options["prunable"], costs=costs)
+    estimator, compensation = network.estimator, GROUP
     if method == "fishleg":
-        estimator, compensation = network.estimator, GROUP
         state = _fitted(spec, network, coefficients, batches, seed, examples)
         options["stages"] = flj.Stages(state=state)
-    else:
+    elif method == "magnitude":
         estimator, compensation, batches = IDENTITY, NONE, batches[:1]
     return flj.prune_one_shot(
         network.model,

@@ -43,7 +43,24 @@ def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
+@pytest.mark.slow
+def test_the_librarys_own_choice(tmp_path, monkeypatch):
+    quick = networks.NETWORKS["cnn"]._replace(epochs=10)
+    monkeypatch.setitem(networks.NETWORKS, "cnn", quick)
+    arguments = ["--networks", "cnn", "--methods", "magnitude,fishleg_default"]
+    arguments += ["--densities", "0.1", "--examples", "256", "--out", str(tmp_path)]
+    assert bases.main(arguments) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    losses = {(r["settings"]["basis"], r["settings"]["method"]): r["loss"] for r in rows}
+    for basis in bases.pruning.BASES:
+        assert losses[basis, "fishleg_default"] < losses[basis, "magnitude"]
+    assert len(set(losses.values())) == 6
+    assert {round(row["kept"], 2) for row in rows} == {0.1}
+
+
 def test_refusals(refuses, tmp_path):
     out = ["--out", str(tmp_path / "new")]
     refuses(bases.main, [*out, "--densities", "0"], "a density must be in (0, 1], got 0")
+    default = ["--methods", "fishleg_default", "--modes", "one_shot,dynamic"]
+    refuses(bases.main, [*out, *default], "fishleg_default is for one shot")
     refuses(bases.main, [*out, "--bases", "wavelet"], "'wavelet' is not one of space, dct")
