@@ -11,19 +11,14 @@ import numpy as np
 
 from fishleg_jax import _text, _tree
 from fishleg_jax._checks import arrays, numbers
-from fishleg_jax.compaction import report as _report
-from fishleg_jax.compaction.analysis import Network
 from fishleg_jax.compaction.compact import coupled
-from fishleg_jax.compaction.slicing import cut, cuts_of
+from fishleg_jax.compaction.costs import TIMES, measure, prices
 from fishleg_jax.compaction.timing import Clock
 from fishleg_jax.compaction.unit_scores import UnitScores, of_given, of_members
 from fishleg_jax.pruning.target_types import Budget
 
 UNITS = ("weights", "bytes", "flops", "seconds", "time_share")
-TIMES = ("seconds", "time_share")
 PARTS = 4  # weights of several goals are multiples of a quarter
-
-Cost = Callable[[Sequence[np.ndarray], str], float]  # of the units that stay, in some unit
 
 
 class Removal(NamedTuple):
@@ -118,7 +113,7 @@ def choose_units(
 
     times = any(x.unit in TIMES for x in goals)
     clock = Clock(network, inputs) if times else None
-    cost = _cached(lambda alive, unit: _cost(network, given, alive, inputs, unit, clock))
+    cost = measure(network, given, inputs, clock)
     whole = [np.ones(x[0].units, bool) for x in given]
 
     # Order the removals by score and cost, and go as far as the goals need.
@@ -130,7 +125,7 @@ def choose_units(
         count = bisect.bisect_left(range(len(removals) + 1), True, key=fits)
         return None if count > len(removals) else removals[:count]
 
-    shares = np.array([_prices(cost, whole, x.unit) for x in goals])
+    shares = np.array([prices(cost, whole, x.unit) for x in goals])
     found = [x for x in map(removed, _weights(len(goals))) if x is not None]
     if not found:
         least = _alive(_ordered(values, shares[0], multiple_of), whole)
@@ -170,19 +165,6 @@ def _weights(goals: int) -> list[np.ndarray]:
     return [np.array(x) / PARTS for x in parts if sum(x) == PARTS]
 
 
-def _cached(cost: Cost) -> Cost:
-    """Remembers costs, so that a time is measured once."""
-    known: dict[tuple, float] = {}
-
-    def of(alive: Sequence[np.ndarray], unit: str) -> float:
-        key = (unit, *(x.tobytes() for x in alive))
-        if key not in known:
-            known[key] = cost(alive, unit)
-        return known[key]
-
-    return of
-
-
 def _check_scores(scores: Any) -> None:
     """Raises a ValueError for scores of weights that are not numbers of at least 0."""
     arrays.check_costs_are_numbers(scores)
@@ -190,35 +172,6 @@ def _check_scores(scores: Any) -> None:
         lowest = float(np.min(np.asarray(leaf, np.float64), initial=0.0))
         if lowest < 0:
             raise ValueError(f"scores: {name!r} must be at least 0, got {lowest:g}")
-
-
-def _prices(cost: Cost, whole: Sequence[np.ndarray], unit: str) -> list[float]:
-    """Cost of a unit of every coupling at full size, as a share of the whole network's.
-
-    A single unit's time is below the noise of a clock, and vectors of its width may take no less
-    without it, so that half of the units are timed.  What seems to cost next to nothing costs half
-    of the time that its operations would take at the network's mean speed.
-    """
-    counted = "flops" if unit in TIMES else unit
-    total = cost(whole, counted)
-    prices = _saved(cost, whole, counted, total, lambda units: units - 1)
-    prices = [max(price, 1e-30) / total for price in prices]
-    if unit not in TIMES:
-        return prices
-    times = _saved(cost, whole, "time_share", 1.0, lambda units: units // 2)
-    return [max(own, 0.5 * price) for own, price in zip(times, prices, strict=True)]
-
-
-def _saved(
-    cost: Cost, whole: Sequence[np.ndarray], unit: str, total: float, left: Callable[[int], int]
-) -> list[float]:
-    """What each unit of a coupling saves when only some of its units are left."""
-    found = []
-    for i, own in enumerate(whole):
-        stay = max(left(own.size), 1)
-        fewer = [*whole[:i], np.arange(own.size) < stay, *whole[i + 1 :]]
-        found.append((total - cost(fewer, unit)) / max(own.size - stay, 1))
-    return found
 
 
 def _ordered(scores: Sequence[np.ndarray], prices: Sequence[float], multiple: int) -> list[Removal]:
@@ -249,29 +202,6 @@ def _alive(removals: Sequence[Removal], whole: Sequence[np.ndarray]) -> list[np.
     for removal in removals:
         alive[removal.coupling][list(removal.units)] = False
     return alive
-
-
-def _cost(
-    network: Network,
-    couplings: Sequence,
-    alive: Sequence[np.ndarray],
-    inputs: Any,
-    unit: str,
-    clock: Clock | None,
-) -> float:
-    """Cost of a network with some of its units; all but time from shapes alone."""
-    cuts = cuts_of(couplings, alive)
-    leaves = {name: cut(leaf, cuts.get(name, {})) for name, leaf in network.leaves().items()}
-    small = Network(network.function, *network.trees(leaves))
-    if clock is not None and unit in TIMES:
-        return clock.share(small) * (clock.whole if unit == "seconds" else 1.0)
-    if unit == "flops":
-        found = _report.flops(small, inputs)
-        if found is None:
-            raise ValueError("goal: the operations of f can't be counted; use another target")
-        return found
-    measure = _report.size if unit == "weights" else _report.bytes_of
-    return float(measure(small.params))
 
 
 def _masks(params: Any, couplings: Sequence, alive: Sequence[np.ndarray]) -> Any:

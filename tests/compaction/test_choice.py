@@ -7,6 +7,7 @@ import pytest
 
 import fishleg_jax as flj
 from fishleg_jax.compaction import choice, timing
+from fishleg_jax.compaction.analysis import Network
 from tests.compaction import networks
 
 X = jax.random.normal(jax.random.key(0), (4, 5))
@@ -64,8 +65,8 @@ def test_sizes_are_multiples():
 def test_times_are_measured(monkeypatch):
     masks, _ = chosen(flj.targets.seconds(1e3))
     assert all(jax.tree.leaves(jax.tree.map(jnp.all, masks)))
-    clock = timing.Clock(choice.Network(networks.mlp, PARAMS, None), X)
-    assert clock.whole > 0 and clock.share(choice.Network(networks.mlp, PARAMS, None)) > 0
+    clock = timing.Clock(Network(networks.mlp, PARAMS, None), X)
+    assert clock.whole > 0 and clock.share(Network(networks.mlp, PARAMS, None)) > 0
 
 
 @pytest.mark.parametrize("target, at_most", [("seconds", 2.0), ("time_share", 0.5)])
