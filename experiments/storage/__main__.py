@@ -6,11 +6,12 @@
 
 The dense network and the one that FishLeg's default call prunes are written to noisy cells, and
 read once: phase-change memory as measured, and cells with normal noise of a fifth of their range.
-Every weight has as many cells as any other, or as many as its curvature says: the Fisher at weights
-with the noise of such cells (`--curvature exact`: without).  Accuracies are means over draws of the
-noise.  Beside them stands digital storage in
-the same cells: 8 bits a weight, in the number of levels that takes the fewest cells with a BCH code
-that makes it safe.  Signs, positions of zeros and ranges are digital for all, and counted.
+Every weight has as many cells as any other, or as many as curvature says, weight by weight or row
+by row of its kernel: the Fisher at weights with the noise of such cells (`--curvature exact`:
+without).  Accuracies are means over draws of the noise.  Beside them stands digital storage in
+the same cells: 8 bits a weight, in the number of levels that takes the fewest cells with a BCH
+code that makes it safe.  Signs, positions of zeros, ranges, and the numbers of cells, without
+which nothing can be read, are digital for all, and counted.
 
 Prints accuracies, the cells that are needed to come within some points of the accuracy without
 noise, and the four codings beside one another.  Results and a picture go to `--out`; the same
@@ -24,121 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.data import datasets
 from experiments.models import checkpoints, training
 from experiments.models.specs import MODELS, Spec
-from experiments.report import record, tables
+from experiments.report import record
 from experiments.running import arguments, files
 from experiments.running.runner import Runner
-from experiments.storage import measuring, pictures
+from experiments.storage import measuring, pictures, tables
 from fishleg_jax import storage
 
 MODEL_NAMES = ("mlp", "cnn", "mlpnet", "resnet20")
 EACH = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0]
 CELLS = ["pcm", "0.2"]
-WITHIN = (0.5, 1.0, 2.0)  # points below the accuracy without noise
-BITS = 8
 EXAMPLES = {"mlp": 512, "cnn": 512, "mlpnet": 4096, "resnet20": 2048}
-EACH_CODING = 4.0  # cells for each weight where codings are compared
-
-
-def interval(values: Sequence[float]) -> str:
-    """A mean with 1.96 standard errors, such as `97.1 ± 0.2`."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return f"{values.mean():.2f}"
-    return f"{values.mean():.2f} ± {1.96 * values.std(ddof=1) / len(values) ** 0.5:.2f}"
-
-
-def _accuracies(rows: Sequence[Mapping[str, Any]], **fields: Any) -> list[float]:
-    own = [row for row in rows if all(row[name] == value for name, value in fields.items())]
-    return [x for row in own for x in row["accuracies"]]
-
-
-def show(rows: Sequence[Mapping[str, Any]], weights: int) -> record.Table:
-    """A row for each number of cells, columns for networks and allotments.
-
-    Args:
-        rows: objects of `results.json`, for one kind of cell.
-        weights: number of weights of the network.
-    """
-    kinds = list(
-        dict.fromkeys((r["network"], r["allotment"]) for r in rows if r["allotment"] != "digital")
-    )
-    lines: list[list[record.Cell]] = []
-    for each in sorted({row["each"] for row in rows if row["allotment"] != "digital"}):
-        cells = [interval(_accuracies(rows, network=n, allotment=a, each=each)) for n, a in kinds]
-        lines.append([f"{each:g} a weight", *cells])
-    for row in (row for row in rows if row["allotment"] == "digital"):
-        title = f"digital, {row['network']}, {row['total_cells'] / weights:.2f} a weight"
-        line = [row["accuracies"][0] if n == row["network"] else None for n, _ in kinds]
-        text = [title, *(None if x is None else f"{x:.2f}" for x in line)]
-        if text not in lines:
-            lines.append(text)
-    return _made(rows, "test accuracy, %", ["cells", *(f"{n}, {a}" for n, a in kinds)], lines)
-
-
-def _made(
-    rows: Sequence[Mapping[str, Any]],
-    title: str,
-    columns: list[str],
-    lines: list[list[record.Cell]],
-) -> record.Table:
-    """A table of one network in one kind of cell."""
-    settings, spec = rows[0]["settings"], MODELS[rows[0]["model"]]
-    return record.Table(
-        title=f"{spec.name} in noisy cells: {title}",
-        columns=columns,
-        rows=lines,
-        decimals=[0, *[2] * (len(columns) - 1)],
-        seed=record.seeds(rows),
-        data=f"{spec.dataset}; pruned: {settings['sparsity']:.0%} by FishLeg's default call, with "
-        f"at most {settings['most_stages']} stages",
-        examples=f"{settings['examples']:,} training examples for the {settings['curvature']} "
-        "weights' curvature; at most "
-        f"{settings['test']:,} test examples",
-        note=f"Means over {settings['draws']} draws of the noise for each seed, ± 1.96 standard "
-        "errors.",
-    )
-
-
-def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Cells needed by curvature over equal ones, for each network and distance from exact."""
-    found = []
-    for name in dict.fromkeys(row["network"] for row in rows):
-        own = [row for row in rows if row["network"] == name and row["allotment"] != "digital"]
-        each = sorted({row["each"] for row in own})
-        both = [
-            np.array([_accuracies(own, allotment=allotment, each=n) for n in each])
-            for allotment in measuring.ALLOTMENTS
-        ]
-        exact = np.mean([row["exact"] for row in own])
-        for points in WITHIN:
-            one = measuring.ratio(each, *both, exact - points)
-            found.append({"network": name, "points": points, **one})
-    return found
-
-
-def needed(rows: Sequence[Mapping[str, Any]]) -> record.Table:
-    """Cells needed for an accuracy, equal ones and by curvature, and their ratio with its interval.
-
-    Args:
-        rows: objects of `results.json`, for one kind of cell.
-    """
-    lines: list[list[record.Cell]] = []
-    for one in ratios(rows):
-        span = [one["ratio"], one["low"], one["high"]]
-        ratio = one["ratio"] if None in span else span  # not reached, in some draws or at all
-        name = f"{one['network']}, {one['points']:g} points below"
-        lines.append([name, one["equal"], one["curvature"], ratio])
-    title = "cells for a stored weight, to come near the accuracy without noise"
-    made = _made(rows, title, ["", "equal", "by curvature", "ratio"], lines)
-    return made._replace(
-        note="Numbers are interpolated between those that were tried; ratios have the interval of "
-        "a bootstrap over draws. 1.00: one cell each, the fewest, is enough both ways."
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,7 +78,7 @@ def _measure(
     ]
     others = [coding for coding in measuring.CODINGS if coding != plain]
     wanted += [
-        {"allotment": allotment, "each": EACH_CODING, "coding": coding}
+        {"allotment": allotment, "each": tables.EACH_CODING, "coding": coding}
         for coding in others
         for allotment in measuring.ALLOTMENTS
     ]
@@ -227,7 +127,7 @@ def _one(
     cell = storage.pcm() if kind == "pcm" else storage.gaussian(float(kind))
     exact = training.evaluate(spec.model, network.params, network.test, network.constants)[0]
     if wanted["allotment"] == "digital":
-        return {"exact": exact, **measuring.digital(spec, network, cell, BITS)}
+        return {"exact": exact, **measuring.digital(spec, network, cell, tables.BITS)}
     return {
         "exact": exact,
         **measuring.accuracies(
@@ -270,15 +170,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = Runner(args.out / "results.json")
     _measure(args, spec, split, loaded, runner)
     weights = sum(w.size for w in jax.tree.leaves(loaded[0]))
-    whole: dict[str, dict[str, record.Table]] = {"": {}, "_needed": {}}
+    whole: dict[str, dict[str, record.Table]] = {}
     for kind in args.cell:
         rows = [row for row in runner.rows if row["settings"]["cell"] == kind]
+        plain = tables.plain(rows)
         name = "PCM" if kind == "pcm" else f"noise {kind}"
-        for suffix, made in (("", show(_plain(rows), weights)), ("_needed", needed(_plain(rows)))):
-            whole[suffix][name] = made
-            print(f"{name}, {made.title}\n{made}\n")
-        print(f"{_codings(rows)}\n")
-        print(pictures.accuracy_vs_cells(args.out / f"cells_{kind}.png", _plain(rows), weights))
+        made = {
+            "": tables.show(plain, weights),
+            "_needed": tables.needed(plain, weights),
+            "_codings": tables.codings(rows, weights),
+        }
+        for suffix, one in made.items():
+            whole.setdefault(suffix, {})[name] = one
+            print(f"{name}, {one.title}\n{one}\n")
+        print(
+            pictures.accuracy_vs_cells(args.out / f"cells_{kind}.png", tables.plain(rows), weights)
+        )
     for suffix, parts in whole.items():
         if args.record:
             title = next(iter(parts.values())).title
@@ -286,26 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             record.keep(args.record + suffix, made, "experiments.storage", argv)
     print(runner.path)
     return 0
-
-
-def _plain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of the default coding, and of digital storage."""
-    return [row for row in rows if row["coding"] in (next(iter(measuring.CODINGS)), None)]
-
-
-def _codings(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracies of the codings with as many cells for each weight that takes any."""
-    own = [row for row in rows if row["each"] == EACH_CODING and row["coding"] is not None]
-    kinds = list(dict.fromkeys((row["network"], row["allotment"]) for row in own))
-    lines = [
-        [
-            coding,
-            *(interval(_accuracies(own, coding=coding, network=n, allotment=a)) for n, a in kinds),
-        ]
-        for coding in dict.fromkeys(row["coding"] for row in own)
-    ]
-    title = f"coding, at {EACH_CODING:g} cells"
-    return tables.table([title, *(f"{n}, {a}" for n, a in kinds)], lines)
 
 
 if __name__ == "__main__":

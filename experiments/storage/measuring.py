@@ -13,7 +13,9 @@ from experiments.models import cases, recalibration, training
 from experiments.models.specs import Spec
 from fishleg_jax import storage
 
-ALLOTMENTS = ("equal", "curvature")
+# Axes along which an allotment by curvature has one number of cells; none of its own if equal.
+SHARED = {"by weight": None, "by row": -1}
+ALLOTMENTS = ("equal", *SHARED)
 CURVATURES = ("noisy", "exact")
 DRAWS = 4  # of the noise, at least, that the Fisher is a mean over
 CODINGS = {
@@ -185,7 +187,10 @@ def accuracies(
         cells = cells_of(network, each, coding)
     else:
         number = _number(network, each, coding)
-        cells = storage.allot(fisher, network.params, cells=number, cell=cell, coding=coding)
+        shared = SHARED[allotment]
+        cells = storage.allot(
+            fisher, network.params, cells=number, cell=cell, coding=coding, shared=shared
+        )
     found = []
     for key in jax.random.split(jax.random.key(seed), draws):
         params = _drawn(network.params, cells, key, cell, coding)
@@ -220,59 +225,66 @@ def digital(spec: Spec, network: Network, cell: storage.Cell, bits: int) -> dict
     }
 
 
-def needed(each: Sequence[float], accuracy: np.ndarray, wanted: float) -> tuple[float | None, bool]:
-    """Cells for each weight at which a mean accuracy is reached, between those that were tried.
+class Curve(NamedTuple):
+    """Accuracies against cells.
+
+    Attributes:
+        cells: numbers of cells, rising.
+        accuracies: `(cells, draws)`.
+    """
+
+    cells: Sequence[float]
+    accuracies: np.ndarray
+
+
+def needed(cells: Sequence[float], accuracy: np.ndarray, wanted: float) -> float | None:
+    """Cells at which a mean accuracy is reached, between those that were tried.
 
     Args:
-        each: cells for each weight, rising.
+        cells: numbers of cells, rising.
         accuracy: mean accuracies.
         wanted: the accuracy.
 
     Returns:
-        The number, interpolated on a logarithmic axis, None where it is not reached for good; and
-        whether it is reached with the fewest cells already.
+        The number, interpolated on a logarithmic axis; None where it is not reached for good.
     """
     above = np.asarray(accuracy) >= wanted
     if not above[-1]:
-        return None, False
+        return None
     # from there on all are above
     first = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
     if first == 0:
-        return float(each[0]), True
+        return float(cells[0])
     low, high = accuracy[first - 1], accuracy[first]
     share = (wanted - low) / (high - low)
-    logs = np.log(each[first - 1]), np.log(each[first])
-    return float(np.exp(logs[0] + share * (logs[1] - logs[0]))), False
+    logs = np.log(cells[first - 1]), np.log(cells[first])
+    return float(np.exp(logs[0] + share * (logs[1] - logs[0])))
 
 
-def ratio(
-    each: Sequence[float], equal: np.ndarray, curvature: np.ndarray, wanted: float, seed: int = 0
-) -> dict[str, Any]:
-    """Cells needed by curvature over those of equal allotment, at equal accuracy.
+def ratio(ours: Curve, theirs: Curve, wanted: float, seed: int = 0) -> dict[str, Any]:
+    """Cells of one allotment over those of another, at equal accuracy.
 
     Args:
-        each: cells for each weight, rising.
-        equal: accuracies `(cells, draws)` with equal numbers of cells.
-        curvature: those of the allotment by curvature.
+        ours: the allotment in the numerator.
+        theirs: the other one.
         wanted: the accuracy.
         seed: of the bootstrap over draws.
 
     Returns:
-        Cells for each weight both ways, their ratio and its 95 % interval; None where an accuracy
-        is not reached.
+        Cells both ways, their ratio and its 95 % interval; None where an accuracy is not reached.
     """
     rng = np.random.default_rng(seed)
 
-    def once(one, other):
-        (ours, _), (theirs, _) = (needed(each, x.mean(axis=1), wanted) for x in (one, other))
-        return ours, theirs, None if None in (ours, theirs) else ours / theirs
+    def once(columns):
+        both = [
+            needed(curve.cells, curve.accuracies[:, own].mean(axis=1), wanted)
+            for curve, own in zip((ours, theirs), columns, strict=True)
+        ]
+        return *both, None if None in both else both[0] / both[1]
 
-    ours, theirs, middle = once(curvature, equal)
-    ratios = []
-    for _ in range(1000):
-        columns = (rng.integers(0, x.shape[1], x.shape[1]) for x in (curvature, equal))
-        found = once(*(x[:, c] for x, c in zip((curvature, equal), columns, strict=True)))[2]
-        if found is not None:
-            ratios.append(found)
+    draws = [curve.accuracies.shape[1] for curve in (ours, theirs)]
+    one, other, middle = once([np.arange(n) for n in draws])
+    found = [once([rng.integers(0, n, n) for n in draws])[2] for _ in range(1000)]
+    ratios = [x for x in found if x is not None]
     low, high = np.percentile(ratios, [2.5, 97.5]) if len(ratios) >= 950 else (None, None)
-    return {"curvature": ours, "equal": theirs, "ratio": middle, "low": low, "high": high}
+    return {"ours": one, "theirs": other, "ratio": middle, "low": low, "high": high}

@@ -13,6 +13,8 @@ import numpy as np  # noqa: E402
 
 from experiments.running import files  # noqa: E402
 
+LINES = {"equal": "--", "by weight": ":", "by row": "-"}
+
 
 def accuracy_vs_cells(path: Path, rows: Sequence[Mapping[str, Any]], weights: int) -> Path:
     """Draws accuracy against all cells, protected bits among them, over the number of weights.
@@ -43,7 +45,7 @@ def accuracy_vs_cells(path: Path, rows: Sequence[Mapping[str, Any]], weights: in
             values = [np.concatenate([r["accuracies"] for r in one]) for one in drawn]
             middle = np.array([x.mean() for x in values])
             error = np.array([1.96 * x.std(ddof=1) / len(x) ** 0.5 for x in values])
-            style = {"color": f"C{i}", "linestyle": "-" if allotment == "curvature" else "--"}
+            style = {"color": f"C{i}", "linestyle": LINES[allotment]}
             axes.plot(cells, middle, label=f"{name}, {allotment}", **style, marker="o", ms=3)
             axes.fill_between(cells, middle - error, middle + error, color=f"C{i}", alpha=0.15)
     axes.set(xscale="log", xlabel="cells for a weight of the dense network", ylabel="accuracy, %")

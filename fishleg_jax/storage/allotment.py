@@ -1,21 +1,22 @@
 """Cells for each weight: equal numbers, or by curvature the fewest for an expected loss."""
 
-import heapq
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
+from fishleg_jax import _text, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax._jit import is_traced
 from fishleg_jax.storage import coding as codings
 from fishleg_jax.storage.cells import Cell
 from fishleg_jax.storage.coding import Coding, check_cells, takes_cells, variances
+from fishleg_jax.storage.marginal import for_number, for_rise
 
-HALVINGS = 200  # of the interval of multipliers: down to neighbouring floating-point numbers
+MOST_AXES = 32  # of an array
 
 
 def allot(
@@ -26,6 +27,7 @@ def allot(
     rise: float | None = None,
     cell: Cell | None = None,
     coding: Coding | None = None,
+    shared: int | Sequence[int] | None = None,
 ) -> Any:
     """Allots cells to weights by curvature: the least expected rise of the loss for their number.
 
@@ -35,17 +37,25 @@ def allot(
     `Fᵢᵢ σᵢ² / (2 nᵢ (nᵢ + 1))` at most the multiplier (Fox: the marginal analysis is optimal, since
     every term is convex in nᵢ).  Runs on the host.
 
+    The numbers have to be kept beside the weights, and that costs cells as well: `cost` counts
+    them.  Weights that share a number save that, at the price of a rougher allotment; theirs is the
+    number for their mean curvature.
+
     Args:
         fisher_diagonal: Diagonal of the Fisher at the weights, a pytree like them, in nats per
             squared weight, such as `estimator.fisher_diagonal(state, params)`.
         params: Weights, any pytree of floating-point arrays.
         cells: Number of cells for all weights together; all of them are used, unless the loss does
-            not depend on any weight that needs a cell.  Or None, with `rise`.
+            not depend on any weight that needs a cell, or too few are left for weights that share
+            a number.  Or None, with `rise`.
         rise: Expected rise of the loss in nats per example, for which to allot the fewest cells.
             Or None, with `cells`.
         cell: Memory cell; `pcm()` by default.
         coding: Coding of the weights; by default `Coding()`, with protected signs and zeros and a
             range for each leaf.
+        shared: Axes along which weights of a leaf have the same number of cells, such as -1 for one
+            number for each row of kernels (..., in, out); leaves without such an axis have one
+            number.  None, the default, for numbers of their own.
 
     Returns:
         Pytree of int32 like the weights: at least 1 for weights that need cells, 0 for zeros that
@@ -53,7 +63,8 @@ def allot(
 
     Raises:
         ValueError: A Fisher of another structure or below zero, both or neither of `cells` and
-            `rise`, fewer cells than weights that need one, or a call under `jit`.
+            `rise`, fewer cells than weights that need one, axes that are no whole numbers, or a
+            call under `jit`.
 
     References:
         Isik et al., Neural network compression for noisy storage devices, ACM TECS 2023, for the
@@ -69,7 +80,11 @@ def allot(
     costs, needed, tree = _costs(fisher_diagonal, params, cell, coding)
     if (cells is None) == (rise is None):
         raise ValueError(f"exactly one of cells and rise must be given, got {cells} and {rise}")
-    kept = costs[needed]
+    groups = _groups(params, shared)
+    count = int(groups.max(initial=-1)) + 1
+    sizes = np.bincount(groups[needed], minlength=count)
+    used = sizes > 0
+    mean = np.bincount(groups[needed], costs[needed], count)[used] / sizes[used]
     if cells is not None:
         least = int(needed.sum())
         cells = numbers.check_count(cells, "cells")
@@ -77,11 +92,12 @@ def allot(
             raise ValueError(
                 f"cells must be at least {least}, one for every weight that needs one, got {cells}"
             )
-        own = _for_number(kept, cells)
+        own = for_number(mean, sizes[used], cells)
     else:
-        own = _for_rise(kept, numbers.check_positive(rise, "rise"))
-    found = np.zeros(len(costs), np.int64)
-    found[needed] = own
+        own = for_rise(mean, sizes[used], numbers.check_positive(rise, "rise"))
+    of_group = np.zeros(count, np.int64)
+    of_group[used] = own
+    found = np.where(needed, of_group[groups], 0)
     if found.size and found.max() >= 2**31:
         raise ValueError("rise must be larger, or cells fewer: a weight would take 2³¹ cells")
     return _split(found, params, tree)
@@ -162,6 +178,25 @@ def expected_rise(
     return float((costs[needed] / number[needed]).sum())
 
 
+def _groups(params: Any, shared: int | Sequence[int] | None) -> np.ndarray:
+    """Number of the group of every weight; those of a group share their number of cells."""
+    axes = tuple(shared) if isinstance(shared, Sequence) else (shared,)
+    if shared is None:
+        axes = ()
+    if not all(numbers.is_whole(axis, -MOST_AXES) for axis in axes):
+        raise ValueError(f"shared must be an axis, several or None, got {_text.shown(shared)}")
+    found, begin = [], 0
+    for leaf in jax.tree.leaves(params):
+        own = {axis % leaf.ndim for axis in axes if -leaf.ndim <= axis < leaf.ndim}
+        if axes and not own:  # one number
+            own = set(range(leaf.ndim))
+        shape = tuple(1 if i in own else n for i, n in enumerate(leaf.shape))
+        ids = begin + np.arange(math.prod(shape)).reshape(shape)
+        found.append(np.broadcast_to(ids, leaf.shape).ravel())
+        begin += math.prod(shape)
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
 def _refuse_traced(tree: Any) -> None:
     if is_traced(tree):
         raise ValueError("cells are allotted on the host: call it outside of jit")
@@ -201,55 +236,3 @@ def _split(flat: np.ndarray, params: Any, tree: Any) -> Any:
         leaves.append(jnp.asarray(part, jnp.int32))
         begin += leaf.size
     return tree.unflatten(leaves)
-
-
-def _at(costs: np.ndarray, multiplier: float) -> np.ndarray:
-    """Smallest n ≥ 1 for each cost c with c / (n (n + 1)) at most the multiplier."""
-    number = np.ceil((np.sqrt(1 + 4 * costs / multiplier) - 1) / 2)
-    return np.maximum(number, 1).astype(np.int64)
-
-
-def _bracket(costs: np.ndarray, enough: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Allotments on both sides of the multiplier from which on cells are enough."""
-    high = float(costs.max()) / 2  # one cell each
-    low = high
-    while not enough(_at(costs, low)):
-        low /= 16
-    for _ in range(HALVINGS):
-        middle = math.sqrt(low * high)
-        if not low < middle < high:
-            break
-        if enough(_at(costs, middle)):
-            low = middle
-        else:
-            high = middle
-    return _at(costs, high), _at(costs, low)
-
-
-def _for_number(costs: np.ndarray, cells: int) -> np.ndarray:
-    if not costs.size or not costs.any():
-        return np.ones(len(costs), np.int64)
-    few, many = _bracket(costs, lambda n: n.sum() >= cells)
-    return _raised(costs, few, many, lambda total, _: total >= cells)
-
-
-def _for_rise(costs: np.ndarray, rise: float) -> np.ndarray:
-    if costs.sum() <= rise:
-        return np.ones(len(costs), np.int64)
-    few, many = _bracket(costs, lambda n: (costs / n).sum() <= rise)
-    return _raised(costs, few, many, lambda _, expected: expected <= rise)
-
-
-def _raised(costs: np.ndarray, few: np.ndarray, many: np.ndarray, done: Any) -> np.ndarray:
-    """Adds cells to the first allotment, the most useful one first, but none beyond the second."""
-    number = few.copy()
-    total, expected = int(number.sum()), float((costs / number).sum())
-    heap = [(-costs[i] / (number[i] * (number[i] + 1)), i) for i in np.flatnonzero(many > few)]
-    heapq.heapify(heap)
-    while heap and not done(total, expected):
-        gain, i = heapq.heappop(heap)
-        number[i] += 1
-        total, expected = total + 1, expected + gain
-        if number[i] < many[i]:
-            heapq.heappush(heap, (-costs[i] / (number[i] * (number[i] + 1)), i))
-    return number

@@ -1,6 +1,7 @@
 """Cells by curvature: against all allotments there are, and against the closed form."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,45 @@ def test_no_smaller_allotment_reaches_the_rise(fisher, share):
     for cells in every if fewer < 24 else ():
         if sum(cells) == fewer:
             assert rise(fisher, cells) > wanted * (1 - 1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(COST, min_size=6, max_size=6), st.integers(6, 18))
+def test_rows_share_their_number_at_nearly_the_least_rise(fisher, budget):
+    """Of all numbers for three rows; greedy steps may leave less than a row's cells."""
+    diagonal = jnp.asarray(fisher, jnp.float32).reshape(3, 2)
+    params = jnp.ones((3, 2)).at[2, 1].set(0)  # a row of one weight
+    needed = np.asarray(params) != 0
+    found = np.asarray(storage.allot(diagonal, params, cells=budget, cell=UNIT, shared=-1))
+    assert (found[:2, 0] == found[:2, 1]).all() and found[2, 1] == 0
+    assert found.sum() <= budget
+    sizes, own = needed.sum(1), np.where(needed, np.asarray(diagonal, float), 0).sum(1)
+    rises = {
+        n: 0.5 * (own / n).sum()
+        for n in itertools.product(range(1, 17), repeat=3)
+        if (sizes * n).sum() <= budget
+    }
+    ours = rises[tuple(found[:, 0].tolist())]
+    fewer = [r for n, r in rises.items() if (sizes * n).sum() <= budget - 1]
+    assert ours <= min(fewer, default=math.inf) * (1 + 1e-6) + 1e-12
+
+
+def test_axes_that_share_their_numbers():
+    params = {"w": jax.random.normal(jax.random.key(0), (2, 3, 4, 5)), "b": jnp.arange(1.0, 6)}
+    fisher = jax.tree.map(lambda w: jnp.arange(1.0, w.size + 1).reshape(w.shape), params)
+    find = lambda shared: storage.allot(fisher, params, cells=1000, cell=UNIT, shared=shared)
+    for shared, sizes in ((-1, (24, 1)), ((0, 1), (20, 1)), ((-1, -2, 1), (2, 1)), (3, (24, 1))):
+        found = find(shared)
+        spread = [found["w"].max(axis=shared) - found["w"].min(axis=shared), jnp.ptp(found["b"])]
+        if shared != (0, 1):
+            assert not any(x.any() for x in spread)
+        assert [x.size for x in (spread[0], spread[1])] == list(sizes)
+    assert jnp.ptp(find(None)["b"]) > 0
+    own, rows = (storage.expected_rise(fisher, params, find(s), cell=UNIT) for s in (None, -1))
+    equal = storage.expected_rise(fisher, params, storage.equal(params, 1000), cell=UNIT)
+    assert own < rows < equal
+    fewest = storage.allot(fisher, params, rise=rows, cell=UNIT, shared=-1)
+    assert sum(int(n.sum()) for n in jax.tree.leaves(fewest)) <= 1000
 
 
 def test_many_cells_are_in_proportion_to_the_closed_form():
@@ -118,6 +158,8 @@ def test_the_expected_rise_is_that_of_the_noise():
         (lambda f, w: storage.allot(-f, w, cells=9), "fisher_diagonal: .* at least 0"),
         (lambda f, w: storage.allot([f], w, cells=9), "fisher_diagonal must have the structure"),
         (lambda f, w: storage.allot(f[:2], w, cells=9), "fisher_diagonal: .* must have shape"),
+        (lambda f, w: storage.allot(f, w, cells=9, shared=0.5), "shared must be an axis"),
+        (lambda f, w: storage.allot(f, w, cells=9, shared="rows"), "shared must be an axis"),
         (lambda f, w: storage.equal(w, 2), "cells must be at least 3"),
         (lambda f, w: storage.expected_rise(f, w, 0), "cells must be a whole number"),
         (lambda f, w: jax.jit(lambda f: storage.allot(f, w, cells=9))(f), "outside of jit"),

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_costs_add_up():
     per_bit = storage.digital().cells_per_bit
     positions = math.ceil(math.log2(math.comb(5, 3)))
     found = storage.cost(params, 2)
-    expected = (10, 5 * per_bit, positions * per_bit, 64 * per_bit)
+    expected = (10, 5 * per_bit, positions * per_bit, 64 * per_bit, 32 * per_bit)
     np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(found.total, sum(expected))
     plain = storage.Coding(signs=False, zeros=False, ranges="network")
@@ -58,3 +59,24 @@ def test_costs_add_up():
     np.testing.assert_allclose(digital.values, 5 * 8 * per_bit)
     np.testing.assert_allclose(digital.positions, positions * per_bit)
     assert storage.digital_cost(params, zeros=False).values == pytest.approx(7 * 8 * per_bit)
+
+
+def test_the_numbers_of_cells_are_counted():
+    """Equal ones once; others by the number that occurs, and the ways to arrange them."""
+    cell = storage.gaussian(0.0)
+    bits = lambda params, cells: storage.cost(params, cells, cell=cell).numbers * 4
+    params = {"w": jnp.ones((3, 4)), "b": jnp.ones(2)}
+    assert bits(params, 5) == bits(params, storage.equal(params, 21)) == 32
+    each = {"w": jnp.array([[1, 2, 1, 1], [1, 1, 1, 5], [1, 1, 1, 1]]), "b": jnp.array([1, 1])}
+    ways = math.factorial(12) // math.factorial(10)
+    assert bits(params, each) == 3 * 32 + math.ceil(math.log2(ways)) + 32
+    rows = {"w": jnp.array([[1] * 4, [7] * 4, [1] * 4]), "b": jnp.array([1, 1])}
+    assert bits(params, rows) == 2 * 32 + 2 + 32  # 3 ways for one row of three
+    columns = {"w": rows["w"][:, :1].T + jnp.zeros((4, 1), int), "b": rows["b"]}
+    assert bits({"w": jnp.ones((4, 3)), "b": jnp.ones(2)}, columns) == 2 * 32 + 2 + 32
+    # a zero takes no cell, and says nothing of its row
+    pruned = params | {"w": params["w"].at[0, 0].set(0)}
+    assert bits(pruned, rows | {"w": rows["w"].at[0, 0].set(9)}) == bits(params, rows)
+    assert bits(jax.tree.map(jnp.zeros_like, params), 3) == 0
+    diagonal = storage.cost(jnp.eye(3), jnp.diag(jnp.array([1, 2, 3])), cell=cell)
+    assert diagonal.numbers * 4 == 3 * 32 + math.ceil(math.log2(6))
