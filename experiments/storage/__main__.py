@@ -183,9 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for suffix, one in made.items():
             whole.setdefault(suffix, {})[name] = one
             print(f"{name}, {one.title}\n{one}\n")
-        print(
-            pictures.accuracy_vs_cells(args.out / f"cells_{kind}.png", tables.plain(rows), weights)
-        )
+        print(pictures.accuracy_vs_cells(args.out / f"cells_{kind}.png", plain, weights))
     for suffix, parts in whole.items():
         if args.record:
             title = next(iter(parts.values())).title
