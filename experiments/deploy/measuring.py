@@ -58,6 +58,9 @@ def _make(name: str, subject: Subject, out: Path, batch: int) -> Deployed:
 def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, seconds: float) -> dict[str, list[float]]:
     """Seconds of one call of each function, in rounds that go through all of them.
 
+    Every round has an order of its own, and every measurement a call before it: what ran before
+    leaves its data in the caches, and threads that still wait for work.
+
     Args:
         runs: functions by name.
         inputs: their argument.
@@ -71,12 +74,13 @@ def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, seconds: float) -> dict
         run(inputs)  # compiles
         calls[name] = max(1, round(SHORTEST / min(_seconds(run, inputs, 1) for _ in range(3))))
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order, names = np.random.default_rng(0), list(runs)
     end = time.perf_counter() + seconds
     while len(times[BASE]) < FEWEST or time.perf_counter() < end:
-        for name, run in runs.items():
-            if calls[name] > 1:  # the path before has left its own data in the caches
-                run(inputs)
-            times[name].append(_seconds(run, inputs, calls[name]))
+        for i in order.permutation(len(names)):
+            name = names[i]
+            runs[name](inputs)
+            times[name].append(_seconds(runs[name], inputs, calls[name]))
     return times
 
 

@@ -1,6 +1,5 @@
 """What pruning pays: every path gives the pruned network's outputs, and all are timed in turn."""
 
-import itertools
 import json
 
 import jax
@@ -66,14 +65,18 @@ def test_a_run_writes_its_results(subject, tmp_path, capsys, monkeypatch):
     assert "zeros, packed, XLA" in capsys.readouterr().out
 
 
-def test_paths_are_timed_in_turn():
-    order = []
-    runs = {name: lambda x, name=name: order.append((name, len(x))) for name in (paths.BASE, "b")}
+def test_paths_are_timed_in_turn_behind_different_ones_and_warm(monkeypatch):
+    order, names = [], (paths.BASE, "b", "c")
+    runs = {name: lambda x, name=name: order.append((name, len(x))) for name in names}
+    monkeypatch.setattr(measuring, "_seconds", lambda run, x, calls: run(x) or 1.0)
     times = measuring.in_turn(runs, np.ones(3), seconds=1e-9)
     assert {len(found) for found in times.values()} == {measuring.FEWEST}
-    turns = [name for name, _ in itertools.groupby(name for name, _ in order)]
-    assert turns == [paths.BASE, "b"] * (1 + measuring.FEWEST)  # the first one compiles
     assert {size for _, size in order} == {3}
+    called = [name for name, _ in order[len(names) * 4 :]]  # behind compilations
+    rounds = np.reshape(called, (measuring.FEWEST, len(names), 2))
+    assert (rounds[..., 0] == rounds[..., 1]).all()  # one call to warm up, one that counts
+    assert all(sorted(one) == sorted(names) for one in rounds[..., 0].tolist())
+    assert len({tuple(one) for one in rounds[..., 0].tolist()}) > 1
 
 
 @pytest.mark.parametrize("batch", [3, 10, 16])
