@@ -12,6 +12,7 @@ from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.fisher import check_kind
 from fishleg_jax.low_rank import choice, forms
 from fishleg_jax.low_rank.budget import checked_rule, choose
+from fishleg_jax.low_rank.factors import in_place
 from fishleg_jax.low_rank.moments import check_moments, second_moments
 from fishleg_jax.low_rank.parts import Part, find_parts
 from fishleg_jax.low_rank.report import DecompositionReport, Row
@@ -155,7 +156,7 @@ def decompose(
     if metric == "identity":
         moments = None
     elif moments is None:
-        folding = {part.name: (part.form, part.use.order) for part in parts}
+        folding = {part.name: (part.form, part.use) for part in parts}
         moments = second_moments(
             model,
             params,
@@ -187,7 +188,8 @@ def decompose(
             rows.append(Row.whole(name, leaf, "factors would not be smaller", own.dense[1]))
             continue
         ranks_here = tuple(int(r) for r in own.ranks[index])
-        leaves[i] = {key: jnp.asarray(x, leaf.dtype) for key, x in own.factors(ranks_here).items()}
+        factors = in_place(own.factors(ranks_here), part.use, leaf.shape)
+        leaves[i] = {key: jnp.asarray(x, leaf.dtype) for key, x in factors.items()}
         rows.append(Row.of(name, leaf, part.form, own, index))
     factorised = Model(apply(model.predict, params), model.likelihood)
     report = DecompositionReport(tuple(rows), metric)

@@ -178,7 +178,7 @@ def _options(
     sizes = [math.prod(x) for x in own]  # arrays, as ranks are
     # a factor's layer gives out images that have shrunk along its axes and those before
     example = shapes([2] * len(columns))
-    moving = owners(example, len(use.before))
+    moving = owners(example, range(len(use.before)))
     positions = [
         math.prod(use.after[k] if moving[k] <= j else use.before[k] for k in range(len(use.before)))
         for j in range(len(own))

@@ -9,8 +9,10 @@ import numpy as np
 
 from fishleg_jax import _chunks, _tree
 from fishleg_jax.inverse._fishleg.samples import rows
+from fishleg_jax.low_rank.factors import arranged
 from fishleg_jax.low_rank.forms import fold
 from fishleg_jax.low_rank.parts import Part
+from fishleg_jax.low_rank.uses import Use
 from fishleg_jax.model import Model
 from fishleg_jax.per_example import check_gradients
 
@@ -21,7 +23,7 @@ def second_moments(
     model: Model,
     params: Any,
     batches: Sequence[Any],
-    folding: Mapping[str, tuple[str, tuple[int, ...]]],
+    folding: Mapping[str, tuple[str, Use]],
     *,
     fisher: str,
     examples_per_gradient: int,
@@ -37,7 +39,7 @@ def second_moments(
         model: The model.
         params: Weights.
         batches: Batches of data.
-        folding: Form and order of axes (spatial, in, out) of each kernel, by its key path.
+        folding: Form and use of each kernel, by its key path.
         fisher: `exact`, `sampled` or `empirical`.
         examples_per_gradient: Examples added up in one sample.
         examples_per_chunk: Examples whose gradients are held at a time; None for a whole batch.
@@ -58,9 +60,8 @@ def second_moments(
             for name, leaf in zip(names, samples, strict=True):
                 if name not in folding:
                     continue
-                form, order = folding[name]
-                moved = leaf.transpose(0, *(k + 1 for k in order))
-                folded = jax.vmap(lambda x, form=form: fold(form, x))(moved)
+                form, use = folding[name]
+                folded = jax.vmap(lambda x, form=form, use=use: fold(form, arranged(x, use)))(leaf)
                 folded = folded.reshape(-1, *folded.shape[-2:])
                 left = jnp.einsum("smn,skn->mk", folded, folded, precision=highest)
                 found[name] = left, jnp.einsum("smn,smk->nk", folded, folded, precision=highest)

@@ -9,6 +9,7 @@ import numpy as np
 from fishleg_jax import _prunable, _text, _tree
 from fishleg_jax._batch import split_batch
 from fishleg_jax.low_rank import forms
+from fishleg_jax.low_rank.factors import arranged
 from fishleg_jax.low_rank.uses import Use, find_uses
 from fishleg_jax.model import BatchLike, Model, predict
 
@@ -44,7 +45,7 @@ def find_parts(
         elif form == "spatial" and len(use.before) != 2:
             reasons[i] = f"spatial needs two spatial axes, it has {len(use.before)}"
         else:
-            kernel = np.asarray(leaf, np.float64).transpose(use.order)
+            kernel = arranged(np.asarray(leaf, np.float64), use)
             parts.append(Part(i, name, form, use, kernel))
         if reasons[i] is not None and decomposable is not None:
             raise ValueError(f"decomposable: {name!r} is not a kernel with factors: {reasons[i]}")

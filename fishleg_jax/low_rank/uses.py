@@ -9,14 +9,17 @@ import jax
 from fishleg_jax import _tree
 from fishleg_jax._jaxpr import core, functions, opened
 
-CALLS = ("jit", "pjit", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+CALLS = ("jit", "pjit", "checkpoint", "remat2")
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")  # calls with a rule of differentiation
 
 
 class Use(NamedTuple):
     """Leaf that is a kernel, wherever the network uses it.
 
     Attributes:
-        order: Axes of the leaf in the order (spatial axes, in, out).
+        order: Axes of the leaf in the order (spatial axes, in, out); a dense layer may have several
+            axes of inputs and of outputs, each in the order of the leaf.
+        inputs: Number of axes of inputs, 1 for a convolution.
         before: Sizes of the images that enter, axis by axis; empty for a dense layer.
         after: Sizes of the images that leave.
         calls: Number of products with the whole kernel per example: positions of a dense layer, or
@@ -24,9 +27,20 @@ class Use(NamedTuple):
     """
 
     order: tuple[int, ...]
+    inputs: int
     before: tuple[int, ...]
     after: tuple[int, ...]
     calls: float
+
+    @property
+    def inside(self) -> tuple[int, ...]:
+        """Axes of a dense layer's inputs."""
+        return self.order[: self.inputs]
+
+    @property
+    def outside(self) -> tuple[int, ...]:
+        """Axes of a dense layer's outputs."""
+        return self.order[self.inputs :]
 
 
 class Kernel(NamedTuple):
@@ -63,7 +77,7 @@ def find_uses(function: Callable, params: Any, *data: Any) -> list[Use | str]:
         if old is None or isinstance(new, str):
             found[i] = new
         elif isinstance(old, Use):
-            same = old[:3] == new[:3]
+            same = old[:-1] == new[:-1]
             found[i] = old._replace(calls=old.calls + new.calls) if same else "used in two ways"
 
     marks: list[Kernel | None] = [
@@ -102,7 +116,7 @@ def _walk(jaxpr: Any, marks: Sequence[Kernel | None], examples: int, add: Callab
 
 
 def called(equation: Any) -> Any | None:
-    """Finds the one function that an equation (`jit`, `checkpoint`, `custom_jvp`…) just calls."""
+    """Finds the one function that an equation (`jit`, `checkpoint`) just calls."""
     if equation.primitive.name not in CALLS:
         return None
     inner = [x for x in functions(equation) if len(opened(x).invars) == len(equation.invars)]
@@ -122,13 +136,16 @@ def layer(equation: Any, position: int, axes: tuple[int, ...], examples: int) ->
     """Use of a kernel in one equation, if that is a dense layer or an ungrouped convolution."""
     other = equation.invars[1 - position].aval.shape if len(equation.invars) == 2 else None
     params = equation.params
-    if equation.primitive.name == "dot_general" and len(axes) == 2:
+    if equation.primitive.name == "dot_general":
         contracted, batched = params["dimension_numbers"]
-        if any(batched) or len(contracted[0]) != 1:
+        inside = sorted(axes[k] for k in contracted[position])
+        outside = [k for k in range(len(axes)) if k not in inside]
+        # a matrix of the leaf as it lies in memory: inputs are all of its first axes or of its last
+        one_matrix = [*range(len(axes))] in ([*inside, *outside], [*outside, *inside])
+        if any(batched) or not inside or not outside or not one_matrix:
             return None
-        inside = contracted[position][0]
-        calls = math.prod(other) / other[contracted[1 - position][0]] / examples
-        return Use((axes[inside], axes[1 - inside]), (), (), calls)
+        calls = math.prod(other) / math.prod(other[k] for k in contracted[1 - position]) / examples
+        return Use((*inside, *outside), len(inside), (), (), calls)
     if equation.primitive.name == "conv_general_dilated" and position == 1:
         if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
             return None
@@ -136,5 +153,5 @@ def layer(equation: Any, position: int, axes: tuple[int, ...], examples: int) ->
         order = tuple(axes[k] for k in (*rhs[2:], rhs[1], rhs[0]))
         result = equation.outvars[0].aval.shape
         sizes = tuple(other[k] for k in lhs[2:]), tuple(result[k] for k in out[2:])
-        return Use(order, *sizes, other[lhs[0]] / examples)
+        return Use(order, 1, *sizes, other[lhs[0]] / examples)
     return None

@@ -16,7 +16,9 @@ FORMS = st.sampled_from(["svd", "channel", "spatial", "tucker2"])
 
 
 def use_of(form):
-    return Use((0, 1), (), (), 1.0) if form == "svd" else Use((0, 1, 2, 3), (5, 6), (4, 3), 1.0)
+    if form == "svd":
+        return Use((0, 1), 1, (), (), 1.0)
+    return Use((0, 1, 2, 3), 1, (5, 6), (4, 3), 1.0)
 
 
 def kernel_of(form, sizes, seed):
