@@ -139,6 +139,7 @@ def decompose(
     """
     # Reject invalid arguments before anything is compiled.
     check_model(model)
+    _check_untraced(params=params, batches=batches, moments=moments, key=key)
     arrays.check_params(params)
     arrays.check_batches(batches)
     rule, given = checked_rule(ranks, budget)
@@ -195,6 +196,18 @@ def decompose(
     report = DecompositionReport(tuple(rows), metric)
     kept = None if moments is None else dict(moments)
     return Decomposition(tree.unflatten(leaves), factorised, report, kept)
+
+
+def _check_untraced(**arguments: Any) -> None:
+    """Raises a ValueError within a traced function: ranks depend on the values of the weights."""
+    # an array made here is traced wherever jit traces, even with constants for arguments
+    for name, value in {**arguments, "decompose": jnp.zeros(())}.items():
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
+            given = "called" if name == "decompose" else "made of arrays with values"
+            raise ValueError(
+                f"{name} must be {given} outside of jax.jit, jax.grad and jax.vmap, got traced "
+                "arrays: decompose first, and compile what uses the result"
+            )
 
 
 def _of_parts(parts: Sequence[Part], moments: Mapping | None) -> list:

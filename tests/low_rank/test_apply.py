@@ -281,3 +281,18 @@ def test_arguments_that_are_not_arrays():
     np.testing.assert_allclose(
         found, f(kernel, x, False, {"name": None, "shift": shift}), atol=1e-5
     )
+
+
+def test_decompose_under_jit_is_refused():
+    model = flj.Model(lambda p, x: x @ p["kernel"], flj.likelihoods.gaussian())
+    params, x = {"kernel": normal(4, 5)}, normal(3, 4)
+    run = lambda p, x: decompose(model, p, [(x, None)], 0.9).params
+    for f, data, name in (
+        (run, (params, x), "params"),
+        (lambda x: run(params, x), (x,), "batches"),
+        (lambda: run(params, x), (), "decompose"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} must be .*outside of jax.jit"):
+            jax.jit(f)(*data)
+    with pytest.raises(ValueError, match=r"params must be .*outside of jax.jit"):
+        jax.grad(lambda p: jax.tree.leaves(run(p, x))[0].sum())(params)
