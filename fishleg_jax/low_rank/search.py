@@ -18,13 +18,18 @@ RATE = 0.1
 
 
 def by_search(choices: Sequence[Choices], at_most: float) -> list[int]:
-    """Ranks as continuous numbers, pulled by errors of decomposition and by cost.
+    """Ranks by gradient descent on their probabilities, pulled by errors and by cost.
 
     Each kernel has a distribution over its options, `softmax(θ / T)`, whose temperature falls.
     Adam minimises the composite loss `Σ E[‖K − K_r‖² / ‖K‖²] + π E[cost] / cost of all`: the
     relative error of every kernel and the price π of what its factors cost, both known from the
     singular values alone.  Several prices are searched at once, and the lowest whose ranks are
     within the budget is taken.
+
+    The loss is linear in the probabilities, so that its minimum gives every kernel the option of
+    least error plus price times cost: the threshold of `choice.by_threshold` on relative errors,
+    without the filling up of the budget.  The search is a relaxation that finds it by descent, and
+    not the algorithm of the paper.
 
     Args:
         choices: Options of every kernel.
