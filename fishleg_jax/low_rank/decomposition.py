@@ -29,7 +29,8 @@ class Decomposition(NamedTuple):
 
     Attributes:
         params: Parameters, with a dictionary of smaller kernels in the place of each decomposed
-            one, in its dtype: `{"left", "right"}` or `{"first", "core", "last"}`.
+            one, in its dtype and in the order of its axes: `{"left", "right"}`, whose product is a
+            matrix in either layout, or `{"first", "core", "last"}`.
         model: Model that takes them; `low_rank.apply` makes the same of any other function.
         report: Row for every leaf, and a total; print it.
         moments: Second moments of the gradients, a pair for every kernel by its key path, for
@@ -69,8 +70,11 @@ def decompose(
     of the loss is `½ ‖A^½ (K − LR) B^½‖²`, whose minimum of rank r is in closed form: whiten K,
     truncate its singular values, unwhiten.  Convolutions become two or three smaller ones.
 
-    The network is traced to find its kernels, so that any function of any framework will do; no
-    kernel is multiplied out when the result runs.
+    The network is traced to find its kernels, so that it may come from any framework.  A kernel
+    is a leaf that inputs are multiplied with along all of its first or all of its last axes, as in
+    dense layers and attention, or in an ungrouped convolution, and that nothing else happens to;
+    other leaves stay whole, and the report gives the reason.  No kernel is multiplied out when the
+    result runs.
 
     Args:
         model: Network and likelihood.
@@ -84,7 +88,8 @@ def decompose(
         ranks: Rule of the ranks.  `global`, the default, keeps the components that save most loss
             per cost in the whole network, by one threshold; `equal` gives every kernel the same
             share of its cost, `energy` the same share of its squared singular values; `search`
-            relaxes ranks to continuous numbers under a composite loss of relative errors and cost.
+            descends on probabilities of ranks under a composite loss of relative errors and cost,
+            whose minimum is one threshold on relative errors.
             Or a mapping from regular expressions over key paths to ranks, pairs of ranks for
             Tucker-2; ranks are cut to what a kernel has, and other kernels stay whole.
         metric: `fisher`, the default, or `identity` for plain decompositions.
@@ -113,7 +118,7 @@ def decompose(
     Raises:
         ValueError: An argument of another type or out of its range, a budget out of reach, an
             expression that matches nothing, or a selected leaf that is not a kernel of a dense
-            layer or an ungrouped convolution.
+            layer or an ungrouped convolution; or a call within `jax.jit`, `grad` or `vmap`.
         FloatingPointError: Gradients that are not finite.
 
     References:
@@ -122,8 +127,8 @@ def decompose(
         expansions, 2014 (spatial); Kim et al., Compression of deep convolutional neural networks,
         2016 (Tucker-2); Martens & Grosse, K-FAC, 2015 (A and B); Aghababaei-Harandi & Amini,
         Unified framework for neural network compression via decomposition and optimal rank
-        selection, 2024 (`ranks="search"` follows its idea: ranks searched in a continuous space
-        under a composite loss, without data).
+        selection, 2024 (`ranks="search"` follows its idea, not its algorithm: ranks searched in a
+        continuous space under a composite loss, without data).
 
     Example:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
