@@ -46,19 +46,23 @@ def products(draw):
     """A kernel of equal or unequal sizes, the factors' axes, and dimension numbers of a product."""
     axes = draw(st.integers(2, 4))
     shape = tuple(draw(st.lists(st.integers(1, 3), min_size=axes, max_size=axes)))
-    return (
-        shape,
-        draw(st.integers(1, axes - 1)),  # axes of the left factor
-        draw(st.integers(1, 3)),
-        draw(st.permutations(range(axes))),
-        draw(st.permutations(range(axes)))[: draw(st.integers(0, axes))],  # contracted
-        draw(st.integers(0, 1)),  # batched, if an axis is left
-        draw(st.booleans()),
-    )
+    rows = draw(st.integers(1, axes - 1))  # axes of the left factor
+    order = draw(st.permutations(range(axes)))
+    mixed = draw(st.permutations(range(axes)))
+    inside = {
+        "any": mixed[: draw(st.integers(0, axes))],
+        "left": [k for k in mixed if order[k] < rows],
+        "right": [k for k in mixed if order[k] >= rows],
+    }[draw(st.sampled_from(("any", "left", "right")))]
+    batched = draw(st.sampled_from((0, 0, 1)))  # if an axis is left
+    return shape, rows, draw(st.integers(1, 3)), order, inside, batched, draw(st.booleans())
 
 
 @given(products())
 @example(((3, 3), 1, 2, [1, 0], [0], 0, False))  # x @ kernel.T of a square kernel
+@example(((2, 3, 2), 1, 2, [2, 1, 0], [2], 0, False))  # outputs in another order
+@example(((2, 3, 2), 2, 2, [1, 0, 2], [2], 0, True))
+@example(((3, 3, 2), 2, 2, [0, 1, 2], [1, 0], 0, False))  # inputs in another order
 @settings(max_examples=80, deadline=None)
 def test_products_along_any_axes(drawn):
     shape, rows, rank, order, contracted, batched, first = drawn
@@ -101,14 +105,8 @@ def convolutions(draw):
         "batch_group_count": draw(st.sampled_from((1, 1, 1, 2))),
     }
     ranks = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    return (
-        form,
-        tuple(sizes),
-        ranks,
-        draw(st.sampled_from(ORDERS)),
-        draw(st.sampled_from(ORDERS)),
-        options,
-    )
+    order, layout = (draw(st.sampled_from(ORDERS)) for _ in range(2))
+    return form, tuple(sizes), ranks, order, layout, options
 
 
 @given(convolutions())
