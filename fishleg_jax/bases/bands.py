@@ -44,8 +44,8 @@ def by_band(
         >>> import jax.numpy as jnp, fishleg_jax as flj
         >>> basis = flj.bases.dct()
         >>> saliency = flj.bases.by_band(basis, lambda x: 1 + x, "magnitude")
-        >>> scores = saliency({"kernel": jnp.ones((3, 3, 1, 1))}, None, None, None, None)
-        >>> [round(float(x), 2) for x in scores["kernel"][0, :, 0, 0]]
+        >>> scores = saliency({"conv": jnp.ones((3, 3, 1, 1))}, None, None, None, None)
+        >>> [round(float(x), 2) for x in scores["conv"][0, :, 0, 0]]
         [0.5, 0.4, 0.33]
     """
     check_basis(basis)

@@ -130,11 +130,11 @@ def in_basis(model: Model, basis: Basis) -> Model:
         >>> import jax, jax.numpy as jnp, fishleg_jax as flj
         >>> def predict(params, x):
         ...     size = ("NHWC", "HWIO", "NHWC")
-        ...     return jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME",
+        ...     return jax.lax.conv_general_dilated(x, params["conv"], (1, 1), "SAME",
         ...                                         dimension_numbers=size).mean((1, 2))
         >>> model = flj.Model(predict, flj.likelihoods.categorical())
         >>> basis = flj.bases.dct()
-        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (5, 5, 1, 3))}
+        >>> params = {"conv": jax.random.normal(jax.random.key(0), (5, 5, 1, 3))}
         >>> spectral, coefficients = flj.bases.in_basis(model, basis), basis.coefficients(params)
         >>> x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
         >>> difference = spectral.predict(coefficients, x) - model.predict(params, x)

@@ -1,6 +1,6 @@
 """Kinds of bases: the discrete cosine transform, matrices of the user's own, and none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,13 +36,18 @@ def dct(
     Args:
         prunable: Leaves that change basis: regular expressions over key paths, a mapping from them
             to True or False, a pytree of booleans like the parameters, or a predicate
-            `(name, leaf)`.  None, the default, for the leaves that are prunable by default.
+            `(name, leaf)`.  None, the default, for convolutions: leaves whose own name or layer's
+            name contains `conv` in any case, of three or four dimensions, or with `axes` of three
+            or more.  Kernels of attention have as many dimensions and nothing spatial; a leaf of
+            five may be a 3-D convolution or a stack of layers, so name it.
         axes: Axes of the transform.  None, the default, for all but the last two, as in kernels of
-            flax, (height, width, in, out); `(2, 3)` for kernels (out, in, height, width).  A leaf
-            with nothing along these axes stays as it is.
+            flax, (height, width, in, out); `(2, 3)` for kernels (out, in, height, width), `(1, 2)`
+            for kernels of flax behind an axis of layers.  A leaf with nothing along these axes
+            stays as it is.
 
     Returns:
-        The basis.  Its functions raise a ValueError for parameters in which nothing changes.
+        The basis.  Its functions raise a ValueError for parameters in which nothing changes, and
+        for a leaf in which two of the axes are the same, such as 0 and -4 of four dimensions.
 
     Raises:
         ValueError: Axes that are not whole numbers, or named twice.
@@ -54,7 +59,7 @@ def dct(
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
         >>> basis = flj.bases.dct()
-        >>> coefficients = basis.coefficients({"kernel": jnp.ones((3, 3, 2, 2))})["kernel"]
+        >>> coefficients = basis.coefficients({"conv": jnp.ones((3, 3, 2, 2))})["conv"]
         >>> coefficients[:, :, 0, 0].round(5) + 0  # a constant kernel has one
         Array([[3., 0., 0.],
                [0., 0., 0.],
@@ -62,6 +67,9 @@ def dct(
     """
     _prunable.check_type(prunable, "prunable")
     given = None if axes is None else _checked_axes(axes)
+    # a mapping that only excludes leaves starts from the default, too
+    excludes = isinstance(prunable, Mapping) and not any(prunable.values())
+    by_default = prunable is None or excludes
 
     def matrices_of(leaves):
         names = dict(leaves)
@@ -70,14 +78,16 @@ def dct(
         found = []
         for name, leaf in leaves:
             shape = jnp.shape(leaf)
+            taken = order[name] and not (by_default and not _is_spatial(name, shape, given))
             own = range(len(shape) - 2) if given is None else given
-            fits = [k for k in own if -len(shape) <= k < len(shape) and shape[k] > 1]
-            found.append({k: _dct_matrix(shape[k]) for k in fits} if order[name] else {})
+            fits = _positions(own, name, shape, "axes") if taken else []
+            found.append({k: _dct_matrix(shape[k]) for k in fits if shape[k] > 1})
         if not any(found):
             shapes = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in leaves)
             where = "their axes before the last two" if given is None else f"axes {given}"
+            hint = "; by default only convolutions change, so name the leaves" if by_default else ""
             raise ValueError(
-                f"prunable selects no leaf that is longer than 1 along {where}, got {shapes}"
+                f"prunable selects no leaf that is longer than 1 along {where}{hint}, got {shapes}"
             )
         return found
 
@@ -93,8 +103,8 @@ def orthonormal(matrices: Mapping[str, Mapping[int, Any]]) -> Basis:
             coefficient k is the product of its row k with them.  Eigenvectors go in as rows.
 
     Returns:
-        The basis.  Its functions raise a ValueError for an expression that matches no leaf, and
-        for an axis of another size.
+        The basis.  Its functions raise a ValueError for an expression that matches no leaf, for an
+        axis of another size, and for one that is named twice, such as 0 and -2 of a matrix.
 
     Raises:
         ValueError: A matrix that is not orthonormal to 1e-5, or another type.
@@ -141,6 +151,25 @@ def _checked_axes(axes: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(int(k) for k in found)
 
 
+def _positions(axes: Iterable[int], name: str, shape: tuple[int, ...], argument: str) -> list[int]:
+    """Axes of a leaf counted from 0, without those that it lacks; a ValueError if two are equal."""
+    there = [k for k in axes if -len(shape) <= k < len(shape)]
+    found = [k % len(shape) for k in there]
+    if len(set(found)) < len(found):
+        raise ValueError(
+            f"{argument} must name every axis once, but of {tuple(there)} two are the same axis of "
+            f"{name!r}, which has shape {shape}"
+        )
+    return found
+
+
+def _is_spatial(name: str, shape: tuple[int, ...], axes: Sequence[int] | None) -> bool:
+    """Whether a leaf is taken for a kernel of a convolution, by its names and dimensions."""
+    parts = [part.lower() for part in name.split("/") if not part.isdigit()]
+    named = any("conv" in part for part in parts[-2:])  # the leaf and its layer
+    return named and 3 <= len(shape) <= (4 if axes is None else len(shape))
+
+
 def _checked_matrices(pattern: Any, own: Any) -> dict[int, np.ndarray]:
     if not isinstance(pattern, str) or not isinstance(own, Mapping) or not own:
         raise ValueError(
@@ -162,6 +191,7 @@ def _checked_matrices(pattern: Any, own: Any) -> dict[int, np.ndarray]:
 
 
 def _check_fit(name: str, shape: tuple[int, ...], matrices: Matrices) -> None:
+    _positions(matrices, name, shape, "matrices")
     for axis, matrix in matrices.items():
         if not -len(shape) <= axis < len(shape) or shape[axis] != len(matrix):
             raise ValueError(

@@ -58,6 +58,61 @@ def test_the_dct_is_that_of_scipy():
     np.testing.assert_allclose(jnp.transpose(other, (2, 3, 1, 0)), wanted, atol=1e-6)
 
 
+def changed_by(basis, shapes):
+    """Names of the leaves of random parameters that a basis changes."""
+    params = {k: jax.random.normal(KEYS[3], shape) for k, shape in shapes.items()}
+    found = basis.coefficients(params)
+    return {name for name in params if not np.array_equal(found[name], params[name])}
+
+
+SHAPES = {
+    "Conv_0/kernel": (3, 3, 2, 4),
+    "convs/0/kernel": (5, 2, 4),
+    "res/conv2_d/w": (3, 3, 4, 4),
+    "Dense_0/kernel": (8, 4),
+    "conv_stem/query/kernel": (8, 2, 4),
+    "attention/query/kernel": (8, 2, 4),  # (embed, heads, head_dim)
+    "layers/attention/out/kernel": (6, 2, 4, 8),  # stacked: (layers, heads, head_dim, embed)
+    "layers/mlp/kernel": (6, 8, 4),
+    "layers/conv/kernel": (6, 3, 3, 2, 4),  # stacked, or a 3-D convolution
+    "Conv_0/bias": (4,),
+}
+CONVOLUTIONS = {"Conv_0/kernel", "convs/0/kernel", "res/conv2_d/w"}
+
+
+def test_by_default_the_dct_takes_convolutions():
+    assert changed_by(DCT, SHAPES) == CONVOLUTIONS
+    excluded = flj.bases.dct({"Conv_0": False})
+    assert changed_by(excluded, SHAPES) == CONVOLUTIONS - {"Conv_0/kernel"}
+
+
+def test_leaves_that_are_named_are_taken_whatever_they_are():
+    query = {"attention/query/kernel"}
+    assert changed_by(flj.bases.dct("attention/query"), SHAPES) == query
+    stack = {"layers/conv/kernel": SHAPES["layers/conv/kernel"]}
+    for basis in (flj.bases.dct(axes=(1, 2)), flj.bases.dct("layers/conv", axes=(1, 2))):
+        assert changed_by(basis, stack) == set(stack)
+    kernels = jax.random.normal(KEYS[3], stack["layers/conv/kernel"])
+    found = flj.bases.dct(axes=(1, 2)).coefficients({"layers/conv/kernel": kernels})
+    wanted = scipy.fft.dctn(np.asarray(kernels), axes=(1, 2), norm="ortho")
+    np.testing.assert_allclose(found["layers/conv/kernel"], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["coefficients", "weights", "bands"])
+def test_an_axis_that_is_named_from_both_ends_is_refused(function):
+    twice = r"two are the same axis of 'conv', which has shape \(3, 3, 1, 2\)"
+    bases = {
+        "axes must name": flj.bases.dct(axes=(0, -4)),
+        "matrices must name": flj.bases.orthonormal({"conv": {1: np.eye(3), -3: np.eye(3)}}),
+    }
+    for argument, basis in bases.items():
+        with pytest.raises(ValueError, match=f"{argument}.*{twice}"):
+            getattr(basis, function)(PARAMS)
+    # where they are different axes they stay two
+    kernels = {"conv": jnp.ones((3, 2, 2))}
+    assert int(flj.bases.dct(axes=(0, -2)).bands(kernels)["conv"].max()) == 3
+
+
 @pytest.mark.parametrize("basis", [DCT, MIXED, flj.bases.identity()], ids=repr)
 def test_outputs_stay_and_the_inverse_inverts(basis):
     coefficients = basis.coefficients(PARAMS)
@@ -222,6 +277,10 @@ def test_constants_and_batches_pass_through():
     [
         (lambda: flj.bases.dct(axes=(0, 0)), "axes must be different whole numbers"),
         (lambda: DCT.coefficients({"fc": jnp.ones((2, 3))}), "longer than 1 along their axes"),
+        (
+            lambda: DCT.coefficients({"query/kernel": jnp.ones((8, 2, 4))}),
+            "by default only convolutions change, so name the leaves",
+        ),
         (lambda: flj.bases.orthonormal({}), "matrices must map regular expressions"),
         (lambda: flj.bases.orthonormal({"w": {0: 2 * np.eye(2)}}), "orthonormal to 1e-05, got"),
         (lambda: EYES.weights({"conv": jnp.ones((2, 3)), "fc": 1}), "must have size 3 along axis"),

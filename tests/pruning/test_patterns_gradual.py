@@ -181,8 +181,9 @@ def test_densities_of_leaves_that_are_not_pruned_are_refused():
         flj.make_masks(scores, scope={"bias": 0.5})
 
 
-def test_a_coupling_that_names_an_axis_twice_is_refused():
+@pytest.mark.parametrize("couplings", [[[("w", 1), ("w", -1)]], [[("w", 1)], [("w", -1)]]])
+def test_couplings_that_name_an_axis_twice_are_refused(couplings):
     scores = {"w": jnp.ones((4, 4))}
-    pattern = flj.patterns.units([[("w", 1), ("w", -1)]])
+    pattern = flj.patterns.units(couplings)
     with pytest.raises(ValueError, match="name axis 1 of 'w' once"):
         flj.make_masks(scores, 0.5, pattern=pattern)

@@ -79,8 +79,10 @@ def layout_of(
             that do not divide an axis, coupled axes with different numbers of units.
     """
     if pattern.couplings:
+        seen: set[tuple[int, int]] = set()  # axes by leaf, over all couplings
         families = [
-            _coupled(coupling, names, shapes, chosen, stacked) for coupling in pattern.couplings
+            _coupled(coupling, names, shapes, chosen, stacked, seen)
+            for coupling in pattern.couplings
         ]
         families = [family for family in families if family]
         if not families:
@@ -156,8 +158,9 @@ def _coupled(
     shapes: Sequence[tuple[int, ...]],
     chosen: Sequence[bool],
     stacked: Sequence[bool],
+    seen: set[tuple[int, int]],
 ) -> tuple[tuple[int, Tile], ...]:
-    members, numbers, seen = [], {}, set()
+    members, numbers = [], {}
     for name, axis, size in coupling:
         if name not in names and name.startswith(CONSTANTS):
             continue
@@ -170,7 +173,7 @@ def _coupled(
         own = shapes[i][1:] if stacked[i] else shapes[i]
         position = _position("units", name, own, axis)
         if (i, position) in seen:
-            raise ValueError(f"pattern: a coupling must name axis {position} of {name!r} once")
+            raise ValueError(f"pattern: couplings must name axis {position} of {name!r} once")
         seen.add((i, position))
         tile = _unit(name, own, position, size)
         layers = shapes[i][:1] if stacked[i] else ()
