@@ -8,7 +8,7 @@ import numpy as np
 from fishleg_jax._batch import BatchLike, split_batch
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.mismatch.calibration import calibration_error
-from fishleg_jax.mismatch.predictions import Predictions, predictions_of
+from fishleg_jax.mismatch.predictions import Predictions, check_network, predictions_of
 from fishleg_jax.mismatch.report import Disagreement, group_by, quantile_index
 from fishleg_jax.model import Model
 
@@ -32,7 +32,10 @@ def disagreement(
     Args:
         dense: Network before pruning: a function `(inputs) -> logits` or `(inputs, constants) ->
             logits`, or a pair `(model, params)` of a `Model` or predict function and its
-            parameters.  A function of the inputs alone may close over constants of its own.
+            parameters.  A function, alone or in a pair, gets the constants of a batch if its next
+            parameter has no default, or if one is named `constants` that has none or None; a
+            default such as `train=False` is kept.  A `Model` always gets them.  A function of the
+            inputs alone may close over constants of its own.
         pruned: Network after pruning, likewise.
         batches: Data to compare on; without labels, `(inputs, None)`, flips, accuracies and
             calibration are left out.
@@ -46,8 +49,9 @@ def disagreement(
         A `Disagreement`.
 
     Raises:
-        ValueError: Something other than a network, a batch or labels of the right shape and range,
-            scores of another shape or not finite, or a number below 1.
+        ValueError: Something other than a network, a function with other arguments, a batch or
+            labels of the right shape and range, scores of another shape or not finite, or a number
+            below 1.
         FloatingPointError: Outputs that are not finite.
 
     References:
@@ -65,6 +69,8 @@ def disagreement(
     """
     groups, bins = numbers.check_count(groups, "groups"), numbers.check_count(bins, "bins")
     arrays.check_batches(batches)
+    for network, name in ((dense, "dense"), (pruned, "pruned")):
+        check_network(network, batches, name)
     one, other = (
         predictions_of(network, batches, name)
         for network, name in ((dense, "dense"), (pruned, "pruned"))

@@ -1,5 +1,6 @@
 """Predicted classes of a network, with their confidences and margins."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _labels, _text, likelihoods
+from fishleg_jax import _labels, _text
 from fishleg_jax._batch import BatchLike, plain, split_batch
-from fishleg_jax._checks import numbers
 from fishleg_jax._jit import jitted
 from fishleg_jax.model import Model, predict
 
 EXPECTED = "a function (inputs) -> logits or a pair (model or predict function, params)"
+VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+POSITIONAL = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Predictions(NamedTuple):
@@ -32,49 +34,99 @@ class Predictions(NamedTuple):
     number: int
 
 
-def as_function(network: Any, argument: str) -> Callable[[BatchLike], Any]:
-    """Turns a network into a function of a batch.
+def check_network(network: Any, batches: Sequence[BatchLike], argument: str) -> None:
+    """Checks a network, and that a function can be called with the arguments of batches.
 
     Args:
         network: Function `(inputs)` or `(inputs, constants)`, or a pair of a `Model` or predict
             function and its parameters.
-        argument: Name of the argument in error messages.
-
-    Returns:
-        Function `(batch) -> summary`, compiled.
+        batches: Checked batches.
+        argument: Name of the network in error messages.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: Anything else, or a function with other arguments.
     """
     if isinstance(network, Model):
         raise ValueError(f"{argument} must be a pair (model, params), got a Model without params")
-    if isinstance(network, (tuple, list)) and len(network) == 2 and callable(_function(network[0])):
-        model, params = network
-        if not isinstance(model, Model):
-            model = Model(model, likelihoods.categorical())
-        return lambda batch: jitted(_of_model, model)(params, batch)
-    if not callable(network):
+    function, params = _parts(network)
+    if not callable(function) and not isinstance(function, Model):
         raise ValueError(f"{argument} must be {EXPECTED}, got {_text.shown(network)}")
+    taken = None if isinstance(function, Model) else _signature(function)
+    if taken is None:
+        return
+    for i, batch in enumerate(batches):
+        places, keywords = _arguments(function, params, batch)
+        try:
+            taken.bind(*places, **keywords)
+        except TypeError as error:
+            first = "params, inputs" if params else "inputs"
+            has = "constants" if split_batch(batch)[2] else "no constants"
+            raise ValueError(
+                f"{argument} must be a function ({first}) or ({first}, constants), got one of "
+                f"{taken}, and batches[{i}] has {has}: {error}"
+            ) from error
+
+
+def _parts(network: Any) -> tuple[Any, tuple]:
+    """The model or function of a network, and its parameters, if it has any."""
+    if isinstance(network, (tuple, list)) and len(network) == 2:
+        return network[0], (network[1],)
+    return network, ()
+
+
+def _as_function(network: Any) -> Callable[[BatchLike], Any]:
+    """Turns a checked network into a compiled function of a batch."""
+    function, params = _parts(network)
+    if params:
+        summary = _of_model if isinstance(function, Model) else _of_function
+        return lambda batch: jitted(summary, function)(batch, *params)
     # compiled anew by every call: a shared cache would keep the weights that a closure holds
-    return jax.jit(lambda batch: _summary(_call(network, batch, argument)))
+    return jax.jit(lambda batch: _of_function(function, batch))
 
 
-def _function(model: Any) -> Any:
-    return model.predict if isinstance(model, Model) else model
-
-
-def _of_model(model: Model, params: Any, batch: BatchLike) -> tuple[jax.Array, ...]:
+def _of_model(model: Model, batch: BatchLike, params: Any) -> tuple[jax.Array, ...]:
     return _summary(predict(model, params, batch))
 
 
-def _call(network: Callable, batch: BatchLike, argument: str) -> Any:
-    """Logits of a plain function, which may ignore a batch's constants."""
+def _of_function(function: Callable, batch: BatchLike, *params: Any) -> tuple[jax.Array, ...]:
+    places, keywords = _arguments(function, params, batch)
+    return _summary(function(*places, **keywords))
+
+
+def _arguments(function: Callable, params: tuple, batch: BatchLike) -> tuple[tuple, dict]:
+    """Arguments of a function for a batch: the constants only if it has a parameter for them.
+
+    Any other parameter with a default, such as `train=False`, is an option of the network.
+    """
     inputs, _, constants = split_batch(batch)
+    places, taken = (*params, inputs), _signature(function)
+    if not constants or taken is None:
+        return places, {}
+    parameters = taken.parameters.values()
+    following = [p for p in parameters if p.kind in POSITIONAL][len(places) :][:1]
+    if any(p.default is p.empty or _for_constants(p) for p in following):
+        return (*places, *constants), {}
+    if any(p.kind is p.VAR_POSITIONAL and p.name == "constants" for p in parameters):
+        return (*places, *constants), {}
+    if any(p.kind not in VARIABLE and _for_constants(p) for p in parameters):
+        return places, {"constants": constants[0]}
+    return places, {}
+
+
+def _for_constants(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is named `constants` and has no value of its own."""
+    unset = parameter.default is parameter.empty or parameter.default is None
+    return parameter.name == "constants" and unset
+
+
+def _signature(function: Callable) -> inspect.Signature | None:
+    """Signature of a function, or of what a wrapper with any arguments wraps; None if unknown."""
     try:
-        numbers.check_function(network, argument, 1 + len(constants), "")
-    except ValueError:
-        return network(inputs)
-    return network(inputs, *constants)
+        own = inspect.signature(function, follow_wrapped=False)
+        named = any(p.kind not in VARIABLE for p in own.parameters.values())
+        return own if named else inspect.signature(function)
+    except ValueError:  # as of functions written in C
+        return None
 
 
 def _summary(outputs: Any) -> tuple[jax.Array, ...]:
@@ -93,7 +145,7 @@ def predictions_of(network: Any, batches: Sequence[BatchLike], argument: str) ->
     """Predicts all batches.
 
     Args:
-        network: Network as in `as_function`.
+        network: Network that `check_network` accepts.
         batches: Checked batches.
         argument: Name of the network in error messages.
 
@@ -101,10 +153,10 @@ def predictions_of(network: Any, batches: Sequence[BatchLike], argument: str) ->
         The predictions, those of an example's tokens one after the other.
 
     Raises:
-        ValueError: Something other than a network, or outputs other than one array of logits.
+        ValueError: Outputs other than one array of logits.
         FloatingPointError: Outputs that are not finite.
     """
-    function = as_function(network, argument)
+    function = _as_function(network)
     parts: list[tuple] = []
     for i, batch in enumerate(batches):
         inputs, _, *constants = plain(batch)
