@@ -11,8 +11,8 @@ dampings by held-out loss, which takes longer.  In `one_shot`, the default, noth
 afterwards; `dynamic` trains on while coefficients go and come back.  Only convolutions larger than
 1x1 are pruned.  Batch-norm statistics are recomputed on training images after one-shot pruning.
 
-Writes `results.json`, an object for each run, and `bases.png` into `--out`, and prints medians over
-seeds with their range.  The same command goes on after it was stopped.
+Writes `results.json`, an object for each run, and `bases.png` and `bases_dynamic.png` into `--out`,
+and prints medians over seeds with their range.  The same command goes on after it was stopped.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.bases import pruning
+from experiments.bases import points, pruning
 from experiments.bases.networks import NETWORKS
 from experiments.data import datasets
 from experiments.models import checkpoints, training
@@ -79,6 +79,8 @@ def _rows(args: argparse.Namespace, name: str, runner: Runner) -> list[dict]:
                     "examples": args.examples if mode == "one_shot" else None,
                     "epochs": args.epochs if mode == "dynamic" else None,
                 }
+                if mode == "dynamic":  # results of other versions had another share
+                    wanted["replaced"] = pruning.REPLACED
                 identity = {
                     "model": name,
                     "mode": mode,
@@ -141,7 +143,10 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
 
 
 def _picture(path: Path, rows: Sequence[dict]) -> Path:
+    """Curves over densities, or with a single one a line of points for each method and basis."""
     panels, levels = curves.gathered(rows, _label, "density", "accuracy")
+    if len({row["settings"]["density"] for row in rows}) == 1:
+        return points.points(path, panels, along="test accuracy, %", levels=levels)
     return curves.curves(
         path, panels, across="coefficients kept, %", up="test accuracy, %", levels=levels
     )
@@ -180,9 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             whole = record.stacked(made, f"Pruned in space and in the DCT, {mode}: accuracy, %")
             suffix = "" if mode == args.modes[0] else f"_{mode}"
             record.keep(args.record + suffix, whole, "experiments.bases", argv)
-    one_shot = [row for row in rows if row["mode"] == "one_shot"]
-    if one_shot:
-        print(f"\n{_picture(args.out / 'bases.png', one_shot)}")
+    for mode in args.modes:
+        own = [row for row in rows if row["mode"] == mode]
+        name = "bases.png" if mode == "one_shot" else f"bases_{mode}.png"
+        print(_picture(args.out / name, own))
     return 0
 
 

@@ -24,7 +24,7 @@ DEFAULT = "fishleg_default"  # scores and dampings that the library chooses, in 
 GROUP, NONE = flj.compensation.group(), flj.compensation.none()
 IDENTITY = flj.inverse.identity()
 RATE = 1e-3  # of Adam while a network is trained on
-REGROW = 0.1  # share of the pruned coefficients that may come back at a mask update
+REPLACED = 0.1  # coefficients that may come back at a mask update, as a share of those kept
 BASES = ("space", "dct", "dct_bands")
 METHODS = (*SCORES, DEFAULT)
 MODES = ("one_shot", "dynamic")
@@ -199,7 +199,7 @@ def _while_trained(
     return coefficients, constants
 
 
-@lru_cache(maxsize=4)  # seeds share a compilation
+@lru_cache(maxsize=64)  # seeds share a compilation
 def _training(
     spec: Spec, basis_name: str, method: str, density: float, total: int
 ) -> tuple[Any, Callable]:
@@ -210,7 +210,7 @@ def _training(
     common = {
         "mask_every": every,
         "aux_every": every,
-        "regrow": partial(_share, until=9 * total // 10),
+        "regrow": partial(_share, until=9 * total // 10, share=_of_pruned(density)),
         "prunable": prunable_in(spec.name),
         "saliency": saliencies[basis_name, method],
     }
@@ -234,6 +234,14 @@ def _training(
     return tx, step
 
 
-def _share(step: jax.Array, until: int) -> jax.Array:
+def _of_pruned(density: float) -> float:
+    """`REPLACED` as a share of the pruned coefficients, of which there are many times as many.
+
+    A tenth of these would be more than all that are kept at 5 %: every update would start anew.
+    """
+    return min(REPLACED * density / (1 - density), 1.0) if density < 1 else 0.0
+
+
+def _share(step: jax.Array, until: int, share: float) -> jax.Array:
     """Share of coefficients that may come back, until the training's last tenth."""
-    return jnp.where(step < until, REGROW, 0.0)
+    return jnp.where(step < until, share, 0.0)

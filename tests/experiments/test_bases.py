@@ -34,7 +34,8 @@ def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
     kernels = 3 * 3 * 1 * 16 + 3 * 3 * 16 * 32
     wanted = 1 - int(0.8 * kernels) / kernels
     assert all(abs(row["kept"] - wanted) < 1e-6 for row in rows)
-    assert (tmp_path / "bases.png").stat().st_size > 1000
+    for name in ("bases.png", "bases_dynamic.png"):
+        assert (tmp_path / name).stat().st_size > 1000
     shown = capsys.readouterr().out
     assert "magnitude, dct_bands" in shown and "20 % kept" in shown
     # the same command takes what is there
@@ -56,6 +57,42 @@ def test_the_librarys_own_choice(tmp_path, monkeypatch):
         assert losses[basis, "fishleg_default"] < losses[basis, "magnitude"]
     assert len(set(losses.values())) == 6
     assert {round(row["kept"], 2) for row in rows} == {0.1}
+
+
+def test_a_tenth_of_the_kept_coefficients_may_be_replaced():
+    of_pruned = bases.pruning._of_pruned
+    assert abs(of_pruned(0.05) * 0.95 - 0.1 * 0.05) < 1e-12
+    assert of_pruned(1.0) == 0 and of_pruned(0.99) == 1
+
+
+def test_the_picture_of_a_single_density_has_a_line_for_each_method(tmp_path, monkeypatch):
+    drawn = {}
+
+    def points(path, panels, **options):
+        drawn.update(panels=panels, **options)
+        return real(path, panels, **options)
+
+    real = bases.points.points
+    monkeypatch.setattr(bases.points, "points", points)
+    rows = [
+        {
+            "model": "cnn",
+            "accuracy": accuracy,
+            "dense_accuracy": 98.0,
+            "settings": {"method": method, "basis": "dct", "density": 0.05},
+        }
+        for method, accuracy in (("magnitude", 90.0), ("magnitude", 92.0), ("fishleg", 95.0))
+    ]
+    path = bases._picture(tmp_path / "one.png", rows)
+    assert path.stat().st_size > 1000 and drawn["levels"] == {"cnn": 98.0}
+    assert drawn["panels"]["cnn"] == {
+        "magnitude, dct": {5.0: [90.0, 92.0]},
+        "fishleg, dct": {5.0: [95.0]},
+    }
+    # with several densities there are curves
+    drawn.clear()
+    rows[0]["settings"]["density"] = 0.1
+    assert bases._picture(tmp_path / "two.png", rows).stat().st_size > 1000 and not drawn
 
 
 def test_refusals(refuses, tmp_path):
