@@ -8,7 +8,8 @@ checkpoint of the shared folder, batch norm recomputed after pruning; its ensemb
 small convolutional network.  Every method prunes with the library's default call; `fishleg,
 label-free` sees the dense network's outputs in place of labels.  Mismatches are counted on test
 images; those on training images are set beside their memorisation, which is estimated from networks
-trained on seven tenths of them each (Feldman & Zhang 2020).
+trained on seven tenths of them each (Feldman & Zhang 2020), and test images that are lost beside
+the influence of the training image that counts most for them.
 
 A seed draws the examples of the curvature; the dense network is the same.  Prints a table of
 medians over seeds, with the least and the largest, and the paired difference between labels and
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+import fishleg_jax as flj
 from experiments.data import datasets
-from experiments.disagreement import ensemble, pictures
+from experiments.disagreement import ensemble, influence, pictures
 from experiments.disagreement.comparing import FREE, NAMES, Case, compare, fields, prune
 from experiments.models import checkpoints, networks, training
 from experiments.models.specs import MODELS, make_spec
@@ -58,6 +60,7 @@ COLUMNS = {
     "calibration error, %": ("calibration", 2),
     "differ in training, %": ("train_mismatches", 2),
     "memorised by": ("memorised_excess", 3),
+    "influenced by": ("influence_excess", 3),
 }
 
 
@@ -86,7 +89,10 @@ def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record
         f"{first['test_examples']:,} test images; memorisation from {args.subsets} networks, "
         "trained on seven tenths of the training images each",
         note=f'{record.MEDIANS}. "Memorised by": mean '
-        "memorisation of the training images whose prediction changes, minus that of the others.",
+        "memorisation of the training images whose prediction changes, minus that of the others. "
+        '"Influenced by": mean influence on test images that are lost, minus that on the others '
+        "that the dense network has right; that of the training image of the same class that one "
+        "half of the networks finds to count most, measured in the other half.",
     )
 
 
@@ -112,16 +118,22 @@ def _differ(row: Mapping[str, Any]) -> np.ndarray:
     return found
 
 
-def _case(args: argparse.Namespace, split: datasets.Data) -> Case:
-    """The dense network, and the memorisation of its training examples."""
+def _case(
+    args: argparse.Namespace, split: datasets.Data
+) -> tuple[Case, influence.Strongest | None]:
+    """The dense network, memorisation of training images, and influence on test images."""
     spec = SPECS[args.dataset]
     if spec.checkpoint:
         params, constants = checkpoints.load(files.shared(spec.checkpoint), spec)
     else:
         params, constants = training.trained(spec, split.train, args.out / f"{spec.name}.npz")
     small, folder = ON_SUBSETS[args.dataset], args.out / "subsets"
-    found = ensemble.memorisation(small, split.train, folder, args.subsets, args.epochs)
-    return Case(spec, params, constants, split, np.nan_to_num(found.score))
+    found = ensemble.trained(small, split, folder, args.subsets, args.epochs)
+    scores = flj.memorisation(found.correct, found.members).score
+    case = Case(spec, params, constants, split, np.nan_to_num(scores))
+    if found.test is None:
+        return case, None
+    return case, influence.strongest(found, split.train[1], split.test[1])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with arguments.refusing(parser, args.out):
         split = datasets.load(args.dataset, args.data_dir)
         args.out.mkdir(parents=True, exist_ok=True)
-        case = _case(args, split)
+        case, strongest = _case(args, split)
     runner = Runner(args.out / "results.json")
     for seed in args.seed:
         identity = {
@@ -202,14 +214,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"seed {seed}  {one['method']:20} {test.summary()}", flush=True)
     order = {name: i for i, name in enumerate(args.method)}
     rows = sorted(runner.rows, key=lambda row: (row["seed"], order[row["method"]]))
+    right = None
+    if strongest is not None:
+        right = ensemble.correct(case.spec, case.params, case.constants, split.test)
+    rows = influence.with_influence(rows, strongest, right)
     made = table(rows, args)
     print(made)
     record.keep(args.record, made, "experiments.disagreement", argv)
     print(against_labels(rows))
+    print(influence.text(rows))
     print(runner.path)
     first = [row for row in rows if row["seed"] == args.seed[0]]
     print(pictures.lost_images(args.out / "lost.png", first, split))
     print(pictures.rates(args.out / "rates.png", rows))
+    if strongest is not None:
+        lost = sorted({i for row in first for i in row["where_lost"]})
+        print(pictures.influential(args.out / "influence.png", lost, strongest, split))
     return 0
 
 

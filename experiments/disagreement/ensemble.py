@@ -1,8 +1,9 @@
-"""Networks trained on random subsets, for the memorisation of every training example."""
+"""Networks trained on random subsets, for memorisation and influence of training examples."""
 
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from experiments.running import files
 
 SHARE = 0.7  # of the training examples that a subset has, as in Feldman & Zhang
 BATCH = 1000
+KEYS = "correct", "test"  # arrays of a file: on training and on test images
 
 # CIFAR-10: a network of 545,000 weights in place of ResNet-20, which takes hours a subset on a CPU
 SMALL = make_spec(
@@ -28,6 +30,21 @@ SMALL = make_spec(
     examples=8192,
     batch=128,
 )
+
+
+class Ensemble(NamedTuple):
+    """Networks on random subsets of the training images.
+
+    Attributes:
+        correct: whether each network is right on each training image, (models, examples).
+        members: whether each network was trained on each of them, of the same shape.
+        test: whether each network is right on each test image, (models, tests); None if files of
+            an earlier version, which lack it, were among those read.
+    """
+
+    correct: np.ndarray
+    members: np.ndarray
+    test: np.ndarray | None
 
 
 @partial(jax.jit, static_argnames="model")
@@ -52,28 +69,36 @@ def subset(examples: int, number: int) -> np.ndarray:
     return np.isin(np.arange(examples), chosen)
 
 
-def memorisation(
-    spec: Spec, train: datasets.Arrays, folder: Path, models: int, epochs: int
-) -> flj.Memorisation:
-    """Scores of all training examples from an ensemble whose models are kept in files.
+def trained(spec: Spec, split: datasets.Data, folder: Path, models: int, epochs: int) -> Ensemble:
+    """An ensemble on random subsets whose models are kept in files.
 
     Args:
         spec: the network that is trained on the subsets.
-        train: the training inputs and labels.
+        split: the data set.
         folder: where the results of each model are kept.
         models: number of models.
         epochs: of each training.
     """
-    right, members = [], []
+    train, test = split
+    right, on_test, members = [], [], []
     for number in tqdm(range(models), desc="networks on subsets", disable=None):
         path = folder / f"{spec.name}_{len(train[0])}_{epochs}epochs_{number}.npz"
         own = subset(len(train[0]), number)
         if not path.exists():
             part = tuple(x[own] for x in train)
             weights = training.train(spec, part, epochs=epochs, seed=number)
-            found = correct(spec, *weights, train)
-            files.write(path, lambda beside, found=found: np.savez(beside, correct=found))
+            found = {name: correct(spec, *weights, x) for name, x in zip(KEYS, split, strict=True)}
+            files.write(path, lambda beside, found=found: np.savez(beside, **found))
         with np.load(path) as stored:
-            right.append(stored["correct"])
+            right.append(stored[KEYS[0]])
+            if KEYS[1] in stored:
+                on_test.append(stored[KEYS[1]])
         members.append(own)
-    return flj.memorisation(np.array(right), np.array(members))
+    if len(on_test) < models:
+        print(
+            f"no influence: {models - len(on_test)} of {models} networks in {folder} are kept "
+            "without test images; remove their files to train them again",
+            file=sys.stderr,
+        )
+    complete = np.array(on_test) if len(on_test) == models else None
+    return Ensemble(np.array(right), np.array(members), complete)
