@@ -8,7 +8,7 @@ import numpy as np
 import fishleg_jax as flj
 from experiments.disagreement.ensemble import Ensemble
 
-AT_ONCE = 2**20  # pairs of a training and a test image, so that memory stays below 100 MB
+AT_ONCE = 2**20  # pairs of a training and a test image, about 120 MB
 
 
 class Strongest(NamedTuple):
