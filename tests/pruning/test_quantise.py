@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import fishleg_jax as flj
 from experiments.quantise import genetic
+from fishleg_jax.pruning.selection import _annealing, _quantise
 
 quantise = flj.selection.quantise
 
@@ -98,6 +99,53 @@ def test_numbers_that_are_not_finite_leave_the_start():
     fisher[0, 1] = np.nan
     found = quantise(weights, fisher, keep=2, bits=1, scale=0.5)
     assert (np.asarray(found.levels) > 0).sum() == 2
+
+
+@pytest.mark.parametrize("solver", ["moves", "annealed moves", "annealing"])
+@pytest.mark.parametrize("weights", [np.zeros(4), np.full(4, -1e-30), np.array([0, 0, 1.0, 0])])
+def test_weights_of_zero_are_kept_too(weights, solver):
+    if solver == "annealing":
+        pytest.importorskip("dwave.samplers")
+    found = quantise(weights, np.eye(4) + 0.3, keep=3, bits=1, solver=solver)
+    assert (np.asarray(found.weights) != 0).sum() == 3
+    assert (np.asarray(found.levels) > 0).sum() == 3
+    assert found.scale > 0 and found.after <= found.before
+
+
+@pytest.mark.parametrize("solver", ["moves", "annealed moves"])
+def test_double_precision(x64, solver):
+    weights, fisher = block(0, 12)
+    found = quantise(weights, fisher, keep=6, bits=2, solver=solver)
+    assert found.weights.dtype == jnp.float64 and found.after < found.before
+
+
+def test_the_penalties_reach_the_sampler(monkeypatch):
+    pytest.importorskip("dwave.samplers")
+    weights, fisher = block(0, 6)
+    problem, start = _quantise._start(3, 2, jnp.asarray(weights), jnp.asarray(fisher), None)
+    seen, sample = [], _quantise.sample
+
+    def noting(*rest):
+        seen.append(rest[5:7])
+        return sample(*rest)
+
+    monkeypatch.setattr(_quantise, "sample", noting)
+    options = {"steps": 0, "reads": 4, "sweeps": 10, "seed": 0}
+    _quantise.annealed(problem, start, 1, penalties=(10.0,), **options)
+    assert seen == [(10.0, 4)]
+    _quantise.annealed(problem, start, 1, **options)
+    assert [share for share, _ in seen[1:]] == list(_annealing.PENALTIES)
+
+
+def test_annealing_refuses_to_be_traced():
+    weights, fisher = block(0, 4)
+    solve = lambda w: quantise(w, fisher, keep=2, bits=1, solver="annealing").weights
+    with pytest.raises(ValueError, match="outside of jax.jit.*solver='moves'"):
+        jax.jit(solve)(weights)
+    with pytest.raises(ValueError, match="outside of jax.jit.*solver='moves'"):
+        jax.jit(lambda: solve(weights))()  # no argument is traced
+    with pytest.raises(ValueError, match="outside of jax.jit.*solver='moves'"):
+        jax.vmap(solve)(weights[None])
 
 
 def test_genetic_search_never_ends_above_its_start():

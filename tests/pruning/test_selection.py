@@ -221,6 +221,14 @@ def test_annealing_says_which_extra_is_missing(monkeypatch):
         SELECTION.qubo(solver="annealing")
 
 
+def test_annealing_refuses_to_be_traced():
+    fisher, pruned = np.eye(3), np.array([True, False, False])
+    with pytest.raises(ValueError, match="anneal runs on the host .* or use swap_search"):
+        jax.jit(lambda c: SELECTION.anneal(c, fisher, pruned))(np.zeros(3))
+    with pytest.raises(ValueError, match="anneal runs on the host .* or use swap_search"):
+        jax.jit(lambda: SELECTION.anneal(np.zeros(3), fisher, pruned))()
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax._checks.numbers import check_count
+from fishleg_jax._jit import is_traced
 from fishleg_jax.pruning.selection._objectives import as_floats, qubo_cost
 from fishleg_jax.pruning.selection._swap_search import Found
 
@@ -24,6 +25,21 @@ def require_sampler() -> Any:
             "simulated annealing needs dwave-samplers: pip install 'fishleg_jax[selection]'"
         ) from error
     return dimod, samplers
+
+
+def refuse_traced(arrays: Any, name: str, instead: str) -> None:
+    """Raises a ValueError if any array is traced, as the sampler runs on the host.
+
+    Args:
+        arrays: Arrays, or a pytree of them.
+        name: What the caller asked for, for the error.
+        instead: What can be traced in its place, for the error.
+    """
+    if is_traced(arrays):
+        raise ValueError(
+            f"{name} runs on the host and got traced arrays: call it outside of jax.jit, jax.vmap "
+            f"and jax.grad, or use {instead}"
+        )
 
 
 def anneal(
@@ -57,7 +73,8 @@ def anneal(
         The best of all reads and the start; `swaps` counts the weights that changed places.
 
     Raises:
-        ValueError: Mismatched shapes, an empty array, fewer than one read or sweep.
+        ValueError: Mismatched shapes, an empty array, fewer than one read or sweep, or traced
+            arrays: the sampler runs on the host.
         ImportError: dwave-samplers is not installed.
 
     References:
@@ -76,6 +93,7 @@ def anneal(
     seed = check_count(seed, "seed", least=0)
     linear, quadratic, pruned = as_floats(linear), as_floats(quadratic), jnp.asarray(pruned)
     before = qubo_cost(linear, quadratic, pruned)
+    refuse_traced((quadratic, before, groups), "anneal", "swap_search")
     if groups is not None and np.shape(groups) != pruned.shape:
         raise ValueError(f"groups must have shape {pruned.shape}, got {np.shape(groups)}")
     # Start and number of pruned weights in every group.

@@ -105,7 +105,7 @@ def anneal(
         place, value, best, lowest = carry
         pick, accept, rise = jax.random.split(jax.random.fold_in(key, k), 3)
         i, j = jax.random.randint(pick, (2,), 0, n)
-        to = jax.random.randint(rise, (), 1, top + 1)
+        to = jax.random.randint(rise, (), 1, top + 1, levels.dtype)
         # i is put on a level; if it was pruned, j is pruned for it
         swap = place.levels[i] == 0
         possible = ~swap | (place.levels[j] > 0)
@@ -148,13 +148,14 @@ def _best(problem: Problem, place: Place, top: int) -> Move:
     n, unit, diagonal = len(levels), problem.unit, jnp.diagonal(problem.fisher)
     kept = levels > 0
     # One kept weight on another level.
-    by = jnp.arange(1, top + 1) - levels[:, None]
+    by = jnp.arange(1, top + 1, dtype=levels.dtype) - levels[:, None]
     d = unit[:, None] * by
     changes = d * slope[:, None] + d**2 * diagonal[:, None] / 2
     changes = jnp.where(kept[:, None] & (by != 0), changes, jnp.inf)
     place_of = jnp.argmin(changes)
     i = place_of // top
-    one = Move(changes.reshape(-1)[place_of], i, by.reshape(-1)[place_of], i, jnp.zeros_like(i))
+    none = jnp.zeros((), levels.dtype)
+    one = Move(changes.reshape(-1)[place_of], i, by.reshape(-1)[place_of], i, none)
     # A kept i pruned, and a pruned j on the best of its levels.
     di = -unit * levels
     slope_j = slope[None] + problem.fisher * di[:, None]

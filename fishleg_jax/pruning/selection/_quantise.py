@@ -1,5 +1,6 @@
 """Pruning and quantisation of a block of weights as one QUBO."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from fishleg_jax import _text
 from fishleg_jax._checks.numbers import check_count, check_positive
 from fishleg_jax._jit import jitted
 from fishleg_jax.pruning.selection import _levels
-from fishleg_jax.pruning.selection._annealing import PENALTIES, parts, sample
+from fishleg_jax.pruning.selection._annealing import PENALTIES, parts, refuse_traced, sample
 from fishleg_jax.pruning.selection._levels import Problem
 from fishleg_jax.pruning.selection._objectives import as_floats
 
@@ -63,10 +64,10 @@ def quantise(
     Args:
         weights: w, shape (n,): a block, such as the weights into one unit.
         fisher: F, shape (n, n), symmetric, damped where it is singular.
-        keep: Number of weights that are not zero.
+        keep: Number of weights that are not zero, even where w is.
         bits: Bits of a kept weight besides its sign, 0 for a single level.
         scale: Value of level 1; None, the default, tries 21 and takes the one with the lowest cost
-            of rounding.
+            of rounding, none below the least whose square is a normal number.
         solver: `moves`, the default, repeats the best move among all levels of one weight and all
             swaps of a kept and a pruned weight; `annealed moves` begins with `reads` random walks
             by such moves, and goes on from each; `annealing` samples the QUBO by dwave-samplers,
@@ -81,7 +82,8 @@ def quantise(
         The weights, their levels and costs.  If numbers are not finite it is the start.
 
     Raises:
-        ValueError: Mismatched shapes, or an argument out of its range.
+        ValueError: Mismatched shapes, an argument out of its range, or traced arrays for
+            `annealing`, which runs on the host.
         ImportError: The solver is `annealing` and dwave-samplers is not installed.
 
     References:
@@ -118,12 +120,43 @@ def quantise(
     top = 2**bits
     problem, start = jitted(_start, keep, top)(weights, fisher, scale)
     if solver == "annealing":
-        found = jnp.asarray(_sampled(problem, np.asarray(start), bits, reads, sweeps, seed))
-        return jitted(_descended, top)(problem, start, found, steps)
+        return annealed(problem, start, bits, steps=steps, reads=reads, sweeps=sweeps, seed=seed)
     if solver == "moves":
         return jitted(_descended, top)(problem, start, start, steps)
     key = jax.random.key(seed)
     return jitted(_walked, top, reads)(problem, start, key, steps, sweeps)
+
+
+def annealed(
+    problem: Problem,
+    start: jax.Array,
+    bits: int,
+    *,
+    steps: int,
+    reads: int,
+    sweeps: int,
+    seed: int,
+    penalties: Sequence[float] = PENALTIES,
+) -> Quantised:
+    """The sampler's best read, and the best moves from there.
+
+    Args:
+        problem: The problem at its scale.
+        start: Levels to compare with, which also give the number of kept weights.
+        bits: Bits of a kept weight besides its sign.
+        steps: Largest number of moves; 0 leaves the read as it is.
+        reads: Number of samples, shared out among the penalties.
+        sweeps: Number of passes over the binary variables in each of them.
+        seed: Seed of the random numbers.
+        penalties: Strengths of the penalty on the number of kept weights, see `sample`.
+
+    Raises:
+        ValueError: Traced arrays.
+        ImportError: dwave-samplers is not installed.
+    """
+    refuse_traced((problem, start), "solver='annealing'", "solver='moves'")
+    found = _sampled(problem, np.asarray(start), bits, reads, sweeps, seed, penalties)
+    return jitted(_descended, 2**bits)(problem, start, jnp.asarray(found), steps)
 
 
 def _start(keep: int, top: int, weights: jax.Array, fisher: jax.Array, scale: Any):
@@ -139,8 +172,9 @@ def _start(keep: int, top: int, weights: jax.Array, fisher: jax.Array, scale: An
         return problem, levels, _levels.cost(problem, levels)
 
     if scale is None:
-        largest = jnp.maximum(jnp.max(jnp.abs(weights)), jnp.finfo(weights.dtype).tiny) / top
-        tried = largest * jnp.asarray(SCALES, weights.dtype)
+        tried = jnp.max(jnp.abs(weights)) / top * jnp.asarray(SCALES, weights.dtype)
+        # level 1 stays a number other than zero where all weights are zero
+        tried = jnp.maximum(tried, jnp.sqrt(jnp.finfo(weights.dtype).tiny))
         scale = tried[jnp.argmin(jax.lax.map(lambda s: at_scale(s)[2], tried))]
     return at_scale(jnp.asarray(scale, weights.dtype))[:2]
 
@@ -172,7 +206,13 @@ def _finished(problem: Problem, start: jax.Array, levels: jax.Array) -> Quantise
 
 
 def _sampled(
-    problem: Problem, start: np.ndarray, bits: int, reads: int, sweeps: int, seed: int
+    problem: Problem,
+    start: np.ndarray,
+    bits: int,
+    reads: int,
+    sweeps: int,
+    seed: int,
+    penalties: Sequence[float],
 ) -> np.ndarray:
     """The best of the sampler's reads, with the number of zeros repaired."""
     w, fisher, unit = (np.asarray(x, float) for x in problem)
@@ -197,7 +237,7 @@ def _sampled(
         h[k * n + rows, rows] -= price
     found = [
         levels
-        for share, part in zip(PENALTIES, parts(reads, len(PENALTIES)), strict=True)
+        for share, part in zip(penalties, parts(reads, len(penalties)), strict=True)
         if part
         for levels in _levels_of(
             sample(c, h, members, np.array([keep]), binary, share, part, sweeps, seed), n, bits
