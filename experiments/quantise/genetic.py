@@ -11,7 +11,7 @@ MUTATIONS = 2  # moves of each child, on average one of them a swap
 def cost(levels: np.ndarray, weights: np.ndarray, fisher: np.ndarray, unit: np.ndarray):
     """Cost `½ (v − w)ᵀF(v − w)` of one set of levels, or of many, `(sets, n)`."""
     error = unit * levels - weights
-    return np.einsum("...i,ij,...j->...", error, fisher, error) / 2
+    return ((error @ fisher) * error).sum(axis=-1) / 2
 
 
 def search(

@@ -286,26 +286,3 @@ def _same(one: Sequence[float], other: Sequence[float]) -> bool:
     return len(one) == len(other) and all(
         abs(a - b) <= 0.01 * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True)
     )
-
-
-def energies(path: Path, found: Mapping[str, Sequence[Mapping]]) -> Path:
-    """Draws the energies of solvers on blocks over that of rounding, a panel for each size.
-
-    Args:
-        path: the png file.
-        found: for each size rows with `solver`, `energies` of all blocks and `seconds` of one.
-    """
-    figure, panels = _panels(len(found), below=0.5)
-    for axes, (size, rows) in zip(panels, found.items(), strict=True):
-        for row in rows:
-            times = [row["seconds"]] * len(row["energies"])
-            axes.scatter(times, row["energies"], s=12, alpha=0.6, label=row["solver"])
-        axes.set(
-            xscale="log", xlabel="seconds a block", ylabel="energy over rounding's", title=size
-        )
-        _tidy(axes)
-    longest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
-    figure.legend(
-        *longest.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-    )
-    return _save(figure, path)

@@ -112,6 +112,7 @@ def test_weights_of_zero_are_kept_too(weights, solver):
     assert found.scale > 0 and found.after <= found.before
 
 
+@pytest.mark.filterwarnings("error")  # of mixed types, which later become errors
 @pytest.mark.parametrize("solver", ["moves", "annealed moves"])
 def test_double_precision(x64, solver):
     weights, fisher = block(0, 12)
