@@ -112,6 +112,15 @@ def test_weights_of_zero_are_kept_too(weights, solver):
     assert found.scale > 0 and found.after <= found.before
 
 
+def test_scales_follow_small_weights_in_half_precision():
+    fisher = jnp.eye(4, dtype=jnp.float16)
+    small, large = (
+        quantise(jnp.asarray([0.5, 1.0, 0.75, 0.25], jnp.float16) * by, fisher, keep=3, bits=2)
+        for by in (2.0**-7, 1.0)
+    )
+    assert (small.levels == large.levels).all() and small.scale / large.scale < 0.02
+
+
 @pytest.mark.filterwarnings("error")  # of mixed types, which later become errors
 @pytest.mark.parametrize("solver", ["moves", "annealed moves"])
 def test_double_precision(x64, solver):

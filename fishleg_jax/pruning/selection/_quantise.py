@@ -67,7 +67,7 @@ def quantise(
         keep: Number of weights that are not zero, even where w is.
         bits: Bits of a kept weight besides its sign, 0 for a single level.
         scale: Value of level 1; None, the default, tries 21 and takes the one with the lowest cost
-            of rounding, none below the least whose square is a normal number.
+            of rounding; for a block of zeros it is the least whose square is a normal number.
         solver: `moves`, the default, repeats the best move among all levels of one weight and all
             swaps of a kept and a pruned weight; `annealed moves` begins with `reads` random walks
             by such moves, and goes on from each; `annealing` samples the QUBO by dwave-samplers,
@@ -172,9 +172,10 @@ def _start(keep: int, top: int, weights: jax.Array, fisher: jax.Array, scale: An
         return problem, levels, _levels.cost(problem, levels)
 
     if scale is None:
-        tried = jnp.max(jnp.abs(weights)) / top * jnp.asarray(SCALES, weights.dtype)
-        # level 1 stays a number other than zero where all weights are zero
-        tried = jnp.maximum(tried, jnp.sqrt(jnp.finfo(weights.dtype).tiny))
+        largest, tiny = jnp.max(jnp.abs(weights)), jnp.finfo(weights.dtype).tiny
+        tried = jnp.maximum(largest / top * jnp.asarray(SCALES, weights.dtype), tiny)
+        # level 1 is not zero even if all weights are, nor is its square
+        tried = jnp.where(largest > 0, tried, jnp.sqrt(tiny))
         scale = tried[jnp.argmin(jax.lax.map(lambda s: at_scale(s)[2], tried))]
     return at_scale(jnp.asarray(scale, weights.dtype))[:2]
 
