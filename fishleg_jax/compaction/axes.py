@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-Axis = Sequence["Factor"]  # the factors of one axis of an array; empty for an axis of size 1
+Axis = Sequence["Factor"]  # the factors of one axis of an array; empty for an axis of size 1 or 0
 
 
 class Factor:
@@ -50,7 +50,7 @@ class Factor:
 
 def new(size: int, pinned: str | None = None) -> Axis:
     """Returns an axis that is coupled to no other yet."""
-    return [] if size == 1 else [Factor(size, pinned)]
+    return [] if size < 2 else [Factor(size, pinned)]
 
 
 def factors(axis: Iterable[Factor]) -> Iterator[Factor]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax.compaction.tape import Step, Tape, Value
+from fishleg_jax.compaction.tape import SAME, Step, Tape, Value
 
 # operations that copy entries, and run on booleans and on numbers of elements as well
 MOVES = (
@@ -26,8 +26,14 @@ MOVES = (
     "stack",
     "transpose",
 )
-SAME = ("convert_element_type", "copy", "copy_p", "device_put", "reduce_precision", "stop_gradient")
 PRODUCTS = ("dot_general", "conv_general_dilated", "mul")
+REDUCTIONS = ("argmax", "argmin") + tuple(
+    f"reduce_{x}" for x in ("and", "max", "min", "or", "prod", "sum", "xor")
+)
+ALONG = {  # the parameter that names the dimension whose entries are mixed
+    **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), "axis"),
+    "sort": "dimension",
+}
 WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
 
 
@@ -47,11 +53,10 @@ def number(tape: Tape, leaves: Sequence[Value], numbers: Sequence[Any]) -> None:
         value.elements = numbered
     for step in tape.steps:
         elements = [x.elements for x in step.operands]
-        if any(x is None for x in elements):
-            continue
         if step.name in SAME:
-            step.results[0].elements = elements[0]
-        elif step.name in MOVES:
+            for value, found in zip(step.results, elements, strict=True):
+                value.elements = found
+        elif step.name in MOVES and all(x is not None for x in elements):
             for value, found in zip(step.results, step.run(*elements), strict=True):
                 value.elements = found
 
@@ -76,16 +81,18 @@ def _varies(step: Step) -> list[Any]:
     if step.name in MOVES:
         return list(step.run(*(jnp.asarray(varies(x)) for x in step.operands)))
     if step.name in SAME:
-        return [varies(step.operands[0])]
+        return [varies(x) for x in step.operands]
     if step.name == "gather":
         return [_looked_up(step)]
-    if step.name.startswith(("reduce_", "arg")) and "axes" in step.params:
-        along = tuple(step.params["axes"])
-        found = _any([varies(x).any(axis=along) for x in step.operands], shape)
+    if step.name in REDUCTIONS:
+        return [varies(step.operands[0]).any(axis=tuple(step.params["axes"]))]
+    if step.name in ALONG:
+        along = step.params[ALONG[step.name]]
+        found = _any([varies(x).any(axis=along, keepdims=True) for x in step.operands], shape)
         return [found] * len(step.results)
-    if step.name in WINDOWS:
+    if step.name in WINDOWS and len(step.results) == 1:
         return [_windows(step)]
-    if step.is_aligned():
+    if step.is_elementwise():
         return [_any([varies(x) for x in step.operands], shape)]
     return [jnp.ones(x.shape, bool) for x in step.results]
 
@@ -114,8 +121,23 @@ def _looked_up(step: Step) -> jax.Array:
 
 
 def _windows(step: Step) -> jax.Array:
-    """A window varies if anything does in the dimensions that it spans."""
+    """A window varies if anything does in the dimensions that it spans or skips."""
     found = varies(step.operands[0])
-    along = tuple(i for i, n in enumerate(step.params["window_dimensions"]) if n > 1)
+    along = tuple(i for i in range(found.ndim) if not is_untouched(step, i))
     found = found.any(axis=along, keepdims=True)
     return jnp.broadcast_to(found, step.results[0].shape)
+
+
+def is_untouched(step: Step, dimension: int) -> bool:
+    """Whether a window, padding or slice takes a dimension's entries one by one, all in place."""
+    if step.operands[0].shape[dimension] != step.results[0].shape[dimension]:
+        return False
+    plain = {
+        "window_dimensions": 1,
+        "window_strides": 1,
+        "padding": (0, 0),
+        "base_dilation": 1,
+        "padding_config": (0, 0, 0),
+    }
+    given = [(step.params[name][dimension], x) for name, x in plain.items() if name in step.params]
+    return all(found == expected for found, expected in given)

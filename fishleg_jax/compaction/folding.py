@@ -14,8 +14,8 @@ import numpy as np
 from fishleg_jax.compaction import axes as _axes
 from fishleg_jax.compaction.analysis import Analysis, Meeting
 from fishleg_jax.compaction.axes import Factor
-from fishleg_jax.compaction.dependence import MOVES, SAME, nonzero
-from fishleg_jax.compaction.tape import Step, Value
+from fishleg_jax.compaction.dependence import MOVES, nonzero
+from fishleg_jax.compaction.tape import SAME, Step, Value
 
 Changes = dict[str, np.ndarray]
 Failures = list[tuple[Factor, int, str]]

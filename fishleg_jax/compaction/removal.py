@@ -60,8 +60,10 @@ def _removed_until_settled(analysis: Analysis, factors: Sequence[Factor], kept: 
         before = {factor: x.copy() for factor, x in alive.items()}
         for factor in factors:
             idle = _idle(analysis.meetings, factor, alive)
-            if factor.mixed is not None:
-                reason = f"{factor.mixed}, so that a unit can't leave without changing the others"
+            # only couplings of the user have units whose order matters somewhere
+            why = factor.mixed or (factor.pinned and f"their axis {factor.pinned}")
+            if why is not None:
+                reason = f"{why}, so that a unit can't leave without changing the others"
                 for unit in np.flatnonzero(idle).tolist():
                     kept[factor].setdefault(unit, reason)
             idle[list(kept[factor])] = False

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from fishleg_jax.compaction import axes as _axes
+from fishleg_jax.compaction import dependence
 from fishleg_jax.compaction.axes import Axis
-from fishleg_jax.compaction.tape import Step, Tape
+from fishleg_jax.compaction.tape import SAME, Step, Tape
 
 Axes = list[Axis]
 
@@ -24,8 +25,8 @@ def name_axes(tape: Tape) -> None:
 
 
 def _elementwise(step: Step, operands: list[Axes]) -> list[Axes]:
-    """Aligned operands have the same axes; of anything else nothing is known."""
-    if not step.is_aligned():
+    """Operands of elementwise operations have the same axes; of others nothing is known."""
+    if not step.is_elementwise():
         return _unknown(step, operands)
     return [_joined(step.results[0].shape, operands)]
 
@@ -144,7 +145,7 @@ def _part(axis: Axis, size: int, whole: int, aligned: bool) -> Axis:
     """Axis of a part of an axis: one of several equal ones, or unknown."""
     if size == whole:
         return axis
-    if aligned and size > 1:
+    if aligned:
         parts, part = _axes.new(whole // size, "is taken apart"), _axes.new(size)
         _axes.unify(axis, [*parts, *part])
         return part
@@ -159,7 +160,7 @@ def _slice(step: Step, operands: list[Axes]) -> list[Axes]:
     rows = zip(operands[0], step.operands[0].shape, starts, ends, strides, strict=True)
     for axis, whole, start, end, stride in rows:
         size = -(-(end - start) // stride)
-        aligned = stride == 1 and whole % size == 0 and start % size == 0
+        aligned = stride == 1 and size > 1 and whole % size == 0 and start % size == 0
         result.append(_part(axis, size, whole, aligned))
     return [result]
 
@@ -170,7 +171,7 @@ def _split(step: Step, operands: list[Axes]) -> list[Axes]:
     results = []
     for size in sizes:
         axes = list(operands[0])
-        axes[along] = _part(axes[along], size, whole, len(set(sizes)) == 1)
+        axes[along] = _part(axes[along], size, whole, size > 1 and len(set(sizes)) == 1)
         results.append(axes)
     return results
 
@@ -196,12 +197,12 @@ def _concatenate(step: Step, operands: list[Axes]) -> list[Axes]:
 
 
 def _resized(step: Step, operands: list[Axes]) -> list[Axes]:
-    """Dimensions of the same size keep their axes; others are pinned."""
-    shape, first = step.results[0].shape, step.operands[0].shape
-    windows = step.params.get("window_dimensions")
+    """Dimensions that stay as they are keep their axes; others are pinned."""
+    if len(step.results) != 1:
+        return _unknown(step, operands)
     result = []
-    for i, (axis, n, m) in enumerate(zip(operands[0], first, shape, strict=True)):
-        if n == m and (windows is None or windows[i] == 1):
+    for i, (axis, m) in enumerate(zip(operands[0], step.results[0].shape, strict=True)):
+        if dependence.is_untouched(step, i):
             result.append(axis)
             continue
         reason = f"is a place in {step.name!r}"
@@ -263,23 +264,9 @@ RULES: dict[str, Callable[[Step, list[Axes]], Any]] = {
     "index": _index,
     "stack": _stack,
     "rev": _pinned_along("dimensions"),
-    "sort": _pinned_along("dimension"),
-    "optimization_barrier": _unchanged,
-    "device_put": _unchanged,
+    **dict.fromkeys(SAME, _unchanged),
     **dict.fromkeys(("pad", "dynamic_slice"), _resized),
-    **dict.fromkeys(
-        ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"), _resized
-    ),
-    **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _pinned_along("axis")
-    ),
-    **dict.fromkeys(
-        (
-            *(f"reduce_{x}" for x in ("sum", "max", "min", "prod", "and", "or")),
-            "argmax",
-            "argmin",
-        ),
-        _reduced,
-    ),
-    **dict.fromkeys(("triangular_solve", "cholesky", "fft", "eigh", "qr", "lu"), _unknown),
+    **dict.fromkeys(dependence.WINDOWS, _resized),
+    **{name: _pinned_along(parameter) for name, parameter in dependence.ALONG.items()},
+    **dict.fromkeys(dependence.REDUCTIONS, _reduced),
 }

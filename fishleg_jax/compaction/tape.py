@@ -10,6 +10,22 @@ import numpy as np
 
 from fishleg_jax._jaxpr import core, functions, opened
 
+_SAME = """
+    convert_element_type copy copy_p device_put name optimization_barrier reduce_precision
+    sharding_constraint stop_gradient"""
+_ELEMENTWISE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp clz complex conj cos cosh digamma div eq eq_to erf erf_inv
+    erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to
+    lgamma log log1p logistic lt lt_to max min mul ne neg nextafter not or polygamma
+    population_count pow real regularized_incomplete_beta rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor zeta"""
+# Each result has the entries of the operand in its place.
+SAME = frozenset(_SAME.split())
+# Entry i of the result is computed from entry i of each operand, or from a scalar.  JAX keeps no
+# list of them, so an operation that is not named here counts as one that mixes entries.
+ELEMENTWISE = SAME | frozenset(_ELEMENTWISE.split())
+
 
 @dataclasses.dataclass(eq=False)
 class Value:
@@ -55,11 +71,13 @@ class Step(NamedTuple):
     results: tuple[Value, ...]
     run: Callable[..., Sequence[Any]]
 
-    def is_aligned(self) -> bool:
-        """Whether there is one result, to whose shape every operand broadcasts."""
+    def is_elementwise(self) -> bool:
+        """Whether each entry of the one result depends only on the entries in its place."""
+        if self.name not in ELEMENTWISE or len(self.results) != 1:
+            return False
         shape = self.results[0].shape
         shapes = [x.shape for x in self.operands if x.shape]
-        fits = all(len(x) == len(shape) for x in shapes) and len(self.results) == 1
+        fits = all(len(x) == len(shape) for x in shapes)
         return fits and all(n in (1, m) for x in shapes for n, m in zip(x, shape, strict=True))
 
 
