@@ -31,8 +31,8 @@ def find_couplings(
     The network is traced, and axes that an operation aligns are coupled: through products,
     convolutions, norms, residual sums, reshapes, transposes, splits, lookups and loops over layers
     or time.  Units that are inputs, outputs, positions or fixed by arrays that `f` closes over are
-    left out.  Every coupling is verified: permuting its units everywhere must not change the
-    outputs.
+    left out, and so are couplings that fail a check: permuting their units everywhere must not
+    change the outputs.
 
     Args:
         f: Function `(params, inputs)` or `(params, inputs, constants)`; or a `Model`.
@@ -195,21 +195,23 @@ def coupled(
 ) -> tuple[Network, Analysis, list[tuple[Member, ...]]]:
     """Analyses a network, and finds its couplings or takes the user's; either way they are checked.
 
+    A coupling of the user that fails is refused.  A found one that fails stems from an operation
+    that the rules misread, and is left out.
+
     Returns:
         The network, its analysis, and its verified couplings.
     """
     network = _network(f, params, constants)
     _check_runs(network, inputs)
     leaves, few = network.leaves(), first(inputs, EXAMPLES)
-    verify = lambda found: verification.check(lambda x: network.call(x, few), leaves, found)
-    given = None if couplings is None else read_all(couplings, leaves)
-    if given is not None:
-        verify(given)
-    analysis = analyse(network, leaves, few, given or ())
-    if given is None:
-        given = couplings_of(analysis)
-        verify(given)
-    return network, analysis, given
+    call = lambda x: network.call(x, few)
+    if couplings is None:
+        analysis = analyse(network, leaves, few, ())
+        found = couplings_of(analysis)
+        return network, analysis, verification.verified(call, leaves, found)
+    given = read_all(couplings, leaves)
+    verification.check(call, leaves, given)
+    return network, analyse(network, leaves, few, given), given
 
 
 def _network(f: Any, params: Any, constants: Any | None) -> Network:

@@ -1,7 +1,7 @@
 """Numerical check of couplings: permuting their units must not change the outputs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,42 @@ def check(function: Function, leaves: dict[str, Any], couplings: Sequence, seed:
         couplings: Tuples of members.
         seed: Seed of the permutations and of the weights at which they are tried.
     """
+    for i, trial in enumerate(_trials(function, leaves, couplings, seed)):
+        found = trial.change(trial.members)
+        if not found <= trial.limit:
+            raise ValueError(
+                f"couplings[{i}]: permuting its {trial.members[0].units} units everywhere changes "
+                f"the outputs by {found:.2g} of their largest, {_culprit(trial, leaves)}"
+            )
+
+
+def verified(
+    function: Function, leaves: dict[str, Any], couplings: Sequence, seed: int = 0
+) -> list[tuple[Member, ...]]:
+    """Returns the couplings whose units can be permuted; arguments as in `check`."""
+    trials = _trials(function, leaves, couplings, seed)
+    return [x.members for x in trials if x.change(x.members) <= x.limit]
+
+
+class Trial(NamedTuple):
+    """A coupling and a way to permute its units.
+
+    Attributes:
+        members: Its members.
+        change: Function from members to the largest relative change of the outputs when the units
+            of these are permuted.
+        limit: Change that may be rounding.
+    """
+
+    members: tuple[Member, ...]
+    change: Callable[[Sequence[Member]], float]
+    limit: float
+
+
+def _trials(
+    function: Function, leaves: dict[str, Any], couplings: Sequence, seed: int
+) -> Iterator[Trial]:
+    """Yields a trial of each coupling; a ValueError for outputs that are not finite."""
     if not couplings:
         return
     point = disturbed(leaves, seed)
@@ -52,24 +88,28 @@ def check(function: Function, leaves: dict[str, Any], couplings: Sequence, seed:
             "f returns NaN or infinity on the inputs near these params, so couplings can't be "
             "verified"
         )
-    generator, limit = np.random.default_rng(seed), _rounding(run, point)
-    for i, members in enumerate(couplings):
-        units = members[0].units
-        if units < 2:
-            continue
-        order = generator.permutation(units)
-        order = np.roll(order, 1) if (order == np.arange(units)).all() else order
+    generator, limit = np.random.default_rng(seed), coarsest(run, point) ** 0.5
+    for members in couplings:
+        orders = _generating(generator, members[0].units)
 
-        def change(chosen, order=order):
-            after = _wide(run(permuted(point, chosen, order)))
-            return max(_difference(a, b) for a, b in zip(before, after, strict=True))
+        def change(chosen, orders=orders):
+            changed = [_wide(run(permuted(point, chosen, order))) for order in orders]
+            pairs = [zip(before, after, strict=True) for after in changed]
+            return max(_difference(a, b) for outputs in pairs for a, b in outputs)
 
-        found = change(members)
-        if not found <= limit:
-            raise ValueError(
-                f"couplings[{i}]: permuting its {units} units everywhere changes the outputs by "
-                f"{found:.2g} of their largest, {_culprit(members, leaves, change, limit)}"
-            )
+        yield Trial(members, change, limit)
+
+
+def _generating(generator: np.random.Generator, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two permutations of which all others consist: a cycle of all units, and a swap in it.
+
+    A single one may commute with what `f` does to the units, such as reversing them.
+    """
+    ring = generator.permutation(units)
+    cycle, swap = np.empty(units, int), np.arange(units)
+    cycle[ring] = np.roll(ring, 1)
+    swap[ring[:2]] = ring[:2][::-1]
+    return cycle, swap
 
 
 def permuted(leaves: dict, members: Sequence[Member], order: np.ndarray) -> dict[str, Any]:
@@ -90,10 +130,11 @@ def _difference(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.abs(before - after).max() / max(np.abs(before).max(), 1e-30))
 
 
-def _rounding(run: Callable, point: dict) -> float:
-    """Relative change of the outputs that may be rounding: the root of the coarsest precision."""
-    dtypes = {x.dtype for x in point.values()} | set(_dtypes(jax.make_jaxpr(run)(point)))
-    return max(float(jnp.finfo(x).eps) for x in dtypes if jnp.issubdtype(x, jnp.floating)) ** 0.5
+def coarsest(run: Callable, *arguments: Any) -> float:
+    """Machine epsilon of the coarsest floating dtype among arguments and all that is computed."""
+    dtypes = {jnp.result_type(x) for x in jax.tree.leaves(arguments)}
+    dtypes |= set(_dtypes(jax.make_jaxpr(run)(*arguments)))
+    return max(float(jnp.finfo(x).eps) for x in dtypes if jnp.issubdtype(x, jnp.floating))
 
 
 def _dtypes(function: Any) -> Iterator[Any]:
@@ -104,8 +145,9 @@ def _dtypes(function: Any) -> Iterator[Any]:
             yield from _dtypes(inner)
 
 
-def _culprit(members: Sequence, leaves: dict, change: Callable, limit: float) -> str:
+def _culprit(trial: Trial, leaves: dict) -> str:
     """Says which leaf breaks a coupling, found by leaving each out and by adding each other."""
+    members, change, limit = trial
     for member in members:
         rest = [x for x in members if x != member]
         if rest and change(rest) <= limit:

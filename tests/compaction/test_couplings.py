@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fishleg_jax as flj
-from fishleg_jax.compaction import axes, verification
+from fishleg_jax.compaction import axes, rules, verification
 from fishleg_jax.compaction.couplings import leaves_of, read
 from tests.compaction import networks
 
@@ -102,6 +102,40 @@ def test_axes_are_refined_by_reshapes():
     crossed = axes.new(6)
     axes.unify([*crossed, *axes.new(2)], [*axes.new(4), *axes.new(3)])
     assert all(f.pinned for f in axes.factors(crossed))
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda h: jax.lax.cond(h[0, 0] > -9, lambda h: h[:, ::-1], lambda h: h, h),
+        lambda h: jax.lax.dynamic_update_slice(h, h[:, :1], (0, 2)),
+        lambda h: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h + h[:, :1], h),
+        lambda h: jax.lax.pad(h, 0.0, ((0, 0, 0), (1, -1, 0))),
+    ],
+    ids=["cond", "update", "while", "pad"],
+)
+def test_operations_that_mix_units_cost_only_their_own_coupling(mix):
+    def f(params, x):
+        h = mix(jax.nn.sigmoid(x @ params["w1"] + params["b1"]))
+        return jnp.tanh(h @ params["w2"] + params["b2"]) @ params["w3"]
+
+    assert [set(x) for x in flj.find_couplings(f, PARAMS, X)] == [RIGHT[1]]
+
+
+def test_found_couplings_that_fail_are_left_out(monkeypatch):
+    """As if a rule misread an operation; what the user names is refused instead."""
+    monkeypatch.setitem(rules.RULES, "rev", rules.RULES["copy"])
+
+    def f(params, x):
+        h = jnp.tanh(x @ params["w1"] + params["b1"])[:, ::-1]
+        return jnp.tanh(h @ params["w2"] + params["b2"]) @ params["w3"]
+
+    assert [set(x) for x in flj.find_couplings(f, PARAMS, X)] == [RIGHT[1]]
+    masks = networks.masks_without(PARAMS, w1=np.s_[:, 0], w3=np.s_[0])
+    small = flj.compact(f, PARAMS, masks, X)
+    assert [x.name for x in small.report.units] == ["b2 axis 0"]
+    with pytest.raises(ValueError, match=r"couplings\[1\]: permuting its 4 units"):
+        flj.compact(f, PARAMS, masks, X, couplings=[sorted(x) for x in RIGHT[::-1]])
 
 
 def test_outputs_that_are_not_finite():
