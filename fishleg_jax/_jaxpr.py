@@ -117,13 +117,18 @@ def _evaluate(
             results = _evaluate(*own, operands, replacement, in_loop, inline)
         else:
             kept = _with_inner_replaced(equation, replacement, in_loop)
-            # wrap the operation in a function: how to call it directly differs between JAX versions
-            inputs = [x for x in equation.invars if not isinstance(x, core().Literal)]
-            inputs = list(dict.fromkeys(inputs))
-            one = jaxpr.replace(constvars=[], invars=inputs, outvars=kept.outvars, eqns=[kept])
-            results = core().jaxpr_as_fun(core().ClosedJaxpr(one, []))(*map(read, inputs))
+            results = apply(kept, jaxpr, read)
         known.update(zip(equation.outvars, results, strict=True))
     return [read(x) for x in jaxpr.outvars]
+
+
+def apply(equation: Any, jaxpr: "Jaxpr", read: Callable[[Any], Any]) -> list[Any]:
+    """Returns the results of one equation of a traced function, whose operands `read` returns."""
+    # wrap the operation in a function: how to call it directly differs between JAX versions
+    inputs = [x for x in equation.invars if not isinstance(x, core().Literal)]
+    inputs = list(dict.fromkeys(inputs))
+    one = jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
+    return core().jaxpr_as_fun(core().ClosedJaxpr(one, []))(*map(read, inputs))
 
 
 def _with_inner_replaced(equation: Any, replacement: Replacement, in_loop: bool) -> Any:

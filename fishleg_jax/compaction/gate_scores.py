@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax import _tree
 from fishleg_jax._batch import split_batch
 from fishleg_jax._checks import arrays
 from fishleg_jax._chunks import check_chunk
 from fishleg_jax._jit import jitted
-from fishleg_jax.compaction import axes as _axes
 from fishleg_jax.compaction.analysis import Analysis
 from fishleg_jax.compaction.compact import coupled
 from fishleg_jax.compaction.couplings import Member
+from fishleg_jax.compaction.gates import Plan, gated, plan_of
 from fishleg_jax.compaction.unit_scores import UnitScores
 from fishleg_jax.model import Model, check_model
 from fishleg_jax.per_example import per_example_gradients
@@ -36,14 +35,16 @@ def gate_scores(
     A gate of 1 behind each unit multiplies what all layers read from it.  Closing it changes the
     loss by `½ E[(∂l/∂gate)²]`, the gate's entry of the Fisher; that is `½ w_Bᵀ F_BB w_B` over all
     weights B that read the unit, in however many leaves they lie and with all correlations among
-    them, where `unit_scores` adds up leaves.  The gate's derivative is `Σ_B w_i ∂l/∂w_i`, so one
-    pass of per-example gradients gives the scores of all units.
+    them, where `unit_scores` adds up leaves.  Of a weight with several uses, as in a tied
+    embedding, only those count that read the unit.  One pass of per-example gradients with respect
+    to the gates alone gives the scores of all units.
 
     Args:
         model: Model whose likelihood can sample, for `labels="sampled"`.
         params: Weights, any pytree.
         batches: Batches `(inputs, targets[, constants])` of training data.
-        couplings: Axes that index the same units, as in `compact`; None finds them.
+        couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
+            those whose units no weight reads, such as the size of a head in queries and keys.
         labels: `sampled`, the default, for labels drawn from the model (the Fisher); `empirical`
             for those of the batches.
         key: Random key of sampled labels; None for `jax.random.key(0)`.
@@ -54,7 +55,9 @@ def gate_scores(
         `UnitScores`, in nats per example, for `choose_units`.
 
     Raises:
-        ValueError: Invalid arguments, no batch, or a unit that no weight reads directly.
+        ValueError: Invalid arguments, no batch, a given coupling whose units no weight reads
+            directly, or units that are read inside of a function with a derivative of its own
+            (`jax.custom_vjp`).
 
     References:
         Theis, Korshunova, Tejani & Huszár, Faster gaze prediction with dense networks and Fisher
@@ -80,11 +83,14 @@ def gate_scores(
     inputs, _, given_constants = split_batch(batches[0])
     constants = given_constants[0] if given_constants else None
     _, analysis, found = coupled(model, params, inputs, constants, couplings)
-    readers = _readers(analysis, found, params)
+    found, plan = _read(analysis, found, couplings is not None)
+    if not found:
+        return UnitScores([], [])
     units = sum(members[0].units for members in found)
+    gates = jnp.ones(units, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
     key = jax.random.key(0) if key is None else key
     total, examples = np.zeros(units), 0
-    compiled = jitted(_squares, model, labels, units)
+    compiled = jitted(_squares, model, plan, labels)
     for i, batch in enumerate(batches):
         size = jax.tree.leaves(batch[0])[0].shape[0]
         # A loop on the host, as XLA for the CPU is slow at convolutions inside its own.
@@ -92,7 +98,7 @@ def gate_scores(
             end = min(begin + (examples_per_chunk or size), size)
             few = jax.tree.map(lambda x, begin=begin, end=end: x[begin:end], tuple(batch[:2]))
             drawn = jax.random.fold_in(jax.random.fold_in(key, i), begin)
-            found_here = compiled(params, (*few, *batch[2:]), readers, drawn)
+            found_here = compiled(params, (*few, *batch[2:]), gates, drawn)
             total += np.asarray(found_here, np.float64)
         examples += size
     values = np.split(total / (2 * examples), np.cumsum([x[0].units for x in found])[:-1])
@@ -100,50 +106,36 @@ def gate_scores(
     return UnitScores(short if couplings is None else couplings, values)
 
 
-def _readers(analysis: Analysis, couplings: Sequence[tuple[Member, ...]], params: Any) -> Any:
-    """The unit that each weight reads, numbered through all couplings; −1 for none."""
-    sizes = [np.size(leaf) for _, leaf in _tree.named_leaves(params)]
-    unit_of, start = np.full(sum(sizes), -1, np.int32), 0
-    for members in couplings:
-        factor, read = analysis.factor_of(members[0]), 0
-        for meeting in analysis.meetings:
-            sides = meeting.sides()
-            if factor not in meeting.factors or sides is None or sides[1][0].elements is None:
-                continue
-            weights, along = sides[1]
-            for elements in _axes.by_unit(weights.elements, weights.axes, factor, along):
-                here = elements < unit_of.size
-                numbers = np.broadcast_to(start + np.arange(factor.size)[:, None], elements.shape)
-                unit_of[elements[here]] = numbers[here]
-                read += int(here.sum())
-        if not read:
-            raise ValueError(
-                f"couplings: no weight reads the units of {members[0].short!r} directly, so their "
-                "gates have no weights; leave the coupling out"
-            )
-        start += members[0].units
-    parts = np.split(unit_of, np.cumsum(sizes)[:-1])
-    leaves, tree = jax.tree.flatten(params)
-    return tree.unflatten(
-        part.reshape(jnp.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)
-    )
-
-
-def _squares(model, labels, units, params, batch, readers, key):
-    """Sums over examples of the squared derivatives of all gates."""
-    gradients = per_example_gradients(
-        model, params, batch, labels=labels, key=key if labels == "sampled" else None
-    )
-
-    def derivative(gradient):
-        parts = jax.tree.map(
-            lambda g, w, unit: jax.ops.segment_sum(
-                (g * w).ravel().astype(jnp.float32), unit.ravel() + 1, units + 1
-            ),
-            gradient,
-            params,
-            readers,
+def _read(
+    analysis: Analysis, couplings: list[tuple[Member, ...]], given: bool
+) -> tuple[list[tuple[Member, ...]], Plan]:
+    """Couplings whose units a weight reads, with their gates; a user's must all be such."""
+    plan = plan_of(analysis, couplings)
+    starts = np.cumsum([0, *(members[0].units for members in couplings)])
+    read = {gate.start for gates in plan for gate in gates}
+    chosen = [members for members, x in zip(couplings, starts, strict=False) if x in read]
+    missing = [members for members, x in zip(couplings, starts, strict=False) if x not in read]
+    if not missing:
+        return couplings, plan
+    if given:
+        raise ValueError(
+            f"couplings: no weight reads the units of {missing[0][0].short!r} directly, so their "
+            "gates have no weights; leave the coupling out"
         )
-        return sum(jax.tree.leaves(parts))[1:]
+    return chosen, plan_of(analysis, chosen)
 
-    return jnp.sum(jnp.square(jax.vmap(derivative)(gradients)), axis=0)
+
+def _squares(model, plan, labels, params, batch, gates, key):
+    """Sums over examples of the squared derivatives of all gates."""
+    few, constants = batch[:2], batch[2:]
+    run = gated(model.predict, plan)
+    # The weights are constants to this model, and the gates its parameters.
+    behind = Model(lambda gates, x, rest: run(gates, rest[0], x, *rest[1]), model.likelihood)
+    derivatives = per_example_gradients(
+        behind,
+        gates,
+        (*few, (params, constants)),
+        labels=labels,
+        key=key if labels == "sampled" else None,
+    )
+    return jnp.sum(jnp.square(derivatives), axis=0)

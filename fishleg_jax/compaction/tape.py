@@ -131,7 +131,7 @@ def _equation(equation: Any, operands: list[Value], steps: list[Step]) -> Sequen
     """Runs one equation: a loop over layers or time, a call, or a primitive."""
     if equation.primitive.name == "scan":
         return _scan(equation, operands, steps)
-    inner = _called(equation)
+    inner = called(equation)
     if inner is not None:
         constants = [Value(x) for x in getattr(inner, "consts", ())]
         return _walk(opened(inner), constants, operands, steps)
@@ -150,7 +150,7 @@ def _step(name: str, params: dict, operands: Sequence[Value], run: Callable, ste
     return results
 
 
-def _called(equation: Any) -> Any | None:
+def called(equation: Any) -> Any | None:
     """Finds the one function that an equation (`jit`, `checkpoint`, `custom_jvp`…) just calls."""
     inner = functions(equation)
     if len(inner) != 1 or equation.primitive.name in ("while", "cond"):
