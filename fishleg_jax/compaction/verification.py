@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax._jaxpr import functions, opened
+from fishleg_jax.compaction.analysis import Network
 from fishleg_jax.compaction.couplings import Member
 
+TOLERANCE = 1e-5  # between outputs in float32 or finer, relative to the largest
+ROUNDINGS = 4  # the same in coarser dtypes, in machine epsilons
 Function = Callable[[dict[str, Any]], Any]  # from leaves by key path to the outputs
 
 
@@ -137,6 +140,12 @@ def coarsest(run: Callable, *arguments: Any) -> float:
     return max(float(jnp.finfo(x).eps) for x in dtypes if jnp.issubdtype(x, jnp.floating))
 
 
+def default_tolerance(run: Callable, *arguments: Any) -> float:
+    """Relative difference of outputs that may be rounding of sums in another order."""
+    epsilon = coarsest(run, *arguments)
+    return ROUNDINGS * epsilon if epsilon > jnp.finfo(jnp.float32).eps else TOLERANCE
+
+
 def _dtypes(function: Any) -> Iterator[Any]:
     """Dtypes of everything that a traced function computes."""
     for equation in opened(function).eqns:
@@ -180,3 +189,46 @@ def _others(members: Sequence[Member], leaves: dict[str, Any]) -> list[Member]:
                 if size > units:
                     found.append(Member(name, axis, 1, units, size // units))
     return [x for x in found if x not in members]
+
+
+def compare(network: Network, small: Network, inputs: Any, tolerance: float | None) -> float:
+    """Returns the relative difference of the outputs of two networks.
+
+    Args:
+        network: The network before.
+        small: The smaller one.
+        inputs: Inputs of both.
+        tolerance: Largest difference; None for the precision's own.
+
+    Raises:
+        ValueError: A larger difference, or a function that does not run with smaller arrays.
+    """
+    if tolerance is None:
+        tolerance = default_tolerance(lambda leaves: network.call(leaves, inputs), network.leaves())
+    before = jax.tree.leaves(jax.jit(network.call)(network.leaves(), inputs))
+    try:
+        after = jax.tree.leaves(jax.jit(small.call)(small.leaves(), inputs))
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            "f does not run with the smaller arrays, so its sizes do not all come from the shapes "
+            f"of params; derive them from there, or leave the coupling out: {text}"
+        ) from error
+    if [x.shape for x in before] != [x.shape for x in after]:
+        raise ValueError(
+            "f returns other shapes with the smaller arrays, "
+            f"{[x.shape for x in after]} instead of {[x.shape for x in before]}: its sizes do not "
+            "all come from the shapes of params"
+        )
+    worst = 0.0
+    for x, y in zip(before, after, strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        worst = max(worst, float(np.abs(x - y).max() / max(1.0, np.abs(x).max())))
+    if not worst <= tolerance:
+        raise ValueError(
+            f"the outputs of the smaller network differ by {worst:.2g} of their largest, more than "
+            f"the tolerance {tolerance:g}: f depends on the number of units (as attention's scale "
+            "does on the size of a head), or takes it from elsewhere than the shapes of params; "
+            "leave that coupling out of couplings=.  If it is rounding, pass a larger tolerance="
+        )
+    return worst

@@ -99,18 +99,35 @@ def test_a_bias_in_two_places_takes_up_nothing():
 
 
 def test_mixed_precision():
-    """The coarsest precision inside decides how far permuted outputs may differ."""
+    """The coarsest precision inside decides how far outputs may differ."""
 
     def mixed(params, x):
         low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (params, x))
         return networks.mlp(*low).astype(jnp.float32)
 
-    small = flj.compact(mixed, PARAMS, MASKS, X, tolerance=0.02)
+    small = flj.compact(mixed, PARAMS, MASKS, X)
     assert [(x.before, x.after) for x in small.report.units] == [(8, 4), (6, 3)]
     assert small.params["w1"].dtype == jnp.float32
     half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), PARAMS)
-    small = flj.compact(networks.mlp, half, MASKS, X.astype(jnp.bfloat16), tolerance=0.02)
+    small = flj.compact(networks.mlp, half, MASKS, X.astype(jnp.bfloat16))
     assert small.params["w1"].shape == (5, 4) and small.params["w1"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype, limit", [("float32", 1e-5), ("bfloat16", 4 * 2.0**-7)])
+def test_differences_beyond_rounding_are_refused_in_every_precision(dtype, limit):
+    def f(params, x, slope):
+        low = jax.tree.map(lambda w: w.astype(dtype), params)
+        width = params["b1"].size
+        return networks.mlp(low, x.astype(dtype)).astype(jnp.float32) * (1 + slope * (8 - width))
+
+    # Four units of the first layer go, and the outputs grow by four slopes.
+    within, beyond = limit / 16, limit / 2
+    small = flj.compact(lambda p, x: f(p, x, within), PARAMS, MASKS, X)
+    assert small.params["w1"].shape == (5, 4)
+    message = f"more than the tolerance {limit:g}: .*pass a larger tolerance="
+    with pytest.raises(ValueError, match=message):
+        flj.compact(lambda p, x: f(p, x, beyond), PARAMS, MASKS, X)
+    flj.compact(lambda p, x: f(p, x, beyond), PARAMS, MASKS, X, tolerance=4 * limit)
 
 
 def step(params, masks, tx, state):
