@@ -11,6 +11,8 @@ import numpy as np
 
 Axis = Sequence["Factor"]  # the factors of one axis of an array; empty for an axis of size 1 or 0
 
+PUT_TOGETHER = "is put together with others by 'concatenate'"
+
 
 class Factor:
     """Index that runs over `size` units; compared by identity after `find`.
@@ -26,6 +28,7 @@ class Factor:
         self.size, self.pinned, self.mixed = size, pinned, mixed
         self._same: Factor | None = None
         self._parts: tuple[Factor, ...] = ()
+        self._pieces: tuple[Axis, ...] = ()
 
     def find(self) -> "Factor":
         """Returns the factor that stands for all that were joined with this one."""
@@ -37,15 +40,55 @@ class Factor:
     def join(self, other: "Factor") -> None:
         """Makes two factors of equal size one."""
         one, two = self.find(), other.find()
-        if one is not two:
-            two._same = one
-            one.pinned = one.pinned or two.pinned
-            one.mixed = one.mixed or two.mixed
+        if two._pieces and not one._pieces:
+            one, two = two, one
+        if one is two:
+            return
+        two._same = one
+        one.pinned = one.pinned or two.pinned
+        one.mixed = one.mixed or two.mixed
+        if len(one._pieces) == len(two._pieces):
+            for x, y in zip(one._pieces, two._pieces, strict=True):
+                unify(x, y)
+        elif two._pieces:
+            pin([f for x in (*one._pieces, *two._pieces) for f in x], PUT_TOGETHER)
 
     def split(self, outer: int) -> None:
-        """Makes this factor the product of one of size `outer` and the rest."""
-        sizes = (outer, self.size // outer)
-        self._parts = tuple(Factor(n, self.pinned, self.mixed) for n in sizes)
+        """Makes this factor the product of one of size `outer` and the rest.
+
+        If it is put together from pieces, it becomes the product of their number and one of them:
+        a part of it in which every piece has its share has to run over the same units in all.
+        """
+        if not self._pieces:
+            sizes = (outer, self.size // outer)
+            self._parts = tuple(Factor(n, self.pinned, self.mixed) for n in sizes)
+            return
+        first, *others = self._pieces
+        for piece in others:
+            unify(first, piece)
+        if self.pinned is not None:
+            pin(first, self.pinned)
+        if self.mixed is not None:
+            mix(first, self.mixed)
+        self._parts = (Factor(len(self._pieces), PUT_TOGETHER, self.mixed), *first)
+
+    def settle(self) -> None:
+        """Pins the pieces that it is put together from if they turned out to be different units."""
+        root = self.find()
+        if root._parts or not root._pieces:
+            return
+        known = [list(factors(x)) for x in root._pieces]
+        if all(x == known[0] for x in known):
+            root.split(len(known))
+        else:
+            pin([root, *(f for x in known for f in x)], PUT_TOGETHER)
+
+
+def put_together(pieces: Sequence[Axis], size: int) -> Factor:
+    """Returns the factor of an axis of several pieces of equal size, one behind the other."""
+    factor = Factor(size)
+    factor._pieces = tuple(pieces)
+    return factor
 
 
 def new(size: int, pinned: str | None = None) -> Axis:

@@ -15,6 +15,7 @@ Axes = list[Axis]
 
 def name_axes(tape: Tape) -> None:
     """Gives every value on a tape its axes; arguments and arrays closed over have theirs."""
+    together: list[_axes.Factor] = []
     for step in tape.steps:
         for value in step.operands:
             if len(value.axes) != len(value.shape):  # a number written into the program
@@ -22,6 +23,10 @@ def name_axes(tape: Tape) -> None:
         found = RULES.get(step.name, _elementwise)(step, [x.axes for x in step.operands])
         for value, axes in zip(step.results, found, strict=True):
             value.axes = axes
+        if step.name == "concatenate":
+            together += step.results[0].axes[step.params["dimension"]]
+    for factor in together:
+        factor.settle()
 
 
 def _elementwise(step: Step, operands: list[Axes]) -> list[Axes]:
@@ -182,17 +187,16 @@ def _concatenate(step: Step, operands: list[Axes]) -> list[Axes]:
     others = [[[] if i == along else a for i, a in enumerate(axes)] for axes in operands]
     shape = [1 if i == along else n for i, n in enumerate(step.results[0].shape)]
     result = _joined(shape, others)
-    result[along] = _axes.new(sum(sizes))
+    result[along] = _axes.new(sum(sizes), _axes.PUT_TOGETHER)
+    pieces = [axes[along] for axes in operands]
     if len(sizes) == 1:
-        result[along] = operands[0][along]
+        result[along] = pieces[0]
     elif len(set(sizes)) == 1 and sizes[0] > 1:
-        for axes in operands[1:]:
-            _axes.unify(operands[0][along], axes[along])
-        parts = _axes.new(len(sizes), "is put together")
-        _axes.unify(result[along], [*parts, *operands[0][along]])
+        # settled when it is known whether the pieces are taken apart again
+        result[along] = [_axes.put_together(pieces, sum(sizes))]
     else:
-        for axis in (result[along], *(axes[along] for axes in operands)):
-            _axes.pin(axis, "is put together from parts of different sizes")
+        for axis in pieces:
+            _axes.pin(axis, _axes.PUT_TOGETHER)
     return [result]
 
 

@@ -93,6 +93,64 @@ def test_channels_come_as_strides_or_blocks_behind_flattened_images():
     assert found == [[("kernel", 0), ("out", 0, 16)]]
 
 
+def branches(p, x):
+    """Two branches side by side, with a bias of their own and one over both, read by one kernel."""
+    a = jax.nn.relu(x @ p["a"] + p["b"])
+    both = jnp.concatenate([a, jax.nn.relu(x @ p["c"])], axis=1) + p["both"]
+    return jnp.tanh(both @ p["w"]) @ p["out"]
+
+
+@pytest.mark.parametrize("size", [8, 4], ids=["equal", "unequal"])
+def test_branches_that_are_put_together_have_no_coupling(size):
+    shapes = {"a": (4, 8), "b": (8,), "c": (4, size), "both": (8 + size,), "w": (8 + size, 5)}
+    params = networks.random({k: np.zeros(x) for k, x in {**shapes, "out": (5, 3)}.items()})
+    found = flj.find_couplings(branches, params, X)
+    assert found == [[("out", 0), ("w", 1)]]
+    # Whatever loses its weights, units of a branch stay, alone or beside those of the other.
+    for pruned in ({"a": np.s_[:, :3]}, {"a": np.s_[:, :3], "c": np.s_[:, :3]}):
+        masks = networks.masks_without(params, **pruned, b=np.s_[:3], w=np.s_[:, 1])
+        small = flj.compact(branches, params, masks, X)
+        assert [(x.before, x.after) for x in small.report.units] == [(5, 4)]
+        assert small.params["a"].shape == (4, 8)
+
+
+def test_pieces_that_are_taken_apart_again_are_coupled():
+    """Queries, keys and values by one product, as three kernels side by side or in one array."""
+
+    def separate(p, x):
+        z = x @ jnp.concatenate([p["q"], p["k"], p["v"]], axis=1)
+        return read(jnp.split(z + jnp.concatenate([p["bq"], p["bk"], p["bv"]]), 3, axis=1), p)
+
+    def together(p, x):
+        return read(jnp.moveaxis((x @ p["qkv"]).reshape(len(x), 3, -1), 1, 0), p)
+
+    def read(parts, p):
+        q, k, v = parts
+        return (jnp.tanh(q) * k + v) @ p["out"]
+
+    shapes = {**dict.fromkeys("qkv", (4, 6)), **dict.fromkeys(("bq", "bk", "bv"), (6,))}
+    params = networks.random({k: np.zeros(x) for k, x in {**shapes, "out": (6, 3)}.items()})
+    (found,) = flj.find_couplings(separate, params, X)
+    assert set(found) == {(n, 1) for n in "qkv"} | {(f"b{n}", 0) for n in "qkv"} | {("out", 0)}
+    params = networks.random({"qkv": np.zeros((4, 18)), "out": np.zeros((6, 3))})
+    assert flj.find_couplings(together, params, X) == [[("out", 0), ("qkv", 1)]]
+
+
+def test_pieces_of_the_same_units_are_coupled():
+    """Both signs of every unit side by side: unit j of both goes at once."""
+
+    def f(p, x):
+        h = x @ p["a"]
+        return jnp.concatenate([jax.nn.relu(h), jax.nn.relu(-h)], axis=1) @ p["w"]
+
+    params = networks.random({"a": np.zeros((4, 6)), "w": np.zeros((12, 3))})
+    assert flj.find_couplings(f, params, X) == [[("a", 1), ("w", 0)]]
+    masks = networks.masks_without(params, w=np.s_[[1, 7, 2]])
+    small = flj.compact(f, params, masks, X)
+    assert small.kept[0].indices.tolist() == [0, 2, 3, 4, 5]
+    assert small.params["w"].shape == (10, 3)
+
+
 def test_axes_are_refined_by_reshapes():
     whole, heads, size = axes.new(12), axes.new(3), axes.new(4)
     assert axes.unify(whole, [*heads, *size])
