@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fishleg_jax import _tree
+from fishleg_jax._jaxpr import apply as apply_equation
 from fishleg_jax._jaxpr import core, opened
 from fishleg_jax.low_rank.factors import channels_of, factors_of, is_chain, is_split, multiplied_out
 from fishleg_jax.low_rank.uses import CUSTOM, Kernel, called, passed_on
@@ -151,11 +152,9 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> li
 
 
 def _plain(jaxpr: Any, equation: Any, operands: Sequence[Any]) -> list[Any]:
-    # wrap the operation in a function: how to call it directly differs between JAX versions
     pairs = zip(equation.invars, operands, strict=True)
     given = {x: value for x, value in pairs if not isinstance(x, core().Literal)}
-    one = jaxpr.replace(constvars=[], invars=[*given], outvars=equation.outvars, eqns=[equation])
-    return core().jaxpr_as_fun(core().ClosedJaxpr(one, []))(*given.values())
+    return apply_equation(equation, jaxpr, given.__getitem__)
 
 
 def _whole(value: Any) -> Any:
