@@ -124,7 +124,9 @@ def permuted(leaves: dict, members: Sequence[Member], order: np.ndarray) -> dict
 
 
 def _wide(outputs: Sequence[Any]) -> list[np.ndarray]:
-    return [np.asarray(x).astype(np.float64) for x in outputs]
+    """Outputs in double precision, complex ones with their imaginary parts."""
+    arrays = map(np.asarray, outputs)
+    return [x.astype(np.complex128 if np.iscomplexobj(x) else np.float64) for x in arrays]
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> float:
@@ -221,9 +223,9 @@ def compare(network: Network, small: Network, inputs: Any, tolerance: float | No
             "all come from the shapes of params"
         )
     worst = 0.0
-    for x, y in zip(before, after, strict=True):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        worst = max(worst, float(np.abs(x - y).max() / max(1.0, np.abs(x).max())))
+    for x, y in zip(_wide(before), _wide(after), strict=True):
+        largest = max(1.0, np.abs(x).max(initial=0.0))
+        worst = max(worst, float(np.abs(x - y).max(initial=0.0) / largest))
     if not worst <= tolerance:
         raise ValueError(
             f"the outputs of the smaller network differ by {worst:.2g} of their largest, more than "

@@ -274,3 +274,15 @@ def test_what_can_not_be_compared_is_refused(run, message):
     f = lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"]
     with pytest.raises(ValueError, match=message):
         run(f, {"w1": jnp.ones((3, 8)), "w2": jnp.ones((8, 2))})
+
+
+def test_imaginary_parts_of_outputs_are_compared():
+    """The real part does not depend on the order of the units, the imaginary part does."""
+
+    def f(params, x):
+        hidden = jax.nn.relu(x @ params["w1"])
+        return jax.lax.complex(hidden @ params["w2"], hidden @ jnp.arange(4.0)[:, None])
+
+    params = {"w1": jnp.ones((3, 4)), "w2": jnp.ones((4, 1))}
+    with pytest.raises(ValueError, match="permuting its 4 units"):
+        flj.compact(f, params, None, jnp.ones((2, 3)), couplings=[[("w1", 1), ("w2", 0)]])
