@@ -120,8 +120,9 @@ def _kernel(name: str, factors: Sequence[Any], shape: tuple[int, ...]) -> Kernel
 
 
 def _refused(kernel: Kernel, use: str) -> ValueError:
+    name = kernel.leaf.name
     return ValueError(
-        f"params: {kernel.leaf.name!r} has factors, but the function does not multiply its inputs "
+        f"params: {name!r} has factors, but the function does not multiply its inputs "
         f"with it along axes of one factor: it {use}; leave this kernel whole"
     )
 
