@@ -48,6 +48,8 @@ def has(function: "Jaxpr | ClosedJaxpr", name: str) -> bool:
 CALLS = ("jit", "pjit", "checkpoint", "remat2", "cond")
 LOOPS = ("scan", "while")
 INLINED = ("jit", "pjit", "checkpoint", "remat2")  # on request
+# calls with a rule of differentiation of their own
+CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 Replacement = Callable[[Any, bool], Callable[..., Any] | None]
 
 

@@ -235,7 +235,7 @@ def _training(
 
 
 def _of_pruned(density: float) -> float:
-    """`REPLACED` as a share of the pruned coefficients, of which there are many times as many.
+    """`REPLACED` as a share of the pruned coefficients, which are many times as many.
 
     A tenth of these would be more than all that are kept at 5 %: every update would start anew.
     """

@@ -115,14 +115,14 @@ def compared(rows: Sequence[Mapping[str, Any]], size: str, to: str) -> list[dict
     found = []
     for solver in solvers_of(size):
         own = [(by[solver, seed], by[to, seed]) for seed in seeds]
-        ratios = [x / y for row, unit in own for x, y in zip(*_energies(row, unit), strict=True)]
+        ratios = [
+            x / y
+            for row, unit in own
+            for x, y in zip(row["energies"], unit["energies"], strict=True)
+        ]
         seconds = float(np.mean([row["seconds"] for row, _ in own]))
         found.append({"solver": solver, "energies": ratios, "seconds": seconds})
     return found
-
-
-def _energies(*rows: Mapping[str, Any]) -> list[list[float]]:
-    return [row["energies"] for row in rows]
 
 
 def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record.Table:

@@ -1,6 +1,7 @@
 """Tables of accuracies, of the cells that they need, and of codings."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,14 @@ def _cells(rows: Sequence[Mapping[str, Any]], weights: int, **fields: Any) -> fl
     return float(np.mean([row["total_cells"] for row in _own(rows, **fields)])) / weights
 
 
+def _cell(rows: Sequence[Mapping[str, Any]], weights: int, **fields: Any) -> str | None:
+    """Accuracy with its interval, and all cells in parentheses; None without such rows."""
+    accuracies = _accuracies(rows, **fields)
+    if not accuracies:
+        return None
+    return f"{interval(accuracies)} ({_cells(rows, weights, **fields):.2f})"
+
+
 def _kinds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     pairs = ((r["network"], r["allotment"]) for r in rows if r["allotment"] != "digital")
     return list(dict.fromkeys(pairs))
@@ -51,13 +60,7 @@ def show(rows: Sequence[Mapping[str, Any]], weights: int) -> record.Table:
         rows: objects of `results.json`, for one kind of cell.
         weights: number of weights of the dense network.
     """
-
-    def cell(**fields: Any) -> str | None:
-        accuracies = _accuracies(rows, **fields)
-        if not accuracies:
-            return None
-        return f"{interval(accuracies)} ({_cells(rows, weights, **fields):.2f})"
-
+    cell = partial(_cell, rows, weights)
     kinds = _kinds(rows)
     lines: list[list[record.Cell]] = []
     for each in sorted({row["each"] for row in rows if row["allotment"] != "digital"}):
@@ -156,14 +159,11 @@ def codings(rows: Sequence[Mapping[str, Any]], weights: int) -> record.Table:
         weights: number of weights of the dense network.
     """
     own = [row for row in rows if row["each"] == EACH_CODING and row["coding"] is not None]
-    kinds, lines = _kinds(own), []
+    kinds = _kinds(own)
+    lines: list[list[record.Cell]] = []
     for coding in dict.fromkeys(row["coding"] for row in own):
-        line: list[record.Cell] = [coding]
-        for network, allotment in kinds:
-            fields = {"coding": coding, "network": network, "allotment": allotment}
-            cells = _cells(own, weights, **fields)
-            line.append(f"{interval(_accuracies(own, **fields))} ({cells:.2f})")
-        lines.append(line)
+        cell = partial(_cell, own, weights, coding=coding)
+        lines.append([coding, *(cell(network=n, allotment=a) for n, a in kinds)])
     title = f"codings, {EACH_CODING:g} cells for a stored weight"
     return _made(own, title, ["", *(f"{n}, {a}" for n, a in kinds)], lines)
 

@@ -67,7 +67,7 @@ def choose_units(
             `obs_saliency` returns, or squared weights for the L2 norm of units.
         goal: `targets.weights`, `.bytes` or `.flops` for the whole smaller network, or `.seconds`
             or `.time_share` for a call of the compiled `f` on `inputs`, measured on the device at
-            hand; or a sequence of them, all of which must be reached.
+            hand; or a sequence of goals, each to be reached.
         inputs: Inputs with a leading axis of examples.
         constants: Pytree of arrays that are not trained; None if `f` takes none.
         couplings: Axes that index the same units, as in `compact`; None finds them, and leaves out
@@ -159,8 +159,6 @@ def _refuse(goals: Sequence[Budget], least: Sequence[float], multiple_of: int) -
 
 def _weights(goals: int) -> list[np.ndarray]:
     """Weights of the goals' costs to try, each a multiple of a quarter, with a sum of one."""
-    if goals == 1:
-        return [np.ones(1)]
     parts = itertools.product(range(PARTS + 1), repeat=goals)
     return [np.array(x) / PARTS for x in parts if sum(x) == PARTS]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fishleg_jax._jaxpr import apply, core, opened
+from fishleg_jax._jaxpr import CUSTOM, apply, core, opened
 from fishleg_jax.compaction import axes as _axes
 from fishleg_jax.compaction.analysis import Analysis
 from fishleg_jax.compaction.couplings import Member
@@ -14,7 +14,6 @@ from fishleg_jax.compaction.tape import Value, called
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 CHECKPOINTS = ("checkpoint", "remat2")
-CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 class Gate(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from fishleg_jax import _chunks, _prunable, _text, _tree
 from fishleg_jax._checks import arrays, numbers
+from fishleg_jax._jit import is_traced
 from fishleg_jax.fisher import check_kind
 from fishleg_jax.low_rank import choice, forms
 from fishleg_jax.low_rank.budget import checked_rule, choose
@@ -207,7 +208,7 @@ def _check_untraced(**arguments: Any) -> None:
     """Raises a ValueError within a traced function: ranks depend on the values of the weights."""
     # an array made here is traced wherever jit traces, even with constants for arguments
     for name, value in {**arguments, "decompose": jnp.zeros(())}.items():
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
+        if is_traced(value):
             given = "called" if name == "decompose" else "made of arrays with values"
             raise ValueError(
                 f"{name} must be {given} outside of jax.jit, jax.grad and jax.vmap, got traced "

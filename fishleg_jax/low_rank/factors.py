@@ -81,7 +81,7 @@ def is_split(factors: Sequence[Any], shape: tuple[int, ...]) -> bool:
 def is_chain(factors: Sequence[Any], shape: tuple[int, ...], channels: tuple[int, int]) -> bool:
     """Whether factors make a leaf of this shape by products along two of its axes, in their order.
 
-    A leaf of which this holds for several pairs of axes is the same array for all of them.
+    If this holds for several pairs of axes, the leaf is the same array for all of them.
     """
     sizes = [x.shape for x in factors]
     if any(len(x) != len(shape) for x in sizes):

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from fishleg_jax import _tree
+from fishleg_jax._jaxpr import CUSTOM, core, opened
 from fishleg_jax._jaxpr import apply as apply_equation
-from fishleg_jax._jaxpr import core, opened
 from fishleg_jax.low_rank.factors import channels_of, factors_of, is_chain, is_split, multiplied_out
-from fishleg_jax.low_rank.uses import CUSTOM, Kernel, called, passed_on
+from fishleg_jax.low_rank.uses import Kernel, called, passed_on
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)
 

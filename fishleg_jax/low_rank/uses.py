@@ -10,7 +10,6 @@ from fishleg_jax import _tree
 from fishleg_jax._jaxpr import core, functions, opened
 
 CALLS = ("jit", "pjit", "checkpoint", "remat2")
-CUSTOM = ("custom_jvp_call", "custom_vjp_call")  # calls with a rule of differentiation
 
 
 class Use(NamedTuple):

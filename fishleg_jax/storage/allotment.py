@@ -180,9 +180,8 @@ def expected_rise(
 
 def _groups(params: Any, shared: int | Sequence[int] | None) -> np.ndarray:
     """Number of the group of every weight; those of a group share their number of cells."""
-    axes = tuple(shared) if isinstance(shared, Sequence) else (shared,)
-    if shared is None:
-        axes = ()
+    several = () if shared is None else shared
+    axes = tuple(several) if isinstance(several, Sequence) else (several,)
     if not all(numbers.is_whole(axis, -MOST_AXES) for axis in axes):
         raise ValueError(f"shared must be an axis, several or None, got {_text.shown(shared)}")
     found, begin = [], 0
