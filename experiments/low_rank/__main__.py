@@ -6,6 +6,7 @@
 Every network is cut to the same share of its kernels' weights: by the SVD in the metric of the
 Fisher's Kronecker factors (`fisher`) or a plain one (`plain`), with ranks by one `global` threshold
 or `equal` shares in every kernel; plain ones also by `energy`, and by the continuous `search`.
+Convolutions take one form of factors or, side by side, several.
 Accuracy (for auto-encoders the squared error) and loss are those of test examples, before and after
 training on for one epoch at a tenth of the learning rate.
 
@@ -17,6 +18,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from experiments.data import datasets
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--networks", one_of(NETWORKS), ["cnn", "mlp"], several=True)
     option("--methods", one_of(METHODS), list(METHODS), several=True)
     option("--shares", share, [0.25, 0.15], "share of the kernels' weights to keep", several=True)
-    option("--convolutions", one_of(FORMS), "channel", "form of convolutions")
+    option("--convolutions", one_of(FORMS), ["channel"], "forms of convolutions", several=True)
     option("--seeds", seed, [0], several=True)
     option("--examples", at_least(16), 1024, "training examples for the Fisher")
     option("--examples-per-gradient", at_least(1), 1, "divides the batch")
@@ -64,41 +66,47 @@ def _rows(args: argparse.Namespace, name: str, runner: Runner) -> list[dict]:
             path = args.out / f"{name}_seed{own_seed}.npz"
             weights = training.trained(spec, split.train, path, seed=own_seed)
         dense = results.evaluated(spec, split, *weights)
-        for method in args.methods:
-            for kept in args.shares:
-                settings = {
-                    "method": method,
-                    "share": kept,
-                    "convolutions": args.convolutions,
-                    "examples": args.examples if METHODS[method].metric == "fisher" else None,
-                    "per_gradient": args.examples_per_gradient,
-                    "epochs": args.epochs,
-                }
-                identity = {
-                    "model": name,
-                    "seed": own_seed,
-                    "weights_before": results.fingerprint(dense.params),
-                    "settings": settings,
-                }
+        for form, method, kept in product(args.convolutions, args.methods, args.shares):
+            settings = {
+                "method": method,
+                "share": kept,
+                "convolutions": form,
+                "examples": args.examples if METHODS[method].metric == "fisher" else None,
+                "per_gradient": args.examples_per_gradient,
+                "epochs": args.epochs,
+            }
+            identity = {
+                "model": name,
+                "seed": own_seed,
+                "weights_before": results.fingerprint(dense.params),
+                "settings": settings,
+            }
 
-                def make(dense=dense, method=method, kept=kept, seed=own_seed):
-                    found = decomposed(
-                        spec,
-                        dense,
-                        split,
-                        method=method,
-                        share=kept,
-                        convolutions=args.convolutions,
-                        examples=args.examples,
-                        per_gradient=args.examples_per_gradient,
-                        chunk=max(HELD, args.examples_per_gradient),
-                        epochs=args.epochs,
-                        seed=seed,
-                    )
-                    return {**found, "dense_accuracy": dense.accuracy, "dense_loss": dense.loss}
+            def make(dense=dense, form=form, method=method, kept=kept, seed=own_seed):
+                found = decomposed(
+                    spec,
+                    dense,
+                    split,
+                    method=method,
+                    share=kept,
+                    convolutions=form,
+                    examples=args.examples,
+                    per_gradient=args.examples_per_gradient,
+                    chunk=max(HELD, args.examples_per_gradient),
+                    epochs=args.epochs,
+                    seed=seed,
+                )
+                return {**found, "dense_accuracy": dense.accuracy, "dense_loss": dense.loss}
 
-                rows.append(runner.once(identity, make))
+            rows.append(runner.once(identity, make))
     return rows
+
+
+def _title(row: dict, args: argparse.Namespace) -> str:
+    """Name of a row's method, with the form of convolutions if several are compared."""
+    settings = row["settings"]
+    form = f", {settings['convolutions']}" if len(args.convolutions) > 1 else ""
+    return METHODS[settings["method"]].title + form
 
 
 def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
@@ -117,14 +125,14 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
         names |= {"trained_loss": ("loss, trained on", 4)}
     dense = [[row[f"dense_{f.removeprefix('trained_')}"] for row in rows] for f in names]
     cells: list[list[record.Cell]] = [["dense", *map(record.spread, dense * len(shares))]]
-    for method in dict.fromkeys(row["settings"]["method"] for row in rows):
-        own = [row for row in rows if row["settings"]["method"] == method]
+    for title in dict.fromkeys(_title(row, args) for row in rows):
+        own = [row for row in rows if _title(row, args) == title]
         of = [
             [row.get(field) for row in own if row["settings"]["share"] == x]
             for x in shares
             for field in names
         ]
-        cells.append([METHODS[method].title, *map(record.spread, of)])
+        cells.append([title, *map(record.spread, of)])
     return record.Table(
         title=f"{spec.name}, kernels decomposed to a share of their weights",
         columns=["", *(f"{100 * x:g} %: {title}" for x in shares for title, _ in names.values())],
@@ -138,10 +146,8 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
     )
 
 
-def _picture(path: Path, rows: Sequence[dict]) -> Path:
-    panels, levels = curves.gathered(
-        rows, lambda row: METHODS[row["settings"]["method"]].title, "share", "loss"
-    )
+def _picture(path: Path, rows: Sequence[dict], args: argparse.Namespace) -> Path:
+    panels, levels = curves.gathered(rows, lambda row: _title(row, args), "share", "loss")
     return curves.curves(
         path, panels, across="weights of the kernels, %", up="test loss, nats", levels=levels
     )
@@ -172,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += own
         made[name] = table(own, args)
         print(f"\n{made[name].title}\n{made[name]}")
-    print(f"\n{_picture(args.out / 'low_rank.png', rows)}")
+    print(f"\n{_picture(args.out / 'low_rank.png', rows, args)}")
     if args.record:
         whole = record.stacked(made, "Kernels decomposed to a share of their weights")
         record.keep(args.record, whole, "experiments.low_rank", argv)

@@ -32,6 +32,20 @@ def test_two_methods_at_equal_weights(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
+def test_forms_of_convolutions_beside_each_other(tmp_path, capsys):
+    """Every form has a row; the fully connected network, which has no convolution, has equal ones."""
+    arguments = ["--networks", "mlp", "--methods", "plain_global", "--shares", "0.2"]
+    arguments += ["--convolutions", "spatial,tucker2", "--epochs", "0", "--out", str(tmp_path)]
+    assert low_rank.main(arguments) == 0
+    printed = capsys.readouterr().out
+    one, other = json.loads((tmp_path / "results.json").read_text())
+    assert one["settings"]["convolutions"] == "spatial"
+    assert other["settings"]["convolutions"] == "tucker2"
+    assert one["ranks"] == other["ranks"]
+    assert "plain SVD, one threshold, spatial" in printed
+    assert "plain SVD, one threshold, tucker2" in printed
+
+
 def test_batch_norm_is_trained_with_factors():
     """The training loss of factors of full rank is that of the network, and so are statistics."""
     spec = small_spec(networks.Block(4, 2), (6, 6, 2))
