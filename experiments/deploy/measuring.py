@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from experiments.deploy.paths import BASE, PATHS, Deployed, Run
 from experiments.deploy.subjects import Subject
 
+Call = Callable[[Any], Any]
 BATCHES = (1, 128)
 SHORTEST = 0.001  # seconds of one measurement; shorter calls are repeated
 FEWEST = 5  # rounds
@@ -55,14 +56,14 @@ def _make(name: str, subject: Subject, out: Path, batch: int) -> Deployed:
     return PATHS[name](subject, stem, batch)
 
 
-def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, seconds: float) -> dict[str, list[float]]:
+def in_turn(runs: Mapping[str, Call], inputs: Any, seconds: float) -> dict[str, list[float]]:
     """Seconds of one call of each function, in rounds that go through all of them.
 
     Every round has an order of its own, and every measurement a call before it: what ran before
     leaves its data in the caches, and threads that still wait for work.
 
     Args:
-        runs: functions by name.
+        runs: functions by name, which return when their outputs are there.
         inputs: their argument.
         seconds: begins no further round after so long, but for the first five.
 
@@ -84,7 +85,7 @@ def in_turn(runs: Mapping[str, Run], inputs: np.ndarray, seconds: float) -> dict
     return times
 
 
-def _seconds(run: Run, inputs: np.ndarray, calls: int) -> float:
+def _seconds(run: Call, inputs: Any, calls: int) -> float:
     begin = time.perf_counter()
     for _ in range(calls):
         run(inputs)
