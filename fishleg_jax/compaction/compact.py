@@ -1,6 +1,6 @@
 """The same function in a smaller network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,14 +13,17 @@ from fishleg_jax._jit import is_traced
 from fishleg_jax.compaction import report as _report
 from fishleg_jax.compaction import verification
 from fishleg_jax.compaction.analysis import Analysis, Network, analyse, couplings_of, first
+from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.couplings import Member, read_all
-from fishleg_jax.compaction.removal import decide
+from fishleg_jax.compaction.removal import Decision, Run, check_settled, decide
 from fishleg_jax.compaction.result import Compact, Kept
+from fishleg_jax.compaction.sizes import other_runs
 from fishleg_jax.compaction.slicing import Slicer, cut, cuts_of
 from fishleg_jax.model import Model
 from fishleg_jax.pruning.masks.groups import check_masks
 
 EXAMPLES = 4  # of the inputs, for all but the last comparison
+WIDTH = "the outputs depend on the number of these units, as a mean over them does"
 
 
 def find_couplings(
@@ -86,7 +89,9 @@ def compact(
         masks: Pytree of booleans like the parameters, False for pruned; None if pruned weights are
             zero in `params`.
         inputs: Inputs with a leading axis of examples.  Four are used to analyse the network, all
-            to compare it.
+            to compare it.  Other axes are also tried at half of their size and, for loops over
+            time, at twice of it, where `f` runs on that: a unit whose constant changes with it
+            stays.
         constants: Pytree of arrays that are not trained, such as batch-norm statistics; their key
             paths begin with `constants/`.  None if `f` takes none.
         couplings: Axes that index the same units, each coupling a list of `(key path, axis)` or
@@ -95,9 +100,9 @@ def compact(
         multiple_of: Sizes are rounded up to multiples of this number by keeping units without
             weights; 1 by default.
         tolerance: Largest difference between the outputs of both networks, relative to the largest
-            output or 1.  None, the default, for 1e-5, or for 4 times the machine epsilon of the
-            coarsest dtype that `f` computes in if that is coarser than float32: 0.031 in bfloat16,
-            0.0039 in float16.
+            output.  None, the default, for 1e-5, or for 4 times the machine epsilon of the coarsest
+            dtype that `f` computes with the parameters in if that is coarser than float32: 0.031 in
+            bfloat16, 0.0039 in float16.
 
     Returns:
         A `Compact`: smaller `params`, `constants` and `masks`, the units `kept`, a `report`, and
@@ -127,25 +132,38 @@ def compact(
         check_masks(params, masks)
         params = jax.jit(_tree.apply_mask)(params, masks)
     network, analysis, given = coupled(f, params, inputs, constants, couplings)
-    factors = [_factor(analysis, members, i) for i, members in enumerate(given)]
 
-    # Decide which units go, fold what they give out, and cut.
-    decision = decide(analysis, given, factors, multiple_of)
-    cuts = cuts_of(given, decision.alive)
-    folded = {
-        name: leaf + jnp.asarray(decision.changes[name], leaf.dtype)
-        if name in decision.changes
-        else leaf
-        for name, leaf in network.leaves().items()
-    }
-    smaller = {name: cut(leaf, cuts.get(name, {})) for name, leaf in folded.items()}
-    small = Network(network.function, *network.trees(smaller))
-    difference = verification.compare(network, small, inputs, tolerance)
+    # Decide which units go, fold what they give out, and cut.  Found couplings of units on whose
+    # number the outputs depend stay whole.
+    runs, others = _runs(network, analysis, given, first(inputs, EXAMPLES))
+    frozen: dict[int, str] = {}
+    while True:
+        decision = decide(runs, frozen, multiple_of)
+        small, cuts = _cut(network, given, decision)
+        try:
+            difference = verification.compare(network, small, inputs, tolerance)
+            break
+        except verification.Different as error:
+            blamed = _blamed(network, given, runs, decision, inputs, tolerance)
+            if couplings is not None and blamed:
+                names = " and ".join(f"couplings[{i}]" for i in blamed)
+                raise ValueError(f"{error}.  It is {names}: leave it out") from error
+            if not blamed:
+                raise
+            frozen |= dict.fromkeys(blamed, WIDTH)
+        except verification.Misfit as error:
+            lacking = "" if couplings is None else _lacking(network, given, inputs)
+            raise ValueError(f"{error}{lacking}") from error
+    for other in others:
+        verification.compare(network, small, other, tolerance)
 
     # Report.
     counted = [_report.flops(x, inputs) for x in (network, small)]
     sizes = [x.units for x, *_ in given]
-    units = map(_report.units_of, given, decision.alive, decision.reasons)
+    units = [
+        _report.units_of(*row, network.leaves())
+        for row in zip(given, decision.alive, decision.reasons, strict=True)
+    ]
     report = _report.CompactReport(
         tuple(units),
         (_report.size(params), _report.size(small.params)),
@@ -207,13 +225,14 @@ def coupled(
     network = _network(f, params, constants)
     _check_runs(network, inputs)
     leaves, few = network.leaves(), first(inputs, EXAMPLES)
-    call = lambda x: network.call(x, few)
+    wide, examples = verification.widened(network, leaves, few)
+    call = lambda x: network.call(x, examples)
     if couplings is None:
         analysis = analyse(network, leaves, few, ())
         found = couplings_of(analysis)
-        return network, analysis, verification.verified(call, leaves, found)
+        return network, analysis, verification.verified(call, wide, found)
     given = read_all(couplings, leaves)
-    verification.check(call, leaves, given)
+    verification.check(call, wide, given)
     return network, analyse(network, leaves, few, given), given
 
 
@@ -251,10 +270,74 @@ def _check_runs(network: Network, inputs: Any) -> None:
             )
 
 
+def _runs(
+    network: Network, analysis: Analysis, given: Sequence, inputs: Any
+) -> tuple[list[Run], list[Any]]:
+    """Runs of the network on the inputs and on others of other sizes, and the latter."""
+    run = Run(analysis, [_factor(analysis, members, i) for i, members in enumerate(given)])
+    analysed = lambda inputs: analyse(network, network.leaves(), inputs, given)
+    runs, others = [run], []
+    for other, found, longer in other_runs(network, analysis, inputs, analysed):
+        again = Run(found, [_factor(found, members, i) for i, members in enumerate(given)])
+        if longer:
+            check_settled(run, again)
+        runs.append(again)
+        others.append(other)
+    return runs, others
+
+
+def _cut(
+    network: Network, given: Sequence[tuple[Member, ...]], decision: Decision
+) -> tuple[Network, dict]:
+    """The network without the units that go, and what is cut of each leaf."""
+    cuts, changes = cuts_of(given, decision.alive), decision.changes
+    smaller = {}
+    for name, leaf in network.leaves().items():
+        folded = leaf + jnp.asarray(changes[name], leaf.dtype) if name in changes else leaf
+        smaller[name] = cut(folded, cuts.get(name, {}))
+    return Network(network.function, *network.trees(smaller)), cuts
+
+
+def _lacking(network: Network, given: Sequence[tuple[Member, ...]], inputs: Any) -> str:
+    """What the user's couplings lack of those that are found, in words."""
+    analysis = analyse(network, network.leaves(), first(inputs, EXAMPLES), ())
+    for i, members in enumerate(given):
+        for found in couplings_of(analysis):
+            missing = set(found) - set(members)
+            if missing and set(found) & set(members):
+                names = ", ".join(repr(x.short) for x in sorted(missing))
+                return f".  find_couplings puts {names} into couplings[{i}] as well"
+    return ""
+
+
+def _blamed(
+    network: Network,
+    given: Sequence[tuple[Member, ...]],
+    runs: Sequence[Run],
+    decision: Decision,
+    inputs: Any,
+    tolerance: float | None,
+) -> list[int]:
+    """Numbers of the couplings that alone change the outputs, when only their units go."""
+    blamed = []
+    for i, alive in enumerate(decision.alive):
+        if alive.all():
+            continue
+        frozen = {j: WIDTH for j in range(len(given)) if j != i}
+        try:
+            small, _ = _cut(network, given, decide(runs, frozen))
+            verification.compare(network, small, inputs, tolerance)
+        except verification.Different:
+            blamed.append(i)
+    return blamed
+
+
 def _factor(analysis: Any, members: tuple[Member, ...], number: int) -> Any:
     """The factor of a coupling."""
+    if members[0].units == 1:
+        return Factor(1)  # one unit stays
     found = analysis.factor_of(members[0])
-    if found is None and members[0].units > 1:
+    if found is None:
         raise ValueError(
             f"couplings[{number}]: f reshapes axis {members[0].axis} of {members[0].name!r} in a "
             f"way that cuts its {members[0].units} units apart: they can't be removed one by one"

@@ -17,6 +17,7 @@ from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.dependence import MOVES, nonzero
 from fishleg_jax.compaction.tape import SAME, Step, Value
 
+Alive = dict[Factor, np.ndarray]
 Changes = dict[str, np.ndarray]
 Failures = list[tuple[Factor, int, str]]
 EXACT = 1e-5  # relative difference between gaps that are the same but for rounding
@@ -26,6 +27,10 @@ UNEVEN = (
     "padded convolution), which no bias makes up for"
 )
 SHARED = "it gives out a constant, and the bias behind it is used elsewhere as well"
+RESIZED = (
+    "it gives out a constant whose effect changes with the size of the inputs, which no bias makes "
+    "up for"
+)
 
 
 class Gap(NamedTuple):
@@ -50,20 +55,33 @@ class Use(NamedTuple):
     units: frozenset[tuple[Factor, int]]
 
 
-def fold(analysis: Analysis, alive: dict[Factor, np.ndarray]) -> tuple[Changes, Failures]:
+def fold(runs: Sequence[tuple[Analysis, Alive]]) -> tuple[Changes, Failures]:
     """Finds the changes of leaves that make up for removed units.
 
     Args:
-        analysis: The network with pruned weights at zero.
-        alive: Which units stay, booleans for each factor.
+        runs: Analyses of the network with pruned weights at zero, on inputs of several sizes, and
+            for each which units stay, booleans for its factors.
 
     Returns:
         Arrays to add to leaves, by key path; and factors and units that have to stay, each with a
         reason, in which case the changes are incomplete.
     """
-    tape = analysis.tape
+    (analysis, alive), *others = runs
     if all(x.all() for x in alive.values()):
         return {}, []
+    total, uses, failures = _fold(analysis, alive)
+    for other in others:
+        again, more, failed = _fold(*other)
+        largest = max(np.abs(total).max(initial=0.0), np.abs(again).max(initial=0.0))
+        differs = np.abs(total - again) > EXACT * largest
+        blamed = [x for x in (*uses, *more) if x.change.any() and differs[x.elements].any()]
+        failures += failed + [(*unit, RESIZED) for use in blamed for unit in use.units]
+    return _by_leaf(total, analysis), failures
+
+
+def _fold(analysis: Analysis, alive: Alive) -> tuple[np.ndarray, list[Use], Failures]:
+    """What is added to every element of the leaves, the sums that take it up, and failures."""
+    tape = analysis.tape
     size = sum(x.elements.size for x in analysis.values.values())
     meetings = {id(x.step): x for x in analysis.meetings}
     gaps: dict[Value, Gap] = {}
@@ -87,8 +105,7 @@ def fold(analysis: Analysis, alive: dict[Factor, np.ndarray]) -> tuple[Changes, 
         if value in gaps and gaps[value].array.any():
             _fail(gaps[value], "the outputs", failures)
     total, conflicts = _settle(uses, others, size)
-    failures += conflicts
-    return _by_leaf(total, analysis), failures
+    return total, uses, failures + conflicts
 
 
 def _opened(meeting: Meeting, alive: dict[Factor, np.ndarray]) -> Gap | None:

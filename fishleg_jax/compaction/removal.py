@@ -1,6 +1,7 @@
 """Decides which units go: those that give out a constant, or meet zeros."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,25 @@ from fishleg_jax.compaction import axes as _axes
 from fishleg_jax.compaction.analysis import Analysis, Meeting
 from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.dependence import nonzero, varies
-from fishleg_jax.compaction.folding import Changes, fold
+from fishleg_jax.compaction.folding import Alive, Changes, fold
 
-Alive = dict[Factor, np.ndarray]
+Kept = list[dict[int, str]]  # for each coupling, units without weights that stay, with the reason
+
+
+class Run(NamedTuple):
+    """Run of a network on inputs of one size.
+
+    Attributes:
+        analysis: Its analysis.
+        factors: The factor of each coupling.
+    """
+
+    analysis: Analysis
+    factors: Sequence[Factor]
+
+    def by_factor(self, alive: Sequence[np.ndarray]) -> Alive:
+        """Units that stay, by factor in place of the coupling's number."""
+        return dict(zip(self.factors, alive, strict=True))
 
 
 class Decision(NamedTuple):
@@ -28,47 +45,68 @@ class Decision(NamedTuple):
     changes: Changes
 
 
-def decide(analysis: Analysis, couplings: Sequence, factors: Sequence[Factor], multiple_of: int):
+def decide(
+    runs: Sequence[Run],
+    frozen: Mapping[int, str] = MappingProxyType({}),
+    multiple_of: int = 1,
+) -> Decision:
     """Decides on the units of every coupling.
 
     Args:
-        analysis: The network with pruned weights at zero.
-        couplings: Tuples of members.
-        factors: Factor of each coupling.
+        runs: Analyses of the network with pruned weights at zero, on inputs of several sizes; a
+            unit goes if it may in all.
+        frozen: Couplings whose units all stay, by number, each with the reason.
         multiple_of: Numbers of units that stay are rounded up to multiples of this.
 
     Returns:
         A `Decision`.
     """
-    kept: dict[Factor, dict[int, str]] = {factor: {} for factor in factors}
+    kept: Kept = [{} for _ in runs[0].factors]
+    numbers = {factor: i for run in runs for i, factor in enumerate(run.factors)}
     while True:
-        alive = _removed_until_settled(analysis, factors, kept)
-        changes, failures = fold(analysis, alive)
+        alive = _removed_until_settled(runs, kept, frozen)
+        changes, failures = fold([(run.analysis, run.by_factor(alive)) for run in runs])
         for factor, unit, reason in failures:
-            kept[factor].setdefault(unit, reason)
+            kept[numbers[factor]].setdefault(unit, reason)
         if not failures and not _round_up(alive, kept, multiple_of):
             break
-    return Decision(
-        [alive[f] for f in factors], [dict(sorted(kept[f].items())) for f in factors], changes
-    )
+    return Decision(alive, [dict(sorted(x.items())) for x in kept], changes)
 
 
-def _removed_until_settled(analysis: Analysis, factors: Sequence[Factor], kept: dict) -> Alive:
+def check_settled(run: Run, longer: Run) -> None:
+    """Raises a ValueError if more units depend on the inputs where loops take longer."""
+    alive = [np.ones(factor.size, bool) for factor in run.factors]
+    for one, other in zip(run.factors, longer.factors, strict=True):
+        idle, still = (
+            _idle(x.analysis.meetings, factor, x.by_factor(alive))
+            for x, factor in ((run, one), (longer, other))
+        )
+        if (idle & ~still).any():
+            raise ValueError(
+                "inputs must be longer: units that do not depend on them here do so after twice "
+                "as many steps; a sequence has to last until its first step has reached all units"
+            )
+
+
+def _removed_until_settled(runs: Sequence[Run], kept: Kept, frozen: Mapping) -> list[np.ndarray]:
     """Removes units until removals make no further ones possible."""
-    alive = {factor: np.ones(factor.size, bool) for factor in factors}
+    alive = [np.ones(factor.size, bool) for factor in runs[0].factors]
     while True:
-        before = {factor: x.copy() for factor, x in alive.items()}
-        for factor in factors:
-            idle = _idle(analysis.meetings, factor, alive)
+        before = [x.copy() for x in alive]
+        for i, factor in enumerate(runs[0].factors):
+            found = [_idle(x.analysis.meetings, x.factors[i], x.by_factor(alive)) for x in runs]
+            idle = np.all(found, axis=0)
             # only couplings of the user have units whose order matters somewhere
             why = factor.mixed or (factor.pinned and f"their axis {factor.pinned}")
             if why is not None:
-                reason = f"{why}, so that a unit can't leave without changing the others"
+                why = f"{why}, so that a unit can't leave without changing the others"
+            why = frozen.get(i, why)
+            if why is not None:
                 for unit in np.flatnonzero(idle).tolist():
-                    kept[factor].setdefault(unit, reason)
-            idle[list(kept[factor])] = False
-            alive[factor] = ~idle
-        if all((alive[f] == before[f]).all() for f in factors):
+                    kept[i].setdefault(unit, why)
+            idle[list(kept[i])] = False
+            alive[i] = ~idle
+        if all((x == y).all() for x, y in zip(alive, before, strict=True)):
             return alive
 
 
@@ -99,14 +137,14 @@ def _any_by_unit(marked: np.ndarray, axes: Sequence, factor: Factor, along: Sequ
     return np.any(found, axis=0)
 
 
-def _round_up(alive: Alive, kept: dict, multiple_of: int) -> bool:
+def _round_up(alive: Sequence[np.ndarray], kept: Kept, multiple_of: int) -> bool:
     """Keeps as many removed units as sizes need; returns whether there were any."""
     more = False
-    for factor, living in alive.items():
+    for living, reasons in zip(alive, kept, strict=True):
         count = int(living.sum())
-        wanted = min(max(-(-count // multiple_of), 1) * multiple_of, factor.size)
+        wanted = min(max(-(-count // multiple_of), 1) * multiple_of, living.size)
         reason = "the size is rounded up" if multiple_of > 1 else "an axis needs one unit"
         for unit in np.flatnonzero(~living)[: wanted - count].tolist():
-            kept[factor].setdefault(unit, reason)
+            reasons.setdefault(unit, reason)
             more = True
     return more

@@ -14,6 +14,8 @@ from fishleg_jax.model import Model
 from fishleg_jax.pruning._tables import text_table
 from fishleg_jax.pruning.costs import weight_costs
 
+USED = "what it gives out is neither constant nor unused"
+
 
 class Units(NamedTuple):
     """Numbers of one coupling.
@@ -22,7 +24,7 @@ class Units(NamedTuple):
         name: Key path and axis of its first member.
         before: Number of units before.
         after: Number of units after.
-        stay: Numbers of units that stay although they have no weights, by reason.
+        stay: Numbers of units that stay although a kernel, or all, lost their weights, by reason.
     """
 
     name: str
@@ -93,16 +95,27 @@ def _numbers(units: Sequence[int], most: int = 8) -> str:
     return f"unit{'s' if len(units) > 1 else ''} {shown}{more}"
 
 
-def units_of(members: Sequence[Member], living: np.ndarray, reasons: Mapping[int, str]) -> Units:
+def units_of(
+    members: Sequence[Member], living: np.ndarray, reasons: Mapping[int, str], leaves: Mapping
+) -> Units:
     """Returns the numbers of one coupling.
 
     Args:
         members: Its members.
         living: Booleans, which units stay.
         reasons: Reason why a unit without weights stays, by unit.
+        leaves: Leaves by key path, pruned weights at zero.
     """
+    found = dict(reasons)
+    for member in members:
+        leaf = np.asarray(leaves[member.name])
+        if leaf.ndim < 2:
+            continue
+        for unit in np.flatnonzero(living).tolist():
+            if not member.take(leaf, np.array([unit])).any():
+                found.setdefault(unit, f"all its weights in {member.name} are zero, but {USED}")
     stay: dict[str, tuple[int, ...]] = {}
-    for unit, reason in reasons.items():
+    for unit, reason in found.items():
         stay[reason] = (*stay.get(reason, ()), unit)
     name = f"{members[0].name} axis {members[0].axis}"
     return Units(name, living.size, int(living.sum()), stay)

@@ -10,18 +10,31 @@ import numpy as np
 from fishleg_jax._jaxpr import functions, opened
 from fishleg_jax.compaction.analysis import Network
 from fishleg_jax.compaction.couplings import Member
+from fishleg_jax.compaction.tape import called
 
 TOLERANCE = 1e-5  # between outputs in float32 or finer, relative to the largest
 ROUNDINGS = 4  # the same in coarser dtypes, in machine epsilons
+SMALL = 0.1  # of the usual size of leaves: smaller ones would have too little effect to be missed
 Function = Callable[[dict[str, Any]], Any]  # from leaves by key path to the outputs
+
+
+class Different(ValueError):
+    """The smaller network computes something else."""
+
+
+class Misfit(ValueError):
+    """The function does not run with the smaller arrays."""
 
 
 def disturbed(leaves: dict[str, Any], seed: int) -> dict[str, Any]:
     """Returns leaves at which no two units are alike, so that a missing leaf shows.
 
-    Zeros of masks and of initial biases become numbers, and positive numbers stay positive.
+    Zeros of masks and of initial biases become numbers, leaves that are much smaller than others
+    grow, so that their effect is no rounding, and positive numbers stay positive.
     """
     generator = np.random.default_rng(seed)
+    sizes = {name: _size(leaf) for name, leaf in leaves.items()}
+    usual = np.median([x for x in sizes.values() if x] or [1.0])
     found = {}
     for name, leaf in leaves.items():
         leaf = np.asarray(leaf)
@@ -29,10 +42,34 @@ def disturbed(leaves: dict[str, Any], seed: int) -> dict[str, Any]:
             found[name] = leaf
             continue
         array = leaf.astype(np.float64)
-        size = np.sqrt(np.mean(array**2)) if array.size else 0.0
+        size = max(sizes[name], SMALL * usual) if sizes[name] else SMALL
         factor = 1 + 0.3 * generator.uniform(-1, 1, array.shape)
-        added = 0.3 * (size or 0.1) * generator.uniform(0, 1, array.shape)
+        added = 0.3 * size * generator.uniform(0, 1, array.shape)
         found[name] = (array * factor + added).astype(leaf.dtype)
+    return found
+
+
+def _size(leaf: Any) -> float:
+    """Root mean square of a leaf of real numbers, 0 of others."""
+    array = np.asarray(leaf)
+    if not array.size or not jnp.issubdtype(array.dtype, jnp.floating):
+        return 0.0
+    return float(np.sqrt(np.mean(array.astype(np.float64) ** 2)))
+
+
+def widened(network: Network, leaves: dict[str, Any], inputs: Any) -> tuple[dict[str, Any], Any]:
+    """Leaves and inputs in float32 in place of coarser dtypes, if the network takes that."""
+
+    def wide(x: Any) -> Any:
+        dtype = jnp.result_type(x)
+        coarse = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        return np.asarray(x).astype(np.float32) if coarse else x
+
+    found = jax.tree.map(wide, (leaves, inputs))
+    try:
+        jax.eval_shape(network.call, *found)
+    except Exception:  # whatever a user's function raises
+        return leaves, inputs
     return found
 
 
@@ -135,25 +172,33 @@ def _difference(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.abs(before - after).max() / max(np.abs(before).max(), 1e-30))
 
 
-def coarsest(run: Callable, *arguments: Any) -> float:
-    """Machine epsilon of the coarsest floating dtype among arguments and all that is computed."""
-    dtypes = {jnp.result_type(x) for x in jax.tree.leaves(arguments)}
-    dtypes |= set(_dtypes(jax.make_jaxpr(run)(*arguments)))
+def coarsest(run: Callable, leaves: Any) -> float:
+    """Machine epsilon of the coarsest floating dtype among leaves and all computed from them."""
+    given = jax.tree.leaves(leaves)
+    jaxpr = jax.make_jaxpr(run)(leaves).jaxpr
+    dtypes = {jnp.result_type(x) for x in given} | set(_dtypes(jaxpr, [True] * len(given)))
     return max(float(jnp.finfo(x).eps) for x in dtypes if jnp.issubdtype(x, jnp.floating))
 
 
-def default_tolerance(run: Callable, *arguments: Any) -> float:
+def default_tolerance(run: Callable, leaves: Any) -> float:
     """Relative difference of outputs that may be rounding of sums in another order."""
-    epsilon = coarsest(run, *arguments)
+    epsilon = coarsest(run, leaves)
     return ROUNDINGS * epsilon if epsilon > jnp.finfo(jnp.float32).eps else TOLERANCE
 
 
-def _dtypes(function: Any) -> Iterator[Any]:
-    """Dtypes of everything that a traced function computes."""
-    for equation in opened(function).eqns:
+def _dtypes(jaxpr: Any, marked: Sequence[bool]) -> Iterator[Any]:
+    """Dtypes of everything that a traced function computes from its marked arguments."""
+    known = {id(x) for x, mark in zip(jaxpr.invars, marked, strict=True) if mark}
+    for equation in jaxpr.eqns:
+        marks = [id(x) in known for x in equation.invars]
+        if not any(marks):
+            continue
+        known |= {id(x) for x in equation.outvars}
         yield from (x.aval.dtype for x in equation.outvars if hasattr(x.aval, "dtype"))
-        for inner in functions(equation):
-            yield from _dtypes(inner)
+        same = called(equation) is not None
+        for inner in map(opened, functions(equation)):
+            # in loops and branches a value that is not marked at first may become so
+            yield from _dtypes(inner, marks if same else [True] * len(inner.invars))
 
 
 def _culprit(trial: Trial, leaves: dict) -> str:
@@ -203,7 +248,9 @@ def compare(network: Network, small: Network, inputs: Any, tolerance: float | No
         tolerance: Largest difference; None for the precision's own.
 
     Raises:
-        ValueError: A larger difference, or a function that does not run with smaller arrays.
+        Different: A larger difference.
+        Misfit: A function that does not run with the smaller arrays.
+        ValueError: Outputs of other shapes.
     """
     if tolerance is None:
         tolerance = default_tolerance(lambda leaves: network.call(leaves, inputs), network.leaves())
@@ -212,7 +259,7 @@ def compare(network: Network, small: Network, inputs: Any, tolerance: float | No
         after = jax.tree.leaves(jax.jit(small.call)(small.leaves(), inputs))
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
-        raise ValueError(
+        raise Misfit(
             "f does not run with the smaller arrays, so its sizes do not all come from the shapes "
             f"of params; derive them from there, or leave the coupling out: {text}"
         ) from error
@@ -224,13 +271,13 @@ def compare(network: Network, small: Network, inputs: Any, tolerance: float | No
         )
     worst = 0.0
     for x, y in zip(_wide(before), _wide(after), strict=True):
-        largest = max(1.0, np.abs(x).max(initial=0.0))
+        largest = np.abs(x).max(initial=0.0) or 1.0
         worst = max(worst, float(np.abs(x - y).max(initial=0.0) / largest))
     if not worst <= tolerance:
-        raise ValueError(
+        raise Different(
             f"the outputs of the smaller network differ by {worst:.2g} of their largest, more than "
             f"the tolerance {tolerance:g}: f depends on the number of units (as attention's scale "
             "does on the size of a head), or takes it from elsewhere than the shapes of params; "
-            "leave that coupling out of couplings=.  If it is rounding, pass a larger tolerance="
+            "leave that coupling out of couplings=; if it is rounding, pass a larger tolerance="
         )
     return worst

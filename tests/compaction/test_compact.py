@@ -98,6 +98,26 @@ def test_a_bias_in_two_places_takes_up_nothing():
     assert units.after == 8 and "used elsewhere" in next(iter(units.stay))
 
 
+def test_a_head_that_lost_its_values_but_not_their_bias_is_reported():
+    """It gives out a mean of equal values, which the rules do not know to be constant."""
+
+    def f(p, x):
+        q, k, v = (jnp.einsum("ble,ehd->blhd", x, p[name]) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("blhd,bmhd->bhlm", q, k))
+        mixed = jnp.einsum("bhlm,bmhd->blhd", weights, v + p["bias"])
+        return jnp.einsum("blhd,hde->ble", mixed, p["out"])
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {
+        name: jax.random.normal(key, (4, 3, 2)) for name, key in zip("qkv", keys, strict=False)
+    }
+    params |= {"out": jax.random.normal(keys[3], (3, 2, 4)), "bias": jnp.ones((3, 2))}
+    masks = networks.masks_without(params, v=S[:, 1])
+    small = flj.compact(f, params, masks, jax.random.normal(keys[4], (2, 5, 4)))
+    assert small.params["out"].shape == (3, 2, 4)
+    assert "unit 1 without weights stays: all its weights in v are zero" in str(small.report)
+
+
 def test_mixed_precision():
     """The coarsest precision inside decides how far outputs may differ."""
 
@@ -115,6 +135,8 @@ def test_mixed_precision():
 
 @pytest.mark.parametrize("dtype, limit", [("float32", 1e-5), ("bfloat16", 4 * 2.0**-7)])
 def test_differences_beyond_rounding_are_refused_in_every_precision(dtype, limit):
+    """Of couplings that were given; those that were found stay whole, and the report says so."""
+
     def f(params, x, slope):
         low = jax.tree.map(lambda w: w.astype(dtype), params)
         width = params["b1"].size
@@ -125,9 +147,26 @@ def test_differences_beyond_rounding_are_refused_in_every_precision(dtype, limit
     small = flj.compact(lambda p, x: f(p, x, within), PARAMS, MASKS, X)
     assert small.params["w1"].shape == (5, 4)
     message = f"more than the tolerance {limit:g}: .*pass a larger tolerance="
-    with pytest.raises(ValueError, match=message):
-        flj.compact(lambda p, x: f(p, x, beyond), PARAMS, MASKS, X)
+    with pytest.raises(ValueError, match=message + r".*  It is couplings\[0\]: leave it out"):
+        flj.compact(lambda p, x: f(p, x, beyond), PARAMS, MASKS, X, couplings=[FIRST, SECOND])
     flj.compact(lambda p, x: f(p, x, beyond), PARAMS, MASKS, X, tolerance=4 * limit)
+    small = flj.compact(lambda p, x: f(p, x, beyond), PARAMS, MASKS, X)
+    assert [(x.before, x.after) for x in small.report.units] == [(8, 8), (6, 3)]
+    assert "depend on the number" in str(small.report)
+
+
+def test_a_cast_of_the_inputs_alone_does_not_widen_the_tolerance():
+    """The products of the parameters are in float32, and have its rounding."""
+    coarse = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
+    f = lambda p, x: networks.mlp(p, coarse(x)) / (1 + 1e-4 * p["b1"].size)
+    with pytest.raises(ValueError, match="more than the tolerance 1e-05"):
+        flj.compact(f, PARAMS, MASKS, X, couplings=[FIRST, SECOND])
+
+
+def test_small_outputs_are_compared_in_their_own_size():
+    f = lambda p, x: 1e-6 * networks.mlp(p, x) / p["b1"].size
+    with pytest.raises(ValueError, match="depends on the number of units"):
+        flj.compact(f, PARAMS, MASKS, X, couplings=[FIRST, SECOND])
 
 
 def step(params, masks, tx, state):
@@ -216,7 +255,7 @@ def test_functions_of_fixed_sizes_are_refused():
         return networks.mlp({**params, "b1": params["b1"] * jnp.arange(8)}, x)
 
     with pytest.raises(ValueError, match="depends on the number of units"):
-        flj.compact(scaled, PARAMS, MASKS, X)
+        flj.compact(scaled, PARAMS, MASKS, X, couplings=[FIRST])
     with pytest.raises(ValueError, match="does not run with the smaller arrays"):
         flj.compact(padded, PARAMS, MASKS, X)
     with pytest.raises(ValueError, match=r"couplings\[0\]: permuting its 8 units"):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fishleg_jax as flj
 from fishleg_jax.compaction import verification
 from fishleg_jax.compaction.couplings import Member, leaves_of
 from tests.compaction import networks
@@ -127,3 +128,43 @@ def test_couplings_that_are_off_by_some_members_are_refused(drawn):
 def test_right_couplings_are_accepted(f):
     for members in RIGHT[f]:
         check(f, members)
+
+
+LAYERS = {
+    "w1": jax.random.normal(jax.random.key(0), (5, 8)),
+    "b1": 1e-6 * jax.random.normal(jax.random.key(1), (8,)),
+    "w2": jax.random.normal(jax.random.key(2), (8, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("function", ["plain", "sliced"])
+def test_a_leaf_with_little_effect_is_missed_as_well(dtype, function):
+    """A bias of 1e-6, in float32 and in bfloat16, also where `f` would run without it."""
+
+    def f(p, x):
+        hidden = x @ p["w1"]
+        bias = p["b1"] if function == "plain" else p["b1"][: hidden.shape[-1]]
+        return jnp.tanh(hidden + bias) @ p["w2"]
+
+    params = jax.tree.map(lambda x: x.astype(dtype), LAYERS)
+    params["w1"] = params["w1"].at[:, :4].set(0)
+    x = jax.random.normal(jax.random.key(3), (6, 5)).astype(dtype)
+    with pytest.raises(ValueError, match=r"together with \('b1', 0\) it does not: add it"):
+        flj.compact(f, params, None, x, couplings=[[("w1", 1), ("w2", 0)]])
+
+
+def test_what_does_not_run_names_the_leaf_that_is_found():
+    """A leaf whose effect no check can see, since it is multiplied by almost nothing."""
+    f = lambda p, x: jnp.tanh(x @ p["w1"] + 1e-12 * p["b1"]) @ p["w2"]
+    params = LAYERS | {"w2": LAYERS["w2"].at[:4].set(0)}
+    x = jax.random.normal(jax.random.key(3), (6, 5))
+    with pytest.raises(ValueError, match=r"puts \('b1', 0\) into couplings\[0\] as well"):
+        flj.compact(f, params, None, x, couplings=[[("w1", 1), ("w2", 0)]])
+
+
+def test_a_coupling_of_one_unit_stays():
+    params = {"w1": jnp.zeros((3, 1)), "w2": jnp.ones((1, 2))}
+    f = lambda p, x: jnp.tanh(x @ p["w1"]) @ p["w2"]
+    small = flj.compact(f, params, None, jnp.ones((4, 3)), couplings=[[("w1", 1), ("w2", 0)]])
+    assert small.params["w1"].shape == (3, 1)

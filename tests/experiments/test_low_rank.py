@@ -33,7 +33,7 @@ def test_two_methods_at_equal_weights(tmp_path, monkeypatch, capsys):
 
 
 def test_forms_of_convolutions_beside_each_other(tmp_path, capsys):
-    """Every form has a row; the fully connected network, which has no convolution, has equal ones."""
+    """Every form has a row; networks without convolutions have equal ones."""
     arguments = ["--networks", "mlp", "--methods", "plain_global", "--shares", "0.2"]
     arguments += ["--convolutions", "spatial,tucker2", "--epochs", "0", "--out", str(tmp_path)]
     assert low_rank.main(arguments) == 0

@@ -1,0 +1,131 @@
+"""The smaller network is the same function for inputs of other sizes as well."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fishleg_jax as flj
+
+KEYS = jax.random.split(jax.random.key(0), 8)
+UNITS = 6
+
+
+def pooled(reduce):
+    """A layer on every position, pooled."""
+
+    def f(p, x):
+        return reduce(jax.nn.relu(x @ p["w1"] + p["b1"])) @ p["w2"] + p["b2"]
+
+    params = {
+        "w1": jax.random.normal(KEYS[0], (3, UNITS)).at[:, :2].set(0),
+        "b1": jnp.full(UNITS, 0.5),
+        "w2": jax.random.normal(KEYS[1], (UNITS, 2)),
+        "b2": jnp.zeros(2),
+    }
+    return f, params
+
+
+def recurrent(p, x):
+    """The last state of a loop over time."""
+
+    def step(h, x):
+        h = jnp.tanh(h @ p["h"] + x @ p["w1"] + p["b1"])
+        return h, None
+
+    start = jnp.zeros((len(x), p["b1"].size))
+    last, _ = jax.lax.scan(step, start, x.swapaxes(0, 1))
+    return last @ p["w2"] + p["b2"]
+
+
+def recurrent_params(h, w1):
+    return {
+        "h": h,
+        "w1": w1,
+        "b1": jnp.full(UNITS, 0.3),
+        "w2": jax.random.normal(KEYS[1], (UNITS, 2)),
+        "b2": jnp.zeros(2),
+    }
+
+
+def difference(f, params, small, length, width=3):
+    x = jax.random.normal(KEYS[2], (4, length, width))
+    return float(abs(f(params, x) - f(small.params, x)).max() / abs(f(params, x)).max())
+
+
+def test_a_constant_that_grows_with_the_length_stays():
+    f, params = pooled(lambda h: h.sum(1))
+    small = flj.compact(f, params, None, jax.random.normal(KEYS[3], (4, 5, 3)))
+    assert difference(f, params, small, 20) < 1e-5
+    (units,) = small.report.units
+    assert units.after == UNITS and "changes with the size of the inputs" in str(small.report)
+
+
+@pytest.mark.parametrize("reduce", [lambda h: h.mean(1), lambda h: h.max(1)], ids=["mean", "max"])
+def test_a_mean_over_positions_is_folded(reduce):
+    f, params = pooled(reduce)
+    small = flj.compact(f, params, None, jax.random.normal(KEYS[3], (4, 5, 3)))
+    assert difference(f, params, small, 20) < 1e-5
+    if reduce(jnp.ones((1, 2, 1))).size == 1 and small.report.folded:
+        assert small.report.units[0].after == UNITS - 2
+
+
+def test_units_that_change_with_time_by_themselves_stay():
+    """Without inputs, but each remembers itself."""
+    h = jax.random.normal(KEYS[4], (UNITS, UNITS)) / 4
+    h = h.at[:, :3].set(0).at[jnp.arange(3), jnp.arange(3)].set(0.95)
+    params = recurrent_params(h, jax.random.normal(KEYS[0], (3, UNITS)).at[:, :3].set(0))
+    small = flj.compact(recurrent, params, None, jnp.ones((4, 3, 3)))
+    assert difference(recurrent, params, small, 30) < 1e-5
+
+
+def test_units_without_memory_are_folded():
+    h = (jax.random.normal(KEYS[4], (UNITS, UNITS)) / 4).at[:, :3].set(0)
+    params = recurrent_params(h, jax.random.normal(KEYS[0], (3, UNITS)).at[:, :3].set(0))
+    small = flj.compact(recurrent, params, None, jnp.ones((4, 4, 3)))
+    assert difference(recurrent, params, small, 30) < 1e-5
+
+
+def test_a_sequence_has_to_reach_all_units():
+    """A chain: only the first unit reads the inputs, each other the one before it."""
+    h = jnp.eye(UNITS, k=1)
+    params = recurrent_params(h, jnp.zeros((3, UNITS)).at[:, 0].set(1))
+    with pytest.raises(ValueError, match="inputs must be longer"):
+        flj.compact(recurrent, params, None, jnp.ones((4, 3, 3)))
+    small = flj.compact(recurrent, params, None, jnp.ones((4, UNITS, 3)))
+    assert difference(recurrent, params, small, 30) < 1e-5
+    assert small.report.units[0].after == UNITS
+
+
+def test_a_loop_that_python_unrolls_counts_as_one():
+    def f(p, x):
+        h = jnp.zeros((len(x), p["b1"].size))
+        for i in range(x.shape[1]):
+            h = jnp.tanh(h @ p["h"] + x[:, i] @ p["w1"] + p["b1"])
+        return h @ p["w2"] + p["b2"]
+
+    params = recurrent_params(jnp.eye(UNITS, k=1), jnp.zeros((3, UNITS)).at[:, 0].set(1))
+    with pytest.raises(ValueError, match="inputs must be longer"):
+        flj.compact(f, params, None, jnp.ones((4, 2, 3)))
+
+
+def test_images_of_half_the_size():
+    """Channels with a constant behind a sum over pixels stay, behind a mean they go."""
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def f(p, x, pool):
+        h = jax.lax.conv_general_dilated(x, p["w1"], (1, 1), "SAME", dimension_numbers=layout)
+        return pool(jax.nn.relu(h + p["b1"]), axis=(1, 2)) @ p["w2"] + p["b2"]
+
+    params = {
+        "w1": jax.random.normal(KEYS[0], (3, 3, 2, UNITS)).at[..., :2].set(0),
+        "b1": jnp.full(UNITS, 0.5),
+        "w2": jax.random.normal(KEYS[1], (UNITS, 2)),
+        "b2": jnp.zeros(2),
+    }
+    for pool, after in ((jnp.mean, UNITS - 2), (jnp.sum, UNITS)):
+        call = lambda p, x, pool=pool: f(p, x, pool)
+        small = flj.compact(call, params, None, jax.random.normal(KEYS[3], (4, 6, 6, 2)))
+        assert small.report.units[0].after == after
+        x = jax.random.normal(KEYS[5], (2, 13, 9, 2))
+        np.testing.assert_allclose(call(small.params, x), call(params, x), rtol=1e-4, atol=1e-5)
