@@ -40,7 +40,8 @@ def to_onnx(
     Args:
         function: Function `(params, *inputs) -> outputs`, or a `Model`.
         params: Pytree of arrays, which become initializers.
-        example_inputs: Array, or tuple of pytrees of arrays: the inputs to check the file on.
+        example_inputs: Array, or tuple of pytrees of arrays: the inputs to check the file on.  The
+            file takes the dtypes that JAX gives them, such as float32 for float64.
         path: Path of the file; it is written beside and then renamed, replacing an existing one.
         masks: Pytree of booleans like the parameters; weights outside them become zeros.  None for
             none.
@@ -64,6 +65,8 @@ def to_onnx(
     _files.check_place(path)
     inputs = as_tuple(example_inputs)
     function, params = function_of(function, inputs), masked(params, masks)
+    # onnxruntime refuses float64 for a file in float32, where JAX would convert
+    inputs = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), inputs)
     shapes = jax.tree.leaves(input_shapes(inputs, "batch" if dynamic_batch else None))
     leaves, structure = jax.tree.flatten(inputs)
 
@@ -182,12 +185,12 @@ def _converted_with_transposes(
         module._OPTIMIZER_PASSES = passes
 
 
-def _outputs(onnxruntime: Any, model: bytes, arrays: Sequence[Any]) -> list[np.ndarray]:
+def _outputs(onnxruntime: Any, model: bytes, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
-    return session.run(None, dict(zip(names, map(np.asarray, arrays), strict=True)))
+    return session.run(None, dict(zip(names, arrays, strict=True)))
 
 
 def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

@@ -71,6 +71,18 @@ def test_inputs_in_a_dictionary_and_a_fixed_batch(tmp_path):
     np.testing.assert_allclose(found, params[:2])
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.float16])
+def test_inputs_of_numpy_have_the_dtypes_that_jax_gives_them(tmp_path, dtype):
+    """As in the other functions of `export`; arrays, and scalars of Python beside them."""
+    path, params = tmp_path / "net.onnx", jnp.arange(6.0).reshape(3, 2)
+    x = np.arange(6).reshape(2, 3).astype(dtype)
+    scaled = lambda w, x, scale: x.astype(jnp.float32) @ w * scale
+    assert flj.export.to_onnx(scaled, params, (x, 2.0), path) < 1e-5
+    own = jnp.asarray(x)
+    (found,) = outputs(path, own[:1], np.float32(2))
+    np.testing.assert_allclose(found, scaled(params, own[:1], 2.0), rtol=1e-6)
+
+
 class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x):
