@@ -8,6 +8,7 @@ import numpy as np
 
 from fishleg_jax import _text, _tree
 from fishleg_jax._batch import Batch, split_batch
+from fishleg_jax._jit import is_traced
 
 
 def _is_finite(x: Any) -> bool:
@@ -27,6 +28,25 @@ def _is_finite(x: Any) -> bool:
 @jax.jit
 def _all_finite(x: jax.Array) -> jax.Array:
     return jax.numpy.all(jax.numpy.isfinite(x))
+
+
+def check_untraced(remedy: str, computes: str | None = None, **arguments: Any) -> None:
+    """Raises a ValueError for traced arrays, whose values are unknown.
+
+    Args:
+        remedy: What to do instead, for the error message.
+        computes: Name of the calling function if it needs values of arrays that it makes itself,
+            as jit traces those with constants for arguments, too; None otherwise.
+        **arguments: Values to check by name of the argument.
+    """
+    own = {computes: jax.numpy.zeros(())} if computes else {}
+    for name, value in {**arguments, **own}.items():
+        if is_traced(value):
+            given = "called" if name == computes else "made of arrays with values"
+            raise ValueError(
+                f"{name} must be {given} outside of jax.jit, jax.grad and jax.vmap, got traced "
+                f"arrays: {remedy}"
+            )
 
 
 def check_dtypes(params: Any) -> None:

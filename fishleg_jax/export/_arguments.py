@@ -10,6 +10,8 @@ from fishleg_jax._checks import numbers
 from fishleg_jax.model import Model
 from fishleg_jax.pruning.masks.groups import check_masks
 
+OUTSIDE = "it compiles the function itself"  # why a function of this room refuses traced arrays
+
 
 def function_of(function: Any, inputs: tuple[Any, ...]) -> Callable[..., Any]:
     """Returns a user's function, or that of a model, if it takes parameters and these inputs.

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 
 from fishleg_jax import _files, _text
-from fishleg_jax.export._arguments import as_tuple, function_of, masked
+from fishleg_jax._checks import numbers
+from fishleg_jax._checks.arrays import check_untraced
+from fishleg_jax.export._arguments import OUTSIDE, as_tuple, function_of, masked
 
 MAGIC = b"FLJFUNC1"  # the last bytes of a file; a checksum stands before them
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # jax.export takes any other name and writes it down
@@ -47,8 +49,8 @@ def save_function(
 
     Raises:
         ValueError: A path in a folder that does not exist, something else than a function, masks of
-            another structure or dtype, examples without an array, unknown platforms, or a function
-            that `jax.export` refuses, such as one that needs a known batch size.
+            another structure or dtype, examples without an array, unknown platforms, a call under
+            jit, or a function that `jax.export` refuses, such as one that needs a known batch size.
 
     References:
         JAX documentation, "Exporting and serializing staged-out computations".
@@ -66,7 +68,9 @@ def save_function(
     from jax import export
 
     _files.check_place(path)
+    numbers.check_flag(dynamic_batch, "dynamic_batch")
     inputs = as_tuple(example_inputs)
+    check_untraced(OUTSIDE, "save_function", params=params, masks=masks)
     function = function_of(function, inputs)
     _check_platforms(platforms)
     params = masked(params, masks)

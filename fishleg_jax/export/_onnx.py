@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax import _files
+from fishleg_jax._checks import numbers
+from fishleg_jax._checks.arrays import check_untraced
 from fishleg_jax.export import _extra
-from fishleg_jax.export._arguments import as_tuple, function_of, masked
+from fishleg_jax.export._arguments import OUTSIDE, as_tuple, function_of, masked
 from fishleg_jax.export._functions import batch_remedy, first_line, input_shapes
 from fishleg_jax.export._kernels import fold_kernels
 
@@ -55,15 +57,17 @@ def to_onnx(
     Raises:
         ImportError: jax2onnx or onnxruntime is not installed.
         ValueError: A path in a folder that does not exist, something else than a function, masks of
-            another structure or dtype, no array in the example, outputs that are NaN, or a function
-            that jax2onnx converts to a file with other outputs, or not at all, such as one in
-            bfloat16 or one that needs a known batch size.
+            another structure or dtype, no array in the example, outputs that are NaN, a call under
+            jit, or a function that jax2onnx converts to a file with other outputs, or not at all,
+            such as one in bfloat16 or one that needs a known batch size.
 
     References:
         ONNX, https://onnx.ai; jax2onnx, https://pypi.org/project/jax2onnx.
     """
     _files.check_place(path)
+    numbers.check_flag(dynamic_batch, "dynamic_batch")
     inputs = as_tuple(example_inputs)
+    check_untraced(OUTSIDE, "to_onnx", params=params, example_inputs=inputs, masks=masks)
     function, params = function_of(function, inputs), masked(params, masks)
     # onnxruntime refuses float64 for a file in float32, where JAX would convert
     inputs = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), inputs)

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from fishleg_jax import _files, _text, _tree
+from fishleg_jax._checks import numbers
+from fishleg_jax._checks.arrays import check_untraced
 from fishleg_jax._devices import placement
 from fishleg_jax.export import _packed, _safetensors, _structure
 from fishleg_jax.export._content import Content, contiguous
@@ -62,8 +64,8 @@ def save_params(
     Raises:
         ImportError: safetensors, or for the packed format zstandard, is not installed.
         ValueError: A path in a folder that does not exist, two leaves of one key path, a dtype that
-            the format does not have, masks of another structure or dtype, or metadata other than
-            strings.
+            the format does not have, masks of another structure or dtype, traced arrays, or
+            metadata other than a dictionary of strings.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
@@ -74,6 +76,10 @@ def save_params(
         {'fc1': {'kernel': Array([[0. , 1.5]], dtype=float32)}}
     """
     _files.check_place(path)
+    remedy = "return them from the compiled function, and save them afterwards"
+    check_untraced(remedy, params=params, masks=masks)
+    metadata = _checked_metadata(metadata)
+    numbers.check_flag(packed, "packed")
     named = _tree.named_leaves(params)
     _tree.check_names(named)
     own = None
@@ -83,7 +89,7 @@ def save_params(
     arrays = {name: _array(name, leaf) for name, leaf in named}
     for name, mask in (own or {}).items():
         arrays[name] = np.where(mask, arrays[name], np.zeros_like(arrays[name]))
-    content = Content(arrays, own, _structure.describe(params), _checked(metadata or {}))
+    content = Content(arrays, own, _structure.describe(params), metadata)
     file = (_packed if packed else _safetensors).encode(content)
     _files.write(path, lambda handle: handle.write(file))
 
@@ -148,16 +154,28 @@ def _array(name: str, leaf: Any) -> np.ndarray:
     return array
 
 
-def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
+def _checked_metadata(metadata: Any) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise ValueError(
+            'metadata must be a dictionary of strings, such as {"seed": "0"}, or None, got '
+            f"{_text.shown(metadata)}"
+        )
     for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
+        if not _is_text(key) or not _is_text(value):
             raise ValueError(
-                "metadata must map strings to strings, got "
+                "metadata must map strings to strings, without lone surrogates, got "
                 f"{_text.shown(key)}: {_text.shown(value)}"
             )
         if key in (_safetensors.OWN, _safetensors.CHECKSUM):
             raise ValueError(f"metadata: the name {key!r} is the library's own; use another")
     return dict(metadata)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that UTF-8 can encode, which lone surrogates are not."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _leaf(array: np.ndarray) -> Any:
@@ -176,7 +194,10 @@ def _masks(content: Content) -> Any | None:
 
 
 def _check_like(path: Any, content: Content, like: Any) -> None:
-    """Raises a ValueError unless the leaves are those of `like`, in shape and dtype."""
+    """Raises a ValueError unless the leaves are those of `like`, in shape and dtype.
+
+    Dtypes are compared by name: files are little-endian, whatever the byte order of `like`.
+    """
     named = _tree.named_leaves(like)
     names = [name for name, _ in named]
     if set(names) != set(content.arrays):
@@ -188,8 +209,8 @@ def _check_like(path: Any, content: Content, like: Any) -> None:
         array = content.arrays[name]
         if not hasattr(leaf, "dtype"):
             leaf = np.asarray(leaf)
-        if (leaf.shape, leaf.dtype) != (array.shape, array.dtype):
+        if (leaf.shape, leaf.dtype.name) != (array.shape, array.dtype.name):
             raise ValueError(
                 f"path: in {str(path)!r} {name!r} is {array.dtype}{list(array.shape)}, but like "
-                f"has {leaf.dtype}{list(leaf.shape)}"
+                f"has {leaf.dtype.name}{list(leaf.shape)}"
             )

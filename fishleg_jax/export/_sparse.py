@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from fishleg_jax import _jaxpr, _text, _tree
-from fishleg_jax.export._arguments import as_tuple, function_of, masked
+from fishleg_jax._checks import numbers
+from fishleg_jax._checks.arrays import check_untraced
+from fishleg_jax.export._arguments import OUTSIDE, as_tuple, function_of, masked
 from fishleg_jax.export._sparse_times import (
     MatmulTimes,
     measure_sparse_matmul,
@@ -93,8 +95,9 @@ def sparse_apply(
         A `SparseApply`: call it with inputs; `layers` has the measurements.
 
     Raises:
-        ValueError: Something else than a function, masks of another structure or dtype, or no
-            arrays in the example.
+        ValueError: Something else than a function, masks of another structure or dtype, no arrays
+            in the example, a call under jit, an invalid `measure`, or one that gives something else
+            than `MatmulTimes`.
 
     References:
         JAX documentation, `jax.experimental.sparse`.
@@ -109,9 +112,10 @@ def sparse_apply(
         (True, 0.0)
     """
     inputs = as_tuple(example_inputs)
+    check_untraced(OUTSIDE, "sparse_apply", params=params, example_inputs=inputs, masks=masks)
     function = function_of(function, inputs)
     params = jax.tree.map(jax.numpy.asarray, masked(params, masks))
-    ask = _lookup(measure) if isinstance(measure, Mapping) else measure
+    ask = _asked(measure)
 
     # find the kernels that are multiplied with inputs, and the number of rows of these
     rows: dict[int, int] = {}
@@ -143,9 +147,30 @@ def sparse_apply(
     return SparseApply(jax.jit(_with_products(function, params, product)), tuple(layers))
 
 
-def _lookup(table: Mapping[tuple, MatmulTimes]) -> Measure:
-    dense = MatmulTimes(dense=0.0, sparse=float("inf"))
-    return lambda shape, density, batch: table.get((shape, round(density, 2), batch), dense)
+def _asked(measure: Any) -> Measure:
+    """Function that measures or looks up times, and checks them.
+
+    Raises:
+        ValueError: Neither a function nor a mapping.
+    """
+    if isinstance(measure, Mapping):
+        dense = MatmulTimes(dense=0.0, sparse=float("inf"))
+        find = lambda shape, density, batch: measure.get((shape, round(density, 2), batch), dense)
+    else:
+        expected = "a function (shape, density, batch) -> MatmulTimes, or a mapping from such"
+        numbers.check_function(measure, "measure", 3, f"{expected} triples")
+        find = measure
+
+    def ask(shape: tuple[int, int], density: float, batch: int) -> MatmulTimes:
+        times = find(shape, density, batch)
+        if not isinstance(times, MatmulTimes):
+            raise ValueError(
+                f"measure must give MatmulTimes for shape={shape}, density={density:.2f}, "
+                f"batch={batch}, got {_text.shown(times)}"
+            )
+        return times
+
+    return ask
 
 
 def _with_products(

@@ -11,6 +11,7 @@ import numpy as np
 
 from fishleg_jax import _text
 from fishleg_jax._checks import numbers
+from fishleg_jax._checks.arrays import check_untraced
 
 
 class MatmulTimes(NamedTuple):
@@ -48,14 +49,15 @@ def measure_sparse_matmul(
         shape: Inputs and outputs of the kernel.
         density: Fraction of its weights that are not zero, in (0, 1]; rounded to hundredths.
         batch: Number of examples.
-        dtype: Dtype of the kernel and the inputs, float32 by default.
+        dtype: Floating-point dtype of the kernel and the inputs, float32 by default.
         seconds: Seconds to measure for, without compilation; 0.1 by default.
 
     Returns:
         Medians, in seconds.
 
     Raises:
-        ValueError: A shape other than two positive sizes, an invalid density, batch or time.
+        ValueError: A shape other than two positive sizes, an invalid density, batch, dtype or time,
+            or a call under jit.
 
     Example:
         >>> import fishleg_jax as flj
@@ -63,17 +65,29 @@ def measure_sparse_matmul(
         >>> times.dense > 0 and times.sparse > 0
         True
     """
-    if len(shape) != 2 or any(not isinstance(n, (int, np.integer)) or n < 1 for n in shape):
+    sizes = tuple(shape) if np.iterable(shape) else ()
+    if len(sizes) != 2 or not all(numbers.is_whole(n, 1) for n in sizes):
         raise ValueError(f"shape must be two sizes of at least 1, got {_text.shown(shape)}")
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], got {_text.shown(density)}")
+    density = numbers.check_number(density, "density", lambda x: 0 < x <= 1, "a number in (0, 1]")
     batch = numbers.check_count(batch, "batch", 1)
-    if not seconds > 0:
-        raise ValueError(f"seconds must be positive, got {_text.shown(seconds)}")
-    key = (*shape, round(float(density), 2), batch, jnp.dtype(dtype).name, jax.default_backend())
+    dtype = _floating(dtype)
+    numbers.check_positive(seconds, "seconds")
+    check_untraced("measure first, and compile what uses the result", "measure_sparse_matmul")
+    key = (*sizes, round(density, 2), batch, dtype.name, jax.default_backend())
     if key not in _MEASURED:
-        _MEASURED[key] = _measure(shape, density, batch, dtype, seconds)
+        _MEASURED[key] = _measure(sizes, density, batch, dtype, seconds)
     return _MEASURED[key]
+
+
+def _floating(dtype: Any) -> Any:
+    """Returns a floating-point dtype, or raises a ValueError."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"dtype must be one of floating-point numbers, got {_text.shown(dtype)}")
+    return found
 
 
 def transposed_bcsr(kernel: Any) -> Any:

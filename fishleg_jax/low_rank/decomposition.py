@@ -9,7 +9,6 @@ import numpy as np
 
 from fishleg_jax import _chunks, _prunable, _text, _tree
 from fishleg_jax._checks import arrays, numbers
-from fishleg_jax._jit import is_traced
 from fishleg_jax.fisher import check_kind
 from fishleg_jax.low_rank import choice, forms
 from fishleg_jax.low_rank.budget import checked_rule, choose
@@ -145,7 +144,14 @@ def decompose(
     """
     # Reject invalid arguments before anything is compiled.
     check_model(model)
-    _check_untraced(params=params, batches=batches, moments=moments, key=key)
+    arrays.check_untraced(  # ranks depend on the values of the weights
+        "decompose first, and compile what uses the result",
+        "decompose",
+        params=params,
+        batches=batches,
+        moments=moments,
+        key=key,
+    )
     arrays.check_params(params)
     arrays.check_batches(batches)
     rule, given = checked_rule(ranks, budget)
@@ -202,18 +208,6 @@ def decompose(
     report = DecompositionReport(tuple(rows), metric)
     kept = None if moments is None else dict(moments)
     return Decomposition(tree.unflatten(leaves), factorised, report, kept)
-
-
-def _check_untraced(**arguments: Any) -> None:
-    """Raises a ValueError within a traced function: ranks depend on the values of the weights."""
-    # an array made here is traced wherever jit traces, even with constants for arguments
-    for name, value in {**arguments, "decompose": jnp.zeros(())}.items():
-        if is_traced(value):
-            given = "called" if name == "decompose" else "made of arrays with values"
-            raise ValueError(
-                f"{name} must be {given} outside of jax.jit, jax.grad and jax.vmap, got traced "
-                "arrays: decompose first, and compile what uses the result"
-            )
 
 
 def _of_parts(parts: Sequence[Part], moments: Mapping | None) -> list:

@@ -123,6 +123,9 @@ BAD = [
     ({"function": 3}, r"function must be a function \(params, inputs\) -> outputs"),
     ({"function": lambda params: params}, r"function must be a function \(params, inputs\)"),
     ({"example_inputs": (jnp.ones((1, 3)),) * 2}, r"function must be .*\(params, 2 inputs\)"),
+    ({"dynamic_batch": "no"}, "dynamic_batch must be True or False, got 'no'"),
+    ({"measure": 3}, r"measure must be a function .*or a mapping from such triples, got 3"),
+    ({"measure": lambda shape: None}, r"measure must be a function \(shape, density, batch\)"),
     ({"platforms": ["gpuu"]}, "platforms must be .* among cpu, cuda, rocm, tpu.* got .'gpuu'"),
     ({"platforms": "cpu"}, "platforms must be a list of names"),
     ({"platforms": []}, "platforms must be a list of names"),
@@ -148,6 +151,51 @@ def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, function, changes, m
     takes = inspect.signature(function).parameters
     with pytest.raises(ValueError, match=message):
         function(**{name: x for name, x in arguments.items() if name in takes})
+    assert not list(tmp_path.iterdir())
+
+
+TRACED = r"{} must be made of arrays with values outside of jax.jit.*, got traced arrays: "
+
+
+@pytest.mark.parametrize("function", WRITERS)
+@pytest.mark.parametrize("traced", ["params", "masks", "example_inputs", "nothing"])
+def test_traced_arrays_get_one_sentence(tmp_path, monkeypatch, function, traced):
+    """Those of jit; the functions that compute refuse a call under it, whatever it is with."""
+    monkeypatch.chdir(tmp_path)
+    masks = jax.tree.map(lambda x: x > 0, PARAMS)
+    arguments = {"path": "f", "function": predict, "params": PARAMS, "example_inputs": X}
+    takes = inspect.signature(function).parameters
+    given = {name: x for name, x in (arguments | {"masks": masks}).items() if name in takes}
+    called = jax.jit(lambda changes: function(**given | changes) and None)
+    only_shapes = traced == "example_inputs" and function is flj.export.save_function
+    if traced in given and not only_shapes:
+        message = TRACED.format(traced)
+    elif function is flj.export.save_params:
+        called({})  # which computes nothing
+        return
+    else:
+        message = f"{function.__name__} must be called outside of jax.jit"
+    with pytest.raises(ValueError, match=message):
+        called({traced: given[traced]} if traced in given else {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_shapes_of_like_may_be_traced(tmp_path):
+    flj.export.save_params(tmp_path / "net", PARAMS)
+    flj.save_masks(tmp_path / "masks.npz", jax.tree.map(lambda x: x > 0, PARAMS))
+
+    @jax.jit
+    def loaded(like):
+        masks = flj.load_masks(tmp_path / "masks.npz", like)
+        return flj.apply_masks(flj.export.load_params(tmp_path / "net", like).params, masks)
+
+    found = loaded(PARAMS)
+    np.testing.assert_array_equal(found["w"], jax.nn.relu(PARAMS["w"]))
+
+
+def test_traced_masks_get_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=TRACED.format("masks")):
+        jax.jit(lambda mask: flj.save_masks(tmp_path / "masks.npz", mask))(X > 0)
     assert not list(tmp_path.iterdir())
 
 

@@ -284,6 +284,12 @@ def test_a_missing_file_is_named(tmp_path):
         ({"w": np.ones(2)}, {"masks": {"w": np.ones(3, bool)}}, "'w' must have shape \\(2,\\)"),
         ({"w": np.ones(2)}, {"masks": {"v": np.ones(2, bool)}}, "masks must have the structure"),
         ({"w": np.ones(2)}, {"metadata": {"a": 1}}, "metadata must map strings to strings"),
+        ({"w": np.ones(2)}, {"metadata": {1: "a"}}, "metadata must map strings to .* got 1: 'a'"),
+        ({"w": np.ones(2)}, {"metadata": {"a": b"b"}}, "metadata must map strings to strings"),
+        ({"w": np.ones(2)}, {"metadata": {"a": "\ud800"}}, "strings, without lone surrogates"),
+        ({"w": np.ones(2)}, {"metadata": "abc"}, "metadata must be a dictionary .* got 'abc'"),
+        ({"w": np.ones(2)}, {"metadata": ["a"]}, "metadata must be a dictionary .* got ..a"),
+        ({"w": np.ones(2)}, {"metadata": ""}, "metadata must be a dictionary .* or None, got ''"),
         ({"w": np.ones(2)}, {"metadata": {"fishleg_jax": ""}}, "the library's own"),
         ({"w": np.array(["a"])}, {}, "'w' must be an array of numbers"),
         ({"w": np.array([{}])}, {}, "'w' must be an array of numbers"),
@@ -303,6 +309,24 @@ def test_names_and_dtypes_that_only_safetensors_lacks(tmp_path):
         export.save_params(tmp_path / "net", tree, packed=True)
         assert_same_bits(export.load_params(tmp_path / "net").params, tree)
         (tmp_path / "net").unlink()
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [">f4", ">i2", ">c8"])
+def test_byte_order_does_not_matter(tmp_path, dtype, packed):
+    """Files are little-endian, and `like` may be the big-endian tree that was saved."""
+    tree = {"w": np.arange(6).reshape(2, 3).astype(dtype)}
+    export.save_params(tmp_path / "net", tree, packed=packed)
+    native = {"w": tree["w"].astype(tree["w"].dtype.newbyteorder("="))}
+    for like in (tree, native, jax.eval_shape(lambda: native)):
+        assert_same_bits(export.load_params(tmp_path / "net", like).params, native)
+    with pytest.raises(ValueError, match=r"but like has float64\[2, 3\]"):
+        export.load_params(tmp_path / "net", {"w": np.ones((2, 3), ">f8")})
+
+
+def test_a_flag_is_a_boolean(tmp_path):
+    with pytest.raises(ValueError, match="packed must be True or False, got 'no'"):
+        export.save_params(tmp_path / "net", {"w": np.ones(2)}, packed="no")
 
 
 @BOTH

@@ -115,17 +115,35 @@ def test_measured_times_are_kept():
     [
         (((4,), 0.1, 1), "shape must be two sizes"),
         (((4, 0), 0.1, 1), "shape must be two sizes"),
-        (((4, 4), 0, 1), "density must be in"),
-        (((4, 4), 1.5, 1), "density must be in"),
+        (((4, 4), 0, 1), r"density must be a number in \(0, 1\], got 0"),
+        (((4, 4), 1.5, 1), "density must be a number in"),
         (((4, 4), 0.5, 0), "batch must be a whole number of at least 1"),
-        (((4, 4), 0.5, 1, float("nan")), "seconds must be positive"),
+        ((4, 0.5, 1), "shape must be two sizes of at least 1, got 4"),
+        (((4, True), 0.5, 1), "shape must be two sizes"),
+        (((4, 4), "a", 1), "density must be a number in"),
+        (((4, 4), 0.5, 1, float("nan")), "seconds must be a positive finite number"),
+        (((4, 4), 0.5, 1, "a"), "seconds must be a positive finite number"),
+        (((4, 4), 0.5, 1, 0.01, "foo"), "dtype must be .* numbers, got 'foo'"),
+        (((4, 4), 0.5, 1, 0.01, int), "dtype must be .* floating-point numbers"),
     ],
 )
 def test_bad_measurements_get_one_sentence(arguments, message):
-    shape, density, batch, *seconds = arguments
-    options = {"seconds": seconds[0]} if seconds else {}
+    shape, density, batch, *further = arguments
+    options = dict(zip(("seconds", "dtype"), further, strict=False))
     with pytest.raises(ValueError, match=message):
         flj.export.measure_sparse_matmul(shape, density, batch, **options)
+
+
+@pytest.mark.parametrize("measure", [lambda *_: 3, {((15, 20), 0.2, 4): (2e-6, 1e-6)}])
+def test_something_else_than_times_gets_one_sentence(measure):
+    message = r"measure must give MatmulTimes for shape=\(15, 20\), density=0.20, batch=4, got"
+    with pytest.raises(ValueError, match=message):
+        flj.export.sparse_apply(predict, PARAMS, X, measure=measure)
+
+
+def test_nothing_is_measured_under_jit():
+    with pytest.raises(ValueError, match="measure_sparse_matmul must be called outside of jax.jit"):
+        jax.jit(lambda: flj.export.measure_sparse_matmul((4, 4), 0.5, 1))()
 
 
 def test_bad_input_gets_one_sentence():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fishleg_jax import _files, _tree
+from fishleg_jax._checks.arrays import check_untraced
 from fishleg_jax._devices import placement
 
 
@@ -20,7 +21,8 @@ def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
         masks: Pytree of booleans.
 
     Raises:
-        ValueError: A leaf is not boolean, such as weights; a folder that does not exist.
+        ValueError: A leaf is not boolean, such as weights; traced masks; a folder that does not
+            exist.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, fishleg_jax as flj
@@ -30,6 +32,7 @@ def save_masks(path: str | os.PathLike[str], masks: Any) -> None:
         ...     flj.load_masks(f"{folder}/masks.npz", like=masks)
         {'kernel': Array([[ True, False]], dtype=bool)}
     """
+    check_untraced("return them from the compiled function, and save them afterwards", masks=masks)
     arrays, named = {}, _tree.named_leaves(masks)
     _tree.check_names(named)
     for name, mask in named:
