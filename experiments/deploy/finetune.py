@@ -331,9 +331,10 @@ def _parser() -> argparse.ArgumentParser:
     one = arguments.one_of(METHODS)
     several = ["magnitude", "auto"]
     option(parser, "--method", one, several, f"of {', '.join(METHODS)}", several=True)
-    option(parser, "--share", arguments.positive, 0.5, "of the operations or the time, that stays")
+    stays = "of the operations or the time, that stays"
+    option(parser, "--share", arguments.positive_share, 0.5, stays)
     add("--goal", choices=("operations", "time"), default="operations", help="of --share")
-    add("--time-share", type=arguments.positive, help="most of the time too; default: any")
+    add("--time-share", type=arguments.positive_share, help="of the time too; default: any")
     option(parser, "--multiple-of", arguments.at_least(1), 8, "sizes are multiples of it")
     option(parser, "--epochs", arguments.at_least(0), 2, "of training on")
     option(parser, "--learning-rate", arguments.positive, 1e-3, "the largest one")

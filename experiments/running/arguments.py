@@ -52,6 +52,7 @@ seed = _checked(int, lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)")
 positive = _checked(float, lambda x: 0 < x < math.inf, "a positive number")
 not_negative = _checked(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
 share = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+positive_share = _checked(float, lambda x: 0 < x <= 1, "a share in (0, 1]")
 sparsity = _checked(float, lambda s: 0 <= s < 1, "a sparsity in [0, 1)")
 
 

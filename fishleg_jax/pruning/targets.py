@@ -112,20 +112,22 @@ def time_share(at_most: float) -> Budget:
     moment than at the next, ratios measured in turn less so.
 
     Args:
-        at_most: Time of one call of the compiled network, as a share of the whole network's.
+        at_most: Time of one call of the compiled network, as a share of the whole network's, in
+            (0, 1].
 
     Returns:
         A target.  Scattered zeros save no time, so `prune_one_shot` refuses it.
 
     Raises:
-        ValueError: Not a positive number.
+        ValueError: Not a number in (0, 1], such as a percentage.
 
     Example:
         >>> import fishleg_jax as flj
         >>> flj.targets.time_share(0.5)
         Budget(unit='time_share', at_most=0.5, costs=None)
     """
-    return Budget("time_share", numbers.check_positive(at_most, "at_most"))
+    expected = "a share of the whole network's time, in (0, 1]"
+    return Budget("time_share", numbers.check_number(at_most, "at_most", _is_share, expected))
 
 
 def cost(at_most: float, costs: Any) -> Budget:
@@ -249,6 +251,10 @@ def masks(masks: Any) -> Given:
         {'bias': False}
     """
     return Given(masks)
+
+
+def _is_share(x: float) -> bool:
+    return 0 < x <= 1
 
 
 def _limit(unit: str, at_most: float, name: str, function: Any, *grid: float) -> Limit:

@@ -11,6 +11,7 @@ from experiments.deploy import finetune
 from experiments.models import checkpoints, networks, training
 from experiments.models.specs import MODELS, make_spec
 from experiments.one_shot import patterns
+from fishleg_jax.compaction import choice
 
 SPEC = make_spec(
     "small",
@@ -33,8 +34,20 @@ def checkpoint(tmp_path, monkeypatch):
     return path
 
 
+class FastClock:
+    """Any smaller network takes half of the time."""
+
+    whole = 1.0
+
+    def __init__(self, network, inputs):
+        pass
+
+    def share(self, network):
+        return 0.5
+
+
 @pytest.mark.slow
-def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys):
+def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys, monkeypatch):
     command = ["--network", "small", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
     small = ["--examples", "64", "--seconds", "0.001", "--epochs", "1", "--share", "0.55"]
     assert finetune.main([*command, *small]) == 0
@@ -53,11 +66,12 @@ def test_units_are_removed_and_the_rest_is_trained(checkpoint, tmp_path, capsys)
     again = capsys.readouterr().out
     assert "seed 0" in first and "seed 0" not in again  # nothing is made twice
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == rows
-    both = ["--method", "magnitude", "--time-share", "50"]  # any network is as fast as that
+    monkeypatch.setattr(choice, "Clock", FastClock)
+    both = ["--method", "magnitude", "--time-share", "0.9"]
     assert finetune.main([*command, *small, *both]) == 0
     last = json.loads((tmp_path / "o" / "results.json").read_text())[-1]
     assert last == rows[0] | {
-        "settings": rows[0]["settings"] | {"time_share": 50.0},
+        "settings": rows[0]["settings"] | {"time_share": 0.9},
         **{name: last[name] for name in ("finetune_cpu_seconds", "weights") if name in last},
     }
 
@@ -101,7 +115,8 @@ def test_patterns_are_compared_and_kept(checkpoint, tmp_path, capsys):
 
 
 def test_bad_arguments_are_refused(refuses):
-    refuses(finetune.main, ["--share", "0"], "positive")
+    refuses(finetune.main, ["--share", "0"], "'0' is not a share in (0, 1]")
+    refuses(finetune.main, ["--time-share", "50"], "'50' is not a share in (0, 1]")
     refuses(finetune.main, ["--method", "auto+group"], "'auto+group' is not one of")
     refuses(finetune.main, ["--examples", "1297"], "leaves no training example for auto")
     refuses(patterns.main, ["--method", "group"], "group")

@@ -320,6 +320,10 @@ def test_a_metric_that_is_nan_somewhere_breaks_the_limit_there():
         (lambda t: t.weights(True), "at_most must be a whole number"),
         (lambda t: t.bytes(0), "at_most must be a positive finite number, got 0"),
         (lambda t: t.flops(float("inf")), "at_most must be a positive finite number"),
+        (lambda t: t.seconds(-1), "at_most must be a positive finite number"),
+        (lambda t: t.time_share(1.5), r"at_most must be a share of .* in \(0, 1\], got 1.5"),
+        (lambda t: t.time_share(0), r"at_most must be a share of .* in \(0, 1\], got 0"),
+        (lambda t: t.time_share("1"), r"at_most must be a share of .* in \(0, 1\], got '1'"),
         (lambda t: t.cost("a", {}), "at_most must be a positive finite number"),
         (lambda t: t.loss_increase(-0.1), "at_most must be a finite number of at least 0"),
         (lambda t: t.loss_increase(float("nan")), "at_most must be a finite number"),
@@ -364,6 +368,10 @@ def test_what_is_known_before_any_work_is_refused_then(target, options, message)
     params, batches = problem()
     with pytest.raises(ValueError, match=message):
         prune(params, batches, target, untouchable(), **options)
+
+
+def test_a_share_may_be_the_whole():
+    assert flj.targets.time_share(1).at_most == 1
 
 
 def test_numbers_of_numpy_and_jax_are_numbers():
