@@ -204,12 +204,47 @@ def test_states_that_can_not_go_along(small):
     with pytest.raises(ValueError, match="start the pruning anew"):
         small.opt_state(state)
     assert small.opt_state(state.inner)[0].mu["w1"].shape == (5, 4)
-    large = {"w1": jnp.ones((200, 300)), "w2": jnp.ones((300, 200))}
-    masks = networks.masks_without(large, w1=S[:, :10])
+
+
+LARGE = {"w1": jnp.ones((200, 300)), "w2": jnp.ones((300, 200))}
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A compact network whose kernels are large enough for factored moments."""
+    masks = networks.masks_without(LARGE, w1=S[:, :10])
     f = lambda params, x: jnp.tanh(x @ params["w1"]) @ params["w2"]
-    factored = optax.scale_by_factored_rms().init(large)
+    return flj.compact(f, LARGE, masks, jnp.ones((2, 200)))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.adam(0.1),
+        optax.sgd(0.1, momentum=0.9),
+        optax.masked(optax.adam(0.1), {"w1": True, "w2": False}),
+        optax.multi_transform(
+            {"a": optax.adam(0.1), "b": optax.sgd(0.1, 0.9)}, {"w1": "a", "w2": "b"}
+        ),
+        optax.contrib.muon(0.1),
+        optax.MultiSteps(optax.adam(0.1), 2),
+        optax.inject_hyperparams(optax.adam)(0.1),
+    ],
+    ids=["adam", "sgd", "masked", "multi_transform", "muon", "MultiSteps", "inject_hyperparams"],
+)
+def test_states_that_go_along(large, tx):
+    """Those that the page names."""
+    found, wanted = large.opt_state(tx.init(LARGE)), tx.init(large.params)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lbfgs", "sm3"])
+def test_states_of_other_shapes_are_refused(large, name):
+    """Those that the page names."""
+    tx = {"adafactor": optax.adafactor(0.1), "lbfgs": optax.lbfgs(), "sm3": optax.sm3(0.1)}[name]
     with pytest.raises(ValueError, match="start this optimiser anew"):
-        flj.compact(f, large, masks, jnp.ones((2, 200))).opt_state(factored)
+        large.opt_state(tx.init(LARGE))
 
 
 def test_other_trees_are_refused(small):
