@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.deploy import measuring, plots, subjects
+from experiments.deploy import measuring, paths, plots, subjects
 from experiments.models import cases
 from experiments.report import record, tables
 from experiments.running import arguments, files
@@ -83,8 +83,22 @@ def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
         data=", ".join(dict.fromkeys(row["network"] for row in rows)),
         examples=f"at most {args.examples:,} test examples",
         note="Ratios of times to the dense network's are medians over rounds in which all paths "
-        "were timed in turn.",
+        f"were timed in turn.{_made_sparse(rows)}",
     )
+
+
+def _made_sparse(rows: Sequence[dict]) -> str:
+    """Sentence with the kernels that became sparse, for each network and batch size.
+
+    The row with BCSR is faster even if there are none: its weights are constants of the program.
+    """
+    found = [
+        f"{row['network']} at batch {batch}, {row[f'note_{batch}']}"
+        for row in rows
+        if row["path"] == paths.BCSR
+        for batch in measuring.BATCHES
+    ]
+    return f" Kernels in the rows with BCSR: {'; '.join(found)}." if found else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

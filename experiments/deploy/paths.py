@@ -108,7 +108,7 @@ def bcsr(subject: Subject, stem: Path, batch: int) -> Deployed:
     example = np.repeat(subject.test[0][:1], batch, axis=0)
     apply = flj.export.sparse_apply(subject.pruned, subject.params, example)
     names = [layer.name for layer in apply.layers if layer.sparse]
-    note = f"sparse: {', '.join(names) or 'none'} of {len(apply.layers)}"
+    note = f"sparse: {', '.join(names) or 'none'}"
     return Deployed(lambda inputs: np.asarray(apply(inputs)), None, note)
 
 
@@ -147,14 +147,14 @@ def compact_onnx(subject: Subject, stem: Path, batch: int) -> Deployed:
     return _onnx(subject.small, subject.small_params, subject, stem)
 
 
-BASE = "dense, XLA"
+BASE, BCSR = "dense, XLA", "zeros, BCSR where it pays"
 PATHS: dict[str, Make] = {
     BASE: dense_xla,
     "masks at every call, XLA": masked_xla,
     "zeros, safetensors, XLA": safetensors,
     "zeros, packed, XLA": packed,
     "zeros, jax.export": jax_export,
-    "zeros, BCSR where it pays": bcsr,
+    BCSR: bcsr,
     "dense, onnxruntime": onnx_dense,
     "zeros, onnxruntime": onnx_pruned,
     "fewer units, XLA": compact_xla,

@@ -1,5 +1,6 @@
 """What pruning pays: every path gives the pruned network's outputs, and all are timed in turn."""
 
+import functools
 import json
 
 import jax
@@ -63,6 +64,23 @@ def test_a_run_writes_its_results(subject, tmp_path, capsys, monkeypatch):
     assert rows["zeros, BCSR where it pays"]["bytes"] is None
     assert (out / "accuracy_vs_ms.png").stat().st_size > 1000
     assert "zeros, packed, XLA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_the_table_names_the_layers_that_became_sparse(subject, tmp_path, monkeypatch, pays):
+    times = flj.export.MatmulTimes(2e-6, 1e-6 if pays else 3e-6)
+    table = {((6, 4), 0.5, batch): times for batch in measuring.BATCHES}
+    apply = functools.partial(flj.export.sparse_apply, measure=table)
+    monkeypatch.setattr(flj.export, "sparse_apply", apply)
+    both = {name: paths.PATHS[name] for name in (paths.BASE, paths.BCSR)}
+    monkeypatch.setattr(measuring, "PATHS", both)
+    rows = measuring.measure(subject, 0.001, tmp_path)
+    args = deploy._parser().parse_args(["--network", "digits"])
+    name = "w" if pays else "none"
+    kernels = [f"digits at batch {batch}, sparse: {name}" for batch in measuring.BATCHES]
+    sentence = f" Kernels in the rows with BCSR: {'; '.join(kernels)}."
+    assert deploy.table(rows, args).note.endswith(sentence)
+    assert "BCSR" not in deploy.table(rows[:1], args).note
 
 
 def test_paths_are_timed_in_turn_behind_different_ones_and_warm(monkeypatch):
