@@ -278,7 +278,10 @@ def _runs(
     analysed = lambda inputs: analyse(network, network.leaves(), inputs, given)
     runs, others = [run], []
     for other, found, longer in other_runs(network, analysis, inputs, analysed):
-        again = Run(found, [_factor(found, members, i) for i, members in enumerate(given)])
+        try:
+            again = Run(found, [_factor(found, members, i) for i, members in enumerate(given)])
+        except ValueError:  # units that a reshape cuts apart at this size alone
+            continue
         if longer:
             check_settled(run, again)
         runs.append(again)
