@@ -1,4 +1,4 @@
-"""Cells for each weight: equal numbers, or by curvature the fewest for an expected loss."""
+"""Cells for each weight: equal numbers, or by curvature."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def allot(
     coding: Coding | None = None,
     shared: int | Sequence[int] | None = None,
 ) -> Any:
-    """Allots cells to weights by curvature: the least expected rise of the loss for their number.
+    """Allots cells to weights by curvature, more to those whose noise raises the loss most.
 
     Averaging nᵢ cells leaves a variance of σᵢ²/nᵢ, so that the loss rises by `½ Σ Fᵢᵢ σᵢ² / nᵢ`.
     For a given `Σ nᵢ` that is least, by Lagrange, where nᵢ is proportional to `√Fᵢᵢ σᵢ`; with whole
@@ -41,6 +41,13 @@ def allot(
     them.  Weights that share a number save that, at the price of a rougher allotment; theirs is the
     number for their mean curvature.
 
+    For weights with numbers of their own, and for groups of one size, the allotment is the best
+    one.  For groups of different sizes it is a knapsack problem, which is solved to within one step
+    of one group, a step being one more cell for each of its weights: with `rise` the fewest cells
+    are exceeded by less than the number of weights of the largest group, with `cells` the least
+    rise by less than the fall of the first step that no longer fits, in the order of falls per
+    cell.
+
     Args:
         fisher_diagonal: Diagonal of the Fisher at the weights, a pytree like them, in nats per
             squared weight, such as `estimator.fisher_diagonal(state, params)`.
@@ -48,7 +55,7 @@ def allot(
         cells: Number of cells for all weights together; all of them are used, unless the loss does
             not depend on any weight that needs a cell, or too few are left for weights that share
             a number.  Or None, with `rise`.
-        rise: Expected rise of the loss in nats per example, for which to allot the fewest cells.
+        rise: Largest expected rise of the loss in nats per example, which is kept with few cells.
             Or None, with `cells`.
         cell: Memory cell; `pcm()` by default.
         coding: Coding of the weights; by default `Coding()`, with protected signs and zeros and a

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fishleg_jax import storage
+from fishleg_jax.storage import marginal
 
 UNIT = storage.gaussian(1.0)  # a variance of 1 for weights in a range of 1
 COST = st.floats(0, 100, width=32) | st.sampled_from([0.0, 1.0])
@@ -55,7 +56,7 @@ def test_no_smaller_allotment_reaches_the_rise(fisher, share):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(COST, min_size=6, max_size=6), st.integers(6, 18))
 def test_rows_share_their_number_at_nearly_the_least_rise(fisher, budget):
-    """Of all numbers for three rows; greedy steps may leave less than a row's cells."""
+    """Of all numbers for three rows, one of them with a pruned weight."""
     diagonal = jnp.asarray(fisher, jnp.float32).reshape(3, 2)
     params = jnp.ones((3, 2)).at[2, 1].set(0)  # a row of one weight
     needed = np.asarray(params) != 0
@@ -71,6 +72,92 @@ def test_rows_share_their_number_at_nearly_the_least_rise(fisher, budget):
     ours = rises[tuple(found[:, 0].tolist())]
     fewer = [r for n, r in rises.items() if (sizes * n).sum() <= budget - 1]
     assert ours <= min(fewer, default=math.inf) * (1 + 1e-6) + 1e-12
+
+
+def test_a_large_group_gives_way_where_a_small_one_costs_fewer_cells():
+    """Steps in order of their fall per cell take 22 cells here."""
+    params = {"large": jnp.ones((1, 5)), "small": jnp.ones((1, 1))}
+    fisher = {"large": jnp.full((1, 5), 0.26982064), "small": jnp.full((1, 1), 2.13197018)}
+    found = storage.allot(fisher, params, rise=0.47828, cell=UNIT, shared=-1)
+    assert found["large"].tolist() == [[2] * 5] and found["small"].tolist() == [[8]]
+    assert storage.expected_rise(fisher, params, found, cell=UNIT) <= 0.47828
+    # the next step in order, of the large group, does not fit; one of the small group does
+    found = storage.allot(fisher, params, cells=18, cell=UNIT, shared=-1)
+    assert sum(int(n.sum()) for n in jax.tree.leaves(found)) == 18
+
+
+def steps_in_order(costs, sizes):
+    """Steps from one cell each in the order of their fall per cell: groups, falls."""
+    every = [
+        (-c / (n * (n + 1)), i, s * c / (n * (n + 1)))
+        for i, (c, s) in enumerate(zip(costs, sizes, strict=True))
+        for n in range(1, 60)
+    ]
+    return [(i, fall) for _, i, fall in sorted(every)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(0, 14))
+def test_groups_of_different_sizes_come_within_a_step_of_the_best(seed, more):
+    """Against all numbers there are, and never worse than steps in order alone."""
+    rng = np.random.default_rng(seed)
+    groups = int(rng.integers(2, 4))
+    sizes, costs = rng.integers(1, 6, groups), rng.gamma(0.5, size=groups) + 1e-6
+    every = np.array(list(itertools.product(range(1, 21), repeat=groups)))
+    taken, rises = every @ sizes, (sizes * costs / every).sum(axis=1)
+
+    budget = int(sizes.sum()) + more
+    found = marginal.for_number(costs, sizes, budget)
+    assert found.min() >= 1 and sizes @ found <= budget
+    ours, best = (sizes * costs / found).sum(), rises[taken <= budget].min()
+    left, in_order = more, (sizes * costs).sum()
+    for i, fall in steps_in_order(costs, sizes):
+        if sizes[i] > left:
+            break
+        left, in_order = left - sizes[i], in_order - fall
+    assert ours <= in_order * (1 + 1e-9) and ours < best + fall
+
+    # a share that no allotment has exactly: equality hangs on rounding
+    rise = rng.uniform(0.2, 0.95) * (sizes * costs).sum()
+    found = marginal.for_rise(costs, sizes, rise)
+    assert found.min() >= 1 and (sizes * costs / found).sum() <= rise * (1 + 1e-9)
+    cells, reached = sizes.sum(), (sizes * costs).sum()
+    for i, fall in steps_in_order(costs, sizes):
+        if reached <= rise:
+            break
+        cells, reached = cells + sizes[i], reached - fall
+    assert sizes @ found <= cells and sizes @ found < taken[rises <= rise].min() + sizes.max()
+
+
+def test_groups_of_different_sizes_mostly_have_the_best_allotment():
+    rng = np.random.default_rng(0)
+    worse = np.zeros(2, int)
+    for _ in range(200):
+        sizes, costs = rng.integers(1, 6, 3), rng.gamma(0.5, size=3)
+        every = np.array(list(itertools.product(range(1, 15), repeat=3)))
+        taken, rises = every @ sizes, (sizes * costs / every).sum(axis=1)
+        budget = int(sizes.sum() + rng.integers(0, 12))
+        found = marginal.for_number(costs, sizes, budget)
+        worse[0] += (sizes * costs / found).sum() > rises[taken <= budget].min() * (1 + 1e-9)
+        rise = rng.uniform(0.2, 0.9) * (sizes * costs).sum()
+        found = marginal.for_rise(costs, sizes, rise)
+        worse[1] += sizes @ found > taken[rises <= rise].min()
+    assert (worse <= 10).all(), worse  # steps in order alone: 54 and 40
+
+
+def test_groups_of_one_size_have_the_best_allotment():
+    rng = np.random.default_rng(1)
+    sizes = np.full(3, 4)
+    every = np.array(list(itertools.product(range(1, 15), repeat=3)))
+    for _ in range(50):
+        costs = rng.gamma(0.5, size=3)
+        taken, rises = every @ sizes, (sizes * costs / every).sum(axis=1)
+        budget = int(sizes.sum() + rng.integers(0, 40))
+        found = marginal.for_number(costs, sizes, budget)
+        best = rises[taken <= budget].min()
+        np.testing.assert_allclose((sizes * costs / found).sum(), best, rtol=1e-9)
+        rise = rng.uniform(0.3, 0.9) * (sizes * costs).sum()
+        assert sizes @ marginal.for_rise(costs, sizes, rise) == taken[rises <= rise].min()
 
 
 def test_axes_that_share_their_numbers():
