@@ -95,6 +95,20 @@ def is_here(x: jax.Array) -> bool:
     return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
 
 
+def check_outside(ignore: int, classes: int) -> None:
+    """Raises a ValueError if the label of padding is one of the classes."""
+    if 0 <= ignore < classes:
+        raise ValueError(
+            f"ignore must lie outside the {classes} classes, got {ignore}: give padding its own "
+            "label, such as jnp.where(padding, -100, labels) with ignore=-100"
+        )
+
+
+def as_signed(labels: Any) -> jax.Array:
+    """Labels in a signed integer type, which can be compared with any label of padding."""
+    return jnp.asarray(labels).astype(jnp.promote_types(jnp.result_type(labels), jnp.int32))
+
+
 def has_nan(targets: Any) -> bool:
     """Whether readable targets contain a NaN or infinity, which training steps survive."""
     if not _is_known(targets):

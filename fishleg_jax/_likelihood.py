@@ -20,6 +20,7 @@ class _Functions(NamedTuple):
     check_targets: Callable[[Outputs, Any], None] | None = None
     takes_targets: bool = False
     root: Callable[..., Outputs] | None = None
+    ignore: int | None = None
 
 
 class Likelihood(_Functions):
@@ -44,9 +45,13 @@ class Likelihood(_Functions):
             of the outputs, by a matrix R with `R Rᵀ` the Fisher in output space; it takes targets
             if `takes_targets`.  Random signs times R are far less heavy-tailed than the scores of
             sampled labels where outputs are nearly certain.  None to sample labels instead.
+        ignore: Label of padding, for targets that are class labels: `disagreement` leaves it out of
+            its counts, as the functions above leave it out of losses and Fishers.  None, the
+            default, if all labels count.
 
     Raises:
-        ValueError: A field that is not a function, or a flag that is not a boolean.
+        ValueError: A field that is not a function, a flag that is not a boolean, or a label to
+            ignore that is not a whole number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,12 +72,13 @@ class Likelihood(_Functions):
         check_targets: Callable[[Outputs, Any], None] | None = None,
         takes_targets: bool = False,
         root: Callable[..., Outputs] | None = None,
+        ignore: int | None = None,
     ) -> "Likelihood":
         """Returns the likelihood, or raises a ValueError."""
-        fields = negative_log_likelihood, sample, fisher, check_targets, takes_targets, root
-        self = super().__new__(cls, *fields)
+        functions = negative_log_likelihood, sample, fisher, check_targets
+        self = super().__new__(cls, *functions, takes_targets, root, ignore)
         for name, value in zip(self._fields, self, strict=True):
-            if name == "takes_targets":
+            if name in ("takes_targets", "ignore"):
                 continue
             optional = name != "negative_log_likelihood"
             if not callable(value) and not (optional and value is None):
@@ -81,6 +87,7 @@ class Likelihood(_Functions):
                     f"{_text.shown(value)}"
                 )
         numbers.check_flag(self.takes_targets, "takes_targets")
+        check_ignore(ignore)
         return self
 
     @classmethod
@@ -90,6 +97,16 @@ class Likelihood(_Functions):
     def __repr__(self) -> str:
         """Returns one line: the function that built it, and the optional fields that are set."""
         return _text.by_maker(self)
+
+
+def check_ignore(ignore: int | None) -> int | None:
+    """Returns a label of padding as an int, or None; raises a ValueError for anything else."""
+    if ignore is None:
+        return None
+    ignore = numbers.check_count(ignore, "ignore", -(2**31), " or None")
+    if ignore >= 2**31:
+        raise ValueError(f"ignore must be below 2³¹, got {ignore}")
+    return ignore
 
 
 Likelihood.__module__ = "fishleg_jax.likelihoods"  # where users find it, and pickles look for it

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-LONGEST = 80  # maximum number of characters per field
+LONGEST = 100  # maximum number of characters per field
 
 
 def one_line(value: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fishleg_jax import _labels, _tree
 from fishleg_jax._checks import numbers
-from fishleg_jax._likelihood import Likelihood, sum_per_example
+from fishleg_jax._likelihood import Likelihood, check_ignore, sum_per_example
 
 
 def categorical(ignore: int | None = None) -> Likelihood:
@@ -27,7 +27,8 @@ def categorical(ignore: int | None = None) -> Likelihood:
     Args:
         ignore: Label of padding, outside the classes, such as -100: tokens with it are excluded
             from losses, gradients and all Fishers (exact and sampled Fishers take it from the
-            batch's targets, and exclude nothing if these are None).  None to include all tokens.
+            batch's targets, and exclude nothing if these are None), and from the counts of
+            `disagreement`.  None to include all tokens.
 
     Returns:
         A `Likelihood`; the same object for equal arguments.
@@ -46,12 +47,7 @@ def categorical(ignore: int | None = None) -> Likelihood:
         >>> padded.negative_log_likelihood(logits, jnp.array([0, -100])).round(3)
         Array([1.386, 0.   ], dtype=float32)
     """
-    if ignore is None:
-        return _categorical(None)
-    ignore = numbers.check_count(ignore, "ignore", -(2**31), " or None")
-    if ignore >= 2**31:
-        raise ValueError(f"ignore must be below 2³¹, got {ignore}")
-    return _categorical(ignore)
+    return _categorical(check_ignore(ignore))
 
 
 @functools.cache
@@ -60,18 +56,15 @@ def _categorical(ignore: int | None) -> Likelihood:
         """Returns logits in float32 or better, signed integer labels, and the mask of padding."""
         logits = _labels.one_array(logits, "categorical", 2)
         classes = logits.shape[-1]
-        if ignore is not None and 0 <= ignore < classes:
-            raise ValueError(
-                f"ignore must lie outside the {classes} classes, got {ignore}: give padding its "
-                "own label, such as jnp.where(padding, -100, labels) with ignore=-100"
-            )
+        if ignore is not None:
+            _labels.check_outside(ignore, classes)
         if labels is None:
             return logits, None, None
         dtype = jnp.result_type(labels)
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.bool_)):
             raise ValueError(f"targets must be class labels of an integer type, got dtype {dtype}")
         _labels.check_shape(labels, logits.shape[:-1], "outputs without the axis of classes")
-        labels = jnp.asarray(labels).astype(jnp.promote_types(dtype, jnp.int32))
+        labels = _labels.as_signed(labels)
         ignored = None if ignore is None else labels == ignore
         return logits, labels, ignored
 
@@ -129,8 +122,8 @@ def _categorical(ignore: int | None) -> Likelihood:
             )
         _labels.check_range(targets, valid, expected)
 
-    takes_targets = ignore is not None
-    return Likelihood(negative_log_likelihood, sample, fisher, check_targets, takes_targets, root)
+    functions = negative_log_likelihood, sample, fisher, check_targets
+    return Likelihood(*functions, ignore is not None, root, ignore)
 
 
 def bernoulli() -> Likelihood:

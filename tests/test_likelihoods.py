@@ -154,6 +154,7 @@ WEIGHTS = jnp.ones((2, 3))
 
 def test_equal_arguments_make_one_likelihood():
     make = likelihoods.categorical
+    assert make(-100).ignore == -100 and make().ignore is None
     assert make() == make(None) == make(ignore=None) != make(ignore=-100)
     assert make(-100) == make(ignore=np.int64(-100)) != make(-1)
     assert likelihoods.bernoulli() == likelihoods.bernoulli() != make()
@@ -210,6 +211,7 @@ def test_what_can_not_predict_is_refused_by_the_model(given):
         ((squares, None, "exact"), "fisher must be a function or None, got 'exact'"),
         ((squares, None, None, 1), "check_targets must be a function or None, got 1"),
         ((squares, None, None, None, -100), "takes_targets must be True or False, got -100"),
+        ((squares, None, None, None, True, None, 0.5), "ignore must be a whole number"),
     ],
 )
 def test_what_is_no_function_is_refused_by_the_likelihood(fields, message):

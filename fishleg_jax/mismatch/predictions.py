@@ -25,13 +25,25 @@ class Predictions(NamedTuple):
         classes: Predicted class, shape (predictions,), int.
         confidences: Probability of that class, shape (predictions,).
         margins: Logit of that class minus the next highest one, shape (predictions,), in nats.
+        finite: Whether all of its logits are finite, shape (predictions,), bool.
+        batch: Number of the batch, shape (predictions,), int.
         number: Number of classes.
     """
 
     classes: np.ndarray
     confidences: np.ndarray
     margins: np.ndarray
+    finite: np.ndarray
+    batch: np.ndarray
     number: int
+
+    def at(self, positions: np.ndarray, argument: str) -> "Predictions":
+        """Some of the predictions; raises a FloatingPointError if one of them is not finite."""
+        found = Predictions(*(x[positions] for x in self[:-1]), self.number)
+        if not found.finite.all():
+            i = found.batch[~found.finite][0]
+            raise FloatingPointError(f"{argument} predicts NaN or infinity for batches[{i}]")
+        return found
 
 
 def check_network(network: Any, batches: Sequence[BatchLike], argument: str) -> None:
@@ -65,6 +77,12 @@ def check_network(network: Any, batches: Sequence[BatchLike], argument: str) -> 
                 f"{argument} must be a function ({first}) or ({first}, constants), got one of "
                 f"{taken}, and batches[{i}] has {has}: {error}"
             ) from error
+
+
+def padding_of(network: Any) -> int | None:
+    """Label of padding that the likelihood of a checked network's model declares, if any."""
+    function, _ = _parts(network)
+    return function.likelihood.ignore if isinstance(function, Model) else None
 
 
 def _parts(network: Any) -> tuple[Any, tuple]:
@@ -130,7 +148,7 @@ def _signature(function: Callable) -> inspect.Signature | None:
 
 
 def _summary(outputs: Any) -> tuple[jax.Array, ...]:
-    """Classes, confidences, margins and whether all is finite, from logits (..., classes)."""
+    """Classes, confidences, margins and whether they are finite, from logits (..., classes)."""
     logits = _labels.one_array(outputs, "a classifier", 2)
     if logits.shape[-1] < 2:
         raise ValueError(f"outputs of the network must have 2 or more classes, got {logits.shape}")
@@ -138,31 +156,27 @@ def _summary(outputs: Any) -> tuple[jax.Array, ...]:
     confidences = jnp.exp(values[..., 0] - jax.nn.logsumexp(logits, axis=-1))
     shape = jnp.zeros(logits.shape[-1], bool)  # its length is the number of classes
     margins = values[..., 0] - values[..., 1]
-    return best, confidences, margins, jnp.isfinite(logits).all(), shape
+    return best, confidences, margins, jnp.isfinite(logits).all(axis=-1), shape
 
 
-def predictions_of(network: Any, batches: Sequence[BatchLike], argument: str) -> Predictions:
+def predictions_of(network: Any, batches: Sequence[BatchLike]) -> Predictions:
     """Predicts all batches.
 
     Args:
         network: Network that `check_network` accepts.
         batches: Checked batches.
-        argument: Name of the network in error messages.
 
     Returns:
         The predictions, those of an example's tokens one after the other.
 
     Raises:
         ValueError: Outputs other than one array of logits.
-        FloatingPointError: Outputs that are not finite.
     """
     function = _as_function(network)
     parts: list[tuple] = []
     for i, batch in enumerate(batches):
         inputs, _, *constants = plain(batch)
-        best, confidences, margins, finite, classes = function((inputs, None, *constants))
-        if not bool(finite):
-            raise FloatingPointError(f"{argument} predicts NaN or infinity for batches[{i}]")
-        parts.append(tuple(np.asarray(x).ravel() for x in (best, confidences, margins)))
-    arrays = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return Predictions(*arrays, classes.shape[0])
+        *found, classes = function((inputs, None, *constants))
+        arrays = [np.asarray(x).ravel() for x in found]
+        parts.append((*arrays, np.full(len(arrays[0]), i)))
+    return Predictions(*(np.concatenate(x) for x in zip(*parts, strict=True)), classes.shape[0])

@@ -51,14 +51,17 @@ class Disagreement(NamedTuple):
             the dense network predicts.
         margins: Groups of equal size by the margin of the dense network, in nats: the distance of
             its two highest logits.
-        memorised: Groups by the memorisation score; None without scores.  Equal scores share one
-            group.
+        memorised: Groups by the memorisation score, of the predictions whose score is known; None
+            without scores.  Equal scores share one group.
         memorised_excess: Mean score of the predictions that differ minus that of all others, and
-            its standard error; None without scores, or if either set has fewer than two.
+            its standard error; None without scores, or if either set has fewer than two that are
+            known.
         predictions: Predicted classes of the dense and of the pruned network, two arrays of shape
             (predictions,).
         targets: Labels, shape (predictions,); None without labels.
         dense_margins: Margin of the dense network, shape (predictions,), in nats.
+        positions: Place of each prediction among the labels of all batches, shape (predictions,),
+            int; they skip padding.
     """
 
     examples: int
@@ -74,6 +77,7 @@ class Disagreement(NamedTuple):
     predictions: tuple[np.ndarray, np.ndarray]
     targets: np.ndarray | None
     dense_margins: np.ndarray
+    positions: np.ndarray
 
     @property
     def rate(self) -> float:
@@ -81,19 +85,27 @@ class Disagreement(NamedTuple):
         return self.mismatches / self.examples
 
     @property
+    def unscored(self) -> int:
+        """Number of predictions whose memorisation score is unknown; 0 without scores."""
+        if self.memorised is None:
+            return 0
+        return self.examples - sum(group.examples for group in self.memorised)
+
+    @property
     def error(self) -> float:
         """Standard error of `rate` as an estimate for new examples: that of a binomial."""
         return (self.rate * (1 - self.rate) / self.examples) ** 0.5
 
     def where(self, kind: str = "mismatched") -> np.ndarray:
-        """Positions of the predictions that differ, those with the largest dense margin first.
+        """Indices of the predictions that differ, those with the largest dense margin first.
 
         Args:
             kind: `mismatched` (default) for all of them, `lost` for those that only the dense
                 network has right, `gained` for those that only the pruned one has right.
 
         Returns:
-            Positions in the order of the batches, shape (found,), int.
+            Indices into `predictions`, `targets`, `dense_margins` and `positions`, shape (found,),
+            int.  They count in the order of the batches, without padding.
 
         Raises:
             ValueError: An unknown kind, or `lost` and `gained` without labels.
@@ -123,6 +135,8 @@ class Disagreement(NamedTuple):
         parts.append(_table("margin, nats", self.margins))
         if self.memorised is not None:
             parts.append(_table("memorisation", self.memorised))
+            if self.unscored:
+                parts.append(f"{self.unscored:,} predictions without a score are left out of these")
         if self.memorised_excess is not None:
             mean, error = self.memorised_excess
             parts.append(

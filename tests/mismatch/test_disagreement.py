@@ -148,6 +148,84 @@ def test_a_network_agrees_with_itself(seed, groups, labelled):
         assert found.calibration[0] == found.calibration[1]
 
 
+PADDED = flj.Model(MODEL.predict, flj.likelihoods.categorical(ignore=-100))
+
+
+def sequences(dtype=np.int32, padding=-100):
+    """Sequences of five tokens of which the last two are padding, and the first three alone."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(7, 5, 4)).astype(np.float32)
+    labels = rng.integers(0, 3, (7, 5)).astype(dtype)
+    labels[:, 3:] = padding
+    weights = jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)
+    return weights, inputs, labels, rng.normal(size=(7, 5))
+
+
+def test_padding_that_the_likelihood_declares_is_not_counted():
+    (dense, pruned), inputs, labels, scores = sequences()
+    whole = [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])]
+    short = [(x[:, :3], y[:, :3]) for x, y in whole]
+    function = lambda x: x @ pruned
+    expected = flj.disagreement(
+        (MODEL, dense), (MODEL, pruned), short, memorisation=scores[:, :3].ravel()
+    )
+    unknown = np.where(labels == -100, np.nan, scores)  # scores of padding are not read
+    for pair in (
+        ((PADDED, dense), (PADDED, pruned)),
+        ((PADDED, dense), function),
+        (lambda x: x @ dense, (PADDED, pruned)),
+        ((MODEL, dense), (PADDED, pruned)),
+    ):
+        found = flj.disagreement(*pair, whole, memorisation=unknown.ravel())
+        assert found.examples == 21 and found.mismatches > 3
+        assert str(found) == str(expected)
+        np.testing.assert_array_equal(found.where("lost"), expected.where("lost"))
+        # places among all labels
+        np.testing.assert_array_equal(found.positions, np.flatnonzero(labels.ravel() != -100))
+        np.testing.assert_array_equal(labels.ravel()[found.positions], found.targets)
+    np.testing.assert_array_equal(expected.positions, np.arange(21))
+    # without labels nothing is known to be padding
+    assert flj.disagreement((PADDED, dense), function, [(inputs, None)]).examples == 35
+
+
+def test_padding_of_an_unsigned_type_and_outputs_that_are_not_finite_there():
+    (dense, pruned), inputs, labels, _ = sequences(np.uint8, 255)
+    model = flj.Model(MODEL.predict, flj.likelihoods.categorical(ignore=255))
+    inputs = jnp.asarray(inputs)
+    expected = flj.disagreement((model, dense), (model, pruned), [(inputs, labels)])
+    broken = lambda x: (x @ pruned).at[:, 3:].set(jnp.nan)
+    found = flj.disagreement((model, dense), broken, [(inputs, labels)])
+    assert found.examples == 21 and str(found) == str(expected)
+    with pytest.raises(FloatingPointError, match=r"pruned predicts NaN .* batches\[1\]"):
+        labels = labels.copy()
+        labels[5, 4] = 1
+        batches = [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])]
+        flj.disagreement((model, dense), broken, batches)
+
+
+def test_padding_that_is_a_class_or_all_there_is_is_refused():
+    (dense, pruned), inputs, labels, _ = sequences()
+    within = flj.Model(MODEL.predict, flj.likelihoods.categorical(ignore=2))
+    with pytest.raises(ValueError, match="ignore must lie outside the 3 classes, got 2"):
+        flj.disagreement((within, dense), (MODEL, pruned), [(inputs, np.abs(labels) % 3)])
+    with pytest.raises(ValueError, match="a label other than padding, got -100 alone"):
+        flj.disagreement((PADDED, dense), (PADDED, pruned), [(inputs[:, 3:], labels[:, 3:])])
+    with pytest.raises(ValueError, match="0 to 2, .* or -100 for padding, got -1"):
+        flj.disagreement((PADDED, dense), (PADDED, pruned), [(inputs, np.maximum(labels, -1))])
+    with pytest.raises(ValueError, match=r"give a Model with .*ignore=-100\)\), got -100"):
+        flj.disagreement((MODEL, dense), lambda x: x @ pruned, [(inputs, labels)])
+
+
+def test_predictions_without_a_score_are_left_out_of_memorisation():
+    scores = np.array([0.0, np.nan, 0.0, 0.25, 1.0, np.nan])
+    found = compared(groups=2, memorisation=scores)
+    assert found.mismatches == 4 and found.unscored == 2
+    assert [(x.low, x.examples, x.mismatches) for x in found.memorised] == [(0, 2, 0), (0.25, 2, 2)]
+    np.testing.assert_allclose(found.memorised_excess[0], (0.25 + 1) / 2)  # not with zeros
+    assert "2 predictions without a score are left out" in str(found)
+    assert compared(memorisation=np.zeros(6)).unscored == compared().unscored == 0
+
+
 def with_label(label):
     return [(np.arange(6), np.where(np.arange(6) == 2, label, LABELS))]
 
@@ -161,7 +239,8 @@ def with_label(label):
         (lambda: flj.disagreement(look_up(DENSE), look_up(PRUNED), []), "batches is empty"),
         (lambda: compared(LABELS.astype(float)), "of dtype float64"),
         (lambda: compared(memorisation=[0.0]), r"6 predictions, got shape \(1,\)"),
-        (lambda: compared(memorisation=[np.nan] * 6), "with 6 that are not finite"),
+        (lambda: compared(memorisation=[np.nan] * 6), "memorisation must be finite, .* got 6 NaN"),
+        (lambda: compared(memorisation=[np.inf] * 6), "0 NaN and 6 infinite of 6"),
         (lambda: compared(groups=0), "groups must be a whole number"),
         (lambda: compared().where("wrong"), "kind must be one of mismatched, lost, gained"),
         (
