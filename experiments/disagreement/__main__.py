@@ -72,6 +72,13 @@ def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record
         args: the arguments.
     """
     first = rows[0]
+    unscored = first["settings"].get("unscored", 0)
+    left_out = ""
+    if unscored:
+        left_out = (
+            f"; {unscored:,} images that all or none of the {args.subsets} networks were trained "
+            "on have no score and are left out"
+        )
     dense = {"accuracy": first["dense_accuracy"], "calibration": first["dense_calibration"]}
     cells: list[list[record.Cell]] = [["dense", *(dense.get(f) for f, _ in COLUMNS.values())]]
     for name in dict.fromkeys(row["method"] for row in rows):
@@ -89,10 +96,10 @@ def table(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> record
         f"{first['test_examples']:,} test images; memorisation from {args.subsets} networks, "
         "trained on seven tenths of the training images each",
         note=f'{record.MEDIANS}. "Memorised by": mean '
-        "memorisation of the training images whose prediction changes, minus that of the others. "
-        '"Influenced by": mean influence on test images that are lost, minus that on the others '
-        "that the dense network has right; that of the training image of the same class that one "
-        "half of the networks finds to count most, measured in the other half.",
+        "memorisation of the training images whose prediction changes, minus that of the others"
+        f'{left_out}. "Influenced by": mean influence on test images that are lost, minus that on '
+        "the others that the dense network has right; that of the training image of the same class "
+        "that one half of the networks finds to count most, measured in the other half.",
     )
 
 
@@ -130,7 +137,7 @@ def _case(
     small, folder = ON_SUBSETS[args.dataset], args.out / "subsets"
     found = ensemble.trained(small, split, folder, args.subsets, args.epochs)
     scores = flj.memorisation(found.correct, found.members).score
-    case = Case(spec, params, constants, split, np.nan_to_num(scores))
+    case = Case(spec, params, constants, split, scores)
     if found.test is None:
         return case, None
     return case, influence.strongest(found, split.train[1], split.test[1])
@@ -184,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         case, strongest = _case(args, split)
     runner = Runner(args.out / "results.json")
+    unscored = int(np.isnan(case.memorisation).sum())
     for seed in args.seed:
         identity = {
             "model": case.spec.name,
@@ -194,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "subsets": args.subsets,
                 "epochs": args.epochs,
                 "most_stages": args.most_stages,
+                # earlier results counted these images with a score of 0, and are not taken
+                **({"unscored": unscored} if unscored else {}),
             },
         }
         for one in runner.missing(identity, [{"method": name} for name in args.method]):

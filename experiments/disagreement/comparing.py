@@ -28,7 +28,7 @@ class Case(NamedTuple):
         params: its weights.
         constants: its constants; may be empty.
         split: the data set.
-        memorisation: a score for every training example.
+        memorisation: a score for every training example, NaN where it is unknown.
     """
 
     spec: Spec

@@ -1,7 +1,9 @@
 """Who loses by pruning: the ensemble, a short run, and that it goes on."""
 
+import argparse
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ import fishleg_jax as flj
 from experiments.data import datasets
 from experiments.disagreement import __main__ as disagreement
 from experiments.disagreement import ensemble, influence
+from experiments.disagreement.comparing import Case, compare, fields
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,11 @@ def test_a_run_counts_mismatches_and_goes_on(run, tmp_path):
     assert len(row["where"]) == row["mismatches"] and len(row["predicted"]) == len(row["where"])
     assert row["lost"] - row["gained"] == round(row["dense_accuracy"] - row["accuracy"])
     assert len(row["where_lost"]) == row["lost"] and set(row["where_lost"]) <= set(row["where"])
-    assert sum(group[2] for group in row["by_memorisation"]) == 256
+    # images that all or none of four networks were trained on have no score
+    trained_on = sum(ensemble.subset(256, number).astype(int) for number in range(4))
+    unscored = int(((trained_on == 0) | (trained_on == 4)).sum())
+    assert 0 < unscored == row["settings"]["unscored"]
+    assert sum(group[2] for group in row["by_memorisation"]) == 256 - unscored
     for name in ("lost.png", "rates.png", "influence.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert "magnitude" in said and "calibration error" in said and "no influence" not in said
@@ -49,6 +56,13 @@ def test_a_run_counts_mismatches_and_goes_on(run, tmp_path):
     assert len(before) == 4
     kept, _ = run("magnitude")
     assert kept == rows
+    # results of a version that counted them with a score of 0 are measured again
+    path = tmp_path / "out" / "results.json"
+    settings = {name: x for name, x in row["settings"].items() if name != "unscored"}
+    path.write_text(json.dumps([{**row, "settings": settings, "memorised_excess": 9.0}]))
+    kept, _ = run("magnitude")
+    assert kept[-1]["memorised_excess"] == row["memorised_excess"] != 9
+    path.write_text(json.dumps(rows))
     # files of an earlier version hold training images alone: the scores stay, influence is missing
     with np.load(before[0]) as stored:
         assert stored["correct"].shape == (256,) and stored["test"].shape == (100,)
@@ -57,6 +71,27 @@ def test_a_run_counts_mismatches_and_goes_on(run, tmp_path):
     kept, said = run("magnitude", streams=True)
     assert kept == rows and "no influence: 1 of 4 networks in" in said
     assert not (tmp_path / "out" / "influence.png").exists()
+
+
+def test_the_table_says_how_many_images_have_no_score(few_digits):
+    scores = np.zeros(256)
+    scores[:5] = np.nan
+    spec = disagreement.DIGITS
+    params = spec.init(jax.random.key(0))
+    case = Case(spec, *params, few_digits, scores)
+    other = jax.tree.map(lambda w: w.at[..., 0].set(0), params[0])
+    test, train = (compare(case, other, params[1], train=which) for which in (False, True))
+    assert train.unscored == 5 and test.unscored == 0
+    assert sum(group[2] for group in fields(test, train)["by_memorisation"]) == 251
+    row = {**fields(test, train), "method": "kfac", "seed": 0, "model": "mlp", "settings": {}}
+    args = argparse.Namespace(
+        dataset="digits", sparsity=0.8, examples=64, subsets=12, most_stages=1
+    )
+    (row,) = influence.with_influence([row], None, None)
+    assert "no score" not in disagreement.table([row], args).note
+    row["settings"] = {"unscored": 5}
+    note = disagreement.table([row], args).note
+    assert "; 5 images that all or none of the 12 networks were trained on have no score" in note
 
 
 def test_labels_are_set_beside_the_teacher():
