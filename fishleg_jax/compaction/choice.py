@@ -11,10 +11,14 @@ import numpy as np
 
 from fishleg_jax import _text, _tree
 from fishleg_jax._checks import arrays, numbers
-from fishleg_jax.compaction.compact import coupled
+from fishleg_jax.compaction.analysis import first
+from fishleg_jax.compaction.axes import Factor
+from fishleg_jax.compaction.compact import EXAMPLES, coupled
 from fishleg_jax.compaction.costs import TIMES, measure, prices
+from fishleg_jax.compaction.cutting import WIDTH, uncuttable
 from fishleg_jax.compaction.timing import Clock
 from fishleg_jax.compaction.unit_scores import UnitScores, of_given, of_members
+from fishleg_jax.compaction.verification import Misfit
 from fishleg_jax.pruning.target_types import Budget
 
 UNITS = ("weights", "bytes", "flops", "seconds", "time_share")
@@ -105,9 +109,17 @@ def choose_units(
     )
     named = {} if of_units else dict(_tree.named_leaves(scores))
     values = of_given(scores, given) if of_units else [of_members(x, named) for x in given]
+    factors = [analysis.factor_of(x[0]) or Factor(1) for x in given]
+    wrong = uncuttable(network, given, factors, first(inputs, EXAMPLES))
+    if couplings is not None and wrong:
+        i, error = next(iter(wrong.items()))
+        text = error if isinstance(error, Misfit) else WIDTH
+        raise ValueError(f"couplings[{i}]: {text}; leave it out") from error
     if couplings is None:
-        factors = [analysis.factor_of(x[0]) for x in given]
-        may_go = [factor is None or factor.mixed is None for factor in factors]
+        may_go = [x.mixed is None and i not in wrong for i, x in enumerate(factors)]
+        fixed = [x for x in wrong.values() if isinstance(x, Misfit)]
+        if fixed and not any(may_go):
+            raise fixed[0]
         given = list(itertools.compress(given, may_go))
         values = list(itertools.compress(values, may_go))
 

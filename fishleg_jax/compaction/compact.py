@@ -15,15 +15,16 @@ from fishleg_jax.compaction import verification
 from fishleg_jax.compaction.analysis import Analysis, Network, analyse, couplings_of, first
 from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.couplings import Member, read_all
+from fishleg_jax.compaction.cutting import FIXED, WIDTH, uncuttable, with_living_zeros, without
 from fishleg_jax.compaction.removal import Decision, Run, check_settled, decide
 from fishleg_jax.compaction.result import Compact, Kept
 from fishleg_jax.compaction.sizes import other_runs
-from fishleg_jax.compaction.slicing import Slicer, cut, cuts_of
+from fishleg_jax.compaction.slicing import Slicer
+from fishleg_jax.compaction.verification import Misfit
 from fishleg_jax.model import Model
 from fishleg_jax.pruning.masks.groups import check_masks
 
 EXAMPLES = 4  # of the inputs, for all but the last comparison
-WIDTH = "the outputs depend on the number of these units, as a mean over them does"
 
 
 def find_couplings(
@@ -131,29 +132,25 @@ def compact(
     if masks is not None:
         check_masks(params, masks)
         params = jax.jit(_tree.apply_mask)(params, masks)
-    network, analysis, given = coupled(f, params, inputs, constants, couplings)
+    network, analysis, given = coupled(f, params, inputs, constants, couplings, masks)
+    few = first(inputs, EXAMPLES)
+    run = Run(analysis, [_factor(analysis, members, i) for i, members in enumerate(given)])
 
-    # Decide which units go, fold what they give out, and cut.  Found couplings of units on whose
-    # number the outputs depend stay whole.
-    runs, others = _runs(network, analysis, given, first(inputs, EXAMPLES))
-    frozen: dict[int, str] = {}
-    while True:
-        decision = decide(runs, frozen, multiple_of)
-        small, cuts = _cut(network, given, decision)
-        try:
-            difference = verification.compare(network, small, inputs, tolerance)
-            break
-        except verification.Different as error:
-            blamed = _blamed(network, given, runs, decision, inputs, tolerance)
-            if couplings is not None and blamed:
-                names = " and ".join(f"couplings[{i}]" for i in blamed)
-                raise ValueError(f"{error}.  It is {names}: leave it out") from error
-            if not blamed:
-                raise
-            frozen |= dict.fromkeys(blamed, WIDTH)
-        except verification.Misfit as error:
-            lacking = "" if couplings is None else _lacking(network, given, inputs)
-            raise ValueError(f"{error}{lacking}") from error
+    # Decide which units go: those of found couplings only if they can be cut out of `f`.
+    wrong = uncuttable(network, given, run.factors, few)
+    frozen = {}
+    if couplings is None:
+        frozen = {i: FIXED if isinstance(x, Misfit) else WIDTH for i, x in wrong.items()}
+    decision, others = decide([run], frozen, multiple_of), []
+    if any(not living.all() for living in decision.alive):
+        analysed = lambda x: analyse(network, living_leaves(network, masks), x, given)
+        runs, others = _other_runs(network, run, given, few, analysed, bool(decision.changes))
+        decision = decide([run, *runs], frozen, multiple_of)
+    _check_cut(network, given, wrong, decision, couplings, few)
+
+    # Fold what they give out, cut, and compare.
+    small, cuts = without(network, given, decision.alive, decision.changes)
+    difference = verification.compare(network, small, inputs, tolerance)
     for other in others:
         verification.compare(network, small, other, tolerance)
 
@@ -212,7 +209,12 @@ def _with_folded(masks: Any, params: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def coupled(
-    f: Any, params: Any, inputs: Any, constants: Any | None, couplings: Any | None
+    f: Any,
+    params: Any,
+    inputs: Any,
+    constants: Any | None,
+    couplings: Any | None,
+    masks: Any | None = None,
 ) -> tuple[Network, Analysis, list[tuple[Member, ...]]]:
     """Analyses a network, and finds its couplings or takes the user's; either way they are checked.
 
@@ -225,15 +227,16 @@ def coupled(
     network = _network(f, params, constants)
     _check_runs(network, inputs)
     leaves, few = network.leaves(), first(inputs, EXAMPLES)
+    own = living_leaves(network, masks)
     wide, examples = verification.widened(network, leaves, few)
     call = lambda x: network.call(x, examples)
     if couplings is None:
-        analysis = analyse(network, leaves, few, ())
+        analysis = analyse(network, own, few, ())
         found = couplings_of(analysis)
         return network, analysis, verification.verified(call, wide, found)
     given = read_all(couplings, leaves)
     verification.check(call, wide, given)
-    return network, analyse(network, leaves, few, given), given
+    return network, analyse(network, own, few, given), given
 
 
 def _network(f: Any, params: Any, constants: Any | None) -> Network:
@@ -270,14 +273,17 @@ def _check_runs(network: Network, inputs: Any) -> None:
             )
 
 
-def _runs(
-    network: Network, analysis: Analysis, given: Sequence, inputs: Any
+def _other_runs(
+    network: Network,
+    run: Run,
+    given: Sequence[tuple[Member, ...]],
+    inputs: Any,
+    analysed: Callable[[Any], Analysis],
+    folded: bool,
 ) -> tuple[list[Run], list[Any]]:
-    """Runs of the network on the inputs and on others of other sizes, and the latter."""
-    run = Run(analysis, [_factor(analysis, members, i) for i, members in enumerate(given)])
-    analysed = lambda inputs: analyse(network, network.leaves(), inputs, given)
-    runs, others = [run], []
-    for other, found, longer in other_runs(network, analysis, inputs, analysed):
+    """Runs of the network on inputs of other sizes, and these inputs."""
+    runs, others = [], []
+    for other, found, longer in other_runs(network, inputs, analysed, folded):
         try:
             again = Run(found, [_factor(found, members, i) for i, members in enumerate(given)])
         except ValueError:  # units that a reshape cuts apart at this size alone
@@ -289,16 +295,35 @@ def _runs(
     return runs, others
 
 
-def _cut(
-    network: Network, given: Sequence[tuple[Member, ...]], decision: Decision
-) -> tuple[Network, dict]:
-    """The network without the units that go, and what is cut of each leaf."""
-    cuts, changes = cuts_of(given, decision.alive), decision.changes
-    smaller = {}
-    for name, leaf in network.leaves().items():
-        folded = leaf + jnp.asarray(changes[name], leaf.dtype) if name in changes else leaf
-        smaller[name] = cut(folded, cuts.get(name, {}))
-    return Network(network.function, *network.trees(smaller)), cuts
+def living_leaves(network: Network, masks: Any | None) -> dict[str, Any]:
+    """Leaves to analyse: weights that are zero count as pruned only if no masks are given."""
+    if masks is None:
+        return network.leaves()
+    reasons = _prunable.default_reasons(_tree.named_leaves(network.params), None)
+    return with_living_zeros(network, masks, [x is None for x in reasons])
+
+
+def _check_cut(
+    network: Network,
+    given: Sequence[tuple[Member, ...]],
+    wrong: Mapping[int, ValueError],
+    decision: Decision,
+    couplings: Any | None,
+    inputs: Any,
+) -> None:
+    """Raises a ValueError for units that should go and can't be cut out of the function.
+
+    Those of found couplings stay; if there are no others, the function is at fault.
+    """
+    for i, error in wrong.items():
+        if couplings is None:
+            nothing = all(living.all() for living in decision.alive)
+            if nothing and isinstance(error, Misfit) and FIXED in decision.reasons[i].values():
+                raise error
+        elif not decision.alive[i].all():
+            fixed = isinstance(error, Misfit)
+            text = f"{error}{_lacking(network, given, inputs)}" if fixed else WIDTH
+            raise ValueError(f"couplings[{i}]: {text}; leave it out") from error
 
 
 def _lacking(network: Network, given: Sequence[tuple[Member, ...]], inputs: Any) -> str:
@@ -311,28 +336,6 @@ def _lacking(network: Network, given: Sequence[tuple[Member, ...]], inputs: Any)
                 names = ", ".join(repr(x.short) for x in sorted(missing))
                 return f".  find_couplings puts {names} into couplings[{i}] as well"
     return ""
-
-
-def _blamed(
-    network: Network,
-    given: Sequence[tuple[Member, ...]],
-    runs: Sequence[Run],
-    decision: Decision,
-    inputs: Any,
-    tolerance: float | None,
-) -> list[int]:
-    """Numbers of the couplings that alone change the outputs, when only their units go."""
-    blamed = []
-    for i, alive in enumerate(decision.alive):
-        if alive.all():
-            continue
-        frozen = {j: WIDTH for j in range(len(given)) if j != i}
-        try:
-            small, _ = _cut(network, given, decide(runs, frozen))
-            verification.compare(network, small, inputs, tolerance)
-        except verification.Different:
-            blamed.append(i)
-    return blamed
 
 
 def _factor(analysis: Any, members: tuple[Member, ...], number: int) -> Any:

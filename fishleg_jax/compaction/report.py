@@ -63,8 +63,7 @@ class CompactReport(NamedTuple):
         rows = [(x.name, f"{x.before:,}", f"{x.after:,}") for x in self.units]
         parts = ["\n".join(text_table(("units of", "before", "after"), rows, texts=1))]
         parts += [
-            f"{x.name}: {_numbers(units)} without weights {'stay' if len(units) > 1 else 'stays'}: "
-            f"{reason}"
+            f"{x.name}: {_numbers(units)} {'stay' if len(units) > 1 else 'stays'}: {reason}"
             for x in self.units
             for reason, units in x.stay.items()
         ]

@@ -249,11 +249,45 @@ def compare(network: Network, small: Network, inputs: Any, tolerance: float | No
 
     Raises:
         Different: A larger difference.
-        Misfit: A function that does not run with the smaller arrays.
-        ValueError: Outputs of other shapes.
+        Misfit: A function that does not run with the smaller arrays, or gives outputs of other
+            shapes.
     """
     if tolerance is None:
         tolerance = default_tolerance(lambda leaves: network.call(leaves, inputs), network.leaves())
+    worst = _largest_difference(*_outputs(network, small, inputs))
+    if not worst <= tolerance:
+        raise Different(
+            f"the outputs of the smaller network differ by {worst:.2g} of their largest, more than "
+            f"the tolerance {tolerance:g}: f depends on the number of units (as attention's scale "
+            "does on the size of a head), or takes it from elsewhere than the shapes of params; "
+            "leave that coupling out of couplings=; if it is rounding, pass a larger tolerance="
+        )
+    return worst
+
+
+def difference(network: Network, small: Network, inputs: Any) -> ValueError | None:
+    """What is wrong with a smaller network far beyond rounding; None if nothing is.
+
+    Args:
+        network: The network before.
+        small: The smaller one.
+        inputs: Inputs of both.
+    """
+    limit = coarsest(lambda leaves: network.call(leaves, inputs), network.leaves()) ** 0.5
+    try:
+        before, after = _outputs(network, small, inputs)
+    except Misfit as error:
+        return error
+    if not all(np.isfinite(x).all() for x in before):
+        return None  # such weights are none for this network
+    worst = _largest_difference(before, after)
+    return None if worst <= limit else Different(f"the outputs differ by {worst:.2g}")
+
+
+def _outputs(
+    network: Network, small: Network, inputs: Any
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Outputs of both networks in double precision."""
     before = jax.tree.leaves(jax.jit(network.call)(network.leaves(), inputs))
     try:
         after = jax.tree.leaves(jax.jit(small.call)(small.leaves(), inputs))
@@ -264,20 +298,21 @@ def compare(network: Network, small: Network, inputs: Any, tolerance: float | No
             f"of params; derive them from there, or leave the coupling out: {text}"
         ) from error
     if [x.shape for x in before] != [x.shape for x in after]:
-        raise ValueError(
+        raise Misfit(
             "f returns other shapes with the smaller arrays, "
             f"{[x.shape for x in after]} instead of {[x.shape for x in before]}: its sizes do not "
             "all come from the shapes of params"
         )
-    worst = 0.0
-    for x, y in zip(_wide(before), _wide(after), strict=True):
-        largest = np.abs(x).max(initial=0.0) or 1.0
-        worst = max(worst, float(np.abs(x - y).max(initial=0.0) / largest))
-    if not worst <= tolerance:
-        raise Different(
-            f"the outputs of the smaller network differ by {worst:.2g} of their largest, more than "
-            f"the tolerance {tolerance:g}: f depends on the number of units (as attention's scale "
-            "does on the size of a head), or takes it from elsewhere than the shapes of params; "
-            "leave that coupling out of couplings=; if it is rounding, pass a larger tolerance="
-        )
-    return worst
+    return _wide(before), _wide(after)
+
+
+def _largest_difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
+    """Largest difference of two lists of outputs, each relative to its largest entry."""
+    pairs = zip(before, after, strict=True)
+    return max(
+        (
+            float(np.abs(x - y).max(initial=0.0) / (np.abs(x).max(initial=0.0) or 1.0))
+            for x, y in pairs
+        ),
+        default=0.0,
+    )

@@ -149,3 +149,26 @@ def test_a_size_at_which_a_reshape_cuts_units_apart_decides_nothing():
     }
     small = flj.compact(f, params, None, jax.random.normal(KEYS[3], (4, 4, 3)))
     assert small.params["w1"].shape == (3, UNITS - 2)
+
+
+def test_a_convolution_that_pads_odd_sizes_only():
+    """Kernels of 2 by 2 with stride 2 pad nothing of an even size; also behind another of them."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layout)
+    keys = jax.random.split(KEYS[6], 4)
+    params = {
+        "a": jax.random.normal(keys[0], (2, 2, 3, 6)).at[..., :2].set(0),
+        "ab": jnp.full(6, 0.3),
+        "b": jax.random.normal(keys[1], (2, 2, 6, 5)),
+        "bb": jax.random.normal(keys[2], (5,)),
+        "o": jax.random.normal(keys[3], (5, 2)),
+    }
+
+    def f(p, x):
+        h = jax.nn.relu(conv(x, p["a"]) + p["ab"])
+        return jax.nn.relu(conv(h, p["b"]) + p["bb"]).mean((1, 2)) @ p["o"]
+
+    small = flj.compact(f, params, None, jax.random.normal(KEYS[3], (4, 8, 8, 3)))
+    for shape in ((2, 7, 7, 3), (2, 9, 6, 3)):
+        x = jax.random.normal(KEYS[5], shape)
+        np.testing.assert_allclose(f(small.params, x), f(params, x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,116 @@
+"""Networks without some of their units, and units that can't be cut out of a function."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fishleg_jax.compaction import verification
+from fishleg_jax.compaction.analysis import Network
+from fishleg_jax.compaction.axes import Factor
+from fishleg_jax.compaction.couplings import Member
+from fishleg_jax.compaction.slicing import Cuts, cut, cuts_of
+
+WIDTH = "the outputs depend on the number of these units"
+FIXED = "f does not run with fewer of these units: their number is fixed elsewhere than in params"
+
+
+def without(
+    network: Network,
+    couplings: Sequence[tuple[Member, ...]],
+    alive: Sequence[np.ndarray],
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Network, Cuts]:
+    """Cuts units out of a network.
+
+    Args:
+        network: The network.
+        couplings: Tuples of members.
+        alive: Booleans over the units of each coupling, which stay.
+        changes: Arrays to add to leaves before, by key path.
+
+    Returns:
+        The smaller network, and what is cut of each leaf.
+    """
+    cuts, smaller = cuts_of(couplings, alive), {}
+    for name, leaf in network.leaves().items():
+        folded = leaf + jnp.asarray(changes[name], leaf.dtype) if name in changes else leaf
+        smaller[name] = cut(folded, cuts.get(name, {}))
+    return Network(network.function, *network.trees(smaller)), cuts
+
+
+def uncuttable(
+    network: Network,
+    couplings: Sequence[tuple[Member, ...]],
+    factors: Sequence[Factor],
+    inputs: Any,
+) -> dict[int, ValueError]:
+    """Finds couplings whose units can't be cut, although their order does not matter.
+
+    At weights at which half of the units have none, the smaller network without them has to be the
+    same function.  It is not if the outputs depend on the number of units, or their number does
+    not come from the shapes of the leaves.  To cut half of them shows that in any precision.
+
+    Args:
+        network: The network.
+        couplings: Tuples of members.
+        factors: Factor of each coupling; those that are known to depend on their number are not
+            tried.
+        inputs: A few inputs.
+
+    Returns:
+        What is wrong, by number of the coupling: `verification.Different` or `Misfit`.
+    """
+    leaves, inputs = verification.widened(network, network.leaves(), inputs)
+    point = verification.disturbed(leaves, seed=1)
+    tried = [
+        i
+        for i, factor in enumerate(factors)
+        if factor.size > 1 and factor.mixed is None and factor.pinned is None
+    ]
+
+    def trial(numbers: Sequence[int]) -> ValueError | None:
+        alive = [np.ones(members[0].units, bool) for members in couplings]
+        empty = dict(point)
+        for i in numbers:
+            alive[i][alive[i].size // 2 :] = False
+            for x in couplings[i]:
+                gone = x.indices(np.flatnonzero(~alive[i]))
+                empty[x.name] = _emptied(empty[x.name], x.axis, gone)
+        whole = Network(network.function, *network.trees(empty))
+        small, _ = without(whole, couplings, alive)
+        return verification.difference(whole, small, inputs)
+
+    if not tried or trial(tried) is None:
+        return {}
+    found = {i: trial([i]) for i in tried}
+    return {i: error for i, error in found.items() if error is not None}
+
+
+def _emptied(leaf: Any, axis: int, gone: np.ndarray) -> np.ndarray:
+    """A leaf with zeros at some indices of an axis."""
+    found = np.array(leaf)
+    np.moveaxis(found, axis, 0)[gone] = 0
+    return found
+
+
+def with_living_zeros(network: Network, masks: Any, kernels: Sequence[bool]) -> dict[str, Any]:
+    """Leaves in which weights that are zero, but not pruned, are next to zero instead.
+
+    Units go for weights that were pruned, not for those that have yet to be trained, as behind a
+    layer that begins at zero.
+
+    Args:
+        network: The network with pruned weights at zero.
+        masks: Booleans like its parameters, False for pruned.
+        kernels: Which leaves of the parameters hold weights, not biases or norms.
+    """
+    leaves = network.leaves()
+    for name, mask, kernel in zip(leaves, jax.tree.leaves(masks), kernels, strict=False):
+        leaf = jnp.asarray(leaves[name])
+        if kernel and jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaves[name] = jnp.where(mask & (leaf == 0), jnp.finfo(leaf.dtype).tiny * 2, leaf)
+    return leaves
