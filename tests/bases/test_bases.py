@@ -272,6 +272,13 @@ def test_constants_and_batches_pass_through():
         flj.loss(changed, w, batch[:2])
 
 
+def test_whole_numbers_may_stay_in_their_basis():
+    params = {**PARAMS, "steps": jnp.arange(3)}
+    assert DCT.weights(DCT.coefficients(params))["steps"] is params["steps"]
+    whole = {"conv": jnp.ones((3, 3, 1, 1), int)}
+    assert DCT.bands(whole)["conv"].max() == 4  # shapes only
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -285,6 +292,14 @@ def test_constants_and_batches_pass_through():
         (lambda: flj.bases.orthonormal({"w": {0: 2 * np.eye(2)}}), "orthonormal to 1e-05, got"),
         (lambda: EYES.weights({"conv": jnp.ones((2, 3)), "fc": 1}), "must have size 3 along axis"),
         (lambda: EYES.weights({"conv": jnp.ones((3, 3))}), "'fc' matches no leaf"),
+        (
+            lambda: DCT.coefficients({"conv": np.ones((3, 3, 1, 1), np.int32)}),
+            "'conv' must be a floating-point array to change basis, got int32",
+        ),
+        (
+            lambda: EYES.weights({"conv": PARAMS["conv"], "fc": jnp.ones((2, 3), bool)}),
+            "'fc' must be a floating-point array to change basis, got bool",
+        ),
         (lambda: flj.bases.in_basis(MODEL, flj.bases.dct), r"call it: flj.bases.dct\(\)"),
         (lambda: flj.bases.by_band(DCT, lambda x: x, "auto"), "saliency must be one of obs"),
         (
