@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from fishleg_jax import _prunable, _text, _tree
@@ -77,13 +76,13 @@ def dct(
         order = dict(zip(names, chosen, strict=True))
         found = []
         for name, leaf in leaves:
-            shape = jnp.shape(leaf)
+            shape = np.shape(leaf)
             taken = order[name] and not (by_default and not _is_spatial(name, shape, given))
             own = range(len(shape) - 2) if given is None else given
             fits = _positions(own, name, shape, "axes") if taken else []
             found.append({k: _dct_matrix(shape[k]) for k in fits if shape[k] > 1})
         if not any(found):
-            shapes = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in leaves)
+            shapes = ", ".join(f"{name} {np.shape(leaf)}" for name, leaf in leaves)
             where = "their axes before the last two" if given is None else f"axes {given}"
             hint = "; by default only convolutions change, so name the leaves" if by_default else ""
             raise ValueError(
@@ -130,7 +129,7 @@ def orthonormal(matrices: Mapping[str, Mapping[int, Any]]) -> Basis:
         for i, (name, leaf) in enumerate(leaves):
             hit = next((pattern for pattern in rules if found[pattern][i]), None)
             own.append({} if hit is None else rules[hit])
-            _check_fit(name, jnp.shape(leaf), own[-1])
+            _check_fit(name, np.shape(leaf), own[-1])
         return own
 
     return basis_of("orthonormal", matrices_of)

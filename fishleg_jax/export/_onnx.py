@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from fishleg_jax import _files
 from fishleg_jax._checks import numbers
 from fishleg_jax._checks.arrays import check_untraced
+from fishleg_jax._jaxpr import core
 from fishleg_jax.export import _extra
 from fishleg_jax.export._arguments import OUTSIDE, as_tuple, function_of, masked
 from fishleg_jax.export._functions import batch_remedy, first_line, input_shapes
@@ -35,7 +37,9 @@ def to_onnx(
 
     Masks are applied before the conversion: masks inside the function would stay in the file, and
     be multiplied at every call.  Transpositions, reshapes and casts of a kernel that nothing else
-    reads are carried out, too, so that its operator reads it as stored.  The file runs in
+    reads are carried out, too, so that its operator reads it as stored.  jax2onnx has operators for
+    whole layers of flax and functions of `jax.numpy`; a function that does not convert with them,
+    such as a decomposed network, is converted from the operations of JAX.  The file runs in
     onnxruntime on the example before it is written, and must give what JAX gives to within 1e-5 of
     the largest output.
 
@@ -105,10 +109,15 @@ def to_onnx(
 
 
 class _Attempts:
-    """Conversions of a function by either way, and why they failed.
+    """Conversions of a function in several ways, and why they failed.
+
+    While jax2onnx traces a function, it replaces layers of flax, `jnp.einsum` and others by
+    operations of its own, which become fewer operators.  A function that inspects traces, such as
+    one of `low_rank.apply`, does not know them.  If the conversion fails, JAX traces the function
+    first, so that jax2onnx sees nothing but operations of JAX.
 
     Attributes:
-        reasons: One line for each failure.
+        reasons: One line for each failure of the function traced first.
         dtypes: Names of the dtypes in a file that did not run which NumPy does not have.
     """
 
@@ -121,11 +130,15 @@ class _Attempts:
         self, shapes: Sequence[Any], checks: Sequence[Any], expected: Sequence[Any]
     ) -> tuple[bytes | None, float]:
         """Content of the first file with the expected outputs, and the difference; or None."""
-        for convert in (_converted, _converted_with_transposes):
+        for traced, convert in product((False, True), (_converted, _converted_with_transposes)):
             model = None
+            if traced and convert is _converted:
+                self.reasons.clear()  # those so far may be of jax2onnx's replacements alone
             try:
-                with _quiet(), _numpy_as_it_was():
-                    model = convert(self.jax2onnx, self.run, shapes)
+                with _quiet():
+                    run = _of_primitives(self.run, shapes) if traced else self.run
+                    with _traces_apart(), _numpy_as_it_was():
+                        model = convert(self.jax2onnx, run, shapes)
                     fold_kernels(self.onnx, model)
                     content = model.SerializeToString()
                     found = [_outputs(self.onnxruntime, content, arrays) for arrays in checks]
@@ -164,6 +177,24 @@ def _numpy_as_it_was() -> Iterator[None]:
         for name, value in before.items():
             if vars(jnp).get(name) is not value:
                 setattr(jnp, name, value)
+
+
+@contextlib.contextmanager
+def _traces_apart() -> Iterator[None]:
+    """Keeps traces made inside of it from functions under `jit` that are called outside.
+
+    See findings/jax2onnx_keeps_traces.sh: such a function would have operations of jax2onnx in it
+    from then on, which XLA does not know.
+    """
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    with set_xla_metadata(traced_by="jax2onnx"):  # part of what `jit` looks traces up by
+        yield
+
+
+def _of_primitives(run: Callable[..., Any], shapes: Sequence[Any]) -> Callable[..., Any]:
+    """Function traced by JAX alone; jax2onnx sees the operations of the trace."""
+    return core().jaxpr_as_fun(jax.make_jaxpr(run)(*shapes))
 
 
 def _converted(jax2onnx: Any, run: Callable[..., Any], shapes: Sequence[Any]) -> Any:

@@ -3,6 +3,8 @@
 Slow because jax2onnx takes fifteen seconds to load before its first conversion.
 """
 
+from collections import Counter
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,119 @@ def test_jax_numpy_is_afterwards_as_it_was(tmp_path):
         assert jnp.cumsum(x, 0)[1].tolist() == [2.0, 2.0, 2.0]
 
 
+class ConvNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
+        return nn.Dense(5, name="fc")(x.mean((1, 2)) @ jnp.ones((6, 8)))
+
+
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5)(nn.relu(nn.Dense(20)(x)))
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5)(nn.MultiHeadDotProductAttention(2)(x).mean(1))
+
+
+def with_einsum(params, x):
+    hidden = jnp.tanh(jnp.einsum("bi,ij->bj", x, params["in"]))
+    return jnp.einsum("bj,jk->bk", hidden, params["out"])
+
+
+def network(name):
+    """Function, parameters and inputs."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    if name == "einsum":
+        params = {
+            "in": jax.random.normal(keys[0], (12, 20)),
+            "out": jax.random.normal(keys[1], (20, 5)),
+        }
+        return with_einsum, params, jax.random.normal(keys[2], (4, 12))
+    module, shape = {
+        "dense": (Dense, (12,)),
+        "conv": (ConvNet, (5, 5, 8)),
+        "attention": (Attention, (5, 12)),
+    }[name]
+    x = jax.random.normal(keys[0], (4, *shape))
+    params = module().init(keys[1], x)["params"]
+    return lambda params, x: module().apply({"params": params}, x), params, x
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", ["dense", "conv", "attention", "einsum"])
+def test_decomposed_networks(tmp_path, name, jitted):
+    """jax2onnx replaces layers of flax by operations that know nothing of factors."""
+    predict, params, x = network(name)
+    model = flj.Model(predict, flj.likelihoods.categorical())
+    small = flj.low_rank.decompose(model, params, [(x, None)], 0.6, metric="identity")
+    function = jax.jit(small.model.predict) if jitted else small.model
+    path = tmp_path / "net.onnx"
+    assert flj.export.to_onnx(function, small.params, x, path) < 1e-6
+    (found,) = outputs(path, x[:3])
+    np.testing.assert_allclose(found, small.model.predict(small.params, x[:3]), atol=1e-5)
+    # the factors are in the file, and none of the kernels that they take the place of
+    sizes = Counter(x.size for x in jax.tree.leaves(small.params) if x.ndim > 1)
+    stored = Counter(x.size for x in initializers(path).values() if x.ndim > 1)
+    replaced = {row.weights[0] for row in small.report.rows if row.form is not None}
+    assert replaced and sizes <= stored and not (replaced - set(sizes)) & set(stored)
+
+
+@pytest.mark.parametrize("name", ["dense", "conv", "attention"])
+def test_decomposed_networks_compile_and_are_sparse(tmp_path, name):
+    predict, params, x = network(name)
+    model = flj.Model(predict, flj.likelihoods.categorical())
+    small = flj.low_rank.decompose(model, params, [(x, None)], 0.6, metric="identity")
+    flj.export.save_function(tmp_path / "net", small.model, small.params, x)
+    found = flj.export.load_function(tmp_path / "net")(x[:3])
+    np.testing.assert_allclose(found, small.model.predict(small.params, x[:3]), atol=1e-6)
+
+    masks = jax.tree.map(lambda w: jnp.arange(w.size).reshape(w.shape) % 2 == 0, small.params)
+    measure = lambda *key: flj.export.MatmulTimes(dense=2e-6, sparse=1e-6)
+    sparse = flj.export.sparse_apply(small.model, small.params, x, masks, measure=measure)
+    factors = [layer for layer in sparse.layers if layer.sparse and layer.name.endswith("left")]
+    assert factors or name == "conv"  # whose factors are convolutions, which stay dense
+    pruned = flj.apply_masks(small.params, masks)
+    np.testing.assert_allclose(sparse(x), small.model.predict(pruned, x), atol=1e-5)
+
+
+def test_networks_in_another_basis(tmp_path):
+    predict, params, x = network("conv")
+    basis = flj.bases.dct()
+    spectral = flj.bases.in_basis(flj.Model(predict, flj.likelihoods.categorical()), basis)
+    coefficients, path = basis.coefficients(params), tmp_path / "net.onnx"
+    assert flj.export.to_onnx(spectral, coefficients, x, path) < 1e-6
+    (found,) = outputs(path, x[:3])
+    np.testing.assert_allclose(found, predict(params, x[:3]), atol=1e-5)
+
+
+def test_a_function_that_decides_by_shapes(tmp_path):
+    """jax2onnx has `jnp.shape` return traced numbers."""
+    predict = lambda w, x: x @ w if jnp.shape(w)[0] > 2 else x
+    path = tmp_path / "net.onnx"
+    assert flj.export.to_onnx(predict, jnp.ones((3, 2)), jnp.ones((2, 3)), path) < 1e-6
+
+
+def test_functions_under_jit_run_afterwards(tmp_path):
+    """As do functions inside of them: `jit` keeps what jax2onnx traced, which XLA does not know."""
+    predict, params, x = network("dense")
+    turned = jax.jit(lambda w: jnp.einsum("ij->ji", w))
+
+    @jax.jit
+    def run(params, x):
+        return predict(params, x) @ turned(jnp.ones((3, 5)))
+
+    for dynamic in (False, True):
+        flj.export.to_onnx(run, params, x, tmp_path / "net.onnx", dynamic_batch=dynamic)
+        expected = predict(params, x).sum(-1, keepdims=True).repeat(3, -1)
+        np.testing.assert_allclose(run(params, x), expected, atol=1e-5)
+        np.testing.assert_allclose(turned(jnp.ones((3, 5))), np.ones((5, 3)))
+
+
 def test_inputs_in_a_dictionary_and_a_fixed_batch(tmp_path):
     path, params = tmp_path / "net.onnx", jnp.arange(6.0).reshape(3, 2)
     example = ({"x": jnp.ones((2, 3)), "y": jnp.ones((2, 2))},)
@@ -81,13 +196,6 @@ def test_inputs_of_numpy_have_the_dtypes_that_jax_gives_them(tmp_path, dtype):
     own = jnp.asarray(x)
     (found,) = outputs(path, own[:1], np.float32(2))
     np.testing.assert_allclose(found, scaled(params, own[:1], 2.0), rtol=1e-6)
-
-
-class ConvNet(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
-        return nn.Dense(5, name="fc")(x.mean((1, 2)) @ jnp.ones((6, 8)))
 
 
 def test_two_of_four_along_the_axis_of_the_sum(tmp_path):
