@@ -80,19 +80,20 @@ def compact(
     A unit (a channel, neuron or head) goes if all its incoming weights are zero, so that it gives
     out a constant, or all its outgoing ones, or a mixture of both.  The constant is folded into
     the bias or the batch-norm mean behind it, where that is exact; otherwise the unit stays, and
-    the report says why.  At the end the outputs of both networks are compared on `inputs`.
+    the report says why.  So do units of found couplings if the outputs depend on their number, or
+    `f` does not run with fewer of them.  At the end the outputs of both networks are compared.
 
     Args:
         f: Function `(params, inputs)` or `(params, inputs, constants)`, or a `Model`: the network
             in evaluation mode.  It has to run with smaller arrays, so sizes must come from the
             shapes of `params`, not from numbers fixed before.
         params: Any pytree of floating-point arrays.
-        masks: Pytree of booleans like the parameters, False for pruned; None if pruned weights are
-            zero in `params`.
+        masks: Pytree of booleans like the parameters, False for pruned; weights that are zero, but
+            not pruned, stay.  None if pruned weights are zero in `params`.
         inputs: Inputs with a leading axis of examples.  Four are used to analyse the network, all
-            to compare it.  Other axes are also tried at half of their size and, for loops over
-            time, at twice of it, where `f` runs on that: a unit whose constant changes with it
-            stays.
+            to compare it.  If constants are folded, other axes are also tried a little shorter, at
+            half of their size and, for loops over time, at twice of it, where `f` runs on that: a
+            unit whose constant changes with it stays.
         constants: Pytree of arrays that are not trained, such as batch-norm statistics; their key
             paths begin with `constants/`.  None if `f` takes none.
         couplings: Axes that index the same units, each coupling a list of `(key path, axis)` or
@@ -113,7 +114,8 @@ def compact(
 
     Raises:
         ValueError: Invalid arguments; a coupling that changes the outputs when its units are
-            permuted; a function that does not run with smaller arrays, or computes something else.
+            permuted, or one of the user's that can't be cut; a function that does not run with
+            smaller arrays, or computes something else.
 
     Example:
         >>> import jax.numpy as jnp, fishleg_jax as flj
