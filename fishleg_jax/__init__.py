@@ -15,7 +15,8 @@ if typing.TYPE_CHECKING:
     from fishleg_jax import bases, export, inverse, likelihoods, low_rank, storage
     from fishleg_jax._curvature import Curvature, curvature
     from fishleg_jax.compaction.choice import choose_units
-    from fishleg_jax.compaction.compact import compact, find_couplings
+    from fishleg_jax.compaction.compact import compact
+    from fishleg_jax.compaction.finding import find_couplings
     from fishleg_jax.compaction.gate_scores import gate_scores
     from fishleg_jax.compaction.report import CompactReport
     from fishleg_jax.compaction.result import Compact
@@ -194,7 +195,7 @@ _HOMES = {
     "compact": "compaction.compact",
     "curvature": "_curvature",
     "disagreement": "mismatch.disagreement",
-    "find_couplings": "compaction.compact",
+    "find_couplings": "compaction.finding",
     "fisher_vector_product": "fisher",
     "fishleg_optimizer": "training.optimizer",
     "fishleg_prune": "pruning.gradual.fishleg",

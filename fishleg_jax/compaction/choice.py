@@ -13,12 +13,12 @@ from fishleg_jax import _text, _tree
 from fishleg_jax._checks import arrays, numbers
 from fishleg_jax.compaction.analysis import first
 from fishleg_jax.compaction.axes import Factor
-from fishleg_jax.compaction.compact import EXAMPLES, coupled
+from fishleg_jax.compaction.comparison import Misfit
 from fishleg_jax.compaction.costs import TIMES, measure, prices
 from fishleg_jax.compaction.cutting import WIDTH, uncuttable
+from fishleg_jax.compaction.finding import EXAMPLES, coupled
 from fishleg_jax.compaction.timing import Clock
 from fishleg_jax.compaction.unit_scores import UnitScores, of_given, of_members
-from fishleg_jax.compaction.verification import Misfit
 from fishleg_jax.pruning.target_types import Budget
 
 UNITS = ("weights", "bytes", "flops", "seconds", "time_share")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fishleg_jax.compaction import verification
+from fishleg_jax.compaction import comparison, verification
 from fishleg_jax.compaction.analysis import Network
 from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.couplings import Member
@@ -62,7 +62,7 @@ def uncuttable(
         inputs: A few inputs.
 
     Returns:
-        What is wrong, by number of the coupling: `verification.Different` or `Misfit`.
+        What is wrong, by number of the coupling: `comparison.Different` or `Misfit`.
     """
     leaves, inputs = verification.widened(network, network.leaves(), inputs)
     point = verification.disturbed(leaves, seed=1)
@@ -82,7 +82,7 @@ def uncuttable(
                 empty[x.name] = _emptied(empty[x.name], x.axis, gone)
         whole = Network(network.function, *network.trees(empty))
         small, _ = without(whole, couplings, alive)
-        return verification.difference(whole, small, inputs)
+        return comparison.difference(whole, small, inputs)
 
     if not tried or trial(tried) is None:
         return {}

@@ -12,8 +12,8 @@ from fishleg_jax._checks import arrays
 from fishleg_jax._chunks import check_chunk
 from fishleg_jax._jit import jitted
 from fishleg_jax.compaction.analysis import Analysis
-from fishleg_jax.compaction.compact import coupled
 from fishleg_jax.compaction.couplings import Member
+from fishleg_jax.compaction.finding import coupled
 from fishleg_jax.compaction.gates import Plan, gated, plan_of
 from fishleg_jax.compaction.unit_scores import UnitScores
 from fishleg_jax.model import Model, check_model
