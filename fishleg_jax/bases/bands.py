@@ -72,4 +72,6 @@ def by_band(
                 )
         return score / rates.astype(score.dtype)
 
+    # says which of the pruned weights gradual pruning lets come back
+    scores.by_magnitude = saliency == "magnitude" or getattr(saliency, "by_magnitude", False)
     return scores

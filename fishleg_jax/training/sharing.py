@@ -63,6 +63,11 @@ def shared(
                 "prune must return fishleg_prune or gradual_prune with the estimator that it is "
                 f"given, got a transformation whose state is a {type(state).__name__}"
             )
+        if state.shadow is not None:
+            raise ValueError(
+                "prune must not combine regrow with magnitude scores, as the natural gradient does "
+                'not move pruned weights: use saliency="auto" or "obs"'
+            )
         return SharedState(optimizer.init(params), state._replace(estimate=()))
 
     def update(

@@ -45,7 +45,7 @@ def test_a_weight_that_was_pruned_too_early_comes_back():
     without, stays, _ = run(sparsity=SCHEDULE)
     assert not masks[4, 0] and not stays[4:, 0].any()
     back = 1 + np.flatnonzero(~masks[:-1, 0] & masks[1:, 0])[0]
-    assert path[back, 0] == 0.0 and path[back + 1, 0] > 0 and masks[back:, 0].all()
+    assert path[back - 1, 0] == 0.0 and path[back, 0] > 0.5 and masks[back:, 0].all()
     assert path[-1, 0] > 2 and abs(without[-1, 0]) == 0
     # as many go for it, so that it is the schedule's number all the same
     np.testing.assert_array_equal((~masks).sum(1), (~stays).sum(1))
@@ -78,7 +78,7 @@ def test_a_share_that_is_none_is_counted_and_nothing_comes_back(value):
 
 
 def test_nothing_comes_back_for_nothing():
-    """Weights without a gradient stay where they are, however many were to come back."""
+    """Weights without updates stay where they are, however many were to come back."""
     tx = flj.gradual_prune(MAGNITUDE, SCHEDULE, prunable="w", regrow=1.0, mask_every=5)
     params = {"w": jnp.arange(1.0, 9)[:, None]}
 
@@ -91,10 +91,59 @@ def test_nothing_comes_back_for_nothing():
     (_, state), masks = jax.lax.scan(step, (params, tx.init(params)), grads)
     np.testing.assert_array_equal(masks[-1], np.arange(8) >= 4)
     assert not (masks[1:] & ~masks[:-1]).any() and flj.check(state).ok
-    # with one that is not finite it is refused
-    grads = {"w": grads["w"].at[9, 0].set(jnp.nan)}
-    (_, state), _ = jax.lax.scan(step, (params, tx.init(params)), grads)
+
+
+@pytest.mark.parametrize("saliency", ["obs", lambda params, *_: params["w"] ** 2])
+def test_a_gradient_that_is_not_finite_is_refused(saliency):
+    """Where an estimate says by the gradient which weights come back."""
+    estimator = flj.inverse.diagonal(LINEAR, labels="empirical")
+    tx = flj.gradual_prune(
+        estimator, SCHEDULE, prunable="w", regrow=1.0, mask_every=5, saliency=saliency
+    )
+    inputs = jax.random.normal(jax.random.key(0), (64, 8))
+    batch, params = (inputs, inputs @ TARGET), START
+    state, update = tx.init(START), jax.jit(tx.update)
+    for i in range(STEPS):
+        grads = {"w": jnp.zeros((8, 1)).at[0].set(jnp.nan if i == 9 else 0.0)}
+        still = jax.tree.map(jnp.zeros_like, params)
+        updates, state = update(still, state, params, batch=batch, grad=grads)
+        params = optax.apply_updates(params, updates)
     assert flj.check(state).failures == 1 and flj.check(state).sparsity == 0.5
+
+
+@pytest.mark.parametrize("saliency", ["auto", "magnitude", "function"])
+def test_returns_do_not_depend_on_the_unit_of_the_inputs(saliency):
+    """Gradients and weights have different units, so that neither competes with the other."""
+
+    def masks_at(unit):
+        square = lambda params, *_: jax.tree.map(jnp.square, params)
+        tx = optax.chain(
+            optax.sgd(lambda count: jnp.where(count < 5, 0.0, 0.05 / unit**2)),
+            flj.gradual_prune(
+                flj.inverse.diagonal(LINEAR, 1e-3 * unit**2),
+                SCHEDULE,
+                mask_every=5,
+                prunable="w",
+                regrow=0.5,
+                saliency=square if saliency == "function" else saliency,
+                compensation=flj.compensation.none(),
+            ),
+        )
+        params = {"w": START["w"] / unit}
+
+        def step(carry, x):
+            params, state = carry
+            batch = x, x @ (TARGET / unit)
+            grads = jax.grad(lambda p: flj.loss(LINEAR, p, batch))(params)
+            updates, state = tx.update(grads, state, params, batch=batch)
+            return (optax.apply_updates(params, updates), state), flj.masks(state)["w"][:, 0]
+
+        inputs = unit * jax.random.normal(jax.random.key(0), (STEPS, 64, 8))
+        return np.asarray(jax.lax.scan(step, (params, tx.init(params)), inputs)[1])
+
+    masks = masks_at(1.0)
+    assert (masks[1:] & ~masks[:-1]).any()
+    np.testing.assert_array_equal(masks_at(1 / 16), masks)
 
 
 def test_the_gradient_is_of_the_batch_or_handed_in_or_known_to_the_wrapper():
@@ -110,6 +159,7 @@ def test_the_gradient_is_of_the_batch_or_handed_in_or_known_to_the_wrapper():
         np.testing.assert_array_equal(other_masks, masks)
         np.testing.assert_allclose(other, path, rtol=1e-5, atol=1e-6)
         assert report.ok
-    without = flj.gradual_prune(MAGNITUDE, 0.5, prunable="w", regrow=0.5)
+    estimator = flj.inverse.diagonal(LINEAR)
+    without = flj.gradual_prune(estimator, 0.5, prunable="w", regrow=0.5, saliency="obs")
     with pytest.raises(ValueError, match="regrow needs the gradient: pass it"):
-        without.update(START, without.init(START), START)
+        without.update(START, without.init(START), START, assimilate=False)

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fishleg_jax import _tree, inverse
+from fishleg_jax import _tree
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._placed import prepared
 from fishleg_jax.inverse.base import movable_damping, with_damping
 from fishleg_jax.pruning import update
 from fishleg_jax.pruning.compensation._independent import to_zero
 from fishleg_jax.pruning.gradual import choice
+from fishleg_jax.pruning.gradual import shadow as _shadow
 from fishleg_jax.pruning.gradual.plan import GradualPlan, StepInputs, adjustable_in
-from fishleg_jax.pruning.gradual.regrowth import revived
+from fishleg_jax.pruning.gradual.regrowth import may_return, newton_step, predicted_falls
 from fishleg_jax.pruning.gradual.state import GradualState
 from fishleg_jax.pruning.masks.groups import Groups, zeros_in
 from fishleg_jax.pruning.masks.lowest import keep_highest
@@ -37,6 +38,7 @@ class MaskSite(NamedTuple):
         share: Largest share of the pruned weights that may come back; None without regrowth.
         target: Weights where the optimiser would take them, in float32 or better.
         old: Masks before.
+        shadow: Pruned weights where the optimiser would take them; None without a shadow.
     """
 
     plan: GradualPlan
@@ -47,6 +49,7 @@ class MaskSite(NamedTuple):
     share: jax.Array | None
     target: Any
     old: Any
+    shadow: Any | None = None
 
 
 def by_loss(plan: GradualPlan, inputs: StepInputs) -> bool:
@@ -113,19 +116,26 @@ def _scored(
     if site.plan.regrow is None:
         return scores, free
     # Let weights that may come back compete with those that stay, in the same units.
-    ones = saliency == "magnitude"
-    backs, gains = revived(
-        inverse.identity() if ones else site.plan.estimator,
-        () if ones else estimate,
-        site.inputs.params,
-        site.inputs.curvature,
-        site.old,
-        site.groups,
-        site.state.pruned,
-        site.share,
-    )
+    gains = _gains(site, saliency, raw, estimate)
+    backs = may_return(site.groups, gains, free, site.state.pruned, site.share)
     scores = [jnp.where(m, s, gain) for m, s, gain in zip(free, scores, gains, strict=True)]
     return scores, [m | back for m, back in zip(free, backs, strict=True)]
+
+
+def _gains(site: MaskSite, saliency: Saliency, raw: Any, estimate: Any) -> list[jax.Array]:
+    """Scores of all leaves' pruned weights, in the units of the kept ones' scores."""
+    estimator = site.plan.estimator
+    found = estimator, estimate, site.inputs.params, site.inputs.curvature
+    if site.shadow is not None:
+        pruned = jax.tree.map(jnp.logical_not, site.old)
+        ahead = _shadow.put_in(site.shadow, site.target, pruned)
+    elif callable(saliency) or saliency == "magnitude":
+        ahead = newton_step(*found)
+    else:  # in nats like the scores
+        return predicted_falls(*found)
+    everywhere = jax.tree.map(jnp.ones_like, site.old)
+    scores = scores_by(saliency, estimator, estimate, ahead, everywhere, unprepared=raw)
+    return jax.tree.leaves(scores)
 
 
 def _numbers_of_magnitude(site: MaskSite) -> MaskSite:
@@ -147,13 +157,19 @@ def _numbers_of_magnitude(site: MaskSite) -> MaskSite:
 def _masked(
     site: MaskSite, scores: list[jax.Array], free: list[jax.Array], estimate: Any
 ) -> tuple[Any, Any, jax.Array]:
-    def choose(scores, _):
-        # with regrowth, weights that were pruned compete as well
-        kept = keep_highest(site.groups, scores, free, site.counts)
-        return jax.tree.structure(site.old).unflatten(kept)
-
-    new = _updated(site, scores, estimate, choose)
-    return new.masks, new.delta, _sound(new) & _finite(site, scores)
+    # with regrowth, weights that were pruned compete as well
+    kept = keep_highest(site.groups, scores, free, site.counts)
+    masks = jax.tree.structure(site.old).unflatten(kept)
+    finite = _finite(site, scores)
+    if site.shadow is not None:
+        # compensate around weights that come back as around those that were kept
+        back = jax.tree.map(lambda now, before: now & ~before, masks, site.old)
+        site = site._replace(
+            target=_shadow.put_in(site.shadow, site.target, back),
+            old=jax.tree.map(jnp.logical_or, site.old, back),
+        )
+    new = _updated(site, scores, estimate, lambda *_: masks)
+    return new.masks, new.delta, _sound(new) & finite
 
 
 def _updated(

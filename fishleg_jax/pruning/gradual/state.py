@@ -33,6 +33,9 @@ class GradualState(NamedTuple):
             requested sparsity.
         chosen: Number of mask updates that each candidate won, by its name; None unless
             `saliency` is `auto`.
+        shadow: Like the parameters, with None for leaves that are not prunable: for pruned weights
+            the value at which they would come back, for kept ones 0.  None unless `regrow` is given
+            and the scores are magnitudes.
     """
 
     count: jax.Array  # shape=(), int32
@@ -49,6 +52,7 @@ class GradualState(NamedTuple):
     failures: jax.Array  # shape=(), int32
     overdue: jax.Array  # shape=(), int32
     chosen: dict[str, jax.Array] | None = None  # shape=(), int32
+    shadow: Any | None = None
 
     def __repr__(self) -> str:
         """Returns one line, without the entries of arrays."""

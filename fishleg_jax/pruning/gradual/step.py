@@ -11,6 +11,7 @@ from fishleg_jax._branch import run_if
 from fishleg_jax._tree import apply_mask
 from fishleg_jax.inverse._assimilation import add
 from fishleg_jax.pruning._soundness import some_curvature
+from fishleg_jax.pruning.gradual import shadow as _shadow
 from fishleg_jax.pruning.gradual.assimilation import assimilated, is_ready
 from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import ScheduleRequest
@@ -39,18 +40,19 @@ def make_step(
     params, step = inputs.params, inputs.step
     # masks that were passed to `init` are not applied before the first step
     violations = jnp.where(state.count > 0, _violations(params, state.masks), 0)
-    updates, state = (
-        _wide_enough(inputs),
-        state._replace(
-            count=optax.safe_increment(state.count), violations=add(state.violations, violations)
-        ),
+    came, old = _wide_enough(inputs), state.masks
+    state = state._replace(
+        count=optax.safe_increment(state.count), violations=add(state.violations, violations)
     )
+    # Move the shadows of pruned weights by the updates that these do not get.
+    ahead = None if state.shadow is None else _shadow.moved(state.shadow, came)
     # Compare the requested number of pruned weights with the current one.
     request = request_of(plan, groups_in(plan, state, params), step, state)
     more = jnp.any(request.counts > state.pruned)
     due = more & ((step % plan.mask_every == 0) | request.flat) & inputs.emit
+    updates = came
     if not inputs.hold:
-        updates, state = _worked(plan, inputs, state, updates, violations, request, due)
+        updates, state = _worked(plan, inputs, state, came, ahead, violations, request, due)
     # a due mask update stays overdue until the masks have the requested sparsity
     short = jnp.any(request.counts > state.pruned)
     state = state._replace(
@@ -58,6 +60,8 @@ def make_step(
         failures=add(state.failures, jnp.isnan(request.sparsity)),
         overdue=jnp.where(short, add(state.overdue, due), 0),
     )
+    if ahead is not None:
+        state = state._replace(shadow=_shadow.after(ahead, params, came, old, state.masks))
     held = jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, state.masks)
     return held, state
 
@@ -67,6 +71,7 @@ def _worked(
     inputs: StepInputs,
     state: GradualState,
     updates: Any,
+    ahead: Any | None,
     violations: jax.Array,
     request: ScheduleRequest,
     due: jax.Array,
@@ -90,7 +95,7 @@ def _worked(
     due &= violations >= 0  # always true, but orders the counting before writes in place
     updates, masks, refused, won = run_if(
         due,
-        lambda carry: _extended(plan, inputs, state, groups, counts, share, *carry[:2]),
+        lambda carry: _extended(plan, inputs, state, ahead, groups, counts, share, *carry[:2]),
         (updates, state.masks, jnp.array(False), state.chosen),
     )
     return updates, state._replace(
@@ -105,6 +110,7 @@ def _extended(
     plan: GradualPlan,
     inputs: StepInputs,
     state: GradualState,
+    ahead: Any | None,
     groups: Groups,
     counts: jax.Array,
     share: jax.Array | None,
@@ -124,7 +130,7 @@ def _extended(
             plan.estimator, groups.chosen, state.estimate, inputs.params, old
         )
     # Score, mask and compensate, by the scores asked for or by those with the lowest loss.
-    site = MaskSite(plan, inputs, state, groups, counts, share, target, old)
+    site = MaskSite(plan, inputs, state, groups, counts, share, target, old, ahead)
     won = state.chosen
     if by_loss(plan, inputs):
         choice = chosen_by_loss(site)
@@ -143,7 +149,16 @@ def _extended(
         changed = jnp.where(sound, u.astype(d.dtype) + d, u)
         return jnp.where(mask, changed.astype(u.dtype), -p)  # weights come back at 0.0
 
-    return jax.tree.map(moved, came, delta, inputs.params, old), masks, ~sound, won
+    def returned(u, d, p, before, now, s):
+        if s is None:
+            return u
+        at_shadow = (s.astype(d.dtype) + d - p).astype(u.dtype)
+        return jnp.where(now & ~before, at_shadow, u)
+
+    updates = jax.tree.map(moved, came, delta, inputs.params, old)
+    if ahead is not None:  # or at their shadows
+        updates = jax.tree.map(returned, updates, delta, inputs.params, old, masks, ahead)
+    return updates, masks, ~sound, won
 
 
 def _wide_enough(inputs: StepInputs) -> Any:

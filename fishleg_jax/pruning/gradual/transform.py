@@ -17,6 +17,7 @@ from fishleg_jax.model import Model, check_model, losses
 from fishleg_jax.pruning import compensation as _compensation
 from fishleg_jax.pruning.compensation import _adjustable
 from fishleg_jax.pruning.gradual import checks as _gradual_checks
+from fishleg_jax.pruning.gradual import shadow as _shadow
 from fishleg_jax.pruning.gradual import update_checks
 from fishleg_jax.pruning.gradual.choice import candidates
 from fishleg_jax.pruning.gradual.counting import Sparsity
@@ -184,6 +185,8 @@ def gradual_prune(
         if saliency == "auto":
             names = map(str, candidates(estimator, state.estimate))
             state = state._replace(chosen={name: jnp.zeros((), jnp.int32) for name in names})
+        if _shadow.has_shadow(regrow, saliency, estimator):
+            state = state._replace(shadow=_shadow.first(params, groups, first))
         return placement.placement_for(state, params).of(state)
 
     # Compiled here as well; outside of `jit` a step's conditionals would be recompiled every time.

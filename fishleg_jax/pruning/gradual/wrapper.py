@@ -72,7 +72,8 @@ def prune(
 
     Gradients of pruned weights are zero where the optimiser clips and computes moments, norms and
     trust ratios, and its state for these weights is reset to zero, which the last transformation of
-    a chain can't do.  The updates end in the same exact zeros.
+    a chain can't do.  The updates end in the same exact zeros.  With `regrow` and magnitude scores
+    the optimiser does see pruned weights, since its updates are what brings them back.
 
     Args:
         inner: Optimiser; clipping and weight decay belong in here.
@@ -122,8 +123,9 @@ def prune(
         **extra,
     ):
         if params is not None:
-            # Hide pruned weights from the optimiser.
-            kept = apply_mask(updates, state.pruning.masks)
+            # Hide pruned weights from the optimiser, unless it moves their shadows.
+            hidden = None if state.pruning.shadow is not None else state.pruning.masks
+            kept = apply_mask(updates, hidden)
             moved, inner_state = inner.update(kept, state.inner, params, **extra)
         else:
             moved, inner_state = updates, state.inner  # rejected below
@@ -138,7 +140,9 @@ def prune(
             hold=hold,
             emit=emit,
         )
-        return out, PruneState(pruned, _cut(inner_state, pruned.masks))
+        if pruned.shadow is None:
+            inner_state = _cut(inner_state, pruned.masks)
+        return out, PruneState(pruned, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
