@@ -79,8 +79,9 @@ def _rows(args: argparse.Namespace, name: str, runner: Runner) -> list[dict]:
                     "examples": args.examples if mode == "one_shot" else None,
                     "epochs": args.epochs if mode == "dynamic" else None,
                 }
-                if mode == "dynamic":  # results of other versions had another share
+                if mode == "dynamic":  # results of other versions had another share, or rule
                     wanted["replaced"] = pruning.REPLACED
+                    wanted["regrowth"] = "shadow of magnitudes"
                 identity = {
                     "model": name,
                     "mode": mode,
@@ -115,24 +116,36 @@ def _label(row: dict) -> str:
 def table(rows: Sequence[dict], args: argparse.Namespace) -> record.Table:
     """Accuracies of one network in one mode: a row per method and basis, a column per density.
 
+    If dynamic, a further column per density has the number of coefficients that came back.
+
     Args:
         rows: objects of `results.json`.
         args: the arguments.
     """
     densities = sorted({row["settings"]["density"] for row in rows}, reverse=True)
     dense = record.spread([row["dense_accuracy"] for row in rows])
-    cells: list[list[record.Cell]] = [["dense", *[dense] * len(densities)]]
+    name, dynamic = rows[0]["model"], rows[0]["mode"] == "dynamic"
+    shown = ("accuracy", "returned") if dynamic else ("accuracy",)
+    more: list[record.Cell] = [None] * (len(shown) - 1) * len(densities)
+    cells: list[list[record.Cell]] = [["dense", *[dense] * len(densities), *more]]
     for label in dict.fromkeys(map(_label, rows)):
         own = [row for row in rows if _label(row) == label]
-        of = [[r["accuracy"] for r in own if r["settings"]["density"] == d] for d in densities]
+        of = [
+            [r[key] for r in own if r["settings"]["density"] == density]
+            for key in shown
+            for density in densities
+        ]
         cells.append([label, *map(record.spread, of)])
-    name, dynamic = rows[0]["model"], rows[0]["mode"] == "dynamic"
     how = f"while it trains for {args.epochs} epochs" if dynamic else "in one shot"
     return record.Table(
         title=f"{name}, pruned in space and in the DCT {how}: test accuracy, %",
-        columns=["", *(f"{100 * d:g} % kept" for d in densities)],
+        columns=[
+            "",
+            *(f"{100 * d:g} % kept" for d in densities),
+            *(f"came back, {100 * d:g} %" for d in densities if dynamic),
+        ],
         rows=cells,
-        decimals=[0, *[2] * len(densities)],
+        decimals=[0, *[2] * len(densities), *[0] * len(more)],
         seed=record.seeds(rows),
         data=NETWORKS[name].dataset,
         examples="all training examples, all test examples"

@@ -109,9 +109,10 @@ def pruned(
         seed: for the choice and order of examples.
 
     Returns:
-        Accuracy, loss, share kept and seconds.
+        Accuracy, loss, share kept and seconds; with `dynamic` also the number of coefficients that
+        came back, summed over the mask updates.
     """
-    begin = time.perf_counter()
+    begin, more = time.perf_counter(), {}
     network = changed(spec, basis_name != "space")
     basis = network.basis
     coefficients = basis.coefficients(dense.params)
@@ -127,13 +128,14 @@ def pruned(
                 spec, basis.weights(coefficients), constants, split.train, seed
             )
     else:
-        coefficients, constants = _while_trained(
+        coefficients, constants, returned = _while_trained(
             spec, basis_name, coefficients, split, dense, method, density, epochs, seed
         )
+        more["returned"] = returned
     seconds = time.perf_counter() - begin
     accuracy, loss = results.measure(spec, basis.weights(coefficients), split.test, constants)
     kept = 1 - flj.sparsity(coefficients, prunable)
-    return {"accuracy": accuracy, "loss": loss, "kept": kept, "seconds": seconds}
+    return {"accuracy": accuracy, "loss": loss, "kept": kept, "seconds": seconds, **more}
 
 
 def _in_one_shot(
@@ -185,18 +187,21 @@ def _while_trained(
     density: float,
     epochs: int,
     seed: int,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, int]:
+    """Coefficients and constants, and the number of coefficients that came back."""
     batch = min(spec.train_batch, len(split.train[0]))
     steps = len(split.train[0]) // batch
     tx, step = _training(spec, basis_name, method, density, epochs * steps)
     constants, state = dense.constants, tx.init(coefficients)
+    returned = jnp.zeros((), jnp.int32)
     order = np.random.default_rng(seed)
     for _ in range(epochs):
         chosen = order.permutation(len(split.train[0]))[: steps * batch].reshape(steps, batch)
         for rows in chosen:
             data = processes.read(split.train, rows)
-            coefficients, constants, state = step(coefficients, constants, state, *data)
-    return coefficients, constants
+            coefficients, constants, state, back = step(coefficients, constants, state, *data)
+            returned += back
+    return coefficients, constants, int(returned)
 
 
 @lru_cache(maxsize=64)  # seeds share a compilation
@@ -228,8 +233,11 @@ def _training(
 
         grads, new = jax.grad(loss_in_basis, has_aux=True)(coefficients)
         batch = as_batch(inputs, targets, constants)
+        before = flj.masks(state)
         updates, state = tx.update(grads, state, coefficients, batch=batch)
-        return optax.apply_updates(coefficients, updates), new, state
+        back = jax.tree.map(lambda old, now: (~old & now).sum(), before, flj.masks(state))
+        coefficients = optax.apply_updates(coefficients, updates)
+        return coefficients, new, state, sum(jax.tree.leaves(back))
 
     return tx, step
 

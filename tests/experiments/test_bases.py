@@ -16,6 +16,7 @@ def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
     train, test = datasets.digits()
     few = datasets.Data(tuple(x[:256] for x in train), tuple(x[:100] for x in test))
     monkeypatch.setattr(datasets, "load", lambda *_: few)
+    monkeypatch.setattr(bases.pruning, "RATE", 0.05)  # so that much moves in a few steps
     arguments = [
         "--networks",
         "cnn",
@@ -27,17 +28,20 @@ def test_magnitude_of_both_bases_at_equal_counts(tmp_path, monkeypatch, capsys):
         "0",
     ]
     arguments += ["--bases", "space,dct_bands", "--densities", "0.2", "--dynamic-densities", "0.2"]
-    arguments += ["--examples", "128", "--epochs", "1", "--out", str(tmp_path)]
+    arguments += ["--examples", "128", "--epochs", "3", "--out", str(tmp_path)]
     assert bases.main(arguments) == 0
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["mode"] for row in rows] == ["one_shot"] * 2 + ["dynamic"] * 2
     kernels = 3 * 3 * 1 * 16 + 3 * 3 * 16 * 32
     wanted = 1 - int(0.8 * kernels) / kernels
     assert all(abs(row["kept"] - wanted) < 1e-6 for row in rows)
+    assert all(("returned" in row) == (row["mode"] == "dynamic") for row in rows)
+    assert all(row["returned"] > 0 for row in rows[2:])
     for name in ("bases.png", "bases_dynamic.png"):
         assert (tmp_path / name).stat().st_size > 1000
     shown = capsys.readouterr().out
     assert "magnitude, dct_bands" in shown and "20 % kept" in shown
+    assert "came back, 20 %" in shown
     # the same command takes what is there
     monkeypatch.setattr(bases.pruning, "pruned", None)
     assert bases.main(arguments) == 0
