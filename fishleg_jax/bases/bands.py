@@ -31,7 +31,8 @@ def by_band(
 
     Returns:
         A function for the argument `saliency` of `prune_one_shot`, `gradual_prune` and
-        `fishleg_prune`.
+        `fishleg_prune`.  With `regrow` coefficients come back by their shadows if `saliency` is
+        `magnitude`, else as with any function.
 
     Raises:
         ValueError: Another type of argument; rates that are not positive, when it is called.

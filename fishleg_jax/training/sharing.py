@@ -46,7 +46,8 @@ def shared(
         prune: Function of the estimator that returns the pruning.
 
     Raises:
-        ValueError: `prune` is not a function, or does not return a gradual pruning.
+        ValueError: `prune` is not a function, or does not return a gradual pruning; from `init`,
+            a pruning with `regrow` and magnitude scores, which needs updates of pruned weights.
     """
     if not callable(prune):
         raise ValueError(

@@ -236,6 +236,48 @@ def test_coefficients_come_back_while_training_goes_on():
     assert any((later & ~before).any() for before, later in zip(seen, seen[1:], strict=False))
 
 
+@pytest.mark.parametrize("saliency", ["magnitude", "by band", "auto"])
+def test_coefficients_come_back_by_magnitude_and_an_identity_changes_no_bit(saliency):
+    def masks_of(model, basis, name):
+        if name == "by band":
+            name = flj.bases.by_band(basis, lambda x: 2.0**x, "magnitude")
+        pruning = flj.gradual_prune(
+            flj.inverse.diagonal(model, labels="empirical"),
+            0.5,
+            model=model,
+            prunable="conv",
+            aux_every=1,
+            mask_every=2,
+            regrow=lambda step: 0.5,
+            saliency=name,
+            compensation=flj.compensation.none(),
+        )
+        tx = optax.chain(optax.adam(0.2), pruning)
+        params = PARAMS if basis is None else basis.coefficients(PARAMS)
+        state, seen = tx.init(params), []
+
+        @jax.jit
+        def step(params, state):
+            gradient = jax.grad(lambda p: flj.loss(model, p, (X, LABELS)))(params)
+            updates, state = tx.update(gradient, state, params, batch=(X, LABELS))
+            return optax.apply_updates(params, updates), state
+
+        for _ in range(10):
+            params, state = step(params, state)
+            seen.append(np.asarray(flj.masks(state)["conv"]))
+            assert seen[-1].sum() == 9 and not np.asarray(params["conv"])[~seen[-1]].any()
+        return params, np.stack(seen)
+
+    model = flj.bases.in_basis(MODEL, DCT)
+    _, masks = masks_of(model, DCT, saliency)
+    assert (masks[1:] & ~masks[:-1]).any()
+    if saliency != "by band":
+        plain = masks_of(MODEL, None, saliency)
+        same = flj.bases.identity()
+        assert_same(masks_of(flj.bases.in_basis(MODEL, same), same, saliency), plain)
+        assert_same(masks_of(flj.bases.in_basis(MODEL, EYES), EYES, saliency), plain)
+
+
 def test_bands_shape_the_scores():
     bands = DCT.bands(PARAMS)
     assert bands["conv"][:, :, 0, 1].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]

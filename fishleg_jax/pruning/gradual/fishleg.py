@@ -122,10 +122,16 @@ def fishleg_prune(
             of the schedule, ignoring all other batches; at least 32 for FishLeg, the number from
             which it starts.
         regrow: Share in [0, 1] of the pruned weights that may come back at a mask update; None for
-            none of them.  Those come back for which the estimate predicts the largest falls of the
-            loss, `½ g² [F⁻¹]_ii`, if larger than the scores of as many others that are pruned
-            instead.  They start from 0.0.  A number applies while the sparsity rises; a function of
-            the step whenever it is not 0 at a step divisible by `mask_every`.
+            none of them.  Those with the highest scores come back, if these are higher than the
+            scores of as many others, which are pruned instead.  With `obs`, `obd` and `mixture` a
+            pruned weight's score is the fall of the loss that the estimate predicts, `½ g²
+            [F⁻¹]_ii`, and it starts from 0.0.  With `magnitude` pruned weights go on being updated
+            in a copy, the state's `shadow`, from the value at which they were pruned; their scores
+            are those of the copy, and a weight comes back with the value there.  So it is for all
+            scores by `inverse.identity()`.  `auto`, for its magnitudes, and functions score a
+            pruned weight at a Newton step from 0, `−[F⁻¹]_ii g`; it starts from 0.0.  A number
+            applies while the sparsity rises; a function of the step whenever it is not 0 at a step
+            divisible by `mask_every`.
         saliency: Scores of the weights: `magnitude`, half the square of a weight; `obd`, that times
             the Fisher's diagonal; `obs`, divided by the diagonal of the inverse; `mixture`, the
             geometric mean of both; or a function `(params, masks, estimator, state, gradient) ->

@@ -89,7 +89,11 @@ def gradual_prune(
             it is fitted from scratch before every step divisible by `mask_every` and before the end
             of the schedule, ignoring all other batches; masks are extended only after all of them.
         regrow: Share in [0, 1] of the pruned weights that may come back at a mask update, a number
-            or a function of the step; None for none of them.
+            or a function of the step; None for none of them.  With `magnitude`, and with any scores
+            by `inverse.identity()`, pruned weights go on being updated in a copy, the state's
+            `shadow`, and come back with the value there if its magnitude is above that of others.
+            With `obs`, `obd` and `mixture` those come back, at 0.0, for which the estimate predicts
+            the largest falls of the loss; `auto` and functions are as in `fishleg_prune`.
         saliency: Scores of the weights: `magnitude`, `obd`, `obs`, `mixture`, a function
             `(params, masks, estimator, state, gradient) -> scores`, or `auto`, which chooses at
             every mask update by the loss on its batch, as `fishleg_prune` describes.
