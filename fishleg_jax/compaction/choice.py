@@ -15,7 +15,7 @@ from fishleg_jax.compaction.analysis import first
 from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.comparison import Misfit
 from fishleg_jax.compaction.costs import TIMES, measure, prices
-from fishleg_jax.compaction.cutting import WIDTH, uncuttable
+from fishleg_jax.compaction.cutting import uncuttable
 from fishleg_jax.compaction.finding import EXAMPLES, coupled
 from fishleg_jax.compaction.timing import Clock
 from fishleg_jax.compaction.unit_scores import UnitScores, of_given, of_members
@@ -113,8 +113,7 @@ def choose_units(
     wrong = uncuttable(network, given, factors, first(inputs, EXAMPLES))
     if couplings is not None and wrong:
         i, error = next(iter(wrong.items()))
-        text = error if isinstance(error, Misfit) else WIDTH
-        raise ValueError(f"couplings[{i}]: {text}; leave it out") from error
+        raise ValueError(f"couplings[{i}]: {error}; leave it out") from error
     if couplings is None:
         may_go = [x.mixed is None and i not in wrong for i, x in enumerate(factors)]
         fixed = [x for x in wrong.values() if isinstance(x, Misfit)]
@@ -220,7 +219,6 @@ def _masks(params: Any, couplings: Sequence, alive: Sequence[np.ndarray]) -> Any
     for members, living in zip(couplings, alive, strict=True):
         for x in members:
             if x.name in masks:
-                gone = x.indices(np.flatnonzero(~living))
-                np.moveaxis(masks[x.name], x.axis, 0)[gone] = False
+                masks[x.name] = x.emptied(masks[x.name], np.flatnonzero(~living))
     arrays_of = [jax.numpy.asarray(x) for x in masks.values()]
     return jax.tree.structure(params).unflatten(arrays_of)

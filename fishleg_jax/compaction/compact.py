@@ -15,7 +15,7 @@ from fishleg_jax.compaction.analysis import Analysis, Network, analyse, coupling
 from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.comparison import Misfit
 from fishleg_jax.compaction.couplings import Member
-from fishleg_jax.compaction.cutting import FIXED, WIDTH, uncuttable, without
+from fishleg_jax.compaction.cutting import FIXED, uncuttable, without
 from fishleg_jax.compaction.finding import EXAMPLES, coupled, living_leaves
 from fishleg_jax.compaction.removal import Decision, Run, check_settled, decide
 from fishleg_jax.compaction.result import Compact, Kept
@@ -102,10 +102,11 @@ def compact(
     wrong = uncuttable(network, given, run.factors, few)
     frozen = {}
     if couplings is None:
-        frozen = {i: FIXED if isinstance(x, Misfit) else WIDTH for i, x in wrong.items()}
+        frozen = {i: FIXED if isinstance(x, Misfit) else str(x) for i, x in wrong.items()}
     decision, others = decide([run], frozen, multiple_of), []
     if any(not living.all() for living in decision.alive):
-        analysed = lambda x: analyse(network, living_leaves(network, masks), x, given)
+        own = living_leaves(network, masks)
+        analysed = lambda x: analyse(network, own, x, given)
         runs, others = _other_runs(network, run, given, few, analysed, bool(decision.changes))
         decision = decide([run, *runs], frozen, multiple_of)
     _check_cut(network, given, wrong, decision, couplings, few)
@@ -119,8 +120,9 @@ def compact(
     # Report.
     counted = [_report.flops(x, inputs) for x in (network, small)]
     sizes = [x.units for x, *_ in given]
+    leaves = network.leaves()
     units = [
-        _report.units_of(*row, network.leaves())
+        _report.units_of(*row, leaves)
         for row in zip(given, decision.alive, decision.reasons, strict=True)
     ]
     report = _report.CompactReport(
@@ -210,9 +212,8 @@ def _check_cut(
             if nothing and isinstance(error, Misfit) and FIXED in decision.reasons[i].values():
                 raise error
         elif not decision.alive[i].all():
-            fixed = isinstance(error, Misfit)
-            text = f"{error}{_lacking(network, given, inputs)}" if fixed else WIDTH
-            raise ValueError(f"couplings[{i}]: {text}; leave it out") from error
+            hint = _lacking(network, given, inputs) if isinstance(error, Misfit) else ""
+            raise ValueError(f"couplings[{i}]: {error}{hint}; leave it out") from error
 
 
 def _lacking(network: Network, given: Sequence[tuple[Member, ...]], inputs: Any) -> str:

@@ -39,6 +39,17 @@ class Member(NamedTuple):
         """Returns the leaf with these units alone, or in this order."""
         return np.take(np.asarray(leaf), self.indices(units), axis=self.axis)
 
+    def by_unit(self, leaf: Any) -> np.ndarray:
+        """The leaf as an array of shape (outer, units, inner, entries of the other axes)."""
+        array = np.moveaxis(np.asarray(leaf), self.axis, 0)
+        return array.reshape(self.outer, self.units, self.inner, -1)
+
+    def emptied(self, leaf: Any, units: np.ndarray) -> np.ndarray:
+        """A copy of the leaf with zeros at some units."""
+        found = np.array(leaf)
+        np.moveaxis(found, self.axis, 0)[self.indices(units)] = 0
+        return found
+
     @property
     def short(self) -> tuple:
         """The member as users write it."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +13,6 @@ from fishleg_jax.compaction.axes import Factor
 from fishleg_jax.compaction.couplings import Member
 from fishleg_jax.compaction.slicing import Cuts, cut, cuts_of
 
-WIDTH = "the outputs depend on the number of these units"
 FIXED = "f does not run with fewer of these units: their number is fixed elsewhere than in params"
 
 
@@ -78,8 +76,7 @@ def uncuttable(
         for i in numbers:
             alive[i][alive[i].size // 2 :] = False
             for x in couplings[i]:
-                gone = x.indices(np.flatnonzero(~alive[i]))
-                empty[x.name] = _emptied(empty[x.name], x.axis, gone)
+                empty[x.name] = x.emptied(empty[x.name], np.flatnonzero(~alive[i]))
         whole = Network(network.function, *network.trees(empty))
         small, _ = without(whole, couplings, alive)
         return comparison.difference(whole, small, inputs)
@@ -88,29 +85,3 @@ def uncuttable(
         return {}
     found = {i: trial([i]) for i in tried}
     return {i: error for i, error in found.items() if error is not None}
-
-
-def _emptied(leaf: Any, axis: int, gone: np.ndarray) -> np.ndarray:
-    """A leaf with zeros at some indices of an axis."""
-    found = np.array(leaf)
-    np.moveaxis(found, axis, 0)[gone] = 0
-    return found
-
-
-def with_living_zeros(network: Network, masks: Any, kernels: Sequence[bool]) -> dict[str, Any]:
-    """Leaves in which weights that are zero, but not pruned, are next to zero instead.
-
-    Units go for weights that were pruned, not for those that have yet to be trained, as behind a
-    layer that begins at zero.
-
-    Args:
-        network: The network with pruned weights at zero.
-        masks: Booleans like its parameters, False for pruned.
-        kernels: Which leaves of the parameters hold weights, not biases or norms.
-    """
-    leaves = network.leaves()
-    for name, mask, kernel in zip(leaves, jax.tree.leaves(masks), kernels, strict=False):
-        leaf = jnp.asarray(leaves[name])
-        if kernel and jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaves[name] = jnp.where(mask & (leaf == 0), jnp.finfo(leaf.dtype).tiny * 2, leaf)
-    return leaves

@@ -13,7 +13,6 @@ from fishleg_jax._jit import is_traced
 from fishleg_jax.compaction import verification
 from fishleg_jax.compaction.analysis import Analysis, Network, analyse, couplings_of, first
 from fishleg_jax.compaction.couplings import Member, read_all
-from fishleg_jax.compaction.cutting import with_living_zeros
 from fishleg_jax.model import Model
 
 EXAMPLES = 4  # of the inputs, for all but the last comparison
@@ -122,8 +121,22 @@ def _check_runs(network: Network, inputs: Any) -> None:
 
 
 def living_leaves(network: Network, masks: Any | None) -> dict[str, Any]:
-    """Leaves to analyse: weights that are zero count as pruned only if no masks are given."""
+    """Leaves to analyse: weights that are zero count as pruned only if no masks are given.
+
+    With masks, those of kernels that are zero, but not pruned, become next to zero: units go for
+    weights that were pruned, not for those of a layer that begins at zero.
+
+    Args:
+        network: The network with pruned weights at zero.
+        masks: Booleans like its parameters, False for pruned; or None.
+    """
+    leaves = network.leaves()
     if masks is None:
-        return network.leaves()
-    reasons = _prunable.default_reasons(_tree.named_leaves(network.params), None)
-    return with_living_zeros(network, masks, [x is None for x in reasons])
+        return leaves
+    named = _tree.named_leaves(network.params)
+    reasons = _prunable.default_reasons(named, None)
+    for (name, leaf), mask, reason in zip(named, jax.tree.leaves(masks), reasons, strict=True):
+        if reason is None:
+            tiny = jnp.finfo(jnp.result_type(leaf)).tiny * 2
+            leaves[name] = jnp.where(mask & (leaf == 0), tiny, leaf)
+    return leaves

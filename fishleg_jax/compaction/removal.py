@@ -1,7 +1,6 @@
 """Decides which units go: those that give out a constant, or meet zeros."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +44,7 @@ class Decision(NamedTuple):
     changes: Changes
 
 
-def decide(
-    runs: Sequence[Run],
-    frozen: Mapping[int, str] = MappingProxyType({}),
-    multiple_of: int = 1,
-) -> Decision:
+def decide(runs: Sequence[Run], frozen: Mapping[int, str], multiple_of: int) -> Decision:
     """Decides on the units of every coupling.
 
     Args:

@@ -107,12 +107,11 @@ def units_of(
     """
     found = dict(reasons)
     for member in members:
-        leaf = np.asarray(leaves[member.name])
-        if leaf.ndim < 2:
+        if np.ndim(leaves[member.name]) < 2:
             continue
-        for unit in np.flatnonzero(living).tolist():
-            if not member.take(leaf, np.array([unit])).any():
-                found.setdefault(unit, f"all its weights in {member.name} are zero, but {USED}")
+        weights = member.by_unit(leaves[member.name]).any(axis=(0, 2, 3))
+        for unit in np.flatnonzero(living & ~weights).tolist():
+            found.setdefault(unit, f"all its weights in {member.name} are zero, but {USED}")
     stay: dict[str, tuple[int, ...]] = {}
     for unit, reason in found.items():
         stay[reason] = (*stay.get(reason, ()), unit)

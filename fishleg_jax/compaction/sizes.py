@@ -33,15 +33,14 @@ def other_runs(
         Inputs, an analysis, and whether loops take longer than on the inputs given.
     """
     steps = _steps(network, inputs)
-    for size, axes in _lengths(network, inputs):
-        resized = lambda n, size=size, axes=axes: _resized(inputs, size, axes, n)
-        fewer = [n for n in _shorter(size) if _runs(network, resized(n))]
-        loops = _steps(network, resized(fewer[-1])) != steps
+    for size, axes, shorter in _lengths(network, inputs):
+        loops = _steps(network, shorter[-1]) != steps
         if folded:
-            for n in (fewer[0], fewer[-1]) if loops else fewer:
-                yield resized(n), analysed(resized(n)), False
-        if loops and _runs(network, resized(2 * size)):
-            yield resized(2 * size), analysed(resized(2 * size)), True
+            for other in (shorter[0], shorter[-1]) if loops else shorter:
+                yield other, analysed(other), False
+        longer = _resized(inputs, size, axes, 2 * size)
+        if loops and _runs(network, longer):
+            yield longer, analysed(longer), True
 
 
 def _shorter(size: int) -> list[int]:
@@ -49,15 +48,17 @@ def _shorter(size: int) -> list[int]:
     return sorted({*(size - n for n in SHORTER if n < size), size // 2}, reverse=True)
 
 
-def _lengths(network: Network, inputs: Any) -> Iterator[tuple[int, Sequence[int]]]:
-    """Yields sizes of the inputs that `f` also takes smaller, with the axes that have them."""
+def _lengths(network: Network, inputs: Any) -> Iterator[tuple[int, Sequence[int], list[Any]]]:
+    """Yields sizes that `f` also takes smaller, the axes that have them, and smaller inputs."""
     shapes = [np.shape(x) for x in jax.tree.leaves(inputs)]
     for size in sorted({n for shape in shapes for n in shape[1:] if n > 1}):
         axes = sorted({i for shape in shapes for i, n in enumerate(shape) if i and n == size})
         # all at once, as height and width; else one by one, as positions beside features
         for chosen in dict.fromkeys([tuple(axes), *((i,) for i in axes)]):
-            if any(_runs(network, _resized(inputs, size, chosen, n)) for n in _shorter(size)):
-                yield size, chosen
+            smaller = (_resized(inputs, size, chosen, n) for n in _shorter(size))
+            running = [x for x in smaller if _runs(network, x)]
+            if running:
+                yield size, chosen, running
                 break
 
 

@@ -128,8 +128,7 @@ def of_members(members: tuple[Member, ...], scores: dict[str, Any]) -> np.ndarra
     total = np.zeros(members[0].units)
     for x in members:
         if x.name in scores:
-            leaf = np.moveaxis(np.asarray(scores[x.name], np.float64), x.axis, 0)
-            parts = leaf.reshape(x.outer, x.units, x.inner, -1)
+            parts = x.by_unit(np.asarray(scores[x.name], np.float64))
             total += parts.sum(axis=(0, 2, 3))
     if not np.isfinite(total).all():
         raise ValueError(f"scores: {members[0].name!r} has units with NaN or infinite scores")

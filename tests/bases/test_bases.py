@@ -206,8 +206,8 @@ def test_every_estimate_prunes_coefficients():
         assert int((DCT.weights(result.params)["conv"] == 0).sum()) == 0
 
 
-def test_coefficients_come_back_while_training_goes_on():
-    model = flj.bases.in_basis(MODEL, DCT)
+def masks_while_trained(model, basis, saliency, optimiser, steps):
+    """The last weights, and the masks of every step, of which half are kept."""
     pruning = flj.gradual_prune(
         flj.inverse.diagonal(model, labels="empirical"),
         0.5,
@@ -216,12 +216,12 @@ def test_coefficients_come_back_while_training_goes_on():
         aux_every=1,
         mask_every=2,
         regrow=lambda step: 0.5,
-        saliency="obs",
+        saliency=saliency,
         compensation=flj.compensation.none(),
     )
-    tx = optax.chain(optax.sgd(0.5), pruning)
-    params, seen = DCT.coefficients(PARAMS), []
-    state = tx.init(params)
+    tx = optax.chain(optimiser, pruning)
+    params = PARAMS if basis is None else basis.coefficients(PARAMS)
+    state, seen = tx.init(params), []
 
     @jax.jit
     def step(params, state):
@@ -229,53 +229,34 @@ def test_coefficients_come_back_while_training_goes_on():
         updates, state = tx.update(gradient, state, params, batch=(X, LABELS))
         return optax.apply_updates(params, updates), state
 
-    for _ in range(6):
+    for _ in range(steps):
         params, state = step(params, state)
         seen.append(np.asarray(flj.masks(state)["conv"]))
-        assert seen[-1].sum() == 9
-    assert any((later & ~before).any() for before, later in zip(seen, seen[1:], strict=False))
+        assert seen[-1].sum() == 9 and not np.asarray(params["conv"])[~seen[-1]].any()
+    return params, np.stack(seen)
+
+
+def test_coefficients_come_back_while_training_goes_on():
+    model = flj.bases.in_basis(MODEL, DCT)
+    _, masks = masks_while_trained(model, DCT, "obs", optax.sgd(0.5), 6)
+    assert (masks[1:] & ~masks[:-1]).any()
 
 
 @pytest.mark.parametrize("saliency", ["magnitude", "by band", "auto"])
 def test_coefficients_come_back_by_magnitude_and_an_identity_changes_no_bit(saliency):
-    def masks_of(model, basis, name):
+    def masks_of(model, basis):
+        name = saliency
         if name == "by band":
             name = flj.bases.by_band(basis, lambda x: 2.0**x, "magnitude")
-        pruning = flj.gradual_prune(
-            flj.inverse.diagonal(model, labels="empirical"),
-            0.5,
-            model=model,
-            prunable="conv",
-            aux_every=1,
-            mask_every=2,
-            regrow=lambda step: 0.5,
-            saliency=name,
-            compensation=flj.compensation.none(),
-        )
-        tx = optax.chain(optax.adam(0.2), pruning)
-        params = PARAMS if basis is None else basis.coefficients(PARAMS)
-        state, seen = tx.init(params), []
+        return masks_while_trained(model, basis, name, optax.adam(0.2), 10)
 
-        @jax.jit
-        def step(params, state):
-            gradient = jax.grad(lambda p: flj.loss(model, p, (X, LABELS)))(params)
-            updates, state = tx.update(gradient, state, params, batch=(X, LABELS))
-            return optax.apply_updates(params, updates), state
-
-        for _ in range(10):
-            params, state = step(params, state)
-            seen.append(np.asarray(flj.masks(state)["conv"]))
-            assert seen[-1].sum() == 9 and not np.asarray(params["conv"])[~seen[-1]].any()
-        return params, np.stack(seen)
-
-    model = flj.bases.in_basis(MODEL, DCT)
-    _, masks = masks_of(model, DCT, saliency)
+    _, masks = masks_of(flj.bases.in_basis(MODEL, DCT), DCT)
     assert (masks[1:] & ~masks[:-1]).any()
     if saliency != "by band":
-        plain = masks_of(MODEL, None, saliency)
+        plain = masks_of(MODEL, None)
         same = flj.bases.identity()
-        assert_same(masks_of(flj.bases.in_basis(MODEL, same), same, saliency), plain)
-        assert_same(masks_of(flj.bases.in_basis(MODEL, EYES), EYES, saliency), plain)
+        assert_same(masks_of(flj.bases.in_basis(MODEL, same), same), plain)
+        assert_same(masks_of(flj.bases.in_basis(MODEL, EYES), EYES), plain)
 
 
 def test_bands_shape_the_scores():

@@ -152,7 +152,7 @@ PADDED = flj.Model(MODEL.predict, flj.likelihoods.categorical(ignore=-100))
 
 
 def sequences(dtype=np.int32, padding=-100):
-    """Sequences of five tokens of which the last two are padding, and the first three alone."""
+    """Sequences of three tokens with two of padding behind them, and the same without these."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(7, 5, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (7, 5)).astype(dtype)
